@@ -1,0 +1,152 @@
+"""Every exception the package raises on purpose.
+
+All of them can be built from one string and survive ``pickle``: torch re-raises a worker's error as
+``type(error)(message)``, so a class that needs more arguments would turn a clear message into a ``TypeError``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_CORRUPT_OR_STALE = 65
+EXIT_CANNOT_WRITE = 73
+EXIT_INTERRUPTED = 75
+
+
+class CacheError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        path: File or directory concerned, or ``None``.
+        fix: What to type or change next, or ``None``.
+        code: Exit code of the command line for this kind of error.
+    """
+
+    code: int = 1
+
+    def __init__(self, message: str, *, path: str | Path | None = None, fix: str | None = None) -> None:
+        super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
+        self.path = None if path is None else str(path)
+        self.fix = fix
+
+
+class CacheNotFoundError(CacheError, FileNotFoundError):
+    """No complete store at this root; carries the command that builds one."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class StaleCacheError(CacheError):
+    """The store was built from another base graph, processor, source or setting; lists each difference."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class CorruptManifestError(CacheError):
+    """``manifest.json`` or a shard's side file does not hold what was written."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class CorruptShardError(CacheError):
+    """A file of the store is missing, has another size or another digest than the manifest says."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class CorruptRecordError(CacheError):
+    """One record is missing or fails its checksum."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class CorruptIndexError(CacheError):
+    """The stored incidence index is damaged."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class GraphMismatchError(CacheError, ValueError):
+    """An incidence index (or a delta) is used with a base graph it was not built for."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class FormatError(CacheError):
+    """Written by a format version, endianness or library this version cannot read."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class UnsafeContentError(CacheError):
+    """Stored content asks for something a cache must never do (a path outside the root, an unknown type)."""
+
+    code = EXIT_CORRUPT_OR_STALE
+
+
+class RecordTooLargeError(CacheError, ValueError):
+    """A record exceeds the configured cap."""
+
+
+class SourceContractError(CacheError, ValueError):
+    """The source dataset breaks its contract: unknown node, duplicate id, changed length, wrong type."""
+
+    code = EXIT_USAGE
+
+
+class UnsupportedValueError(CacheError, TypeError):
+    """A sample holds a value that no typed record can hold (an arbitrary object, a sparse tensor, ...)."""
+
+    code = EXIT_USAGE
+
+
+class SettingError(CacheError, ValueError):
+    """An argument or setting is unknown or misspelt; the message lists the valid ones."""
+
+    code = EXIT_USAGE
+
+
+class SampleError(CacheError):
+    """The source or the processor raised on one sample; carries its index and the original traceback."""
+
+
+class BuildFailedError(CacheError):
+    """The build stopped; finished shards are kept and the same command resumes."""
+
+
+class BuildInProgressError(CacheError):
+    """Another process is building this store."""
+
+    code = EXIT_INTERRUPTED
+
+
+class BuildInterruptedError(CacheError):
+    """The build was asked to stop (SIGTERM, SIGINT) and stopped cleanly; the same command resumes."""
+
+    code = EXIT_INTERRUPTED
+
+
+class StorageError(CacheError, OSError):
+    """The file system refused a write."""
+
+    code = EXIT_CANNOT_WRITE
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class StorageFullError(StorageError):
+    """No space, quota or file size left."""
+
+
+class StorageReadOnlyError(StorageError):
+    """The root cannot be written: read-only mount or missing permission."""
+
+
+class StorageLostError(StorageError):
+    """The file system lost data or a file while in use (EIO, ESTALE)."""
