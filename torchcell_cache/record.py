@@ -1,0 +1,117 @@
+"""Value objects that pass between the rooms: one sample, and a table of samples.
+
+Nothing here knows torch, PyG or LMDB, so a build worker that only needs these starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.errors import SourceContractError
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One variant of the base graph, as a source hands it to a processor.
+
+    Attributes:
+        perturbed: Perturbed node ids, ascending, unique, ``[num_perturbed] int64``.
+        values: One row per measurement, phenotypes first and statistics after them,
+            ``[num_measurements, num_phenotypes + num_statistics] float32``; NaN where there is no value.
+        phenotypes: Names of the phenotype columns.
+        statistics: Names of the statistic columns.
+        base_graph: The graph that all samples of the source share.
+        index: Position in the source, or -1.
+        source_id: The source's own name of this sample, or ``None``.
+    """
+
+    perturbed: Int64Array
+    values: Float32Array
+    phenotypes: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    base_graph: Data | HeteroData | None = field(default=None, repr=False)
+    index: int = -1
+    source_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleTable:
+    """Many samples as ragged columns; row ``i`` is ``ids[ptr[i]:ptr[i+1]]`` and ``values[value_ptr[i]:value_ptr[i+1]]``.
+
+    Attributes:
+        ids: Perturbed node ids, ascending and unique within a sample, ``[sum of counts]`` of any integer dtype.
+        ptr: Offsets into ``ids``, ``[num_samples + 1] int64``.
+        values: Measurements, ``[num_measurements, num_phenotypes + num_statistics] float32``.
+        value_ptr: Offsets into ``values``, ``[num_samples + 1] int64``.
+        phenotypes: Names of the first columns of ``values``.
+        statistics: Names of the remaining columns of ``values``.
+        source_ids: One name per sample, or ``None`` where the position is the name.
+    """
+
+    ids: npt.NDArray[np.integer[Any]]
+    ptr: Int64Array
+    values: Float32Array
+    value_ptr: Int64Array
+    phenotypes: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    source_ids: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        width = len(self.phenotypes) + len(self.statistics)
+        if self.values.ndim != 2 or self.values.shape[1] != width:
+            raise SourceContractError(
+                f"values has shape {self.values.shape}, expected [measurements, {width}] "
+                f"for phenotypes {self.phenotypes} and statistics {self.statistics}"
+            )
+        for name, ptr, total in (
+            ("ptr", self.ptr, len(self.ids)),
+            ("value_ptr", self.value_ptr, len(self.values)),
+        ):
+            if ptr.ndim != 1 or len(ptr) < 1 or ptr[0] != 0 or ptr[-1] != total or bool(np.any(np.diff(ptr) < 0)):
+                raise SourceContractError(f"{name} must rise from 0 to {total}, got {ptr[:3]}..{ptr[-1:]}")
+        if len(self.ptr) != len(self.value_ptr):
+            raise SourceContractError(f"{len(self.ptr) - 1} samples by ids, {len(self.value_ptr) - 1} by values")
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def sample(self, index: int, base_graph: Data | HeteroData | None = None) -> Sample:
+        """Row ``index`` as a :class:`Sample`."""
+        return Sample(
+            perturbed=self.ids[self.ptr[index] : self.ptr[index + 1]].astype(np.int64),
+            values=self.values[self.value_ptr[index] : self.value_ptr[index + 1]],
+            phenotypes=self.phenotypes,
+            statistics=self.statistics,
+            base_graph=base_graph,
+            index=index,
+            source_id=None if self.source_ids is None else self.source_ids[index],
+        )
+
+    def slice(self, start: int, stop: int) -> SampleTable:
+        """Rows ``start`` to ``stop`` as views of the same columns."""
+        ptr, value_ptr = self.ptr[start : stop + 1], self.value_ptr[start : stop + 1]
+        return SampleTable(
+            ids=self.ids[ptr[0] : ptr[-1]],
+            ptr=ptr - ptr[0],
+            values=self.values[value_ptr[0] : value_ptr[-1]],
+            value_ptr=value_ptr - value_ptr[0],
+            phenotypes=self.phenotypes,
+            statistics=self.statistics,
+            source_ids=None if self.source_ids is None else self.source_ids[start:stop],
+        )
+
+    def chunks(self, size: int) -> Iterator[SampleTable]:
+        """Consecutive slices of at most ``size`` samples."""
+        for start in range(0, len(self), size):
+            yield self.slice(start, min(start + size, len(self)))
