@@ -1,0 +1,75 @@
+"""Arrays in a safetensors file: written by the library, mapped read-only with numpy.
+
+Mapping keeps one copy per node in the page cache whatever the number of ranks and workers, and needs no torch.
+Format: https://github.com/huggingface/safetensors#format (8-byte header length, JSON header, then the data).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from torchcell_cache.errors import FormatError
+
+_DTYPES = {
+    "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
+    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+_MAX_HEADER = 16 << 20
+
+
+def arrays_to_bytes(arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> bytes:
+    """Serialise arrays in name order, so equal input gives equal bytes."""
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    return bytes(save(ordered, metadata=metadata))
+
+
+def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Map a safetensors file read-only.
+
+    Returns:
+        The arrays by name (read-only views of the mapping) and the file's metadata.
+
+    Raises:
+        FormatError: If the file is not a well-formed safetensors file of known dtypes.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > min(_MAX_HEADER, size - 8):
+            raise FormatError(f"{path}: header of {length} bytes in a file of {size}", path=path)
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise FormatError(f"{path}: header is not JSON ({error})", path=path) from None
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: header is not a JSON object", path=path)
+    metadata = header.pop("__metadata__", {})
+    body = np.frombuffer(mapping, dtype=np.uint8, offset=8 + length)
+    return {name: _view(path, name, info, body) for name, info in header.items()}, metadata
+
+
+def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    try:
+        dtype = np.dtype(_DTYPES[info["dtype"]])
+        shape = [int(n) for n in info["shape"]]
+        start, stop = (int(n) for n in info["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: array '{name}' has a malformed entry ({error!r})", path=path) from None
+    count = 1
+    for extent in shape:
+        count *= extent
+    inside = 0 <= start <= stop <= len(body) and min(shape, default=0) >= 0
+    if not inside or stop - start != count * dtype.itemsize:
+        raise FormatError(f"{path}: array '{name}' {shape} does not fit bytes {start}..{stop}", path=path)
+    return body[start:stop].view(dtype).reshape(shape)

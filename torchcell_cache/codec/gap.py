@@ -1,0 +1,85 @@
+"""Gap code: ascending unique positions as 16-bit words.
+
+Each position is stored as its distance to the previous one (the first from 0). A distance ``g`` becomes
+``g // 65535`` words of ``0xFFFF`` ("add 65,535, emit nothing") and the word ``g % 65535``. The running sum of the
+words is therefore the position itself, so decoding is one cumulative sum and one comparison, on a CPU or a GPU.
+A knock-out of three yeast genes removes about 2,300 of 2.5 million edges: 4.7 KB instead of 9.4 KB as int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.record import Int64Array
+
+ESCAPE = 0xFFFF
+
+UInt16Array = npt.NDArray[np.uint16]
+
+
+def encode_gaps_ragged(
+    positions: npt.NDArray[np.integer[Any]], ptr: Int64Array
+) -> tuple[UInt16Array, Int64Array]:
+    """Encode many ascending position lists at once.
+
+    Args:
+        positions: Positions, ascending and unique within each list, ``[sum of counts]``.
+        ptr: Offsets of the lists, ``[num_lists + 1] int64``.
+
+    Returns:
+        The words ``[num_words] uint16`` and the offsets of each list's words ``[num_lists + 1] int64``.
+    """
+    gaps = np.empty(len(positions), dtype=np.int64)
+    if len(gaps) == 0:
+        return np.empty(0, dtype="<u2"), np.zeros(len(ptr), dtype=np.int64)
+    gaps[0] = positions[0]
+    np.subtract(positions[1:], positions[:-1], out=gaps[1:], dtype=np.int64)
+    starts = ptr[:-1][ptr[:-1] < ptr[1:]]
+    gaps[starts] = positions[starts]
+    if int(gaps.min()) < 0:
+        raise ValueError("positions must be non-negative and ascending within each list")
+    if int(gaps.max()) < ESCAPE:
+        return gaps.astype("<u2"), ptr
+    escapes, words = np.divmod(gaps, ESCAPE)
+    shift = np.zeros(len(gaps) + 1, dtype=np.int64)
+    np.cumsum(escapes, out=shift[1:])
+    out = np.full(len(gaps) + int(shift[-1]), ESCAPE, dtype="<u2")
+    out[np.arange(len(gaps)) + shift[1:]] = words
+    return out, ptr + shift[ptr]
+
+
+def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Decode many lists at once; the inverse of :func:`encode_gaps_ragged`.
+
+    Args:
+        words: Words, ``[num_words] uint16``.
+        ptr: Offsets of each list's words, ``[num_lists + 1] int64``.
+
+    Returns:
+        The positions ``[sum of counts] int64`` and their offsets ``[num_lists + 1] int64``.
+    """
+    running = np.zeros(len(words) + 1, dtype=np.int64)
+    np.cumsum(words, out=running[1:])
+    emits = words != ESCAPE
+    if emits.all():
+        counts, positions = np.diff(ptr), running[1:]
+        out_ptr = ptr
+    else:
+        emitted = np.zeros(len(words) + 1, dtype=np.int64)
+        np.cumsum(emits, out=emitted[1:])
+        out_ptr = emitted[ptr]
+        counts, positions = np.diff(out_ptr), running[1:][emits]
+    return positions - np.repeat(running[ptr[:-1]], counts), out_ptr
+
+
+def encode_gaps(positions: npt.NDArray[np.integer[Any]]) -> UInt16Array:
+    """Encode one ascending unique position list ``[n]`` as ``[num_words] uint16``."""
+    return encode_gaps_ragged(positions, np.array([0, len(positions)], dtype=np.int64))[0]
+
+
+def decode_gaps(words: npt.NDArray[Any]) -> Int64Array:
+    """Decode one list of words ``[num_words] uint16`` to positions ``[n] int64``."""
+    return decode_gaps_ragged(words, np.array([0, len(words)], dtype=np.int64))[0]
