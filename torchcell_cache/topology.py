@@ -1,0 +1,204 @@
+"""One position space over everything of a base graph that a deletion can remove.
+
+All removable things - the edges of each edge type, gpr and rmr entries, reactions - are numbered consecutively, domain
+after domain. A sample's removals are then one ascending list of integers, whatever the number of edge types, and the
+masks of a whole batch are one scatter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.errors import FormatError, SourceContractError
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+EdgeType: TypeAlias = tuple[str, str, str]
+GPR: EdgeType = ("gene", "gpr", "reaction")
+RMR: EdgeType = ("reaction", "rmr", "metabolite")
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A run of positions.
+
+    Attributes:
+        role: ``edge`` (an edge goes with either end), ``gpr``, ``rmr`` or ``reaction``.
+        key: Edge type, node type, or ``None`` for the edges of a homogeneous graph.
+        start: First global position.
+        size: Number of positions.
+    """
+
+    role: str
+    key: EdgeType | str | None
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last global position."""
+        return self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Which nodes can be deleted and what goes with them.
+
+    Attributes:
+        node_type: Perturbable node type, ``None`` for a homogeneous graph.
+        num_nodes: Number of perturbable nodes.
+        domains: All removable things, in position order.
+    """
+
+    node_type: str | None
+    num_nodes: int
+    domains: tuple[Domain, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.domains[-1].stop if self.domains else 0
+
+    @property
+    def position_dtype(self) -> np.dtype[Any]:
+        """Smallest of int32 and int64 that holds every position."""
+        return np.dtype(np.int32) if self.size < 1 << 31 else np.dtype(np.int64)
+
+    def find(self, role: str) -> Domain | None:
+        """The only domain of a role other than ``edge``, if there is one."""
+        return next((d for d in self.domains if d.role == role), None)
+
+    def domain_of(self, key: EdgeType | str | None) -> Domain:
+        """The domain of an edge type or node type.
+
+        Raises:
+            KeyError: Listing the keys there are.
+        """
+        for domain in self.domains:
+            if domain.key == key:
+                return domain
+        raise KeyError(f"{key!r} is not removable here; removable: {[d.key for d in self.domains]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form for the manifest."""
+        return {
+            "node_type": self.node_type,
+            "num_nodes": self.num_nodes,
+            "domains": [[d.role, list(d.key) if isinstance(d.key, tuple) else d.key, d.size] for d in self.domains],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Topology:
+        """Read the JSON form back.
+
+        Raises:
+            FormatError: If it is not well formed.
+        """
+        try:
+            domains, start = [], 0
+            for role, key, size in data["domains"]:
+                name = (str(key[0]), str(key[1]), str(key[2])) if isinstance(key, list) else key
+                domains.append(Domain(str(role), name, start, int(size)))
+                start += int(size)
+            return cls(data["node_type"], int(data["num_nodes"]), tuple(domains))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise FormatError(f"the stored topology is malformed: {error!r}") from None
+
+
+def count_nodes(store: Any, what: str) -> int:
+    """Number of nodes of a store, insisting that it is stated or implied by ``x`` or ``node_ids``.
+
+    Raises:
+        SourceContractError: If nothing in the store tells.
+    """
+    mapping = store._mapping
+    if mapping.get("num_nodes") is not None:
+        return int(mapping["num_nodes"])
+    if mapping.get("x") is not None:
+        return int(mapping["x"].size(0))
+    if mapping.get("node_ids") is not None:
+        return len(mapping["node_ids"])
+    raise SourceContractError(
+        f"the base graph does not say how many nodes {what} has", fix=f"set num_nodes on {what} of the base graph"
+    )
+
+
+def endpoints(graph: Data | HeteroData, domain: Domain) -> npt.NDArray[np.int64]:
+    """Both rows of an edge domain's index, ``[2, size] int64``."""
+    store = graph if domain.key is None else graph[domain.key]
+    index = store.edge_index if domain.role == "edge" else store.hyperedge_index
+    return np.asarray(index.numpy(force=True), dtype=np.int64)
+
+
+def perturbable_type(graph: Data | HeteroData, node_type: str | None = None) -> str | None:
+    """The node type whose nodes are deleted: the given one, ``gene``, or the only one.
+
+    Raises:
+        SourceContractError: If the graph does not have it, or leaves a choice.
+    """
+    types = getattr(graph, "node_types", None)
+    if types is None:
+        return None
+    if node_type is None:
+        node_type = "gene" if "gene" in types else types[0] if len(types) == 1 else None
+    if node_type is None or node_type not in types:
+        raise SourceContractError(
+            f"cannot tell which nodes are deleted: node_type={node_type!r}, the base graph has {types}",
+            fix="pass node_type=... to the processor",
+        )
+    return node_type
+
+
+def topology_of(graph: Data | HeteroData, node_type: str | None = None) -> Topology:
+    """Number everything of ``graph`` that deleting nodes can remove.
+
+    Raises:
+        SourceContractError: If an index is out of range, has a wrong shape, or an edge store has none.
+    """
+    node_type = perturbable_type(graph, node_type)
+    if node_type is None:
+        num_nodes = count_nodes(graph._store, "the graph")
+        index = getattr(graph, "edge_index", None)
+        size = 0 if index is None else _checked(index, "edge_index", num_nodes, num_nodes)
+        return Topology(None, num_nodes, (Domain("edge", None, 0, size),) if index is not None else ())
+    counts = {t: count_nodes(graph[t], f"'{t}'") for t in graph.node_types}
+    domains: list[Domain] = []
+    for role in ("edge", "gpr", "rmr"):
+        for key in graph.edge_types:
+            if _role(key, node_type) != role:
+                continue
+            name = "edge_index" if role == "edge" else "hyperedge_index"
+            index = graph[key].get(name)
+            if index is None:
+                raise SourceContractError(f"edge type {key} of the base graph has no {name}", fix=f"set {name} [2, n]")
+            size = _checked(index, f"{key}.{name}", counts.get(key[0]), counts.get(key[2]))
+            domains.append(Domain(role, key, domains[-1].stop if domains else 0, size))
+    if "reaction" in counts and node_type == "gene":
+        domains.append(Domain("reaction", "reaction", domains[-1].stop if domains else 0, counts["reaction"]))
+    return Topology(node_type, counts[node_type], tuple(domains))
+
+
+def _role(key: EdgeType, node_type: str) -> str:
+    if node_type == "gene" and key == GPR:
+        return "gpr"
+    if node_type == "gene" and key == RMR:
+        return "rmr"
+    return "edge"
+
+
+def _checked(index: Any, what: str, num_src: int | None, num_dst: int | None) -> int:
+    if index.dim() != 2 or index.size(0) != 2 or index.is_floating_point():
+        raise SourceContractError(f"{what} has shape {tuple(index.shape)} {index.dtype}, expected [2, n] int64")
+    for row, limit in enumerate((num_src, num_dst)):
+        if limit is None:
+            raise SourceContractError(f"{what}: the base graph has no such node type")
+        if index.size(1) and not 0 <= int(index[row].min()) <= int(index[row].max()) < limit:
+            raise SourceContractError(
+                f"{what}[{row}] spans {int(index[row].min())}..{int(index[row].max())}, there are {limit} nodes"
+            )
+    return int(index.size(1))
