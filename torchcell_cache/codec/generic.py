@@ -1,0 +1,209 @@
+"""Bodies of generic records: the typed fields of any graph, relative to the base graph.
+
+Little-endian throughout. A body is a header, one descriptor per field of the record's layout (see
+:class:`~torchcell_cache.codec.layout.Layout`) in the layout's order, then the payloads in the same order::
+
+    header      u8 0x21 | u8 0 | u16 num_fields | u32 length of the whole body | u64 layout id
+    descriptor  u8 encoding | u8 dtype code | u8 ndim | u8 fill | u32 payload length | i64[ndim] shape
+    payload     the bytes, then 0 to 7 zero bytes up to a multiple of 8
+
+so every payload starts at a multiple of 8 and the body ends with the last one, no holes. A value that is not a tensor
+has dtype code 0, ndim 0 and typed JSON as payload. ``n`` is the number of elements (1 when 0-d). Encodings::
+
+    0 RAW     the elements in C order (a bool is one byte, 0 or 1); or the JSON text
+    1 BASE    the base graph's field of the same store and name; nothing else in the descriptor, no payload
+    2 BITS    bool, n > 8: ceil(n / 8) bytes, element k is bit k % 8 of byte k // 8, spare bits 0
+    3 SPARSE  bool: all elements equal ``fill`` (0 or 1) but those at the gap-coded positions (u16 words)
+    4 DIFF    shape and dtype of the base field, all elements equal to it but some:
+              u32 num_words | u32 0 | u16[num_words] gap-coded positions | zeros to a multiple of 8 | new elements
+
+``fill`` is 0 in every other encoding. SPARSE and DIFF stand only where shorter than BITS (bool, n > 8) or RAW, which
+also bounds what decoding them can take. The gap code is that of :mod:`torchcell_cache.codec.gap`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
+from torchcell_cache.codec.fields import (
+    BASE,
+    BITS,
+    DIFF,
+    RAW,
+    SPARSE,
+    StoredField,
+    decode_field,
+    decoded_size,
+    encode_field,
+    equals_base,
+    padded,
+    too_large,
+)
+from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
+from torchcell_cache.errors import CorruptRecordError, FormatError, SettingError, UnsupportedValueError
+
+KIND = 0x21
+MAX_NDIM = 8
+MODES = ("full", "delta")
+
+_HEADER = struct.Struct("<BBHIQ")
+_FIELD = struct.Struct("<BBBBI")
+_MAX_LENGTH = 0xFFFFFFFF
+
+
+class BaseField(NamedTuple):
+    """The base graph's field of the same store and name, as the encoder sees it.
+
+    Attributes:
+        value: Its value; ``None`` when the encoder need not look at it.
+        same: Whether the sample's field *is* it (same memory), known without comparing contents.
+    """
+
+    value: Payload | None
+    same: bool
+
+
+def encode(
+    layout: Layout,
+    fields: Sequence[Payload | None],
+    base: Sequence[BaseField | None],
+    mode: str,
+    max_bytes: int = MAX_RECORD_BYTES,
+) -> bytes:
+    """Encode one sample.
+
+    Args:
+        layout: Its layout; ``fields`` and ``base`` follow its order.
+        fields: The values; one may be ``None`` where ``base`` says ``same``.
+        base: Per field the base graph's, or ``None`` where it has none of that name and kind.
+        mode: ``"full"`` stores every tensor that is not the base graph's own; ``"delta"`` also compares contents and
+            stores masks and changed tensors by position where that is shorter. Both are exact to the bit.
+        max_bytes: Largest body and largest decoded size accepted.
+
+    Returns:
+        The body.
+
+    Raises:
+        RecordTooLargeError: If the body or its decoded form exceeds ``max_bytes``.
+        UnsupportedValueError: If a tensor has more than 8 dimensions.
+        SettingError: If ``mode`` is neither of the two.
+    """
+    if mode not in MODES:
+        raise SettingError(f"storage mode {mode!r} is unknown, choose 'full' or 'delta'")
+    descriptors, payloads, decoded = [], [], 0
+    for key, value, reference in zip(layout.keys, fields, base, strict=True):
+        reference = reference or BaseField(None, False)
+        if value is None and not reference.same:
+            raise TypeError(f"{field_label(key)} has no value and is not the base graph's")
+        if value is None or reference.same or equals_base(value, reference.value, mode):
+            descriptors.append(_FIELD.pack(BASE, 0, 0, 0, 0))
+            continue
+        shape = value.array.shape if isinstance(value, TensorValue) else ()
+        if len(shape) > MAX_NDIM:
+            raise UnsupportedValueError(f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored")
+        decoded += value.array.nbytes if isinstance(value, TensorValue) else len(value)
+        if decoded > max_bytes:
+            raise too_large(f"the sample up to {field_label(key)}", decoded, max_bytes)
+        encoding, fill, payload = encode_field(value, reference.value, mode)
+        dtype = value.dtype if isinstance(value, TensorValue) else 0
+        descriptors.append(_FIELD.pack(encoding, dtype, len(shape), fill, len(payload)))
+        descriptors.append(struct.pack(f"<{len(shape)}q", *shape))
+        payloads.append(padded(payload))
+    body = b"".join(descriptors + payloads)
+    length = _HEADER.size + len(body)
+    if length > min(max_bytes, _MAX_LENGTH):
+        raise too_large("the record", length, min(max_bytes, _MAX_LENGTH))
+    return _HEADER.pack(KIND, 0, len(layout.keys), length, layout.id) + body
+
+
+def decode(
+    body: Buffer,
+    layouts: Mapping[int, Layout],
+    base: Mapping[FieldKey, Payload],
+    max_bytes: int = MAX_RECORD_BYTES,
+) -> tuple[Layout, list[Payload]]:
+    """Decode one body; every length is checked before anything is allocated.
+
+    Args:
+        body: The body, without checksum.
+        layouts: The store's layouts by id.
+        base: The base graph's fields.
+        max_bytes: Largest body and largest decoded size accepted (what the base graph supplies is not counted).
+
+    Returns:
+        The layout and its fields in order. A field stored as BASE is the very object that ``base`` holds; other
+        arrays are fresh and writable, JSON is a fresh ``bytes``.
+
+    Raises:
+        FormatError: If this is not a generic record of version 1.
+        RecordTooLargeError: If it is, or says it is, larger than ``max_bytes``.
+        CorruptRecordError: If anything else does not fit.
+    """
+    if len(body) > max_bytes:
+        raise too_large("the record", len(body), max_bytes)
+    if len(body) < _HEADER.size:
+        raise CorruptRecordError(f"a generic record of {len(body)} bytes is shorter than its header")
+    kind, reserved, num_fields, length, layout_id = _HEADER.unpack_from(body)
+    if kind != KIND or reserved:
+        raise FormatError(f"record starts with 0x{kind:02x}{reserved:02x}, expected 0x{KIND:02x}00 (generic, version 1)")
+    layout = layouts.get(layout_id)
+    if layout is None or length != len(body) or num_fields != len(layout.keys):
+        known = "unknown" if layout is None else f"{len(layout.keys)} fields"
+        raise CorruptRecordError(
+            f"generic record of {len(body)} bytes says {length} bytes, {num_fields} fields, layout {layout_id:016x} ({known})"
+        )
+    view = memoryview(body)
+    fields: list[Payload] = []
+    for key, is_tensor, field in zip(layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True):
+        reference = base.get(key) if field.encoding in (BASE, DIFF) else None
+        if field.encoding in (BASE, DIFF) and (reference is None or isinstance(reference, TensorValue) != is_tensor):
+            raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
+        if reference is not None and field.encoding == BASE:
+            fields.append(reference)
+        else:
+            fields.append(decode_field(view[field.start : field.start + field.length], field, reference))
+    return layout, fields
+
+
+def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[StoredField]:
+    """Read and check all descriptors, their sizes and the padding, and place the payloads."""
+    position, decoded, out = _HEADER.size, 0, []
+    for is_tensor, label in zip(layout.tensors, layout.labels, strict=True):
+        field, position = _descriptor(body, position, label, is_tensor)
+        if field.encoding != BASE:
+            decoded += decoded_size(field, max_bytes)
+            if decoded > max_bytes:
+                raise too_large(f"the sample up to {label}", decoded, max_bytes)
+        out.append(field)
+    for index, field in enumerate(out):
+        end = position + field.length
+        out[index] = field._replace(start=position)
+        position = end + -end % 8
+        if position > len(body) or any(body[end:position]):
+            raise CorruptRecordError(f"payload of {field.label}, {field.length} bytes, does not fit the record")
+    if position != len(body):
+        raise CorruptRecordError(f"{len(body) - position} bytes follow the last payload")
+    return out
+
+
+def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> tuple[StoredField, int]:
+    """Read one descriptor and check that its parts go together; returns it and where the next one starts."""
+    end = position + _FIELD.size
+    if end > len(body):
+        raise CorruptRecordError(f"record ends inside the descriptor of {label}")
+    encoding, dtype, ndim, fill, length = _FIELD.unpack_from(body, position)
+    if encoding == BASE:
+        if dtype or ndim or fill or length:
+            raise CorruptRecordError(f"{label} is the base graph's and says dtype {dtype} and {length} bytes")
+        return StoredField(label, BASE, 0, 0, (), 0, 0), end
+    if ndim > MAX_NDIM or end + 8 * ndim > len(body):
+        raise CorruptRecordError(f"{label} says {ndim} dimensions")
+    shape: tuple[int, ...] = struct.unpack_from(f"<{ndim}q", body, end)
+    known = dtype in DTYPES if is_tensor else dtype == 0 and ndim == 0
+    possible = (RAW, BITS, SPARSE, DIFF) if dtype == BOOL else (RAW, DIFF) if is_tensor else (RAW,)
+    if not known or encoding not in possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
+        raise CorruptRecordError(f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}")
+    return StoredField(label, encoding, dtype, fill, shape, 0, length), end + 8 * ndim

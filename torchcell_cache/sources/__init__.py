@@ -1,0 +1,33 @@
+"""Sources: where samples come from. Nothing heavy is imported before it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchcell_cache.sources.base import PerturbationSource, Source
+from torchcell_cache.sources.pyg import PygSource, as_source
+from torchcell_cache.sources.table import PerturbationTable
+
+if TYPE_CHECKING:
+    from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
+
+_LAZY = {name: "torchcell_cache.sources.ecoli" for name in ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts")}
+
+__all__ = [
+    "EcoliKnockouts",
+    "PerturbationSource",
+    "PerturbationTable",
+    "PygSource",
+    "Source",
+    "as_source",
+    "ecoli_base_graph",
+    "ecoli_knockouts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
