@@ -1,0 +1,64 @@
+"""torchcell_cache: a preprocessing cache for PyTorch Geometric.
+
+One base graph, hundreds of thousands of variants of it: the base graph is stored and moved once, samples are tiny
+deltas, and batches never copy it. Importing this package imports neither torch nor lmdb; names load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchcell_cache import errors as errors
+    from torchcell_cache import sources as sources
+    from torchcell_cache import testing as testing
+    from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
+    from torchcell_cache.builder.api import build as build
+    from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
+    from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
+    from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
+    from torchcell_cache.processors import GraphProcessor as GraphProcessor
+    from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
+    from torchcell_cache.processors import Perturbation as Perturbation
+    from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
+    from torchcell_cache.record import Sample as Sample
+    from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
+    from torchcell_cache.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "GraphProcessor": "processors",
+    "IncidenceIndex": "incidence",
+    "LazySubgraphRepresentation": "processors",
+    "Neo4jPreprocessedCellDataset": "dataset",
+    "Perturbation": "processors",
+    "PerturbationTable": "sources.table",
+    "PreprocessedDataset": "dataset",
+    "Sample": "record",
+    "SharedGraphBatch": "batch",
+    "SubgraphRepresentation": "processors",
+    "build": "builder.api",
+    "errors": "",
+    "sources": "",
+    "testing": "",
+    "verify": "verification",
+}
+
+__all__ = [*sorted(_PLACES), "__version__"]  # noqa: PLE0604 - names, resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'torchcell_cache' has no attribute {name!r}; it has {', '.join(__all__)}")
+    place = _PLACES[name]
+    value = import_module(f"torchcell_cache.{name}") if not place else None
+    if place:
+        value = getattr(import_module(f"torchcell_cache.{place}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

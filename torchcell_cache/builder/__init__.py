@@ -1,0 +1,1 @@
+"""The build: plan, shards, workers, manifest. Start reading at :mod:`.api`."""

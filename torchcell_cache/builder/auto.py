@@ -1,0 +1,91 @@
+"""``storage="auto"``: measure on the first samples what each storage costs, and choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.assemble import Assembler
+from torchcell_cache.builder.generic import GenericMaker
+from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
+from torchcell_cache.builder.shards import StructuredMaker
+from torchcell_cache.codec import structured
+from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
+from torchcell_cache.codec.layout import Layout
+from torchcell_cache.codec.structured import StructuredSchema
+from torchcell_cache.graphio import decode_graph
+
+_PROBE = 64
+_FULL_PROBE = 4
+_NOISE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class StorageCost:
+    """What one storage costs per sample: microseconds to make and to read as a graph, bytes to keep."""
+
+    storage: str
+    make_us: float
+    read_us: float
+    num_bytes: float
+
+
+def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
+    """Measure, print the comparison, and name the storage with the fewest bytes among those that read fast.
+
+    "Fast" is within 1.5 times of the quickest read, below which differences are noise on a shared machine.
+    """
+    count = len(plan.source)
+    if count == 0:
+        return "perturbation" if plan.can_be_structured else "full"
+    costs = [_structured_cost(plan, storage, count) for storage in ("perturbation", "delta") if plan.can_be_structured]
+    costs += [_generic_cost(plan, mode, count) for mode in (("full",) if costs else ("delta", "full"))]
+    quickest = min(cost.read_us for cost in costs)
+    chosen = min((c for c in costs if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
+    say("storage       make/sample  read/sample  bytes/sample")
+    for cost in costs:
+        mark = "  <- chosen" if cost is chosen else ""
+        say(f"{cost.storage:<12} {cost.make_us:>9.1f} us {cost.read_us:>9.1f} us {cost.num_bytes:>13,.0f}{mark}")
+    return chosen.storage
+
+
+def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
+    assert plan.table is not None
+    assert plan.topology is not None
+    schema = StructuredSchema.from_dict(make_shard_plan(plan, storage, None, MAX_RECORD_BYTES).schema["structured"])
+    graph = plan.source.base_graph
+    removal = plan.processor.build_removal(graph, plan.graph_digest)
+    stop = min(_PROBE, count)
+    maker = StructuredMaker(schema, plan.table, removal if schema.has_removed else None)
+    names = plan.table.phenotypes, plan.table.statistics
+    assembler = Assembler(plan.processor, graph, plan.topology, removal, *names, schema.has_removed)
+    begun = time.perf_counter()
+    bodies = [body for chunk in maker.bodies(0, stop) for body in chunk]
+    made = time.perf_counter()
+    for body in bodies:
+        assembler.graphs(structured.decode(schema, [bytes(8) + body]))
+    return _cost(storage, begun, made, bodies)
+
+
+def _generic_cost(plan: BuildPlan, mode: str, count: int) -> StorageCost:
+    maker = GenericMaker(plan.source, plan.processor, mode)
+    stop = min(_FULL_PROBE if plan.can_be_structured else _PROBE, count)
+    begun = time.perf_counter()
+    bodies: list[bytes] = [body for chunk in maker.bodies(0, stop) for body in chunk]
+    made = time.perf_counter()
+    stored: dict[str, Any] = maker.extras(0, stop)["layouts"]
+    layouts = {layout.id: layout for layout in map(Layout.from_dict, stored.values())}
+    for body in bodies:
+        decode_graph(body, layouts, maker.base)
+    return _cost(mode, begun, made, bodies)
+
+
+def _cost(storage: str, begun: float, made: float, bodies: list[bytes]) -> StorageCost:
+    ended = time.perf_counter()
+    count = len(bodies)
+    size = float(np.mean([len(body) + 8 for body in bodies]))
+    return StorageCost(storage, (made - begun) * 1e6 / count, (ended - made) * 1e6 / count, size)

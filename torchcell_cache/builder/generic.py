@@ -1,0 +1,113 @@
+"""Record bodies of any processor on any source."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchcell_cache.builder.shards import CHUNK
+from torchcell_cache.columns import Arrays
+from torchcell_cache.errors import CacheError, SampleError, SourceContractError
+from torchcell_cache.graphio import BaseFields, encode_graph
+from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.sources.base import Source
+
+_MAX_LABEL = 64
+_CHUNK_BYTES = 16 << 20
+
+
+class GenericMaker:
+    """Bodies of typed fields, one sample at a time.
+
+    Args:
+        source: The source.
+        processor: A ``GraphProcessor``, a callable, or ``None``.
+        mode: ``full`` or ``delta``.
+    """
+
+    def __init__(self, source: Source, processor: Any, mode: str) -> None:
+        self.source, self.processor, self.mode = source, processor, mode
+        self.base = BaseFields(source.base_graph)
+        self._layouts: dict[str, Any] = {}
+        self._labels: list[Any] = []
+
+    def graph(self, index: int) -> Any:
+        """The processed graph of one sample.
+
+        Raises:
+            SampleError: If the source or the processor raised; carries the original traceback.
+        """
+        try:
+            return apply_processor(self.processor, self.source.base_graph, self.source[index])
+        except Exception as error:
+            name = type(self.processor).__name__
+            raise SampleError(
+                f"sample {index}: {type(error).__name__} in the source or in {name}: {error}\n{traceback.format_exc()}",
+                fix="correct the sample or the processor and run the same command again; finished shards are kept",
+            ) from None
+
+    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
+        """Bodies of samples ``start`` to ``stop``, in chunks of bounded size."""
+        self._layouts, self._labels = {}, []
+        chunk: list[bytes] = []
+        size, begun = 0, time.monotonic()
+        for index in range(start, stop):
+            graph = self.graph(index)
+            try:
+                layout, body = encode_graph(graph, self.base, self.mode)
+            except CacheError as error:
+                raise type(error)(f"sample {index}: {error}") from None
+            except (TypeError, AttributeError) as error:
+                raise SourceContractError(
+                    f"sample {index}: the processor returned {type(graph).__name__}, expected Data or HeteroData "
+                    f"({error})"
+                ) from None
+            self._layouts[f"{layout.id:016x}"] = layout.to_dict()
+            self._labels.append(_label(graph))
+            chunk.append(body)
+            size += len(body)
+            if len(chunk) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
+                yield chunk
+                chunk, size, begun = [], 0, time.monotonic()
+        if chunk:
+            yield chunk
+
+    def extras(self, start: int, stop: int) -> dict[str, Any]:
+        """Layouts seen and, where every sample has one of the same shape, the labels ``y``."""
+        labels = self._labels
+        stats: dict[str, Any] = {"layouts": dict(sorted(self._layouts.items()))}
+        first = labels[0] if labels else None
+        if first is not None and all(v is not None and v.shape == first.shape and v.dtype == first.dtype for v in labels):
+            stacked = np.stack(labels)
+            stats["y"] = {"dtype": stacked.dtype.str, "shape": list(stacked.shape), "hex": stacked.tobytes().hex()}
+        return {"layouts": self._layouts, "stats": stats}
+
+
+def _label(graph: Any) -> Any:
+    y = getattr(graph, "_global_store", graph._store if hasattr(graph, "_store") else {}).get("y")
+    if isinstance(y, torch.Tensor) and y.numel() <= _MAX_LABEL and y.layout == torch.strided:
+        if y.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
+            return None
+        return y.detach().cpu().numpy()
+    return None
+
+
+def label_columns(stats: list[dict[str, Any]]) -> Arrays:
+    """The ``y`` column of a whole store from the shards' side files, if every shard has the same kind of label."""
+    found = [s.get("y") for s in stats]
+    if not found or any(y is None for y in found):
+        return {}
+    arrays = [
+        np.frombuffer(bytes.fromhex(y["hex"]), dtype=np.dtype(y["dtype"])).reshape(y["shape"])
+        for y in found
+        if y is not None
+    ]
+    if len({(a.dtype, a.shape[1:]) for a in arrays}) != 1:
+        return {}
+    column = np.concatenate(arrays)
+    return {"y": column.reshape(len(column)) if column.shape[1:] in ((), (1,)) else column}

@@ -1,0 +1,172 @@
+"""What a build will do: kind of records, storage, schema and fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.builder.shards import ShardPlan
+from torchcell_cache.codec.structured import StructuredSchema
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.codehash import code_digest
+from torchcell_cache.fingerprint import Fingerprint
+from torchcell_cache.graphio import graph_digest, graph_digests
+from torchcell_cache.processors import BUILT_IN
+from torchcell_cache.processors.base import choice
+from torchcell_cache.processors.perturbation import Perturbation
+from torchcell_cache.record import SampleTable
+from torchcell_cache.sources.base import Source
+from torchcell_cache.topology import Topology, topology_of
+
+FORMAT_VERSION = 1
+STORAGES = ("perturbation", "delta", "full", "auto")
+SHARD_SIZES = {"perturbation": 32_768, "delta": 4_096, "full": 1_024}
+"""Samples per shard by default: seconds of work each, and never a function of the number of workers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BuildPlan:
+    """A build before its storage is fixed.
+
+    Attributes:
+        source: The source.
+        processor: The processor, or ``None``.
+        graph_digest: Content hash of the base graph, empty without one.
+        parts: Fingerprint tree without ``storage``.
+        table: All samples as columns, if the source has them.
+        topology: The position space, for node-deleting processors on such a source.
+    """
+
+    source: Source
+    processor: Any
+    graph_digest: str
+    parts: dict[str, Any]
+    table: SampleTable | None
+    topology: Topology | None
+
+    @property
+    def can_be_structured(self) -> bool:
+        """Whether samples can be stored as perturbed ids and removed positions."""
+        return self.topology is not None
+
+    def fingerprint(self, storage: str) -> Fingerprint:
+        """The fingerprint of the store that a build with ``storage`` makes."""
+        return Fingerprint({**self.parts, "storage": storage})
+
+
+def make_plan(source: Source, processor: Any) -> BuildPlan:
+    """Look at source and processor, hash them, and find out what can be stored.
+
+    Raises:
+        SourceContractError: If the base graph is not fit for the processor.
+        SettingError: If the processor's code or settings cannot be identified.
+    """
+    graph = source.base_graph
+    table = getattr(source, "table", None)
+    table = table if isinstance(table, SampleTable) else None
+    topology = None
+    built_in = type(processor) in BUILT_IN.values()  # a subclass may assemble otherwise: its graphs are stored whole
+    if built_in and table is not None:
+        topology = topology_of(graph, processor.node_type)
+        given = getattr(source, "node_type", topology.node_type)
+        if given != topology.node_type:
+            raise SourceContractError(
+                f"the source perturbs '{given}' nodes, the processor deletes '{topology.node_type}' nodes",
+                fix="pass the same node_type to both",
+            )
+    elif built_in:
+        raise SourceContractError(
+            f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs",
+            fix="use a PerturbationTable as source, or a transform of your own as processor",
+        )
+    parts = {
+        "format": FORMAT_VERSION,
+        "base_graph": {} if graph is None else graph_digests(graph),
+        "processor": {"class": "none"} if processor is None else code_digest(processor),
+        "source": source.identity(),
+    }
+    return BuildPlan(source, processor, "" if graph is None else graph_digest(graph), parts, table, topology)
+
+
+def check_storage(plan: BuildPlan, storage: str) -> str:
+    """``storage`` if the plan allows it.
+
+    Raises:
+        SettingError: Naming what is possible.
+    """
+    choice("storage", storage, STORAGES)
+    if storage == "perturbation" and not plan.can_be_structured:
+        raise SettingError(
+            'storage="perturbation" keeps ids only and recomputes masks, which needs a perturbation source and a '
+            f"built-in processor, not {type(plan.source).__name__} and {type(plan.processor).__name__}",
+            fix='use storage="delta", "full" or "auto"',
+        )
+    return storage
+
+
+def make_shard_plan(plan: BuildPlan, storage: str, shard_size: int | None, max_record_bytes: int) -> ShardPlan:
+    """The plan that all workers share.
+
+    Raises:
+        SettingError: If ``shard_size`` is not positive.
+    """
+    size = SHARD_SIZES[storage] if shard_size is None else shard_size
+    if size < 1:
+        raise SettingError(f"shard_size={shard_size} must be at least 1")
+    structured = plan.can_be_structured and storage != "full"
+    schema = _structured_schema(plan, storage) if structured else _generic_schema(plan, storage)
+    return ShardPlan(
+        num_samples=len(plan.source),
+        shard_size=size,
+        seed=int(plan.fingerprint(storage).digest[:16], 16),
+        records="structured" if structured else "generic",
+        schema=schema,
+        max_record_bytes=max_record_bytes,
+    )
+
+
+def _names(table: SampleTable | None) -> dict[str, Any]:
+    return {
+        "phenotypes": [] if table is None else list(table.phenotypes),
+        "statistics": [] if table is None else list(table.statistics),
+    }
+
+
+def _structured_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
+    table, topology = plan.table, plan.topology
+    assert table is not None
+    assert topology is not None
+    most_perturbed = int(np.diff(table.ptr).max(initial=0))
+    most_measured = int(np.diff(table.value_ptr).max(initial=0))
+    if most_measured > 0xFFFF:
+        raise SourceContractError(f"a sample has {most_measured} measurements, at most 65,535 can be stored")
+    removed = storage == "delta" and not isinstance(plan.processor, Perturbation)
+    columns = len(table.phenotypes) + len(table.statistics)
+    wide = most_perturbed > 0xFFFF or most_measured > 0xFF
+    return {
+        "records": "structured",
+        "structured": StructuredSchema(topology.num_nodes, columns, removed, wide).to_dict(),
+        "topology": topology.to_dict(),
+        "processor": {"name": type(plan.processor).__name__, "settings": plan.processor.settings()},
+        "layouts": {},
+        **_names(table),
+    }
+
+
+def _generic_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
+    topology = None if plan.topology is None else plan.topology.to_dict()
+    return {
+        "records": "generic",
+        "structured": None,
+        "topology": topology,
+        "processor": None,
+        "layouts": {},
+        **_names(plan.table),
+    }
+
+
+def with_map_bytes(plan: ShardPlan, bytes_per_sample: float) -> ShardPlan:
+    """The plan with a first map size from a measured record size."""
+    return replace(plan, map_bytes=max(1 << 20, int(plan.shard_size * (bytes_per_sample * 1.5 + 4096))))

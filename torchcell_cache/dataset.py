@@ -1,0 +1,284 @@
+"""``PreprocessedDataset``: a store as a PyG dataset."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch_geometric.data import Dataset
+
+from torchcell_cache.errors import CacheNotFoundError, SettingError
+from torchcell_cache.generation import Generation
+from torchcell_cache.indexing import as_positions
+from torchcell_cache.record import Int64Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchcell_cache.batch import SharedGraphBatch
+
+
+class PreprocessedDataset(Dataset):  # type: ignore[misc]
+    """Samples of a store, read in microseconds, equal to ``processor(source[i])`` field by field.
+
+    Opening never builds. The dataset keeps reading the generation it opened, also while a new one is published, and
+    pickles to a few hundred bytes.
+
+    Args:
+        root: Directory the store was built in.
+        transform: Applied to every sample after it is read, never stored.
+        pre_transform: Not accepted: processing happens in the build.
+        pre_filter: Not accepted, likewise.
+        log: Kept for PyG's signature.
+        force_reload: Not accepted: building is explicit.
+        source_dataset: The source the store should stand for. A missing store is then no error until a sample is
+            read, so that :meth:`preprocess_from_source` can build it (torchcell's calling style), and a store of
+            another source is refused.
+
+    Raises:
+        CacheNotFoundError: If there is no store at ``root``; names the command that builds one.
+        CorruptManifestError: If the manifest is damaged.
+        StaleCacheError: If ``source_dataset`` is not what the store was built from.
+        SettingError: If an argument belongs to the build.
+    """
+
+    _missing_is_error = True
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
+        log: bool = True,
+        force_reload: bool = False,
+        *,
+        source_dataset: Any = None,
+    ) -> None:
+        if root is None:
+            raise SettingError("PreprocessedDataset needs the root directory of a store", fix="pass root=...")
+        if pre_transform is not None or pre_filter is not None or force_reload:
+            raise SettingError(
+                "pre_transform, pre_filter and force_reload do nothing on a store that is built already",
+                fix="tc.build(root, source=..., processor=..., on_stale='rebuild')",
+            )
+        self._root = Path(os.fspath(root)).expanduser().absolute()
+        self._source_dataset = source_dataset
+        self._opened: Generation | None = None
+        try:
+            self._opened = Generation.open(self._root)
+        except CacheNotFoundError:
+            if self._missing_is_error and source_dataset is None:
+                raise
+        if self._opened is not None and source_dataset is not None:
+            import_module("torchcell_cache.builder.api").check_source(self._opened.manifest, source_dataset, self._root)
+        super().__init__(str(self._root), transform, None, None, log=log)
+
+    @classmethod
+    def _of(cls, generation: Generation, transform: Callable[..., Any] | None = None) -> PreprocessedDataset:
+        """A dataset on an open generation."""
+        dataset = cls.__new__(cls)
+        dataset._root, dataset._source_dataset, dataset._opened = generation.root, None, generation
+        Dataset.__init__(dataset, str(generation.root), transform)
+        return dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k != "_positions"}
+        return {**state, "_source_dataset": None}
+
+    @property
+    def generation(self) -> Generation:
+        """The generation this dataset reads.
+
+        Raises:
+            CacheNotFoundError: If the store has not been built yet.
+        """
+        if self._opened is None:
+            self._opened = Generation.open(self._root)
+        return self._opened
+
+    # Reading
+
+    def len(self) -> int:
+        """Number of samples in the store, whatever the view."""
+        return len(self.generation)
+
+    def get(self, idx: int) -> Any:
+        """Sample ``idx`` of the store, before ``transform``."""
+        return self.generation.graphs([idx])[0]
+
+    @cached_property
+    def _positions(self) -> Int64Array | None:
+        """Store positions of this view, ``None`` for the whole store."""
+        return None if self._indices is None else np.asarray(list(self._indices), dtype=np.int64)
+
+    def positions(self, indices: Any = None) -> Int64Array:
+        """Store positions of samples of this view, ``[n] int64``.
+
+        Args:
+            indices: Anything that indexes the dataset; all samples if ``None``.
+
+        Raises:
+            IndexError: If one is out of range.
+        """
+        count = len(self)
+        within = np.arange(count) if indices is None else as_positions(indices, count)
+        return within if self._positions is None else self._positions[within]
+
+    def __getitem__(self, idx: Any) -> Any:
+        """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
+        if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
+            data = self.get(int(self.positions([idx])[0]))
+            return data if self.transform is None else self.transform(data)
+        if isinstance(idx, torch.Tensor | np.ndarray) and idx.ndim == 0 and idx.dtype not in (torch.bool, np.bool_):
+            return self[int(idx)]
+        return self.index_select(idx)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Many samples at once; what ``DataLoader`` calls. Read together, in one pass per shard."""
+        graphs = self.generation.graphs(self.positions(indices))
+        return graphs if self.transform is None else [self.transform(graph) for graph in graphs]
+
+    def index_select(self, idx: Any) -> PreprocessedDataset:
+        """A view of the given samples, in the given order."""
+        view = copy.copy(self)
+        view.__dict__.pop("_positions", None)
+        chosen = self.positions(idx)
+        view.__dict__["_positions"] = chosen
+        view._indices = _Positions(chosen)
+        return view
+
+    def read_batch(self, indices: Any) -> SharedGraphBatch:
+        """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""
+        return import_module("torchcell_cache.batch").SharedGraphBatch.read(self.generation, self.positions(indices))
+
+    # What is known without reading records
+
+    @property
+    def base_graph(self) -> Any:
+        """The graph all samples share; its tensors map the store's file."""
+        return self.generation.base_graph
+
+    @property
+    def cell_graph(self) -> Any:
+        """torchcell's name of :attr:`base_graph`."""
+        return self.base_graph
+
+    @property
+    def phenotype_info(self) -> list[str]:
+        """Names of the phenotypes."""
+        return list(self.generation.schema["phenotypes"])
+
+    @property
+    def statistic_info(self) -> list[str]:
+        """Names of the statistics."""
+        return list(self.generation.schema["statistics"])
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of what is stored, whatever the number of workers or shards."""
+        return self.generation.manifest.content_digest
+
+    @property
+    def storage(self) -> str:
+        """``perturbation``, ``delta`` or ``full``."""
+        return self.generation.manifest.storage
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Per-sample columns of this view that have one value or row per sample."""
+        out: dict[str, npt.NDArray[Any]] = {}
+        rows = self.positions()
+        for name, column in self.generation.columns.items():
+            if name not in ("perturbed", "values", "value_count", "source_ids", "source_id_length"):
+                out[name] = column[rows]
+        for name, values in self._labels(rows).items():
+            out[name] = values
+        return out
+
+    @property
+    def perturbed(self) -> list[Int64Array]:
+        """Perturbed node ids of every sample of this view."""
+        table = self.generation.table
+        if table is None:
+            return []
+        return [table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()]
+
+    def _labels(self, rows: Int64Array) -> dict[str, npt.NDArray[Any]]:
+        table = self.generation.table
+        if table is None or not (table.phenotypes or table.statistics):
+            return {}
+        names = (*table.phenotypes, *table.statistics)
+        if len(table.values) == len(table) and "value_count" not in self.generation.columns:
+            return {name: table.values[rows, k] for k, name in enumerate(names)}
+        owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
+        out = {}
+        for k, name in enumerate(names):
+            known = ~np.isnan(table.values[:, k])
+            total = np.bincount(owner[known], weights=table.values[known, k], minlength=len(table))
+            count = np.bincount(owner[known], minlength=len(table))
+            with np.errstate(invalid="ignore"):
+                out[name] = (total / count)[rows].astype(np.float32)
+        return out
+
+    @property
+    def label_df(self) -> pd.DataFrame:
+        """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
+
+        The mean over the measurements of a sample; NaN where it has no value.
+        """
+        import pandas as pd
+
+        rows = self.positions()
+        return pd.DataFrame({"index": rows, **self._labels(rows)})
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes by PyG's rule, from the stored ``y`` column; 0 without one."""
+        y = self.generation.columns.get("y")
+        if y is None or y.size == 0:
+            return 0
+        if np.issubdtype(y.dtype, np.floating):
+            return int(len(np.unique(y))) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+        return int(y.max()) + 1 if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+
+    def preprocess_from_source(
+        self, source_dataset: Any, graph_processor: Any, num_workers: int = 0, **settings: Any
+    ) -> PreprocessedDataset:
+        """Build the store from a source, then read from it: torchcell's calling style of ``build``."""
+        build = import_module("torchcell_cache.builder.api").build
+        built = build(self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings)
+        self._opened = built.generation
+        return self
+
+    def close(self) -> None:
+        """Close this process's handles on all stores; they reopen on the next read."""
+        import_module("torchcell_cache.store").close_all()
+
+
+class Neo4jPreprocessedCellDataset(PreprocessedDataset):
+    """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does."""
+
+    _missing_is_error = False
+
+
+class _Positions(Sequence[int]):
+    """Store positions of a view as PyG expects them, kept as one array."""
+
+    def __init__(self, positions: Int64Array) -> None:
+        self.array = positions
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.array[index]
+        return found.tolist() if isinstance(index, slice) else int(found)

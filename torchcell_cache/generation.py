@@ -1,0 +1,222 @@
+"""One complete generation of a store, opened for reading."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.assemble import Assembler
+from torchcell_cache.codec import envelope, structured
+from torchcell_cache.codec.layout import Layout
+from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
+from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError
+from torchcell_cache.graphio import BaseFields, decode_graph, load_base_graph
+from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
+from torchcell_cache.processors import BUILT_IN
+from torchcell_cache.processors.deletion import DeletionProcessor
+from torchcell_cache.record import SampleTable
+from torchcell_cache.removal import Removal
+from torchcell_cache.store import ShardFiles
+from torchcell_cache.topology import Topology
+from torchcell_cache.verified import ensure_verified
+
+GENERATION_MANIFEST = "manifest.json"
+
+_SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_SHARED_LOCK = threading.RLock()
+
+
+class Generation:
+    """A store as it was published once; never changes while it is open.
+
+    Args:
+        root: The store's root directory.
+        manifest: The generation's manifest.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root, self.manifest = root, manifest
+        self.directory = processed_dir(root) / manifest.generation
+        self.schema = manifest.schema
+        shards = manifest.shards
+        self.seeds = np.array([s.seed for s in shards], dtype=np.uint64)
+        starts = [*(s.start for s in shards), manifest.num_samples]
+        paths = [str(self.directory / s.file.name) for s in shards]
+        self.files = ShardFiles(paths, [s.file.size for s in shards], starts, self._before_open)
+
+    @classmethod
+    def open(cls, root: Path, generation: str | None = None) -> Generation:
+        """Open the published generation, or a given earlier one.
+
+        Raises:
+            CacheNotFoundError: If there is none.
+            CorruptManifestError: If its manifest is damaged.
+        """
+        if generation is None:
+            manifest = read_manifest(root)
+        else:
+            data = (processed_dir(root) / generation / GENERATION_MANIFEST).read_bytes()
+            manifest = Manifest.from_bytes(data)
+        return cls(Path(root), manifest)
+
+    def __reduce__(self) -> Any:
+        return Generation.open, (self.root, self.manifest.generation)
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def _before_open(self, shard: int) -> None:
+        entry = self.manifest.shards[shard].file
+        ensure_verified(self.directory / entry.name, entry.size, entry.xxh3)
+
+    def file(self, name: str) -> Path:
+        """Path of one of the generation's fixed files, its digest checked."""
+        for entry in self.manifest.files:
+            if entry.name == name:
+                ensure_verified(self.directory / name, entry.size, entry.xxh3)
+                return self.directory / name
+        raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
+
+    def has_file(self, name: str) -> bool:
+        """Whether the generation has one of the fixed files."""
+        return any(entry.name == name for entry in self.manifest.files)
+
+    # What all samples share
+
+    @cached_property
+    def base_graph(self) -> Any:
+        """The base graph; one object per process and content, its tensors mapped. ``None`` if the store has none."""
+        if not self.has_file("base_graph.json"):
+            return None
+        key = (str(self.directory), self.manifest.content_digest)
+        with _SHARED_LOCK:
+            graph = _SHARED.get(key)
+            if graph is None:
+                self.file("base_graph.safetensors")
+                self.file("base_graph.json")
+                graph = load_base_graph(self.directory)
+                _SHARED[key] = graph
+            return graph
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether records are perturbed ids and removed positions rather than typed fields."""
+        return bool(self.schema["records"] == "structured")
+
+    @cached_property
+    def topology(self) -> Topology | None:
+        """The position space of a node-deleting processor, or ``None``."""
+        stored = self.schema.get("topology")
+        return None if stored is None else Topology.from_dict(stored)
+
+    @cached_property
+    def removal(self) -> Removal | None:
+        """The incidence index, mapped."""
+        if self.topology is None or not self.has_file("incidence.safetensors"):
+            return None
+        return Removal.load(self.file("incidence.safetensors"), self.topology)
+
+    @cached_property
+    def processor(self) -> DeletionProcessor | None:
+        """The built-in processor of the store, or ``None`` where records need none."""
+        stored = self.schema.get("processor")
+        if stored is None:
+            return None
+        if stored["name"] not in BUILT_IN:
+            raise FormatError(f"the store names processor {stored['name']!r}; this version knows {sorted(BUILT_IN)}")
+        return BUILT_IN[stored["name"]](**stored["settings"])
+
+    @cached_property
+    def columns(self) -> Arrays:
+        """Columns of all samples, mapped."""
+        return load_columns(self.file("columns.safetensors"))
+
+    @cached_property
+    def table(self) -> SampleTable | None:
+        """Perturbed ids and measurements of all samples, or ``None`` if the source had none."""
+        if "perturbed" not in self.columns:
+            return None
+        return arrays_to_table(self.columns, tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"]))
+
+    @cached_property
+    def structured(self) -> StructuredSchema:
+        """Schema of structured records."""
+        return StructuredSchema.from_dict(self.schema["structured"])
+
+    @cached_property
+    def layouts(self) -> dict[int, Layout]:
+        """Layouts of generic records by id."""
+        return {layout.id: layout for layout in map(Layout.from_dict, self.schema["layouts"].values())}
+
+    @cached_property
+    def base_fields(self) -> BaseFields:
+        """The base graph's fields, for generic records."""
+        return BaseFields(self.base_graph)
+
+    @cached_property
+    def assembler(self) -> Assembler:
+        """Makes graphs of structured records."""
+        assert self.processor is not None
+        assert self.topology is not None
+        return Assembler(
+            self.processor,
+            self.base_graph,
+            self.topology,
+            None if self.structured.has_removed else self.removal,
+            tuple(self.schema["phenotypes"]),
+            tuple(self.schema["statistics"]),
+            self.structured.has_removed,
+        )
+
+    # Reading
+
+    def read(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[bytes]:
+        """Sealed records of the given samples, in the order asked for, checksums verified.
+
+        Raises:
+            CorruptRecordError: If a record is missing or damaged.
+            CorruptShardError: If a file is.
+        """
+        array = np.asarray(indices, dtype=np.int64)
+        wanted = array.tolist()
+        shards = self.files.shard_of(array)
+        if len(wanted) > 1 and len(self.seeds) > 1:
+            order = np.argsort(shards, kind="stable").tolist()
+            found = self.files.read([wanted[k] for k in order], shards[order].tolist())
+            records = [b""] * len(wanted)
+            for k, record in zip(order, found, strict=True):
+                records[k] = record
+        else:
+            records = self.files.read(wanted, shards.tolist())
+        try:
+            envelope.check(records, wanted, self.seeds[shards])
+        except CorruptRecordError as error:
+            raise self._located(error, wanted, shards) from None
+        return records
+
+    def _located(self, error: CacheError, wanted: list[int], shards: Any) -> CorruptRecordError:
+        index = int(str(error).split("sample ", 1)[1].split(":", 1)[0])
+        shard = int(shards[wanted.index(index)])
+        path = self.directory / self.manifest.shards[shard].file.name
+        return CorruptRecordError(
+            f"{path}: {error} (shard {shard})", path=path, fix=f"torchcell-cache repair root={self.root}"
+        )
+
+    def read_columns(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> StructuredColumns:
+        """Records of a structured store as ragged columns."""
+        return structured.decode(self.structured, self.read(indices))
+
+    def graphs(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Any]:
+        """The graphs of the given samples, as the processor made them."""
+        records = self.read(indices)
+        if self.is_structured:
+            return self.assembler.graphs(structured.decode(self.structured, records))
+        return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]

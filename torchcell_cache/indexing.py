@@ -1,0 +1,59 @@
+"""Every kind of index a PyG user knows, as positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.record import Int64Array
+
+
+def as_positions(index: Any, count: int) -> Int64Array:
+    """Positions that ``index`` selects from ``count`` samples.
+
+    Args:
+        index: A slice (also with floats, as shares of ``count``), or a sequence, array or tensor of integers or of
+            ``count`` bools.
+        count: Number of samples.
+
+    Returns:
+        Positions, ``[n] int64``, negative ones counted from the end.
+
+    Raises:
+        IndexError: If a position is out of range, a mask has another length, or ``index`` is none of these.
+    """
+    if isinstance(index, slice):
+        return np.arange(count)[_whole(index, count)]
+    if isinstance(index, range):
+        index = np.arange(index.start, index.stop, index.step)
+    elif hasattr(index, "detach"):
+        index = index.detach().cpu().numpy()
+    elif isinstance(index, Sequence) and not isinstance(index, str | bytes):
+        index = np.asarray(index) if len(index) else np.empty(0, dtype=np.int64)
+    if not isinstance(index, np.ndarray):
+        raise IndexError(
+            f"a dataset is indexed by integers, slices, lists, tuples, arrays and tensors, got {type(index).__name__}"
+        )
+    index = index.reshape(-1)
+    if index.dtype == np.bool_:
+        if len(index) != count:
+            raise IndexError(f"a mask of {len(index)} bools for {count} samples")
+        return np.flatnonzero(index)
+    if not np.issubdtype(index.dtype, np.integer):
+        raise IndexError(f"a dataset is indexed by integers or bools, got an array of {index.dtype}")
+    positions = index.astype(np.int64)
+    if len(positions):
+        low, high = int(positions.min()), int(positions.max())
+        if low < -count or high >= count:
+            raise IndexError(f"index {high if high >= count else low} is out of range for {count} samples")
+        if low < 0:
+            positions = np.where(positions < 0, positions + count, positions)
+    return positions
+
+
+def _whole(index: slice, count: int) -> slice:
+    """A slice whose float ends stand for shares of the dataset, as PyG has it."""
+    start, stop = (round(end * count) if isinstance(end, float) else end for end in (index.start, index.stop))
+    return slice(start, stop, index.step)

@@ -1,0 +1,283 @@
+"""Keys and bytes in LMDB files. The only file that imports lmdb.
+
+A published shard never changes, which is what makes ``lock=False`` sound and keeps readers off any lock file. A process
+holds one environment per file, whatever the number of datasets, slices and threads that read it: py-lmdb refuses a
+second open of the same file, also in a forked child, so handles belong to a process and are dropped after a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+
+from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
+
+_MIN_MAP_BYTES = 1 << 20
+_MAX_MAP_BYTES = 1 << 42
+
+
+def key_of(index: int) -> bytes:
+    """LMDB key of a sample: 8 bytes, big-endian, so that key order is sample order."""
+    return index.to_bytes(8, "big")
+
+
+def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int) -> int:
+    """Write consecutive records into a new LMDB file, in one transaction.
+
+    The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened.
+
+    Args:
+        path: File to create; must not exist.
+        first_index: Sample index of the first record.
+        chunks: Sealed records, in order.
+        map_bytes: Size of the map; the file takes only what the records need.
+
+    Returns:
+        Number of records written.
+
+    Raises:
+        lmdb.MapFullError: If the map is too small; the caller starts again with a larger one.
+        FormatError: If a key is refused, which would mean a broken order.
+    """
+    env = lmdb.open(
+        str(path),
+        map_size=min(max(map_bytes, _MIN_MAP_BYTES), _MAX_MAP_BYTES),
+        subdir=False,
+        lock=False,
+        sync=False,
+        metasync=False,
+        writemap=False,
+        meminit=True,
+        readahead=False,
+        max_dbs=0,
+        **_format_argument(),
+    )
+    index = first_index
+    try:
+        with env.begin(write=True) as txn:
+            cursor = txn.cursor()
+            for records in chunks:
+                keys = np.arange(index, index + len(records), dtype=">u8").tobytes()
+                items = [(keys[8 * k : 8 * k + 8], record) for k, record in enumerate(records)]
+                written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
+                if written != len(items) or added != len(items):
+                    raise FormatError(f"{path}: LMDB took {added} of {len(items)} records from sample {index} on")
+                index += len(items)
+        env.sync(True)
+    finally:
+        env.close()
+    return index - first_index
+
+
+def _format_argument() -> dict[str, int]:
+    """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
+    return {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+
+
+class MapFull(Exception):  # noqa: N818 - a signal between two functions of the build, never shown
+    """The shard does not fit its map."""
+
+
+def write_shard_growing(path: Path, first_index: int, make_chunks: Any, map_bytes: int) -> int:
+    """:func:`write_shard`, starting again with a doubled map while it is too small."""
+    while True:
+        try:
+            return write_shard(path, first_index, make_chunks(), map_bytes)
+        except lmdb.MapFullError:
+            path.unlink(missing_ok=True)
+            map_bytes *= 2
+        except lmdb.Error as error:
+            path.unlink(missing_ok=True)
+            raise OSError(getattr(error, "errno", None) or 5, f"LMDB could not write: {error}", str(path)) from error
+
+
+class _Handle:
+    """One open environment; a read transaction per thread lives as long as the handle."""
+
+    def __init__(self, path: str, size: int) -> None:
+        try:
+            self.env = lmdb.open(
+                path,
+                subdir=False,
+                readonly=True,
+                lock=False,
+                create=False,
+                readahead=False,
+                max_spare_txns=1,
+                map_size=max(size, _MIN_MAP_BYTES),
+            )
+        except lmdb.Error as error:
+            raise CorruptShardError(
+                f"{path} cannot be opened: {error}", path=path, fix="torchcell-cache verify root=<root> level=full"
+            ) from None
+        self.local = threading.local()
+        self.closed = False
+
+    def get(self) -> Any:
+        """``get`` of this thread's transaction."""
+        try:
+            return self.local.get
+        except AttributeError:
+            self.local.txn = self.env.begin(buffers=False)
+            self.local.get = self.local.txn.get
+            return self.local.get
+
+    def entries(self) -> int:
+        return int(self.env.stat()["entries"])
+
+    def close(self) -> None:
+        self.closed = True
+        self.local = threading.local()
+        self.env.close()
+
+
+class _Registry:
+    """All open environments of this process, keyed by device and inode, least recently used first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.handles: OrderedDict[tuple[int, int], _Handle] = OrderedDict()
+        self.limit = self._limit()
+
+    @staticmethod
+    def _limit() -> int:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(8, min(4096, (soft if soft > 0 else 1024) // 2))
+
+    def open(self, path: str, expected_size: int) -> _Handle:
+        with self.lock:
+            self.drop_inherited()
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                raise CorruptShardError(
+                    f"{path} is missing", path=path, fix="torchcell-cache repair root=<root>"
+                ) from None
+            except OSError as error:
+                raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
+            if stat.st_size != expected_size:
+                raise CorruptShardError(
+                    f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}",
+                    path=path,
+                    fix="torchcell-cache repair root=<root>",
+                )
+            key = (stat.st_dev, stat.st_ino)
+            handle = self.handles.get(key)
+            if handle is None:
+                while len(self.handles) >= self.limit:
+                    self.handles.popitem(last=False)[1].close()
+                handle = self.handles[key] = _Handle(path, stat.st_size)
+            self.handles.move_to_end(key)
+            return handle
+
+    def drop_inherited(self) -> None:
+        """Close what a fork left behind before anything is opened again in this process."""
+        if self.pid != os.getpid():
+            self.pid = os.getpid()
+            for handle in self.handles.values():
+                with contextlib.suppress(lmdb.Error):
+                    handle.close()
+            self.handles.clear()
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()  # the forking thread may not be the one that held it
+
+    def close_all(self) -> None:
+        with self.lock:
+            self.drop_inherited()
+            for handle in self.handles.values():
+                handle.close()
+            self.handles.clear()
+
+
+_REGISTRY = _Registry()
+os.register_at_fork(after_in_child=_REGISTRY.after_fork)
+
+
+def close_all() -> None:
+    """Close every environment of this process; open stores reopen what they need on the next read."""
+    _REGISTRY.close_all()
+
+
+def open_count() -> int:
+    """Number of environments this process holds open."""
+    return len(_REGISTRY.handles) if _REGISTRY.pid == os.getpid() else 0
+
+
+class ShardFiles:
+    """Read access to the shards of one generation.
+
+    Args:
+        paths: Shard files, in order.
+        sizes: Their sizes in bytes by the manifest.
+        starts: First sample index of each shard and, last, the number of samples, ``[num_shards + 1]``.
+        before_open: Called with the shard's number before its file is first opened in this process.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], sizes: Sequence[int], starts: Sequence[int], before_open: Any = None
+    ) -> None:
+        self.paths, self.sizes = list(paths), list(sizes)
+        self.starts = np.asarray(starts, dtype=np.int64)
+        self.before_open = before_open
+        self._gets: dict[int, tuple[_Handle, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_gets": {}}
+
+    def shard_of(self, indices: Any) -> Any:
+        """Shard number of each sample index."""
+        return np.searchsorted(self.starts, indices, side="right") - 1
+
+    def handle(self, shard: int) -> _Handle:
+        """The open environment of a shard, reopened after a fork or an eviction."""
+        cached = self._gets.get(shard)
+        if cached is not None and cached[1] == os.getpid() and not cached[0].closed:
+            return cached[0]
+        if self.before_open is not None:
+            self.before_open(shard)
+        handle = _REGISTRY.open(self.paths[shard], self.sizes[shard])
+        wanted = int(self.starts[shard + 1] - self.starts[shard])
+        if handle.entries() != wanted:
+            raise CorruptShardError(
+                f"{self.paths[shard]} holds {handle.entries()} records, the manifest says {wanted}",
+                path=self.paths[shard],
+                fix="torchcell-cache repair root=<root>",
+            )
+        self._gets[shard] = (handle, os.getpid())
+        return handle
+
+    def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
+        """Records of the given samples, copied out, in the order asked for.
+
+        Args:
+            indices: Sample indices.
+            shards: Shard number of each, from :meth:`shard_of`.
+
+        Raises:
+            CorruptRecordError: If a key is missing.
+        """
+        out: list[bytes] = []
+        current, get = -1, None
+        for index, shard in zip(indices, shards, strict=True):
+            if shard != current:
+                get, current = self.handle(shard).get(), shard
+            value = get(index.to_bytes(8, "big"))  # type: ignore[misc]
+            if value is None:
+                raise CorruptRecordError(
+                    f"sample {index} is missing from {self.paths[shard]}",
+                    path=self.paths[shard],
+                    fix="torchcell-cache repair root=<root>",
+                )
+            out.append(value)
+        return out
