@@ -48,7 +48,8 @@ def padded(payload: bytes) -> bytes:
 def too_large(what: str, got: int, cap: int) -> RecordTooLargeError:
     """The error for anything beyond the cap."""
     return RecordTooLargeError(
-        f"{what} takes {got:,} bytes, the cap is {cap:,}", fix="raise max_record_bytes, or drop fields in the processor"
+        f"{what} takes {got:,} bytes, the cap is {cap:,}",
+        fix="raise max_record_bytes, or drop fields in the processor",
     )
 
 
@@ -82,7 +83,9 @@ def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
 
 
 def _reference(value: TensorValue, base: Payload | None) -> Array | None:
-    alike = isinstance(base, TensorValue) and base.dtype == value.dtype and base.array.shape == value.array.shape
+    alike = (
+        isinstance(base, TensorValue) and base.dtype == value.dtype and base.array.shape == value.array.shape
+    )
     return base.array if isinstance(base, TensorValue) and alike else None
 
 
@@ -108,7 +111,7 @@ def _sparse(array: Array, limit: int) -> Encoded | None:
 
 
 def _diff(value: TensorValue, base: Array, limit: int) -> Encoded | None:
-    """Positions and new elements where ``value`` differs from ``base``, if that takes less than ``limit`` bytes."""
+    """Positions and new elements where ``value`` differs from ``base``, if less than ``limit`` bytes."""
     changed = _bits(value.array) != _bits(base)
     positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
     if len(positions) * (2 + value.array.itemsize) >= limit:
@@ -224,7 +227,11 @@ def _positions(stored: memoryview, count: int, label: str) -> Iterator[Int64Arra
         offset += int(part.sum(dtype=np.int64))
         if len(positions) == 0:
             continue
-        if int(positions[0]) <= last or int(positions[-1]) >= count or bool((positions[1:] <= positions[:-1]).any()):
+        if (
+            int(positions[0]) <= last
+            or int(positions[-1]) >= count
+            or bool((positions[1:] <= positions[:-1]).any())
+        ):
             raise CorruptRecordError(f"positions of {label} do not ascend within its {count} elements")
         last = int(positions[-1])
         yield positions

@@ -7,18 +7,20 @@ Little-endian throughout. A body is a header, one descriptor per field of the re
     descriptor  u8 encoding | u8 dtype code | u8 ndim | u8 fill | u32 payload length | i64[ndim] shape
     payload     the bytes, then 0 to 7 zero bytes up to a multiple of 8
 
-so every payload starts at a multiple of 8 and the body ends with the last one, no holes. A value that is not a tensor
-has dtype code 0, ndim 0 and typed JSON as payload. ``n`` is the number of elements (1 when 0-d). Encodings::
+so every payload starts at a multiple of 8 and the body ends with the last one, no holes. A value that is not
+a tensor has dtype code 0, ndim 0 and typed JSON as payload. ``n`` is the number of elements (1 when 0-d).
+Encodings::
 
     0 RAW     the elements in C order (a bool is one byte, 0 or 1); or the JSON text
     1 BASE    the base graph's field of the same store and name; nothing else in the descriptor, no payload
     2 BITS    bool, n > 8: ceil(n / 8) bytes, element k is bit k % 8 of byte k // 8, spare bits 0
     3 SPARSE  bool: all elements equal ``fill`` (0 or 1) but those at the gap-coded positions (u16 words)
     4 DIFF    shape and dtype of the base field, all elements equal to it but some:
-              u32 num_words | u32 0 | u16[num_words] gap-coded positions | zeros to a multiple of 8 | new elements
+              u32 num_words | u32 0 | u16[num_words] gap-coded positions | zeros up to a multiple of 8 |
+              the new elements
 
-``fill`` is 0 in every other encoding. SPARSE and DIFF stand only where shorter than BITS (bool, n > 8) or RAW, which
-also bounds what decoding them can take. The gap code is that of :mod:`torchcell_cache.codec.gap`.
+``fill`` is 0 in every other encoding. SPARSE and DIFF stand only where shorter than BITS (bool, n > 8) or
+RAW, which also bounds what decoding them can take. The gap code is that of :mod:`torchcell_cache.codec.gap`.
 """
 
 from __future__ import annotations
@@ -79,8 +81,9 @@ def encode(
         layout: Its layout; ``fields`` and ``base`` follow its order.
         fields: The values; one may be ``None`` where ``base`` says ``same``.
         base: Per field the base graph's, or ``None`` where it has none of that name and kind.
-        mode: ``"full"`` stores every tensor that is not the base graph's own; ``"delta"`` also compares contents and
-            stores masks and changed tensors by position where that is shorter. Both are exact to the bit.
+        mode: ``"full"`` stores every tensor that is not the base graph's own; ``"delta"`` also compares
+            contents and stores masks and changed tensors by position where that is shorter. Both are exact to
+            the bit.
         max_bytes: Largest body and largest decoded size accepted.
 
     Returns:
@@ -103,7 +106,9 @@ def encode(
             continue
         shape = value.array.shape if isinstance(value, TensorValue) else ()
         if len(shape) > MAX_NDIM:
-            raise UnsupportedValueError(f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored")
+            raise UnsupportedValueError(
+                f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored"
+            )
         decoded += value.array.nbytes if isinstance(value, TensorValue) else len(value)
         if decoded > max_bytes:
             raise too_large(f"the sample up to {field_label(key)}", decoded, max_bytes)
@@ -131,11 +136,12 @@ def decode(
         body: The body, without checksum.
         layouts: The store's layouts by id.
         base: The base graph's fields.
-        max_bytes: Largest body and largest decoded size accepted (what the base graph supplies is not counted).
+        max_bytes: Largest body and largest decoded size accepted (what the base graph supplies is not
+            counted).
 
     Returns:
-        The layout and its fields in order. A field stored as BASE is the very object that ``base`` holds; other
-        arrays are fresh and writable, JSON is a fresh ``bytes``.
+        The layout and its fields in order. A field stored as BASE is the very object that ``base`` holds;
+        other arrays are fresh and writable, JSON is a fresh ``bytes``.
 
     Raises:
         FormatError: If this is not a generic record of version 1.
@@ -148,18 +154,25 @@ def decode(
         raise CorruptRecordError(f"a generic record of {len(body)} bytes is shorter than its header")
     kind, reserved, num_fields, length, layout_id = _HEADER.unpack_from(body)
     if kind != KIND or reserved:
-        raise FormatError(f"record starts with 0x{kind:02x}{reserved:02x}, expected 0x{KIND:02x}00 (generic, version 1)")
+        raise FormatError(
+            f"record starts with 0x{kind:02x}{reserved:02x}, expected 0x{KIND:02x}00 (generic, version 1)"
+        )
     layout = layouts.get(layout_id)
     if layout is None or length != len(body) or num_fields != len(layout.keys):
         known = "unknown" if layout is None else f"{len(layout.keys)} fields"
         raise CorruptRecordError(
-            f"generic record of {len(body)} bytes says {length} bytes, {num_fields} fields, layout {layout_id:016x} ({known})"
+            f"generic record of {len(body)} bytes says {length} bytes, {num_fields} fields, "
+            f"layout {layout_id:016x} ({known})"
         )
     view = memoryview(body)
     fields: list[Payload] = []
-    for key, is_tensor, field in zip(layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True):
+    for key, is_tensor, field in zip(
+        layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True
+    ):
         reference = base.get(key) if field.encoding in (BASE, DIFF) else None
-        if field.encoding in (BASE, DIFF) and (reference is None or isinstance(reference, TensorValue) != is_tensor):
+        if field.encoding in (BASE, DIFF) and (
+            reference is None or isinstance(reference, TensorValue) != is_tensor
+        ):
             raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
         if reference is not None and field.encoding == BASE:
             fields.append(reference)
@@ -183,7 +196,9 @@ def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[Store
         out[index] = field._replace(start=position)
         position = end + -end % 8
         if position > len(body) or any(body[end:position]):
-            raise CorruptRecordError(f"payload of {field.label}, {field.length} bytes, does not fit the record")
+            raise CorruptRecordError(
+                f"payload of {field.label}, {field.length} bytes, does not fit the record"
+            )
     if position != len(body):
         raise CorruptRecordError(f"{len(body) - position} bytes follow the last payload")
     return out
@@ -205,5 +220,7 @@ def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) ->
     known = dtype in DTYPES if is_tensor else dtype == 0 and ndim == 0
     possible = (RAW, BITS, SPARSE, DIFF) if dtype == BOOL else (RAW, DIFF) if is_tensor else (RAW,)
     if not known or encoding not in possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
-        raise CorruptRecordError(f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}")
+        raise CorruptRecordError(
+            f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}"
+        )
     return StoredField(label, encoding, dtype, fill, shape, 0, length), end + 8 * ndim

@@ -1,8 +1,9 @@
 """What a generic record needs to know besides its bytes: element types and the order of its fields.
 
-A :class:`Layout` is the shape of one kind of sample: graph class, stores (empty ones too) and, per store, the field
-names in order. Nearly all samples of a dataset share one or two layouts, so they stand once in the manifest and a
-record carries only the 64-bit id. The id is a hash of the content, so it does not depend on workers or shards.
+A :class:`Layout` is the shape of one kind of sample: graph class, stores (empty ones too) and, per store, the
+field names in order. Nearly all samples of a dataset share one or two layouts, so they stand once in the
+manifest and a record carries only the 64-bit id. The id is a hash of the content, so it does not depend on
+workers or shards.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class Layout:
 
     Attributes:
         graph: ``"Data"`` or ``"HeteroData"``.
-        stores: Per store its key and its fields as ``(name, kind)``, kind ``"tensor"`` or ``"value"``. ``Data`` has
-            the one store ``None``; ``HeteroData`` the store ``None``, then node types, then edge types.
+        stores: Per store its key and its fields as ``(name, kind)``, kind ``"tensor"`` or ``"value"``.
+            ``Data`` has the one store ``None``; ``HeteroData`` the store ``None``, then node types, then edge
+            types.
 
     Raises:
         FormatError: If it is none of that, or has more than 65,535 fields.
@@ -110,7 +112,12 @@ class Layout:
 
     def __post_init__(self) -> None:
         ranks = [_rank(store) for store, _ in self.stores]
-        if self.graph not in ("Data", "HeteroData") or ranks[:1] != [0] or 0 in ranks[1:] or ranks != sorted(ranks):
+        if (
+            self.graph not in ("Data", "HeteroData")
+            or ranks[:1] != [0]
+            or 0 in ranks[1:]
+            or ranks != sorted(ranks)
+        ):
             raise FormatError(f"layout of graph {self.graph!r} has stores {[s for s, _ in self.stores]}")
         if self.graph == "Data" and len(ranks) != 1:
             raise FormatError(f"layout of a Data object must have one store, got {len(ranks)}")
@@ -119,7 +126,9 @@ class Layout:
         for store, fields in self.stores:
             names = [name for name, _ in fields]
             if len(set(names)) != len(names) or any(kind not in (TENSOR, VALUE) for _, kind in fields):
-                raise FormatError(f"layout of store {store_label(store)} has a double field or an unknown kind")
+                raise FormatError(
+                    f"layout of store {store_label(store)} has a double field or an unknown kind"
+                )
         if len(self.keys) > MAX_FIELDS:
             raise FormatError(f"layout has {len(self.keys):,} fields, at most {MAX_FIELDS:,} are possible")
 
@@ -145,7 +154,7 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form for the manifest."""
-        stores = [[_store_to_json(store), [list(field) for field in fields]] for store, fields in self.stores]
+        stores = [[store_to_json(store), [list(field) for field in fields]] for store, fields in self.stores]
         return {"graph": self.graph, "stores": stores}
 
     @classmethod
@@ -155,7 +164,11 @@ class Layout:
         Raises:
             FormatError: If anything is missing, unknown, double or of another type.
         """
-        if not isinstance(data, dict) or set(data) != {"graph", "stores"} or not isinstance(data["graph"], str):
+        if (
+            not isinstance(data, dict)
+            or set(data) != {"graph", "stores"}
+            or not isinstance(data["graph"], str)
+        ):
             raise FormatError("a layout must be an object with the keys 'graph' and 'stores'")
         stores = []
         for item in _sequence(data["stores"], "stores"):
@@ -171,7 +184,8 @@ def _rank(store: StoreKey) -> int:
     return 0 if store is None else 1 if isinstance(store, str) else 2
 
 
-def _store_to_json(store: StoreKey) -> Any:
+def store_to_json(store: StoreKey) -> Any:
+    """A store key as JSON: null, a string or three strings."""
     return list(store) if isinstance(store, tuple) else store
 
 

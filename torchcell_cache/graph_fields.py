@@ -1,0 +1,159 @@
+"""A graph as an ordered list of typed fields, back again, and what identifies its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.storage import EdgeStorage, NodeStorage
+
+from torchcell_cache.codec.layout import (
+    DTYPES,
+    TENSOR,
+    VALUE,
+    Layout,
+    StoreKey,
+    TensorValue,
+    canonical_json,
+)
+from torchcell_cache.errors import UnsupportedValueError
+from torchcell_cache.graph_values import check_tensor, to_array, unsupported
+from torchcell_cache.typed_json import MAX_JSON_BYTES, value_to_json
+
+_VALUES = (type(None), bool, int, float, str, bytes, list, tuple, dict, np.ndarray, np.generic)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphFields:
+    """A graph taken apart.
+
+    Attributes:
+        layout: Graph class, stores (empty ones too) and field names, in order.
+        values: The fields' values in the layout's order, tensors as tensors.
+    """
+
+    layout: Layout
+    values: Sequence[Any]
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    graph: Literal["Data", "HeteroData"], stores: tuple[tuple[StoreKey, tuple[tuple[str, str], ...]], ...]
+) -> Layout:
+    # Nearly all samples of a build share a layout: checking and hashing it once saves 50 us per sample.
+    return Layout(graph, stores)
+
+
+def flatten(graph: Data | HeteroData) -> GraphFields:
+    """Take a graph apart; tensors and other values are the graph's own objects.
+
+    Raises:
+        UnsupportedValueError: If the graph is neither ``Data`` nor ``HeteroData`` itself, or an attribute is
+            of a type that no record can hold. What lists, tuples and dicts contain is checked when they are
+            written.
+    """
+    if type(graph) is Data:
+        kind: Literal["Data", "HeteroData"] = "Data"
+        mappings: list[tuple[StoreKey, dict[str, Any]]] = [(None, graph._store._mapping)]
+    elif type(graph) is HeteroData:
+        kind = "HeteroData"
+        mappings = [(None, graph._global_store._mapping)]
+        mappings += [(key, store._mapping) for key, store in graph._node_store_dict.items()]
+        mappings += [(key, store._mapping) for key, store in graph._edge_store_dict.items()]
+    else:
+        got = f"{type(graph).__module__}.{type(graph).__qualname__}"
+        raise UnsupportedValueError(
+            f"the graph is a {got}, expected torch_geometric.data.Data or HeteroData",
+            fix="return one of the two (not a subclass or a batch) from the processor",
+        )
+    values: list[Any] = []
+    stores = []
+    for store, mapping in mappings:
+        stores.append((store, tuple([(name, _kind(store, name, value)) for name, value in mapping.items()])))
+        values += mapping.values()
+    return GraphFields(_layout(kind, tuple(stores)), values)
+
+
+def _kind(store: StoreKey, name: str, value: Any) -> str:
+    if type(value) is Tensor:
+        check_tensor(value, (store, name))
+        return TENSOR
+    if type(name) is not str or isinstance(value, Tensor) or not isinstance(value, _VALUES):
+        raise unsupported((store, name), f"a {type(value).__module__}.{type(value).__qualname__}")
+    return VALUE
+
+
+def unflatten(fields: GraphFields) -> Data | HeteroData:
+    """Put a graph together again: a fresh shell around the given values, in the layout's order."""
+    values = iter(fields.values)
+    if fields.layout.graph == "Data":
+        data = Data()
+        data._store._mapping.update((name, next(values)) for name, _ in fields.layout.stores[0][1])
+        return data
+    graph = HeteroData()
+    for store, names in fields.layout.stores:
+        # Straight into the mappings: setters drop None and treat num_nodes and the like specially.
+        if store is None:
+            mapping = graph._global_store._mapping
+        elif isinstance(store, str):
+            graph._node_store_dict[store] = NodeStorage(_parent=graph, _key=store)
+            mapping = graph._node_store_dict[store]._mapping
+        else:
+            graph._edge_store_dict[store] = EdgeStorage(_parent=graph, _key=store)
+            mapping = graph._edge_store_dict[store]._mapping
+        mapping.update((name, next(values)) for name, _ in names)
+    return graph
+
+
+def graph_digests(graph: Data | HeteroData) -> dict[str, str]:
+    """Content of a graph part by part, for comparing two graphs and naming what differs.
+
+    Returns:
+        Per field ``"gene.x": "float32[6607,64]:<xxh3_128>"`` or ``"gene.node_ids": "json:<xxh3_128>"``, and
+        the entries ``(graph)``, ``(node types)``, ``(edge types)`` and ``(order of fields)``. Equal content
+        gives equal digests whatever storage, strides or device hold it.
+    """
+    fields = flatten(graph)
+    layout = fields.layout
+    stores = layout.to_dict()["stores"]
+    out = {
+        "(graph)": layout.graph,
+        "(node types)": canonical_json([store for store, _ in stores if isinstance(store, str)]).decode(
+            "ascii"
+        ),
+        "(edge types)": canonical_json([store for store, _ in stores if isinstance(store, list)]).decode(
+            "ascii"
+        ),
+        "(order of fields)": f"json:{xxhash.xxh3_128_hexdigest(canonical_json(stores))}",
+    }
+    for label, value in zip(layout.labels, fields.values, strict=True):
+        out[label] = _digest(value, label)
+    return out
+
+
+def _digest(value: Any, label: str) -> str:
+    if not isinstance(value, Tensor):
+        return f"json:{xxhash.xxh3_128_hexdigest(value_to_json(value, label, MAX_JSON_BYTES))}"
+    code, array = to_array(value, label)
+    shape = ",".join(map(str, array.shape))
+    little = array.astype(DTYPES[code].carrier, copy=False).reshape(-1).view(np.uint8)
+    return f"{DTYPES[code].name}[{shape}]:{xxhash.xxh3_128_hexdigest(little.data)}"
+
+
+def graph_digest(graph: Data | HeteroData) -> str:
+    """SHA-256 over :func:`graph_digests`, 64 hex digits: one name for the content of a graph."""
+    return hashlib.sha256(canonical_json(graph_digests(graph))).hexdigest()
+
+
+def payload_of(value: Any, label: str) -> TensorValue | bytes:
+    """A field's value as the codec takes it."""
+    return (
+        to_array(value, label) if isinstance(value, Tensor) else value_to_json(value, label, MAX_JSON_BYTES)
+    )

@@ -1,0 +1,203 @@
+"""The base graph as two files.
+
+``base_graph.safetensors`` holds the tensors, each under the canonical JSON of its ``[store, name]``; dtypes
+that older safetensors lack are stored as another dtype of the same bits. ``base_graph.json`` holds graph
+class, stores, the order of the fields, each tensor's dtype and shape, and all other values as typed JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from torchcell_cache.codec.layout import (
+    DTYPES,
+    TENSOR,
+    VALUE,
+    FieldKey,
+    Layout,
+    StoreKey,
+    TensorValue,
+    canonical_json,
+    field_label,
+    store_from_json,
+    store_to_json,
+)
+from torchcell_cache.errors import CacheError, CorruptShardError, FormatError, RecordTooLargeError
+from torchcell_cache.graph_fields import GraphFields, flatten, unflatten
+from torchcell_cache.graph_values import TORCH_DTYPES, to_array
+from torchcell_cache.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
+
+TENSORS_FILE = "base_graph.safetensors"
+VALUES_FILE = "base_graph.json"
+FORMAT = "torchcell_cache base graph"
+VERSION = 1
+
+_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16",
+    "uint16": "I16", "uint32": "I32", "uint64": "I64",
+    "complex64": "I64", "complex128": "F64",
+}  # fmt: skip
+_STORED = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "F32": torch.float32,
+    "F64": torch.float64, "BF16": torch.bfloat16,
+}  # fmt: skip
+_ALIGNMENT = 64
+
+
+def save_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:
+    """Write ``base_graph.safetensors`` and ``base_graph.json``; equal graphs give equal bytes.
+
+    Plain writes: making them durable and visible is the caller's work.
+
+    Raises:
+        UnsupportedValueError: Naming the attribute that cannot be stored.
+        RecordTooLargeError: If the values that are not tensors take more than 64 MiB as text.
+    """
+    fields = flatten(graph)
+    tensors: dict[str, tuple[str, TensorValue]] = {}
+    stores = []
+    items = iter(zip(fields.layout.keys, fields.values, strict=True))
+    for store, names in fields.layout.stores:
+        described: list[Any] = []
+        for _ in names:
+            key, value = next(items)
+            if isinstance(value, Tensor):
+                array = to_array(value, field_label(key))
+                tensors[_tensor_name(key)] = (_NAMES.get(DTYPES[array.dtype].name, "U8"), array)
+                described.append([key[1], {TENSOR: [DTYPES[array.dtype].name, list(value.shape)]}])
+            else:
+                described.append([key[1], {VALUE: tag(value, field_label(key))}])
+        stores.append([store_to_json(store), described])
+    document = {"format": FORMAT, "version": VERSION, "graph": fields.layout.graph, "stores": stores}
+    text = dump_json(document)
+    if len(text) > MAX_JSON_BYTES:
+        raise RecordTooLargeError(
+            f"the base graph's other values take {len(text):,} bytes as text, at most {MAX_JSON_BYTES:,}",
+            fix="hold them as tensors or numpy arrays of numbers",
+        )
+    _write_tensors(tensors, Path(directory) / TENSORS_FILE)
+    (Path(directory) / VALUES_FILE).write_bytes(text)
+
+
+def _tensor_name(key: FieldKey) -> str:
+    return canonical_json([store_to_json(key[0]), key[1]]).decode("ascii")
+
+
+def _write_tensors(tensors: dict[str, tuple[str, TensorValue]], path: Path) -> None:
+    """Write a safetensors file tensor by tensor.
+
+    The library's writer wants a copy of everything in memory and reports a full disk as its own error type.
+    Larger element types come first, so every tensor is aligned when the file is mapped.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name][1].array.itemsize, name))
+    header, offset = {}, 0
+    for name in order:
+        dtype, (code, array) = tensors[name]
+        shape = [*array.shape, 2] if DTYPES[code].name == "complex128" else list(array.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            code, array = tensors[name][1]
+            file.write(array.astype(DTYPES[code].carrier, copy=False).reshape(-1).view("u1").data)
+
+
+def load_base_graph(directory: str | Path) -> Data | HeteroData:
+    """Read a base graph back; its tensors map the file, so all processes of a node share one copy.
+
+    Raises:
+        CorruptShardError: If a file is missing, damaged, or does not fit the other.
+        FormatError: If it was written by another version.
+    """
+    path = Path(directory) / VALUES_FILE
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CorruptShardError(
+                f"{path}: {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,}", path=path
+            )
+        document = load_json(path.read_bytes())
+        tensors = _read_tensors(Path(directory) / TENSORS_FILE)
+        return unflatten(_assemble(document, tensors, path))
+    except FileNotFoundError as error:
+        raise CorruptShardError(f"{error.filename}: the base graph is missing", path=error.filename) from None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
+        if isinstance(error, CacheError):
+            raise
+        raise CorruptShardError(f"{path}: not a base graph ({error})", path=path) from None
+
+
+def _assemble(document: Any, tensors: dict[str, Tensor], path: Path) -> GraphFields:
+    if (
+        not isinstance(document, dict)
+        or document.get("format") != FORMAT
+        or document.get("version") != VERSION
+    ):
+        raise FormatError(f"{path}: not a '{FORMAT}' of version {VERSION}", path=path)
+    if set(document) != {"format", "version", "graph", "stores"}:
+        raise CorruptShardError(f"{path}: has the keys {sorted(document)}", path=path)
+    values: list[Any] = []
+    stores: list[tuple[StoreKey, tuple[tuple[str, str], ...]]] = []
+    for store_data, described in document["stores"]:
+        store, names = store_from_json(store_data), []
+        for name, description in described:
+            [(kind, content)] = description.items()
+            names.append((str(name), str(kind)))
+            if kind == TENSOR:
+                values.append(
+                    _typed(tensors.pop(_tensor_name((store, name)), None), content, (store, name), path)
+                )
+            else:
+                values.append(untag(content))
+        stores.append((store, tuple(names)))
+    if tensors:
+        raise CorruptShardError(f"{path}: does not name the tensors {sorted(tensors)[:5]}", path=path)
+    return GraphFields(Layout(document["graph"], tuple(stores)), values)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    # safe_open maps the file privately: a write to such a tensor changes this process's page, not the file.
+    if not path.is_file():
+        raise CorruptShardError(f"{path}: the base graph is missing", path=path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise CorruptShardError(f"{path}: not a safetensors file ({error})", path=path) from None
+
+
+def _typed(tensor: Tensor | None, content: Any, key: FieldKey, path: Path) -> Tensor:
+    """The tensor under its own dtype, checked against what the JSON says."""
+    name, shape = content
+    codes = {dtype_name: code for code, (dtype_name, _) in DTYPES.items()}
+    dtype = TORCH_DTYPES.get(codes.get(name, 0))
+    if tensor is None or dtype is None:
+        raise CorruptShardError(
+            f"{path}: tensor {field_label(key)} of dtype {name} is missing or unknown", path=path
+        )
+    stored = _NAMES.get(name, "U8")
+    expected = _STORED[stored]
+    if tensor.dtype != expected or (name == "complex128" and tensor.shape[-1:] != (2,)):
+        raise CorruptShardError(
+            f"{path}: tensor {field_label(key)} has dtype {tensor.dtype}, expected {expected}", path=path
+        )
+    if name == "complex128":
+        # Viewing needs an even offset into the mapped storage; a copy of this rare type does not.
+        tensor = torch.view_as_complex(tensor.clone())
+    tensor = tensor if tensor.dtype == dtype else tensor.view(dtype)
+    if list(tensor.shape) != shape:
+        raise CorruptShardError(
+            f"{path}: tensor {field_label(key)} has shape {list(tensor.shape)}, expected {shape}", path=path
+        )
+    return tensor
