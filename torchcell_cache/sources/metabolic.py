@@ -127,12 +127,7 @@ def metabolic_base_graph(
             edges = np.concatenate([edges, np.stack([loops, loops])], axis=1)
         graph["gene", name, "gene"].edge_index = torch.from_numpy(edges)
         graph["gene", name, "gene"].num_edges = edges.shape[1]
-    gpr, rmr = graph["gene", "gpr", "reaction"], graph["reaction", "rmr", "metabolite"]
-    gpr.hyperedge_index = torch.from_numpy(tables.gpr)
-    gpr.num_edges = tables.gpr.shape[1]
-    rmr.hyperedge_index = torch.from_numpy(tables.rmr)
-    rmr.stoichiometry = torch.from_numpy(tables.stoichiometry)
-    rmr.num_edges = tables.rmr.shape[1]
+    _set_hyperedges(graph, tables)
     return graph
 
 
@@ -141,6 +136,15 @@ def model_rules(model: Any) -> tuple[list[str], GeneRules]:
     genes = sorted(_ids(model.genes, "gene"))
     texts = [reaction.gene_reaction_rule for reaction in model.reactions]
     return genes, GeneRules.from_strings(texts, genes, reaction_ids=[item.id for item in model.reactions])
+
+
+def _set_hyperedges(graph: HeteroData, tables: _Tables) -> None:
+    gpr, rmr = graph["gene", "gpr", "reaction"], graph["reaction", "rmr", "metabolite"]
+    gpr.hyperedge_index = torch.from_numpy(tables.gpr)
+    gpr.num_edges = tables.gpr.shape[1]
+    rmr.hyperedge_index = torch.from_numpy(tables.rmr)
+    rmr.stoichiometry = torch.from_numpy(tables.stoichiometry)
+    rmr.num_edges = tables.rmr.shape[1]
 
 
 def _read(model: Any) -> _Tables:
