@@ -643,6 +643,47 @@ def test_damaged_base_graph_json(name: str, tmp_path: Path) -> None:
         load_base_graph(tmp_path)
 
 
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+def test_any_part_of_base_graph_json_replaced_by_anything(tmp_path: Path) -> None:
+    graph = HeteroData()
+    graph["gene"].node_ids = ["a", "b"]
+    graph["gene"].x = torch.ones(2, 3)
+    graph["gene"].c = torch.ones(2, dtype=torch.complex128)
+    graph["gene"].t = (1, {"a": 2.5})
+    graph["gene", "r", "gene"].edge_index = torch.zeros(2, 4, dtype=torch.int64)
+    save_base_graph(graph, tmp_path)
+    text = (tmp_path / "base_graph.json").read_text()
+    for place in places(json.loads(text))[1:]:
+        for other in (
+            None,
+            True,
+            -1,
+            1.5,
+            "x",
+            "",
+            [],
+            {},
+            [1],
+            {"tensor": []},
+            {"value": 1},
+            [["a"]],
+            1 << 70,
+        ):
+            document = json.loads(text)
+            inside = document
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = other
+            (tmp_path / "base_graph.json").write_text(json.dumps(document))
+            with contextlib.suppress(CorruptShardError, FormatError):
+                loaded = load_base_graph(tmp_path)
+                assert same([loaded["gene"].x, loaded["gene"].c], [graph["gene"].x, graph["gene"].c])
+
+
 def test_damaged_base_graph_files(tmp_path: Path) -> None:
     save_base_graph(cell(), tmp_path)
     tensors_, text = tmp_path / "base_graph.safetensors", tmp_path / "base_graph.json"

@@ -29,7 +29,7 @@ from torchcell_cache.codec.layout import (
     store_from_json,
     store_to_json,
 )
-from torchcell_cache.errors import CacheError, CorruptShardError, FormatError, RecordTooLargeError
+from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError
 from torchcell_cache.graph_fields import GraphFields, flatten, unflatten
 from torchcell_cache.graph_values import TORCH_DTYPES, to_array
 from torchcell_cache.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
@@ -133,7 +133,7 @@ def load_base_graph(directory: str | Path) -> Data | HeteroData:
     except FileNotFoundError as error:
         raise CorruptShardError(f"{error.filename}: the base graph is missing", path=error.filename) from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
-        if isinstance(error, CacheError):
+        if isinstance(error, CorruptShardError | FormatError):
             raise
         raise CorruptShardError(f"{path}: not a base graph ({error})", path=path) from None
 
@@ -152,8 +152,10 @@ def _assemble(document: Any, tensors: dict[str, Tensor], path: Path) -> GraphFie
     for store_data, described in document["stores"]:
         store, names = store_from_json(store_data), []
         for name, description in described:
+            if not isinstance(name, str) or not isinstance(description, dict):
+                raise ValueError(f"field {str(name)[:40]} of {str(store)[:40]} is not described")
             [(kind, content)] = description.items()
-            names.append((str(name), str(kind)))
+            names.append((name, kind))
             if kind == TENSOR:
                 values.append(
                     _typed(tensors.pop(_tensor_name((store, name)), None), content, (store, name), path)
