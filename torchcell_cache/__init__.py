@@ -46,12 +46,14 @@ _PLACES = {
     "verify": "verification",
 }
 
-__all__ = [*sorted(_PLACES), "__version__"]  # noqa: PLE0604 - names, resolved by __getattr__
+__all__ = [*sorted(_PLACES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
-        raise AttributeError(f"module 'torchcell_cache' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'torchcell_cache' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     place = _PLACES[name]
     value = import_module(f"torchcell_cache.{name}") if not place else None
     if place:

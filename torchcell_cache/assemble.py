@@ -83,7 +83,6 @@ class Assembler:
         self.needs_masks = not isinstance(processor, Perturbation)
         self.pool = MaskPool(topology.size)
 
-
     def removed(self, columns: StructuredColumns) -> tuple[npt.NDArray[Any], Int64Array]:
         """Removed positions of each record, ascending and unique, and their offsets ``[batch + 1] int64``."""
         if self.has_removed:
@@ -99,7 +98,9 @@ class Assembler:
         if self.has_removed or (self.removal is not None and self.removal.by_rule is not None):
             positions, ptr = self.removed(columns)
             at = ptr.tolist()
-            return [self._assemble(columns, k, self._kept(positions[at[k] : at[k + 1]])) for k in range(count)]
+            return [
+                self._assemble(columns, k, self._kept(positions[at[k] : at[k + 1]])) for k in range(count)
+            ]
         return [self._assemble(columns, k, self._kept_by_index(columns, k)) for k in range(count)]
 
     def _assemble(self, columns: StructuredColumns, k: int, kept: tuple[Tensor, ...]) -> Any:

@@ -83,7 +83,9 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         lengths = arrays.get("value_count")
         value_ptr = np.arange(len(ptr), dtype=np.int64) if lengths is None else offsets(lengths)
         names = Names(arrays["source_ids"], arrays["source_id_length"]) if "source_ids" in arrays else None
-        return SampleTable(arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names)
+        return SampleTable(
+            arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names
+        )
     except (KeyError, SourceContractError) as error:
         raise CorruptShardError(f"the stored columns do not fit together: {error}") from None
 
@@ -123,7 +125,11 @@ def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> n
             low, high = np.minimum(src, dst)[~loops], np.maximum(src, dst)[~loops]
             keys.append(low * num_nodes + high)
     ids = table.ids.astype(np.int64)
-    total = np.add.reduceat(np.append(degree[ids], 0), np.minimum(table.ptr[:-1], len(ids))) if len(table) else degree[:0]
+    total = (
+        np.add.reduceat(np.append(degree[ids], 0), np.minimum(table.ptr[:-1], len(ids)))
+        if len(table)
+        else degree[:0]
+    )
     total = np.where(np.diff(table.ptr) > 0, total, 0)
     if keys:
         total -= _edges_between(np.sort(np.concatenate(keys)), ids, table.ptr, num_nodes)
@@ -143,7 +149,8 @@ def _edges_between(
     for distance in range(1, int(counts.max(initial=0))):
         rows = np.repeat(np.arange(len(counts)), np.maximum(counts - distance, 0))
         within = np.arange(len(rows)) - np.repeat(
-            np.cumsum(np.maximum(counts - distance, 0)) - np.maximum(counts - distance, 0), np.maximum(counts - distance, 0)
+            np.cumsum(np.maximum(counts - distance, 0)) - np.maximum(counts - distance, 0),
+            np.maximum(counts - distance, 0),
         )
         first = ptr[:-1][rows] + within
         pair = ids[first] * num_nodes + ids[first + distance]  # ids ascend within a sample

@@ -79,7 +79,9 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
             if self._missing_is_error and source_dataset is None:
                 raise
         if self._opened is not None and source_dataset is not None:
-            import_module("torchcell_cache.builder.api").check_source(self._opened.manifest, source_dataset, self._root)
+            import_module("torchcell_cache.builder.api").check_source(
+                self._opened.manifest, source_dataset, self._root
+            )
         super().__init__(str(self._root), transform, None, None, log=log)
 
     @classmethod
@@ -138,7 +140,11 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
             data = self.get(int(self.positions([idx])[0]))
             return data if self.transform is None else self.transform(data)
-        if isinstance(idx, torch.Tensor | np.ndarray) and idx.ndim == 0 and idx.dtype not in (torch.bool, np.bool_):
+        if (
+            isinstance(idx, torch.Tensor | np.ndarray)
+            and idx.ndim == 0
+            and idx.dtype not in (torch.bool, np.bool_)
+        ):
             return self[int(idx)]
         return self.index_select(idx)
 
@@ -158,7 +164,9 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:
         """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""
-        return import_module("torchcell_cache.batch").SharedGraphBatch.read(self.generation, self.positions(indices))
+        return import_module("torchcell_cache.batch").SharedGraphBatch.read(
+            self.generation, self.positions(indices)
+        )
 
     # What is known without reading records
 
@@ -169,7 +177,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
 
     @property
     def cell_graph(self) -> Any:
-        """torchcell's name of :attr:`base_graph`."""
+        """Torchcell's name of :attr:`base_graph`."""
         return self.base_graph
 
     @property
@@ -210,7 +218,9 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         table = self.generation.table
         if table is None:
             return []
-        return [table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()]
+        return [
+            table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()
+        ]
 
     def _labels(self, rows: Int64Array) -> dict[str, npt.NDArray[Any]]:
         table = self.generation.table
@@ -247,7 +257,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         if y is None or y.size == 0:
             return 0
         if np.issubdtype(y.dtype, np.floating):
-            return int(len(np.unique(y))) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+            return len(np.unique(y)) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
         return int(y.max()) + 1 if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
 
     def preprocess_from_source(
@@ -255,7 +265,9 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
     ) -> PreprocessedDataset:
         """Build the store from a source, then read from it: torchcell's calling style of ``build``."""
         build = import_module("torchcell_cache.builder.api").build
-        built = build(self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings)
+        built = build(
+            self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings
+        )
         self._opened = built.generation
         return self
 

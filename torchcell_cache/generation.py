@@ -131,7 +131,9 @@ class Generation:
         if stored is None:
             return None
         if stored["name"] not in BUILT_IN:
-            raise FormatError(f"the store names processor {stored['name']!r}; this version knows {sorted(BUILT_IN)}")
+            raise FormatError(
+                f"the store names processor {stored['name']!r}; this version knows {sorted(BUILT_IN)}"
+            )
         return BUILT_IN[stored["name"]](**stored["settings"])
 
     @cached_property
@@ -144,7 +146,9 @@ class Generation:
         """Perturbed ids and measurements of all samples, or ``None`` if the source had none."""
         if "perturbed" not in self.columns:
             return None
-        return arrays_to_table(self.columns, tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"]))
+        return arrays_to_table(
+            self.columns, tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
+        )
 
     @cached_property
     def structured(self) -> StructuredSchema:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -106,7 +107,10 @@ class IncidenceIndex:
         """Positions within one edge type that go with ``node``, ascending ``[degree] int64``."""
         domain = self.topology.domain_of(key)
         column = self.topology.domains.index(domain)
-        return self.positions[self.ptr[node, column] : self.ptr[node, column + 1]].astype(np.int64) - domain.start
+        return (
+            self.positions[self.ptr[node, column] : self.ptr[node, column + 1]].astype(np.int64)
+            - domain.start
+        )
 
     def removed(self, ids: npt.NDArray[Any], ptr: Int64Array) -> tuple[Positions, Int64Array]:
         """Global positions that each sample of a ragged batch removes.
@@ -139,7 +143,11 @@ class IncidenceIndex:
 
     def to_bytes(self) -> bytes:
         """Serialised form, the same bytes for the same index."""
-        meta = {"graph_digest": self.graph_digest, "gpr_by": self.gpr_by, "metabolic": str(int(self.metabolic))}
+        meta = {
+            "graph_digest": self.graph_digest,
+            "gpr_by": self.gpr_by,
+            "metabolic": str(int(self.metabolic)),
+        }
         return arrays_to_bytes({"ptr": self.ptr, "positions": self.positions}, meta)
 
     @classmethod
@@ -152,13 +160,17 @@ class IncidenceIndex:
         arrays, meta = map_arrays(path)
         try:
             ptr, positions = arrays["ptr"], arrays["positions"]
-            index = cls(topology, ptr, positions, meta["graph_digest"], meta["gpr_by"], meta["metabolic"] == "1")
+            index = cls(
+                topology, ptr, positions, meta["graph_digest"], meta["gpr_by"], meta["metabolic"] == "1"
+            )
         except KeyError as error:
             raise CorruptIndexError(f"{path}: {error} is missing", path=path) from None
         wanted = (topology.num_nodes, len(topology.domains) + 1)
         flat = ptr.ravel()
         fits = ptr.shape == wanted and ptr.dtype == np.int64 and positions.dtype == topology.position_dtype
-        if not fits or (len(flat) and (flat[0] != 0 or flat[-1] != len(positions) or bool((np.diff(flat) < 0).any()))):
+        if not fits or (
+            len(flat) and (flat[0] != 0 or flat[-1] != len(positions) or bool((np.diff(flat) < 0).any()))
+        ):
             raise CorruptIndexError(
                 f"{path}: ptr {ptr.shape} and {len(positions)} positions do not fit a base graph of {wanted[0]} nodes",
                 path=path,
@@ -170,7 +182,7 @@ class IncidenceIndex:
 def unique_ragged(flat: Positions, ptr: Int64Array) -> tuple[Positions, Int64Array]:
     """Sort each list of a ragged array in place and drop repeats."""
     bounds = ptr.tolist()
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         flat[a:b].sort()
     keep = np.ones(len(flat), dtype=bool)
     np.not_equal(flat[1:], flat[:-1], out=keep[1:])
@@ -232,9 +244,7 @@ def _edge_pairs(topology: Topology, domain: Domain, index: npt.NDArray[np.int64]
     return nodes.ravel()[keep.ravel()], positions[keep.ravel()]
 
 
-def _node_major(
-    topology: Topology, pairs: Sequence[Pairs]
-) -> tuple[Int64Array, Positions]:
+def _node_major(topology: Topology, pairs: Sequence[Pairs]) -> tuple[Int64Array, Positions]:
     """Bring the pairs of all domains into one CSR, nodes first, positions ascending."""
     num_nodes, width = topology.num_nodes, len(topology.domains)
     counts = np.zeros((num_nodes, width), dtype=np.int64)

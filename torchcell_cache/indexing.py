@@ -43,7 +43,7 @@ def as_positions(index: Any, count: int) -> Int64Array:
         return np.flatnonzero(index)
     if not np.issubdtype(index.dtype, np.integer):
         raise IndexError(f"a dataset is indexed by integers or bools, got an array of {index.dtype}")
-    positions = index.astype(np.int64)
+    positions: Int64Array = index.astype(np.int64)
     if len(positions):
         low, high = int(positions.min()), int(positions.max())
         if low < -count or high >= count:

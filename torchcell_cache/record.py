@@ -78,10 +78,18 @@ class SampleTable:
             ("ptr", self.ptr, len(self.ids)),
             ("value_ptr", self.value_ptr, len(self.values)),
         ):
-            if ptr.ndim != 1 or len(ptr) < 1 or ptr[0] != 0 or ptr[-1] != total or bool(np.any(np.diff(ptr) < 0)):
+            if (
+                ptr.ndim != 1
+                or len(ptr) < 1
+                or ptr[0] != 0
+                or ptr[-1] != total
+                or bool(np.any(np.diff(ptr) < 0))
+            ):
                 raise SourceContractError(f"{name} must rise from 0 to {total}, got {ptr[:3]}..{ptr[-1:]}")
         if len(self.ptr) != len(self.value_ptr):
-            raise SourceContractError(f"{len(self.ptr) - 1} samples by ids, {len(self.value_ptr) - 1} by values")
+            raise SourceContractError(
+                f"{len(self.ptr) - 1} samples by ids, {len(self.value_ptr) - 1} by values"
+            )
 
     def __len__(self) -> int:
         return len(self.ptr) - 1

@@ -117,7 +117,7 @@ class Removal:
         arrays, _ = map_arrays(path)
         try:
             values = {item.name: arrays[_RULE + item.name] for item in fields(GeneRules)}
-            rules = GeneRules(**{k: int(v) if v.ndim == 0 else v for k, v in values.items()})
+            rules = GeneRules(**values)
             return cls(index, ReactionRemoval(rules, arrays["reaction_ptr"], arrays["reaction_positions"]))
         except (KeyError, TypeError) as error:
             raise CorruptIndexError(f"{path}: {error} in the stored gene rules", path=path) from None

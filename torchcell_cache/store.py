@@ -70,7 +70,9 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
                 items = [(keys[8 * k : 8 * k + 8], record) for k, record in enumerate(records)]
                 written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
                 if written != len(items) or added != len(items):
-                    raise FormatError(f"{path}: LMDB took {added} of {len(items)} records from sample {index} on")
+                    raise FormatError(
+                        f"{path}: LMDB took {added} of {len(items)} records from sample {index} on"
+                    )
                 index += len(items)
         env.sync(True)
     finally:
@@ -78,7 +80,7 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
     return index - first_index
 
 
-def _format_argument() -> dict[str, int]:
+def _format_argument() -> dict[str, Any]:
     """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
     return {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 
@@ -97,7 +99,9 @@ def write_shard_growing(path: Path, first_index: int, make_chunks: Any, map_byte
             map_bytes *= 2
         except lmdb.Error as error:
             path.unlink(missing_ok=True)
-            raise OSError(getattr(error, "errno", None) or 5, f"LMDB could not write: {error}", str(path)) from error
+            raise OSError(
+                getattr(error, "errno", None) or 5, f"LMDB could not write: {error}", str(path)
+            ) from error
 
 
 class _Handle:
@@ -117,7 +121,9 @@ class _Handle:
             )
         except lmdb.Error as error:
             raise CorruptShardError(
-                f"{path} cannot be opened: {error}", path=path, fix="torchcell-cache verify root=<root> level=full"
+                f"{path} cannot be opened: {error}",
+                path=path,
+                fix="torchcell-cache verify root=<root> level=full",
             ) from None
         self.local = threading.local()
         self.closed = False
@@ -158,7 +164,7 @@ class _Registry:
         with self.lock:
             self.drop_inherited()
             try:
-                stat = os.stat(path)
+                stat = Path(path).stat()
             except FileNotFoundError:
                 raise CorruptShardError(
                     f"{path} is missing", path=path, fix="torchcell-cache repair root=<root>"

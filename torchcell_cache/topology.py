@@ -89,7 +89,9 @@ class Topology:
         return {
             "node_type": self.node_type,
             "num_nodes": self.num_nodes,
-            "domains": [[d.role, list(d.key) if isinstance(d.key, tuple) else d.key, d.size] for d in self.domains],
+            "domains": [
+                [d.role, list(d.key) if isinstance(d.key, tuple) else d.key, d.size] for d in self.domains
+            ],
         }
 
     @classmethod
@@ -124,7 +126,8 @@ def count_nodes(store: Any, what: str) -> int:
     if mapping.get("node_ids") is not None:
         return len(mapping["node_ids"])
     raise SourceContractError(
-        f"the base graph does not say how many nodes {what} has", fix=f"set num_nodes on {what} of the base graph"
+        f"the base graph does not say how many nodes {what} has",
+        fix=f"set num_nodes on {what} of the base graph",
     )
 
 
@@ -175,7 +178,9 @@ def topology_of(graph: Data | HeteroData, node_type: str | None = None) -> Topol
             name = "edge_index" if role == "edge" else "hyperedge_index"
             index = graph[key].get(name)
             if index is None:
-                raise SourceContractError(f"edge type {key} of the base graph has no {name}", fix=f"set {name} [2, n]")
+                raise SourceContractError(
+                    f"edge type {key} of the base graph has no {name}", fix=f"set {name} [2, n]"
+                )
             size = _checked(index, f"{key}.{name}", counts.get(key[0]), counts.get(key[2]))
             domains.append(Domain(role, key, domains[-1].stop if domains else 0, size))
     if "reaction" in counts and node_type == "gene":
@@ -193,7 +198,9 @@ def _role(key: EdgeType, node_type: str) -> str:
 
 def _checked(index: Any, what: str, num_src: int | None, num_dst: int | None) -> int:
     if index.dim() != 2 or index.size(0) != 2 or index.is_floating_point():
-        raise SourceContractError(f"{what} has shape {tuple(index.shape)} {index.dtype}, expected [2, n] int64")
+        raise SourceContractError(
+            f"{what} has shape {tuple(index.shape)} {index.dtype}, expected [2, n] int64"
+        )
     for row, limit in enumerate((num_src, num_dst)):
         if limit is None:
             raise SourceContractError(f"{what}: the base graph has no such node type")

@@ -33,7 +33,9 @@ def quick_digest(path: str | Path) -> str:
 
 def _stamp_directory() -> Path | None:
     """A directory that only this user can write, or ``None``."""
-    path = Path(os.environ.get("TORCHCELL_CACHE_STAMPS") or f"{tempfile.gettempdir()}/torchcell_cache-{os.getuid()}")
+    path = Path(
+        os.environ.get("TORCHCELL_CACHE_STAMPS") or f"{tempfile.gettempdir()}/torchcell_cache-{os.getuid()}"
+    )
     with contextlib.suppress(OSError):
         path.mkdir(mode=0o700, exist_ok=True)
         info = path.lstat()
@@ -43,7 +45,7 @@ def _stamp_directory() -> Path | None:
 
 
 def _stamp_name(path: str | Path, digest: str) -> str:
-    info = os.stat(path)
+    info = Path(path).stat()
     facts = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, digest)
     return str(xxhash.xxh3_128_hexdigest(repr(facts).encode()))
 
@@ -69,9 +71,11 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
     """
     fix = "torchcell-cache repair root=<root>"
     try:
-        found = os.stat(path).st_size
+        found = Path(path).stat().st_size
         if found != size:
-            raise CorruptShardError(f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix)
+            raise CorruptShardError(
+                f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix
+            )
         directory = _stamp_directory()
         if directory is not None and (directory / _stamp_name(path, digest)).exists():
             return

@@ -9,11 +9,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.atomic import make_dirs_durable, storage_errors
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
 from torchcell_cache.builder.pool import StopRequest
-from torchcell_cache.atomic import make_dirs_durable, storage_errors
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.errors import (
@@ -106,7 +106,9 @@ def build(
         name = new_generation_name(plan.fingerprint(storage).digest, shard_plan)
         work = GenerationBuild(where, name, plan, shard_plan, storage, lock.exclusive, say)
         with StopRequest().listening() as stop:
-            manifest = work.run(num_workers, None if scratch is None else Path(os.fspath(scratch)), stop, progress)
+            manifest = work.run(
+                num_workers, None if scratch is None else Path(os.fspath(scratch)), stop, progress
+            )
         return _publish(where, manifest, current, say)
     finally:
         lock.release()
@@ -149,7 +151,9 @@ def _usable(
         warnings.warn(f"{message}\n  using it all the same (on_stale='warn')", stacklevel=3)
         return PreprocessedDataset._of(Generation.open(root))
     raise StaleCacheError(
-        message, path=root, fix="build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild"
+        message,
+        path=root,
+        fix="build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild",
     )
 
 
@@ -167,7 +171,8 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
     stored = {part: manifest.fingerprint[part] for part in wanted}
     if stored != wanted:
         raise StaleCacheError(
-            f"the store at {root} was built from another source:\n    " + "\n    ".join(explain(stored, wanted)),
+            f"the store at {root} was built from another source:\n    "
+            + "\n    ".join(explain(stored, wanted)),
             path=root,
             fix="build(..., on_stale='rebuild'), or open the store without source_dataset",
         )

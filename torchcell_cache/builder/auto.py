@@ -42,21 +42,29 @@ def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
     count = len(plan.source)
     if count == 0:
         return "perturbation" if plan.can_be_structured else "full"
-    costs = [_structured_cost(plan, storage, count) for storage in ("perturbation", "delta") if plan.can_be_structured]
+    costs = [
+        _structured_cost(plan, storage, count)
+        for storage in ("perturbation", "delta")
+        if plan.can_be_structured
+    ]
     costs += [_generic_cost(plan, mode, count) for mode in (("full",) if costs else ("delta", "full"))]
     quickest = min(cost.read_us for cost in costs)
     chosen = min((c for c in costs if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
     say("storage       make/sample  read/sample  bytes/sample")
     for cost in costs:
         mark = "  <- chosen" if cost is chosen else ""
-        say(f"{cost.storage:<12} {cost.make_us:>9.1f} us {cost.read_us:>9.1f} us {cost.num_bytes:>13,.0f}{mark}")
+        say(
+            f"{cost.storage:<12} {cost.make_us:>9.1f} us {cost.read_us:>9.1f} us {cost.num_bytes:>13,.0f}{mark}"
+        )
     return chosen.storage
 
 
 def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
     assert plan.table is not None
     assert plan.topology is not None
-    schema = StructuredSchema.from_dict(make_shard_plan(plan, storage, None, MAX_RECORD_BYTES).schema["structured"])
+    schema = StructuredSchema.from_dict(
+        make_shard_plan(plan, storage, None, MAX_RECORD_BYTES).schema["structured"]
+    )
     graph = plan.source.base_graph
     removal = plan.processor.build_removal(graph, plan.graph_digest)
     stop = min(_PROBE, count)

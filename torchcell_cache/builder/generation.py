@@ -25,6 +25,7 @@ from torchcell_cache.atomic import (
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.pool import StopRequest, forked_worker, light_worker, run_here, run_workers
+from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
@@ -42,8 +43,14 @@ from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.graphio import save_base_graph
 from torchcell_cache.lock import STATUS_NAME
-from torchcell_cache.manifest import FileEntry, Manifest, ShardEntry, processed_dir, read_sidecar, sidecar_path
-from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.manifest import (
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    processed_dir,
+    read_sidecar,
+    sidecar_path,
+)
 from torchcell_cache.verified import quick_digest
 
 _PROBE = 64
@@ -118,7 +125,9 @@ class GenerationBuild:
         columns: Arrays = {}
         if self.plan.table is not None and self.plan.topology is not None:
             columns = table_to_arrays(self.plan.table, self.plan.topology.num_nodes)
-            columns["removed_edges"] = _smallest(count_removed_edges(graph, self.plan.topology, self.plan.table))
+            columns["removed_edges"] = _smallest(
+                count_removed_edges(graph, self.plan.topology, self.plan.table)
+            )
             removal = self.plan.processor.build_removal(graph, self.plan.graph_digest)
             index = removal.index
             self.index_ms = index.build_ms
@@ -149,7 +158,9 @@ class GenerationBuild:
     def _maker(self) -> RecordMaker:
         if self.shards.records == "structured":
             return StructuredMaker.open(self.directory, self.shards)
-        return GenericMaker(self.plan.source, self.plan.processor, "full" if self.storage == "full" else "delta")
+        return GenericMaker(
+            self.plan.source, self.plan.processor, "full" if self.storage == "full" else "delta"
+        )
 
     # Shards
 
@@ -180,7 +191,9 @@ class GenerationBuild:
         per_sample = size + 30 if size < 2000 else -(-(size + 24) // 4096) * 4096
         missing = sum(b - a for a, b in map(self.shards.span, todo))
         need, free = int(missing * per_sample * 1.1), free_bytes(self.directory)
-        self.say(f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free")
+        self.say(
+            f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free"
+        )
         if need > free:
             raise StorageFullError(
                 f"the build needs about {human_bytes(need)}, {human_bytes(free)} are free at {self.directory}",
@@ -220,7 +233,9 @@ class GenerationBuild:
             if labels and self.plan.table is None:
                 write_atomic(self.directory / COLUMNS_FILE, columns_bytes(labels))
             shards = [_without_stats(entry) for entry in shards]
-        names = ["base_graph.safetensors", "base_graph.json"] if self.plan.source.base_graph is not None else []
+        names = (
+            ["base_graph.safetensors", "base_graph.json"] if self.plan.source.base_graph is not None else []
+        )
         names += [INCIDENCE_FILE] if (self.directory / INCIDENCE_FILE).exists() else []
         files = []
         for name in (*names, COLUMNS_FILE):
@@ -276,9 +291,16 @@ def _without_stats(entry: ShardEntry) -> ShardEntry:
     return replace(entry, stats={})
 
 
-def content_digest(schema: dict[str, Any], graph_digest: str, num_samples: int, shards: list[ShardEntry]) -> str:
+def content_digest(
+    schema: dict[str, Any], graph_digest: str, num_samples: int, shards: list[ShardEntry]
+) -> str:
     """Digest of what is stored: schema, base graph and every record under its index, in any order of work."""
     low, high = content_sums(shards)
     return sha256_json(
-        {"schema": schema, "base_graph": graph_digest, "samples": num_samples, "sums": [f"{low:016x}", f"{high:016x}"]}
+        {
+            "schema": schema,
+            "base_graph": graph_digest,
+            "samples": num_samples,
+            "sums": [f"{low:016x}", f"{high:016x}"],
+        }
     )

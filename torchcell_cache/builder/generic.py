@@ -82,9 +82,15 @@ class GenericMaker:
         labels = self._labels
         stats: dict[str, Any] = {"layouts": dict(sorted(self._layouts.items()))}
         first = labels[0] if labels else None
-        if first is not None and all(v is not None and v.shape == first.shape and v.dtype == first.dtype for v in labels):
+        if first is not None and all(
+            v is not None and v.shape == first.shape and v.dtype == first.dtype for v in labels
+        ):
             stacked = np.stack(labels)
-            stats["y"] = {"dtype": stacked.dtype.str, "shape": list(stacked.shape), "hex": stacked.tobytes().hex()}
+            stats["y"] = {
+                "dtype": stacked.dtype.str,
+                "shape": list(stacked.shape),
+                "hex": stacked.tobytes().hex(),
+            }
         return {"layouts": self._layouts, "stats": stats}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.structured import StructuredSchema
-from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.codehash import code_digest
+from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.fingerprint import Fingerprint
 from torchcell_cache.graphio import graph_digest, graph_digests
 from torchcell_cache.processors import BUILT_IN
@@ -67,7 +67,9 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
     table = getattr(source, "table", None)
     table = table if isinstance(table, SampleTable) else None
     topology = None
-    built_in = type(processor) in BUILT_IN.values()  # a subclass may assemble otherwise: its graphs are stored whole
+    built_in = (
+        type(processor) in BUILT_IN.values()
+    )  # a subclass may assemble otherwise: its graphs are stored whole
     if built_in and table is not None:
         topology = topology_of(graph, processor.node_type)
         given = getattr(source, "node_type", topology.node_type)
@@ -106,7 +108,9 @@ def check_storage(plan: BuildPlan, storage: str) -> str:
     return storage
 
 
-def make_shard_plan(plan: BuildPlan, storage: str, shard_size: int | None, max_record_bytes: int) -> ShardPlan:
+def make_shard_plan(
+    plan: BuildPlan, storage: str, shard_size: int | None, max_record_bytes: int
+) -> ShardPlan:
     """The plan that all workers share.
 
     Raises:

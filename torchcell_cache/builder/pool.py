@@ -82,17 +82,18 @@ def run_here(
             stop.raise_interrupted(total - len(shards) + finished, total)
 
     finished = 0
-    for shard in shards:
+    for finished, shard in enumerate(shards):
         if stop.signal is not None:
             stop.raise_interrupted(total - len(shards) + finished, total)
         build(shard, watched)
-        finished += 1
 
 
 class _Worker:
     """One process and its end of the connection."""
 
-    def __init__(self, connection: Connection, kill: Callable[[], None], join: Callable[[], int | None]) -> None:
+    def __init__(
+        self, connection: Connection, kill: Callable[[], None], join: Callable[[], int | None]
+    ) -> None:
         self.connection, self.kill, self.join = connection, kill, join
         self.shard: int | None = None
 
@@ -125,7 +126,9 @@ def light_worker(directory: Path, scratch: Path | None) -> _Worker:
 def forked_worker(build: Callable[[int, Report], None]) -> _Worker:
     """A fork of this process, for sources and processors that cannot be pickled or named by a path."""
     ours, theirs = multiprocessing.Pipe()
-    with warnings.catch_warnings():  # 3.12 warns of fork in a threaded process; the child sets one thread first
+    with (
+        warnings.catch_warnings()
+    ):  # 3.12 warns of fork in a threaded process; the child sets one thread first
         warnings.simplefilter("ignore", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=_forked, args=(ours, theirs, build))
         process.start()
@@ -147,7 +150,12 @@ def _forked(ours: Connection, theirs: Connection, build: Callable[[int, Report],
 
 
 def run_workers(
-    shards: Sequence[int], start: Callable[[], _Worker], count: int, report: Report, stop: StopRequest, total: int
+    shards: Sequence[int],
+    start: Callable[[], _Worker],
+    count: int,
+    report: Report,
+    stop: StopRequest,
+    total: int,
 ) -> None:
     """Hand the shards to ``count`` workers.
 
@@ -200,7 +208,9 @@ def _replace(worker: _Worker, deaths: dict[int, int], start: Callable[[], _Worke
     assert shard is not None
     deaths[shard] += 1
     if deaths[shard] >= _RETRIES:
-        cause = f"killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
+        cause = (
+            f"killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
+        )
         raise BuildFailedError(
             f"shard {shard}: its worker was {cause} {_RETRIES} times; likely out of memory",
             fix="lower num_workers and run the same command again; finished shards are kept",

@@ -48,7 +48,13 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, done: int, status_path: Path | None, *, enabled: bool = True, stream: TextIO | None = None
+        self,
+        total: int,
+        done: int,
+        status_path: Path | None,
+        *,
+        enabled: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         self.total, self.done, self.initial = total, done, done
         self.status_path, self.stream = status_path, stream or sys.stderr
@@ -74,7 +80,9 @@ class Progress:
             self._write_status("building")
         share = self.done / max(self.total, 1)
         waited = now - self.last_line
-        if self.lines and (waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)):
+        if self.lines and (
+            waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)
+        ):
             self.last_line, self.last_share = now, share
             print(f"preprocess: {self._text(now)}", file=self.stream, flush=True)
 

@@ -126,7 +126,12 @@ def shard_name(shard: int) -> str:
 
 
 def build_shard(
-    directory: Path, plan: ShardPlan, maker: RecordMaker, shard: int, report: Report, scratch: Path | None = None
+    directory: Path,
+    plan: ShardPlan,
+    maker: RecordMaker,
+    shard: int,
+    report: Report,
+    scratch: Path | None = None,
 ) -> ShardEntry:
     """Build, digest and publish one shard; its side file is the shard's commit.
 

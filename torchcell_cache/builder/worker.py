@@ -22,7 +22,9 @@ from torchcell_cache.errors import CacheError
 def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
     """Build the shards asked for over ``connection`` until it closes; messages are JSON, never pickles."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides; a shard in work is finished or dropped whole
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # the parent decides; a shard in work is finished or dropped whole
 
     def report(count: int) -> None:
         connection.send_bytes(json.dumps({"samples": count}).encode())
@@ -31,7 +33,9 @@ def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
     while True:
         try:
             while not connection.poll(2.0):
-                if os.getppid() != parent:  # a forked sibling may keep the pipe open after the parent was killed
+                if (
+                    os.getppid() != parent
+                ):  # a forked sibling may keep the pipe open after the parent was killed
                     return
             request = connection.recv_bytes()
         except (EOFError, OSError):
@@ -41,7 +45,7 @@ def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
         shard = int(request)
         try:
             build(shard, report)
-            reply = {"done": shard}
+            reply: dict[str, object] = {"done": shard}
         except Exception as error:
             reply = {
                 "failed": shard,

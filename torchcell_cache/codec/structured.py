@@ -165,7 +165,9 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
     start = CHECKSUM_BYTES + size
     lengths = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
     if len(records) and int(lengths.min()) < start:
-        raise CorruptRecordError(f"a structured record has {int(lengths.min())} bytes, its header alone has {start}")
+        raise CorruptRecordError(
+            f"a structured record has {int(lengths.min())} bytes, its header alone has {start}"
+        )
     header = np.frombuffer(b"".join([r[CHECKSUM_BYTES:start] for r in records]), dtype=schema.header)
     measurements = header["measurements"].astype(np.int64)
     perturbed = header["perturbed"].astype(np.int64)

@@ -97,7 +97,10 @@ class DeletionProcessor(abc.ABC):
                 fix="use a PerturbationTable source, or a processor of your own for graph samples",
             )
         topology, shell = self._prepared(base_graph)
-        if len(sample.perturbed) and not 0 <= sample.perturbed[0] <= sample.perturbed[-1] < topology.num_nodes:
+        if (
+            len(sample.perturbed)
+            and not 0 <= sample.perturbed[0] <= sample.perturbed[-1] < topology.num_nodes
+        ):
             raise SourceContractError(
                 f"sample {sample.index}: perturbed ids {sample.perturbed} outside 0..{topology.num_nodes - 1}"
             )
@@ -114,7 +117,9 @@ class DeletionProcessor(abc.ABC):
         """What all samples of a base graph have in common, computed once and handed to :meth:`assemble`."""
 
     @abc.abstractmethod
-    def assemble(self, base_graph: Any, topology: Topology, shell: Any, deletion: Deletion) -> Data | HeteroData:
+    def assemble(
+        self, base_graph: Any, topology: Topology, shell: Any, deletion: Deletion
+    ) -> Data | HeteroData:
         """The sample's graph from what is kept."""
 
     def build_removal(self, base_graph: Any, graph_digest: str) -> Removal:
@@ -126,7 +131,9 @@ class DeletionProcessor(abc.ABC):
     def _prepared(self, base_graph: Any) -> tuple[Topology, Any]:
         """Topology and shell, kept for the graph seen last; a changed tensor makes a new signature."""
         stores = base_graph.stores
-        signature = tuple((id(v), getattr(v, "_version", 0)) for store in stores for v in store._mapping.values())
+        signature = tuple(
+            (id(v), getattr(v, "_version", 0)) for store in stores for v in store._mapping.values()
+        )
         if self._seen is None or self._seen[0] != signature:
             topology = topology_of(base_graph, self.node_type)
             self._seen = (signature, topology, self.make_shell(base_graph, topology))
@@ -148,7 +155,12 @@ def kept_by_definition(
 
 
 def _domain_kept(
-    graph: Any, topology: Topology, domain: Domain, node_kept: Tensor, reaction_kept: Tensor | None, gpr_by: str
+    graph: Any,
+    topology: Topology,
+    domain: Domain,
+    node_kept: Tensor,
+    reaction_kept: Tensor | None,
+    gpr_by: str,
 ) -> Tensor:
     if domain.role == "reaction":
         assert reaction_kept is not None
@@ -163,7 +175,9 @@ def _domain_kept(
         return kept
     index = graph[domain.key].hyperedge_index
     if domain.role == "rmr":
-        return torch.ones(index.size(1), dtype=torch.bool) if reaction_kept is None else reaction_kept[index[0]]
+        return (
+            torch.ones(index.size(1), dtype=torch.bool) if reaction_kept is None else reaction_kept[index[0]]
+        )
     kept = node_kept[index[0]]
     if gpr_by == "reaction" and reaction_kept is not None:
         kept = kept & reaction_kept[index[1]]

@@ -55,7 +55,9 @@ class LazySubgraphRepresentation(DeletionProcessor):
         head["num_nodes"] = topology.num_nodes
         features = {"x": base.x} if base._mapping.get("x") is not None else {}
         if homogeneous:
-            return LazyShell(Data(), head, features, _homogeneous_tail(base_graph, topology), node_names(base))
+            return LazyShell(
+                Data(), head, features, _homogeneous_tail(base_graph, topology), node_names(base)
+            )
         graph = HeteroData()
         graph[topology.node_type]._mapping = {}
         for node_type in base_graph.node_types:
@@ -70,7 +72,9 @@ class LazySubgraphRepresentation(DeletionProcessor):
         others = tuple((t, int(graph[t]._mapping["num_nodes"])) for t in graph.node_types if t not in skip)
         return LazyShell(graph, head, features, tail, node_names(base), others)
 
-    def assemble(self, base_graph: Any, topology: Topology, shell: LazyShell, deletion: Deletion) -> Data | HeteroData:
+    def assemble(
+        self, base_graph: Any, topology: Topology, shell: LazyShell, deletion: Deletion
+    ) -> Data | HeteroData:
         """The sample's graph: copies of the shell's stores and the sample's own fields."""
         pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool)
         fields = perturbation_fields(shell.names, deletion.perturbed)
@@ -91,7 +95,10 @@ class LazySubgraphRepresentation(DeletionProcessor):
             graph._store._mapping = mapping
             return graph
         graph[topology.node_type]._mapping = mapping
-        for node_type, size in shell.others:  # fresh per sample: a mask edited in place must not reach the next one
+        for (
+            node_type,
+            size,
+        ) in shell.others:  # fresh per sample: a mask edited in place must not reach the next one
             graph[node_type]._mapping["pert_mask"] = torch.zeros(size, dtype=torch.bool)
             graph[node_type]._mapping["mask"] = torch.ones(size, dtype=torch.bool)
         for domain, kept in zip(topology.domains, deletion.kept, strict=True):

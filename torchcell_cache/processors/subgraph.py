@@ -60,7 +60,9 @@ class SubgraphRepresentation(DeletionProcessor):
         )
         graph = HeteroData()
         graph[topology.node_type]._mapping = mapping
-        kept_of = {d.role: k for d, k in zip(topology.domains, deletion.kept, strict=True) if d.role != "edge"}
+        kept_of = {
+            d.role: k for d, k in zip(topology.domains, deletion.kept, strict=True) if d.role != "edge"
+        }
         new_id = {topology.node_type: relabelling(~pert_mask)}
         for node_type, size in shell.counts.items():
             if node_type != topology.node_type:

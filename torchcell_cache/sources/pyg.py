@@ -26,7 +26,9 @@ class PygSource:
             dataset 4,096 evenly spaced ones.
     """
 
-    def __init__(self, dataset: Sequence[Any] | Any, base_graph: Any = None, *, version: str | None = None) -> None:
+    def __init__(
+        self, dataset: Sequence[Any] | Any, base_graph: Any = None, *, version: str | None = None
+    ) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise SourceContractError(
                 f"{type(dataset).__name__} is no source: it needs len() and integer indexing",
@@ -58,7 +60,11 @@ class PygSource:
         hasher = xxhash.xxh3_128()
         for index in probes:
             hasher.update(graph_digest(self.dataset[index]).encode())
-        return {**out, "content": hasher.hexdigest(), "hashed": "all" if exact else f"{_PROBES} evenly spaced"}
+        return {
+            **out,
+            "content": hasher.hexdigest(),
+            "hashed": "all" if exact else f"{_PROBES} evenly spaced",
+        }
 
 
 def as_source(source: Any, base_graph: Any = None) -> Source:

@@ -143,7 +143,7 @@ class PerturbationTable:
 
     @property
     def cell_graph(self) -> Data | HeteroData:
-        """torchcell's name of ``base_graph``."""
+        """Torchcell's name of ``base_graph``."""
         return self.base_graph
 
     @property
@@ -168,7 +168,11 @@ class PerturbationTable:
 
 
 def _ragged_ids(perturbations: Any, names: list[str] | None, unknown: str) -> tuple[Int64Array, Int64Array]:
-    if isinstance(perturbations, tuple) and len(perturbations) == 2 and hasattr(perturbations[1], "__array__"):
+    if (
+        isinstance(perturbations, tuple)
+        and len(perturbations) == 2
+        and hasattr(perturbations[1], "__array__")
+    ):
         ids, ptr = (np.asarray(part, dtype=np.int64) for part in perturbations)
         return ids.copy(), ptr.copy()
     if hasattr(perturbations, "__array__"):
@@ -232,14 +236,18 @@ def _measurements(columns: dict[str, Any], num_samples: int, nan: str) -> tuple[
     for name, column in columns.items():
         if len(column) != num_samples:
             raise SettingError(f"column '{name}' has {len(column)} values for {num_samples} samples")
-    ragged = any(isinstance(c[0], list | tuple | np.ndarray) and np.ndim(c[0]) > 0 for c in columns.values() if len(c))
+    ragged = any(
+        isinstance(c[0], list | tuple | np.ndarray) and np.ndim(c[0]) > 0 for c in columns.values() if len(c)
+    )
     if not ragged:
         values = np.empty((num_samples, len(columns)), dtype=np.float32)
         for k, column in enumerate(columns.values()):
             values[:, k] = np.asarray(column, dtype=np.float32)
         value_ptr = np.arange(num_samples + 1, dtype=np.int64)
     else:
-        lists = [[np.atleast_1d(np.asarray(v, dtype=np.float32)) for v in column] for column in columns.values()]
+        lists = [
+            [np.atleast_1d(np.asarray(v, dtype=np.float32)) for v in column] for column in columns.values()
+        ]
         value_ptr = _ptr(np.array([max(map(len, row)) for row in zip(*lists, strict=True)], dtype=np.int64))
         values = np.full((int(value_ptr[-1]), len(columns)), np.nan, dtype=np.float32)
         for k, column in enumerate(lists):

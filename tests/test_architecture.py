@@ -1,0 +1,114 @@
+"""The layers of docs/architecture.md: imports go down only, and dangerous imports stay in their one file."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "torchcell_cache"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [("lmdb", {"torchcell_cache.store"}), ("neo4j", {"torchcell_cache.sources.neo4j"}), ("cobra", None)],
+)
+def test_a_risky_library_is_imported_in_its_own_file_only(library: str, allowed: set[str] | None) -> None:
+    users = {
+        name for name, path in MODULES.items() if any(i.split(".")[0] == library for i in imports_of(path))
+    }
+    if allowed is None:
+        assert all(name.startswith("torchcell_cache.sources.") for name in users)
+    else:
+        assert users <= allowed
+
+
+def test_hydra_is_imported_by_the_command_line_only() -> None:
+    users = {
+        name for name, path in MODULES.items() if any(i.split(".")[0] == "hydra" for i in imports_of(path))
+    }
+    assert all(name.startswith("torchcell_cache.cli") for name in users)
+
+
+def test_the_dataset_needs_neither_build_nor_sources() -> None:
+    reached, queue = set(), ["torchcell_cache.dataset", "torchcell_cache.generation", "torchcell_cache.batch"]
+    while queue:
+        name = queue.pop()
+        if name in reached or name not in MODULES:
+            continue
+        reached.add(name)
+        queue.extend(
+            i for i in imports_of(MODULES[name], top_level_only=True) if i.startswith("torchcell_cache")
+        )
+    assert not {name for name in reached if ".builder" in name or ".sources" in name}
+
+
+@pytest.mark.parametrize(
+    "room", ["codec", "store", "record", "errors", "atomic", "manifest", "builder.worker", "removal"]
+)
+def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
+    script = f"import sys; import torchcell_cache.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_importing_the_package_is_free() -> None:
+    heavy = "('torch', 'lmdb', 'numpy', 'hydra', 'neo4j')"
+    script = f"import sys; import torchcell_cache; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_public_name_resolves() -> None:
+    import torchcell_cache as tc
+
+    for name in tc.__all__:
+        assert getattr(tc, name) is not None
+    with pytest.raises(AttributeError, match="PreprocessedDataset"):
+        _ = tc.PreprocesedDataset
+
+
+def test_nothing_that_executes_data_is_on_the_read_path() -> None:
+    banned = {
+        "pickle.loads",
+        "pickle.load",
+        "torch.load",
+        "numpy.load",
+        "np.load",
+        "yaml.load",
+        "marshal.loads",
+        "eval",
+        "exec",
+    }
+    calls = {}
+    for name, path in MODULES.items():
+        if name.startswith(("torchcell_cache.sources.", "torchcell_cache.cli")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in banned:
+                calls[name] = ast.unparse(node.func)
+    assert calls == {}
