@@ -126,23 +126,24 @@ def _tree(value: Tree) -> Mapping[str, Any]:
 
 def _compare(part: str, old: object, new: object) -> Iterator[Difference | None]:
     """One item per leaf: ``None`` for an equal one."""
-    branches = _branches(old), _branches(new)
-    if branches[0] is not None and branches[1] is not None:
-        for name in dict.fromkeys([*branches[0], *branches[1]]):
+    before, after = _branches(old, like=new), _branches(new, like=old)
+    if before is not None and after is not None:
+        for name in dict.fromkeys([*before, *after]):
             child = name if name.startswith("[") or not part else f".{name}"
-            yield from _compare(part + child, branches[0].get(name, MISSING), branches[1].get(name, MISSING))
+            yield from _compare(part + child, before.get(name, MISSING), after.get(name, MISSING))
     elif MISSING not in (old, new) and canonical_json(old) == canonical_json(new):
-        yield from [None] * (1 if branches[0] is None else _count(old))
+        yield from [None] * _count(old)
     else:
         yield Difference(part, old, new)
 
 
-def _branches(value: object) -> dict[str, Any] | None:
-    """Children of a node of the tree by name, ``None`` for a leaf."""
-    if isinstance(value, dict) and value:
-        if len(value) == 1 and next(iter(value)).startswith("$"):
-            return None
-        return {name.removeprefix("$"): value[name] for name in sorted(value)}
+def _branches(value: object, like: object = None) -> dict[str, Any] | None:
+    """Children of a node of the tree by name, ``None`` for a leaf; an empty node is what the other one is."""
+    if value in ({}, []):
+        return {} if type(value) is type(like) and _branches(like) else None
+    if isinstance(value, dict):
+        is_tagged = len(value) == 1 and next(iter(value)).startswith("$")
+        return None if is_tagged else {name.removeprefix("$"): value[name] for name in sorted(value)}
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return {f"[{position}]": item for position, item in enumerate(value)}
     return None
@@ -155,7 +156,8 @@ def _count(value: object) -> int:
 
 def _plain(value: object) -> object:
     """The content of a tagged leaf such as ``{"$array": "float32[3]:..."}``."""
-    return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
+    is_tagged = isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
+    return next(iter(value.values())) if is_tagged and isinstance(value, dict) else value
 
 
 def _short(value: object) -> str:

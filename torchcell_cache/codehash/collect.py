@@ -218,7 +218,7 @@ class _Collector(NameFollower):
             functions = list(_functions(value))
             for function in functions if key == "__call__" or not dunder else ():
                 if not (definition and definition.holds(function.__code__)):
-                    self.put_value(f"{name}.{key}", function)
+                    self.put_value(f"{name}.{key} (decorated)", function)
             if not (functions or dunder or key in state or is_enum or key == "_abc_impl" or _is_slot(value)):
                 node = nodes.get(key)
                 if not says(node, value) and not self.is_located(space, names_in(node)):

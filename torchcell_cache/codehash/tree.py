@@ -23,9 +23,23 @@ def says(node: ast.AST | None, value: object) -> bool:
     """Whether the expression is a literal of exactly this value, so that the tree already identifies it."""
     try:
         literal = ast.literal_eval(node) if isinstance(node, ast.expr) else ...
-        return node is not None and type(literal) is type(value) and repr(literal) == repr(value)
+        return node is not None and _same_literal(literal, value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return False
+
+
+def _same_literal(one: object, other: object) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (set, frozenset)) and isinstance(
+        other, (set, frozenset)
+    ):  # their repr has no fixed order
+        return sorted(map(repr, one)) == sorted(map(repr, other))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same_literal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return _same_literal(list(one.items()), list(other.items()))
+    return repr(one) == repr(other)
 
 
 def names_in(node: ast.AST | None) -> set[str]:
