@@ -1,0 +1,56 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both create what they need in .venv.
+PYTHON ?= python3
+# An unpinned torch fetches gigabytes of CUDA libraries; set TORCH=torch for a GPU machine.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PY = $(VENV)/bin/python
+JOBS ?= 2
+SAMPLES ?= 20000
+ROOT ?= demo/ecoli
+
+.PHONY: demo test lint types format bench campaign clean
+
+demo: $(VENV)/.demo
+	$(PY) -m experiments.demo root=$(ROOT) samples=$(SAMPLES)
+
+test: $(VENV)/.dev
+	$(PY) -m pytest -q -n $(JOBS)
+
+campaign: $(VENV)/.dev
+	$(PY) -m pytest -q -m campaign
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.bench
+	$(PY) -m experiments.benchmarks.cache_bench
+
+$(VENV)/.torch:
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.11'"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	$(PY) -m pip install --quiet -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PY) -m pip install --quiet -e ".[demo,dev]"
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.torch
+	$(PY) -m pip install --quiet -e ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
