@@ -141,8 +141,8 @@ def test_scheme_stores_and_rebuilds_masks(workload: Workload, records: Records, 
 def test_all_ways_take_turns() -> None:
     calls: list[str] = []
     ways = {"a": lambda _: calls.append("a"), "b": Way(lambda _: calls.append("b"), max_rounds=1)}
-    timings = alternate(ways, Budget(min_rounds=3, max_rounds=3, seconds=0))
-    assert {name: t.rounds for name, t in timings.items()} == {"a": 3, "b": 1}
+    timings = alternate(ways, Budget(min_rounds=3, max_rounds=3, seconds=0, burst=1))
+    assert {name: t.calls for name, t in timings.items()} == {"a": 3, "b": 1}
     assert calls == ["a", "a", "b", "a", "a"]
 
 

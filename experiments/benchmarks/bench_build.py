@@ -47,7 +47,8 @@ def _jobs(ctx: Context) -> dict[str, Callable[[], float]]:
 
 
 def _build(ctx: Context, folder: str, storage: str, count: int, workers: int) -> float:
-    ctx.datasets.pop(storage, None)
+    if storage in ctx.datasets:
+        ctx.datasets.pop(storage).close()
     source = ours.make_source(ctx.workload, ctx.workload.samples.head(count))
     ctx.datasets[storage], elapsed = ours.build(ctx.root / folder, source, storage, workers)
     return elapsed

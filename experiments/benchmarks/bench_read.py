@@ -37,6 +37,8 @@ def run(ctx: Context) -> None:
     for peer in ctx.peers.values():
         peer.open()
     _one_sample(ctx)
+    if not ours.has_batches():
+        ctx.report.skipped["our batches"] = "this version has no SharedGraphBatch"
     _one_record(ctx)
     for size in (28, 256):
         _getitems(ctx, size)
@@ -52,6 +54,10 @@ def _ours(ctx: Context, pick: Picker, read: Callable[[Any, list[int]], object], 
     """One way per storage, named by the storage."""
     stores = [(s, ctx.datasets[s], ctx.limit(s)) for s in only if s in ctx.datasets]
     return {s: lambda k, d=dataset, n=limit: read(d, pick(k, n)) for s, dataset, limit in stores}
+
+
+def _our_batches(ctx: Context, pick: Picker) -> Ways:
+    return _ours(ctx, pick, ours.read_batch, LIGHT) if ours.has_batches() else {}
 
 
 def _one_sample(ctx: Context) -> None:
@@ -81,7 +87,7 @@ def _one_record(ctx: Context) -> None:
     }
     ways["scheme"] = lambda k: [ctx.scheme.get_record(i) for i in pick(k, ctx.sizes.scheme)]
     timings = {name: t.per(16) for name, t in alternate(ways, ctx.budget).items()}
-    inside = alternate(_ours(ctx, wide, ours.read_batch, LIGHT), ctx.budget)
+    inside = alternate(_our_batches(ctx, wide), ctx.budget)
     row = ctx.report.row("compact", "one compact sample, random order", "us", 5, "torchcell_cache `delta`")
     _add_ours(row, {s: t.per(256) for s, t in inside.items()}, "inside a shuffled batch of 256")
     _add_peers(ctx, row, timings, "by index, raw arrays, not collated")
@@ -101,7 +107,7 @@ def _getitems(ctx: Context, size: int) -> None:
 
 def _batches(ctx: Context, size: int) -> None:
     pick = Picker(ctx, size)
-    ways = _ours(ctx, pick, ours.read_batch, LIGHT)
+    ways = _our_batches(ctx, pick)
     for name, peer in ctx.peers.items():
         ways[name] = lambda k, p=peer: p.batch_raw(pick(k, ctx.sizes.peers))
         own = peer.own_order(size)
@@ -113,7 +119,8 @@ def _batches(ctx: Context, size: int) -> None:
     for storage, target in (("delta", 150), ("perturbation", 100)):
         work = f"shuffled batch of {size}, ready to send to the device, `{storage}`"
         row = ctx.report.row(f"batch_{size}_{storage}", work, "us", target if size == 28 else None)
-        _add_ours(row, {storage: timings[storage]}, _size_note(ctx, storage, size))
+        if storage in timings:
+            _add_ours(row, {storage: timings[storage]}, _size_note(ctx, storage, size))
         _add_peers(ctx, row, timings, "raw arrays, collated")
         if "scheme" in timings:
             row.add(ctx.scheme.name, SCHEME, timings["scheme"], "stock PyG batch")
@@ -128,7 +135,7 @@ def _size_note(ctx: Context, storage: str, size: int) -> str:
 
 def _objects(ctx: Context) -> None:
     pick = Picker(ctx, 28)
-    ways = _ours(ctx, pick, ours.read_batch, LIGHT)
+    ways = _our_batches(ctx, pick)
     for name, peer in ctx.peers.items():
         if peer.get_objects([0]) is not None:
             ways[name] = lambda k, p=peer: _collate(p.get_objects(pick(k, ctx.sizes.peers)))

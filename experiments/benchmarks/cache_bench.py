@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.benchmarks.harness import Budget, Machine, single_thread
 
-SECTIONS = ("index", "build", "read")
+SECTIONS = ("index", "build", "read", "cold", "memory")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, root: Path) -> str:
     import torch
 
     torch.set_num_threads(1)
-    from experiments.benchmarks import bench_build, bench_index, bench_read
+    from experiments.benchmarks import bench_build, bench_cold, bench_index, bench_memory, bench_read
     from experiments.benchmarks.report import Report, replace_between
     from experiments.benchmarks.workload import make_workload
 
@@ -83,15 +83,20 @@ def run(options: argparse.Namespace, root: Path) -> str:
     if "index" in options.sections:
         print("index", flush=True)
         bench_index.run(report, workload.base_graph, options.seed, options.scale, budget, not options.quick)
-    if "build" in options.sections or "read" in options.sections:
+    if set(options.sections) - {"index"}:
         ctx = _context(options, root, report, workload, budget)
         for name, reason in report.skipped.items():
             print(f"left out: {name}: {reason}", flush=True)
         print("build", flush=True)
         bench_build.run(ctx)
-        if "read" in options.sections:
-            print("read", flush=True)
-            bench_read.run(ctx)
+        # Reading needs the stores that the build section leaves behind, so that one always runs.
+        for name, section in (("read", bench_read.run), ("cold", bench_cold.run)):
+            if name in options.sections:
+                print(name, flush=True)
+                section(ctx)
+        if "memory" in options.sections:
+            print("memory", flush=True)
+            bench_memory.run(ctx, options.scale)
     text = report.markdown()
     if options.json:
         report.write_json(options.json)

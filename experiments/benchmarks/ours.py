@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ import torchcell_cache as tc
 from experiments.benchmarks.workload import Samples, Workload
 
 STORAGES = ("perturbation", "delta", "full")
-SHARD_SIZE = 4_096
 
 
 def make_source(workload: Workload, samples: Samples) -> Any:
@@ -34,7 +34,7 @@ def build(root: Path, source: Any, storage: str, num_workers: int) -> tuple[Any,
         processor=tc.LazySubgraphRepresentation(),
         storage=storage,
         num_workers=num_workers,
-        shard_size=SHARD_SIZE,
+        progress=False,
     )
     return dataset, time.perf_counter() - start
 
@@ -42,6 +42,11 @@ def build(root: Path, source: Any, storage: str, num_workers: int) -> tuple[Any,
 def build_index(base_graph: Any) -> Any:
     """The incidence index of a base graph."""
     return tc.IncidenceIndex.build(base_graph)
+
+
+def has_batches() -> bool:
+    """Whether this version of the library has shared-graph batches."""
+    return importlib.util.find_spec("torchcell_cache.batch") is not None
 
 
 def read_batch(dataset: Any, indices: Sequence[int]) -> Any:
@@ -52,3 +57,16 @@ def read_batch(dataset: Any, indices: Sequence[int]) -> Any:
 def read_samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
     """What torch's and PyG's own loaders call."""
     return dataset.__getitems__(list(indices))
+
+
+def open_store(root: Path) -> Any:
+    """Opens a finished store."""
+    return tc.PreprocessedDataset(str(root))
+
+
+def warm_imports() -> None:
+    """Imports what reading needs, so that memory of code is not counted as memory of data."""
+    import torch_geometric.data
+
+    assert torch_geometric.data.Dataset
+    assert tc.PreprocessedDataset

@@ -28,7 +28,9 @@ class BareLmdb(Peer):
         env.close()
 
     def open(self) -> None:
-        self.env = lmdb.open(str(self.root / "data.lmdb"), subdir=False, readonly=True, lock=False)
+        self.env = lmdb.open(
+            str(self.root / "data.lmdb"), subdir=False, readonly=True, lock=False, readahead=False
+        )
         self.txn = self.env.begin(buffers=True)
 
     def get_raw(self, index: int) -> RawRecord:
