@@ -11,7 +11,7 @@ from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptor
 from typing import Any
 
 from torchcell_cache.codehash.names import ABSENT, NameFollower, Space, globals_of
-from torchcell_cache.codehash.place import LIBRARIES, is_installed, short_name, top_level
+from torchcell_cache.codehash.place import LIBRARIES, installed_version, is_installed, short_name, top_level
 from torchcell_cache.codehash.source import Definition, attribute_nodes, default_nodes
 from torchcell_cache.codehash.tree import names_in, says
 from torchcell_cache.codehash.values import Json, cannot_identify
@@ -24,8 +24,9 @@ def code_digest(processor: object) -> dict[str, Any]:
     Code is followed by name from the processor through the user's own modules: helpers, base classes,
     constants, closures, defaults, decorators. Comments, layout, docstrings, annotations, the order of
     functions and the place of the files do not matter, neither does the hash seed. Installed libraries are
-    identified by name, except the package that the processor itself comes from. Not seen: code reached by a
-    computed name (``getattr(module, name)``) and the contents of files that the processor reads.
+    identified by name, except the package that the processor itself comes from (by its version where its code
+    cannot be followed). Not seen: code reached by a computed name (``getattr(module, name)``) and the
+    contents of files that the processor reads.
 
     A class or function with an integer attribute ``cache_version`` is identified by its name and this
     version, its source is not looked at; a subclass that declares none is still identified by its own source
@@ -47,7 +48,9 @@ def code_digest(processor: object) -> dict[str, Any]:
     except SettingError:
         if not is_installed(globals_of(kind).get("__file__")):
             raise
-        return _Collector(frozenset()).identify(processor)
+        identity = _Collector(frozenset()).identify(processor)
+        identity["code"][package] = {"$installed": installed_version(package)}
+        return identity
 
 
 class _Collector(NameFollower):
@@ -69,6 +72,10 @@ class _Collector(NameFollower):
 
     def declared_version(self, value: object) -> Json:
         version = getattr(value, "__dict__", {}).get("cache_version")
+        if isinstance(value, type) and self.is_library(globals_of(value)):
+            version = getattr(
+                value, "cache_version", None
+            )  # a built-in processor may share its base's version
         if version is None:
             return None if isinstance(value, type) else self.declared_version(type(value))
         if isinstance(version, (int, str)) and not isinstance(version, bool):

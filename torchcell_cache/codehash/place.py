@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 import sysconfig
@@ -51,6 +52,14 @@ def is_library(name: str, file: str | None, own: frozenset[str] = frozenset()) -
 def is_installed(file: str | None) -> bool:
     """Whether a file was put in place by an installer."""
     return file is not None and any(part in _INSTALLED for part in PurePath(file).parts)
+
+
+def installed_version(package: str) -> str:
+    """Version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"
 
 
 def short_name(module_globals: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
+import sys
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -202,6 +203,10 @@ class ValueEncoder:
     def _container(self, value: object, where: str) -> Json:
         if isinstance(value, types.MappingProxyType):
             value = dict(value)
+        if type(value).__module__ in ("omegaconf.dictconfig", "omegaconf.listconfig"):
+            # A configuration node changes its private state when it is read.
+            plain_config = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=True)
+            return self.encode(plain_config, where)
         if isinstance(value, dict):
             items = self._dict(value, where)
             plain = type(value) in (dict, OrderedDict)
