@@ -23,12 +23,16 @@ _DTYPES = {
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 _MAX_HEADER = 16 << 20
+_METADATA = "torchcell_cache"
 
 
 def arrays_to_bytes(arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str] | None = None) -> bytes:
-    """Serialise arrays in name order, so equal input gives equal bytes."""
+    """Serialise arrays in name order, so equal input gives equal bytes.
+
+    The library writes metadata entries in random order; one entry that holds them all as JSON has only one order.
+    """
     ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-    return bytes(save(ordered, metadata=metadata))
+    return bytes(save(ordered, metadata={_METADATA: json.dumps(metadata or {}, sort_keys=True)}))
 
 
 def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
@@ -54,9 +58,17 @@ def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if not isinstance(header, dict):
         raise FormatError(f"{path}: header is not a JSON object", path=path)
-    metadata = header.pop("__metadata__", {})
+    metadata = _metadata(path, header.pop("__metadata__", {}))
     body = np.frombuffer(mapping, dtype=np.uint8, offset=8 + length)
     return {name: _view(path, name, info, body) for name, info in header.items()}, metadata
+
+
+def _metadata(path: Path, entries: Any) -> dict[str, str]:
+    try:
+        values = json.loads(entries.get(_METADATA, "{}"))
+        return {str(key): str(value) for key, value in values.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: its metadata is malformed ({error!r})", path=path) from None
 
 
 def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
