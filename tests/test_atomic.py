@@ -41,6 +41,10 @@ from torchcell_cache.errors import (
 ODD_NAMES = ["plain", "with space", "é中文", "new\nline", ".hidden", "-dash", "a.b.c", "x" * 150]
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def run_python(code: str, *arguments: str) -> str:
     """Output of another process; never the tested one, so its pid is dead afterwards."""
     done = subprocess.run(
@@ -60,14 +64,14 @@ def test_writes_and_replaces_whole_files(tmp_path: Path, name: str) -> None:
     for data in (b"first", b"", b"third" * 1_000_000):
         assert write_atomic(path, data)
         assert path.read_bytes() == data
-    assert os.listdir(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
 
 
 def test_first_writer_wins_without_replace(tmp_path: Path) -> None:
     assert write_atomic(tmp_path / "f", b"first", replace=False)
     assert not write_atomic(tmp_path / "f", b"second", replace=False)
     assert (tmp_path / "f").read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["f"]
+    assert names_in(tmp_path) == ["f"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_publish_new_consumes_the_temporary_file_whoever_wins(tmp_path: Path) ->
         temporary = temp_path(tmp_path / "f")
         temporary.write_bytes(b"%d" % number)
         assert publish_new(temporary, tmp_path / "f") is expected
-    assert os.listdir(tmp_path) == ["f"]
+    assert names_in(tmp_path) == ["f"]
     assert (tmp_path / "f").read_bytes() == b"1"
     assert (tmp_path / "f").stat().st_nlink == 1
 
@@ -213,7 +217,7 @@ def test_a_file_where_a_directory_should_be(tmp_path: Path) -> None:
 )
 def test_os_errors_become_typed_errors_with_path_and_fix(tmp_path: Path, number: int, kind: type) -> None:
     path = tmp_path / "some file"
-    with pytest.raises(kind, match="cannot copy .*some file") as caught, storage_errors(path, "copy"):
+    with pytest.raises(kind, match=r"cannot copy .*some file") as caught, storage_errors(path, "copy"):
         raise OSError(number, os.strerror(number))
     error = caught.value
     assert (error.errno, error.path, error.code) == (number, str(path), EXIT_CANNOT_WRITE)
@@ -233,12 +237,15 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_full() -> None:
-    with pytest.raises(StorageFullError, match=r"No space left .* bytes free"), storage_errors("/dev/full"):
-        descriptor = os.open("/dev/full", os.O_WRONLY)
-        try:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with (
+            pytest.raises(StorageFullError, match=r"No space left .* bytes free"),
+            storage_errors("/dev/full"),
+        ):
             os.write(descriptor, b"x")
-        finally:
-            os.close(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 LIMITED = """

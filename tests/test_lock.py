@@ -31,6 +31,10 @@ sys.stdin.read()
 """
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @contextmanager
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until its input ends or it is killed."""
@@ -190,7 +194,10 @@ def test_life_is_told_by_pid_start_time_and_machine() -> None:
 
 
 def test_a_process_that_only_waits_to_be_reaped_is_dead() -> None:
-    code = "from torchcell_cache.process import this_process as p; print(p().pid, p().start_time, flush=True); input()"
+    code = (
+        "from torchcell_cache.process import this_process as me; print(me().pid, me().start_time, flush=True)"
+    )
+    code += "; input()"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         pid, started = map(int, process.stdout.readline().split())
@@ -206,7 +213,7 @@ def test_progress_is_replaced_whole(tmp_path: Path) -> None:
     for done in range(3):
         assert write_status(path, {"done": done, "of": 3})
         assert read_status(path) == {"done": done, "of": 3}
-    assert os.listdir(tmp_path) == ["status.json"]
+    assert names_in(tmp_path) == ["status.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"done": ', b"\xff\xfe", b"[" * 100_000])

@@ -11,13 +11,13 @@ object's keys carries no meaning; where order matters, use a list.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import stat
-from pathlib import Path
 from typing import Any
 
 from torchcell_cache.atomic import StrPath, storage_errors
@@ -94,17 +94,20 @@ def read_sealed(path: StrPath, *, fix: str | None = None) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         CorruptManifestError: It does not hold what was written.
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with storage_errors(path, "read"):
-        if Path(path).is_symlink():
-            raise CorruptManifestError(
-                f"{path} is a symbolic link, expected a file", path=os.fspath(path), fix=fix
-            )
-        descriptor = os.open(path, flags)
-        with os.fdopen(descriptor, "rb", closefd=True) as file:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            raise _not_a_file(path, fix) from error
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CorruptManifestError(f"{path} is not a regular file", path=os.fspath(path), fix=fix)
-            data = file.read(MAX_BYTES + 1)
+                raise _not_a_file(path, fix)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
     return unseal(data, path=path, fix=fix)
 
 
@@ -138,6 +141,11 @@ def plain(value: Any, where: str = "$", depth: int = 0) -> Any:
                 raise TypeError(f"{where}: key {key!r} is {type(key).__name__}, expected str")
         return {key: plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     raise TypeError(f"{where}: {type(value).__name__} cannot be stored as JSON")
+
+
+def _not_a_file(path: StrPath, fix: str | None) -> CorruptManifestError:
+    text = f"{os.fspath(path)} is not a regular file (a symbolic link is refused)"
+    return CorruptManifestError(text, path=os.fspath(path), fix=fix)
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from faultlib import FaultServer, have_compiler
@@ -28,3 +30,16 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
     server = FaultServer(tmp_path_factory.mktemp("faults"), WARM)
     yield server
     server.close()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[[], Path]:
+    """Makes a new empty directory for each trial."""
+    numbers = itertools.count()
+
+    def make() -> Path:
+        folder = tmp_path / f"trial{next(numbers)}"
+        folder.mkdir()
+        return folder
+
+    return make

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faultlib import FOREVER, MUTATING, Fault, FaultServer
 
-from torchcell_cache.atomic import make_dirs_durable, publish_new, remove_stale_temps, temp_path, write_atomic
+from torchcell_cache.atomic import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.errors import (
     CacheNotFoundError,
     StorageFullError,
@@ -127,24 +127,13 @@ CASES = {
     "manifest_next": (put_old_manifest, manifest_next, generation_of, "old"),
     "sidecar": (put_nothing, sidecar, shard_of, "none"),
 }
+Fresh = Callable[[], Path]
 Case = tuple[Callable[[Path], None], Callable[[Path], object], Callable[[Path], str], str]
 
 
 @pytest.fixture(params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Callable[[], Path]:
-    numbers = itertools.count()
-
-    def make() -> Path:
-        folder = tmp_path / f"trial{next(numbers)}"
-        folder.mkdir()
-        return folder
-
-    return make
 
 
 def temporaries(folder: Path) -> list[str]:
@@ -163,7 +152,7 @@ def settle(
     assert temporaries(folder) == []
 
 
-def test_killed_at_every_call(faults: FaultServer, fresh, case: Case) -> None:
+def test_killed_at_every_call(faults: FaultServer, fresh: Fresh, case: Case) -> None:
     prepare, work, state, old = case
     folder = fresh()
     prepare(folder)
@@ -180,7 +169,7 @@ def test_killed_at_every_call(faults: FaultServer, fresh, case: Case) -> None:
     assert seen == {old, "new"}
 
 
-def test_every_call_fails_once_or_from_then_on(faults: FaultServer, fresh, case: Case) -> None:
+def test_every_call_fails_once_or_from_then_on(faults: FaultServer, fresh: Fresh, case: Case) -> None:
     prepare, work, state, old = case
     folder = fresh()
     prepare(folder)
@@ -197,7 +186,7 @@ def test_every_call_fails_once_or_from_then_on(faults: FaultServer, fresh, case:
         settle(faults, folder, work, state)
 
 
-def test_short_writes_are_completed(faults: FaultServer, fresh, case: Case) -> None:
+def test_short_writes_are_completed(faults: FaultServer, fresh: Fresh, case: Case) -> None:
     prepare, work, state, _ = case
     folder = fresh()
     prepare(folder)
@@ -206,7 +195,7 @@ def test_short_writes_are_completed(faults: FaultServer, fresh, case: Case) -> N
     assert state(folder) == "new"
 
 
-def test_a_failed_fsync_is_not_tried_again_and_publishes_nothing(faults: FaultServer, fresh) -> None:
+def test_a_failed_fsync_is_not_tried_again_and_publishes_nothing(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     put_old_file(folder)
     fault = Fault("fail", ops=MUTATING, error=errno.EIO, at=3)
@@ -216,7 +205,7 @@ def test_a_failed_fsync_is_not_tried_again_and_publishes_nothing(faults: FaultSe
     assert content_of(folder) == "old"
 
 
-def test_an_error_that_close_reports_publishes_nothing(faults: FaultServer, fresh) -> None:
+def test_an_error_that_close_reports_publishes_nothing(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     put_old_file(folder)
     fault = Fault("fail_after", ops=["close"], error=errno.EDQUOT, match=".tmp-")
@@ -225,116 +214,9 @@ def test_an_error_that_close_reports_publishes_nothing(faults: FaultServer, fres
     assert content_of(folder) == "old"
 
 
-# NFS: the operation happens and reports failure, because the server saw the request twice.
-
-
-@pytest.mark.parametrize(
-    ("work", "op", "number"),
-    [
-        (replace, "rename", errno.ENOENT),
-        (publish_first, "link", errno.EEXIST),
-        (manifest_first, "link", errno.EEXIST),
-        (manifest_first, "mkdir", errno.EEXIST),
-        (publish_first, "unlink", errno.ENOENT),
-    ],
-)
-def test_success_reported_as_failure_is_success(
-    faults: FaultServer, fresh, work, op: str, number: int
+def test_nothing_is_named_before_it_is_synced_and_every_name_is_synced(
+    faults: FaultServer, fresh: Fresh
 ) -> None:
-    folder = fresh()
-    trial = faults.run_trial(work, folder, prefix=folder, fault=Fault("fail_after", ops=[op], error=number))
-    assert (trial.outcome, trial.value, trial.fired) == ("ok", True, 1), trial.error
-    assert "new" in (content_of(folder), generation_of(folder))
-    assert temporaries(folder) == []
-
-
-def test_a_rename_that_really_failed_is_a_failure(faults: FaultServer, fresh) -> None:
-    folder = fresh()
-    put_old_file(folder)
-    trial = faults.run_trial(
-        replace, folder, prefix=folder, fault=Fault("fail", ops=["rename"], error=errno.ENOENT)
-    )
-    assert isinstance(trial.error, FileNotFoundError)
-    assert content_of(folder) == "old"
-
-
-# File systems without hard links, and those that cannot rename conditionally either.
-
-
-def publish_where(folder: Path, taken: bool) -> bool:
-    temporary = temp_path(folder / "f")
-    temporary.write_bytes(NEW)
-    if taken:
-        (folder / "f").write_bytes(OLD)
-    return publish_new(temporary, folder / "f")
-
-
-@pytest.mark.parametrize("taken", [False, True])
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-def test_publishing_without_hard_links(faults: FaultServer, fresh, number: int, taken: bool) -> None:
-    folder = fresh()
-    fault = Fault("fail", ops=["link"], error=number)
-    trial = faults.run_trial(publish_where, folder, taken, prefix=folder, fault=fault)
-    assert (trial.outcome, trial.value) == ("ok", not taken)
-    assert content_of(folder) == ("old" if taken else "new")
-    assert list(folder.iterdir()) == [folder / "f"]
-
-
-def publish_with_nothing_atomic(folder: Path, taken: bool) -> bool:
-    import ctypes
-
-    class LibraryWithoutRenameat2:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-    ctypes.CDLL = LibraryWithoutRenameat2  # type: ignore[assignment,misc] # a libc that lacks the call: musl
-    return publish_where(folder, taken)
-
-
-@pytest.mark.parametrize("taken", [False, True])
-def test_publishing_without_links_and_without_conditional_rename(
-    faults: FaultServer, fresh, taken: bool
-) -> None:
-    folder = fresh()
-    fault = Fault("fail", ops=["link"], error=errno.EPERM)
-    trial = faults.run_trial(publish_with_nothing_atomic, folder, taken, prefix=folder, fault=fault)
-    assert (trial.outcome, trial.value) == ("ok", not taken), trial.error
-    assert content_of(folder) == ("old" if taken else "new")
-    assert list(folder.iterdir()) == [folder / "f"]
-
-
-def race(folder: Path, builders: int, rounds: int) -> list[int]:
-    """Winners per round, when `builders` processes publish the same name at the same time."""
-    winners = []
-    for number in range(rounds):
-        gate_out, gate_in = os.pipe()
-        children = []
-        for builder in range(builders):
-            child = os.fork()
-            if child == 0:
-                os.close(gate_in)
-                os.read(gate_out, 1)  # returns for all of them when the last writer closes
-                won = write_atomic(folder / f"f{number}", str(builder).encode() * 1000, replace=False)
-                os._exit(1 if won else 0)
-            children.append(child)
-        os.close(gate_out)
-        os.close(gate_in)
-        winners.append(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-    return winners
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_of_many_publishers_exactly_one_wins(faults: FaultServer, fresh, links: bool) -> None:
-    folder = fresh()
-    fault = Fault() if links else Fault("fail", ops=["link"], error=errno.EPERM, times=FOREVER)
-    trial = faults.run_trial(race, folder, 8, 50, prefix=folder, fault=fault)
-    assert trial.value == [1] * 50
-    for path in folder.iterdir():
-        assert len(set(path.read_bytes())) == 1
-        assert path.stat().st_size == 1000
-    assert temporaries(folder) == []
-
-
-def test_nothing_is_named_before_it_is_synced_and_every_name_is_synced(faults: FaultServer, fresh) -> None:
     folder = fresh()
     log = faults.run_trial(manifest_first, folder, prefix=folder, log=True).log
     steps = [(call.op, os.path.relpath(call.path, folder)) for call in log]
@@ -352,7 +234,7 @@ def test_nothing_is_named_before_it_is_synced_and_every_name_is_synced(faults: F
     ]
 
 
-def test_a_directory_made_by_a_killed_run_is_synced_by_the_next(faults: FaultServer, fresh) -> None:
+def test_a_directory_made_by_a_killed_run_is_synced_by_the_next(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     processed_dir(folder).mkdir()
     log = faults.run_trial(manifest_first, folder, prefix=folder, log=True).log

@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
-import pytest
 from faultlib import DATA, FOREVER, SYNC, Fault, FaultServer
 
 from torchcell_cache.atomic import write_atomic
 
+Fresh = Callable[[], Path]
 CONTENT = b"new content " * 100
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def write_plainly(path: Path) -> str:
@@ -68,19 +72,7 @@ def raise_odd() -> None:
     raise type("Local", (Exception,), {})("cannot be pickled")
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Path]:
-    numbers = itertools.count()
-
-    def make() -> Path:
-        folder = tmp_path / f"trial{next(numbers)}"
-        folder.mkdir()
-        return folder
-
-    yield make
-
-
-def test_counts_the_calls_of_a_durable_write_in_their_order(faults: FaultServer, fresh) -> None:
+def test_counts_the_calls_of_a_durable_write_in_their_order(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     trial = faults.run_trial(write_carefully, folder / "f", prefix=folder, log="data")
     assert (trial.outcome, trial.value) == ("ok", True)
@@ -92,7 +84,7 @@ def test_counts_the_calls_of_a_durable_write_in_their_order(faults: FaultServer,
     assert trial.log[4].path == str(folder)
 
 
-def test_only_paths_below_the_prefix_that_match_count(faults: FaultServer, fresh) -> None:
+def test_only_paths_below_the_prefix_that_match_count(faults: FaultServer, fresh: Fresh) -> None:
     here, elsewhere = fresh(), fresh()
     assert faults.run_trial(write_carefully, elsewhere / "f", prefix=here).calls == 0
     beside = Path(f"{here}-beside")
@@ -104,7 +96,7 @@ def test_only_paths_below_the_prefix_that_match_count(faults: FaultServer, fresh
     assert trial.per_op == {"fsync": 2}
 
 
-def test_kill_before_and_after_differ_by_exactly_that_call(faults: FaultServer, fresh) -> None:
+def test_kill_before_and_after_differ_by_exactly_that_call(faults: FaultServer, fresh: Fresh) -> None:
     for action, exists in (("kill_before", False), ("kill_after", True)):
         folder = fresh()
         trial = faults.run_trial(
@@ -114,14 +106,14 @@ def test_kill_before_and_after_differ_by_exactly_that_call(faults: FaultServer, 
         assert (folder / "f").exists() is exists
 
 
-def test_kill_finds_the_hole_in_a_careless_write(faults: FaultServer, fresh) -> None:
+def test_kill_finds_the_hole_in_a_careless_write(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     (folder / "f").write_bytes(b"old")
     faults.run_trial(write_plainly, folder / "f", prefix=folder, fault=Fault("kill_torn", ops=["write"]))
     assert (folder / "f").read_bytes() == CONTENT[: len(CONTENT) // 2]
 
 
-def test_short_write_is_reported_as_short(faults: FaultServer, fresh) -> None:
+def test_short_write_is_reported_as_short(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     fault = Fault("short", ops=DATA, times=3)
     faults.run_trial(write_plainly, folder / "f", prefix=folder, fault=fault)
@@ -131,7 +123,7 @@ def test_short_write_is_reported_as_short(faults: FaultServer, fresh) -> None:
     assert (trial.fired, trial.per_op["write"]) == (3, 4)
 
 
-def test_errno_once_and_for_ever(faults: FaultServer, fresh) -> None:
+def test_errno_once_and_for_ever(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     once = Fault("fail", ops=["create"], error=errno.ENOSPC)
     trial = faults.run_trial(write_plainly, folder / "f", prefix=folder, fault=once)
@@ -143,14 +135,14 @@ def test_errno_once_and_for_ever(faults: FaultServer, fresh) -> None:
     assert trial.fired == trial.calls > 1
 
 
-def test_failure_reported_although_done(faults: FaultServer, fresh) -> None:
+def test_failure_reported_although_done(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     fault = Fault("fail_after", ops=["create"], error=errno.EIO)
     assert faults.run_trial(write_plainly, folder / "f", prefix=folder, fault=fault).outcome == "raised"
     assert (folder / "f").exists()
 
 
-def test_a_file_can_be_hidden_from_the_first_lookups(faults: FaultServer, fresh) -> None:
+def test_a_file_can_be_hidden_from_the_first_lookups(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     (folder / "f").write_bytes(b"there")
     fault = Fault("fail", ops=["open", "stat"], error=errno.ENOENT, times=2, match="/f")
@@ -162,7 +154,7 @@ def look_until_seen(path: Path) -> int:
     return next(misses for misses in itertools.count() if path.exists())
 
 
-def test_stop_lets_the_test_look_and_then_goes_on(faults: FaultServer, fresh) -> None:
+def test_stop_lets_the_test_look_and_then_goes_on(faults: FaultServer, fresh: Fresh) -> None:
     folder, seen = fresh(), []
     arguments = {"prefix": folder, "fault": Fault("stop_before", ops=["rename"])}
     look = lambda: seen.append((folder / "f").exists())  # noqa: E731
@@ -172,7 +164,7 @@ def test_stop_lets_the_test_look_and_then_goes_on(faults: FaultServer, fresh) ->
     assert (trial.outcome, trial.stops) == ("killed", 1)
 
 
-def test_reaches_the_writes_that_lmdb_makes_in_c(faults: FaultServer, fresh) -> None:
+def test_reaches_the_writes_that_lmdb_makes_in_c(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     trial = faults.run_trial(write_lmdb, folder / "s.lmdb", 50, prefix=folder, log=True)
     assert trial.outcome == "ok"
@@ -196,7 +188,7 @@ def test_an_lmdb_file_killed_at_any_call_is_partial_and_rebuilds_byte_identicall
         assert (folder / "s.lmdb").read_bytes() == whole.read_bytes()
 
 
-def test_disk_full_reaches_python_through_lmdb(faults: FaultServer, fresh) -> None:
+def test_disk_full_reaches_python_through_lmdb(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     fault = Fault("fail", ops=DATA, at=2, error=errno.ENOSPC, times=FOREVER)
     trial = faults.run_trial(write_lmdb, folder / "s.lmdb", 50, prefix=folder, fault=fault)
@@ -204,17 +196,17 @@ def test_disk_full_reaches_python_through_lmdb(faults: FaultServer, fresh) -> No
     assert isinstance(trial.error, lmdb.Error)
 
 
-def test_the_count_goes_on_across_forks(faults: FaultServer, fresh) -> None:
+def test_the_count_goes_on_across_forks(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     assert faults.run_trial(spawn_children, folder, 5, prefix=folder).per_op == {"create": 5, "write": 5}
     folder = fresh()
     faults.run_trial(
         spawn_children, folder, 5, prefix=folder, fault=Fault("kill_before", at=3, ops=["create"])
     )
-    assert len(os.listdir(folder)) == 4
+    assert len(names_in(folder)) == 4
 
 
-def test_nobody_writes_any_more_when_a_trial_is_over(faults: FaultServer, fresh) -> None:
+def test_nobody_writes_any_more_when_a_trial_is_over(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     faults.run_trial(leave_an_orphan, folder, prefix=folder)
     before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)}
@@ -222,7 +214,7 @@ def test_nobody_writes_any_more_when_a_trial_is_over(faults: FaultServer, fresh)
     assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(folder)} == before
 
 
-def test_timeouts_and_exceptions_that_cannot_be_pickled_come_back(faults: FaultServer, fresh) -> None:
+def test_timeouts_and_exceptions_that_cannot_be_pickled_come_back(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     assert faults.run_trial(sleep_long, prefix=folder, timeout=0.1).outcome == "timeout"
     trial = faults.run_trial(raise_odd, prefix=folder)
@@ -230,7 +222,7 @@ def test_timeouts_and_exceptions_that_cannot_be_pickled_come_back(faults: FaultS
     assert "cannot be pickled" in str(trial.error)
 
 
-def test_a_whole_command_can_be_put_under_a_fault(faults: FaultServer, fresh) -> None:
+def test_a_whole_command_can_be_put_under_a_fault(faults: FaultServer, fresh: Fresh) -> None:
     folder = fresh()
     code = f"open({str(folder / 'f')!r}, 'w').write('x')"
     with faults.armed_env(folder, Fault("kill_before", ops=["write"])) as environment:

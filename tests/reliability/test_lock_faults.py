@@ -25,7 +25,7 @@ def acquire(path: Path) -> tuple[bool, bool, list[str]]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES])
-def test_without_locks_there_is_one_warning_and_work_goes_on(
+def test_without_locks_there_is_a_warning_and_work_goes_on(
     faults: FaultServer, tmp_path: Path, number: int
 ) -> None:
     fault = Fault("fail", ops=["flock"], error=number, times=FOREVER)
@@ -76,7 +76,7 @@ def test_a_killed_builder_frees_the_lock_even_if_its_workers_live_on(
 
 
 def fork_holder(path: Path) -> tuple[bool, bool]:
-    """Whether the lock is free while the holder lives, and right after it was killed (its worker lives on)."""
+    """Whether the lock is free while its holder lives, and once it is killed but its worker lives on."""
     ready_out, ready_in = os.pipe()
     holder = os.fork()
     if holder == 0:
@@ -116,9 +116,7 @@ def hold_and_report(path: Path) -> None:
         write_status(path.with_name("status"), {"done": 1})
 
 
-def test_killed_while_writing_its_name_leaves_a_lock_that_anybody_can_take(
-    faults: FaultServer, tmp_path: Path
-) -> None:
+def test_killed_while_writing_its_name_leaves_a_lock_to_take(faults: FaultServer, tmp_path: Path) -> None:
     calls = faults.run_trial(acquire, tmp_path / ".lock", prefix=tmp_path).calls
     for at in range(1, calls + 1):
         for action in ("kill_before", "kill_after", "kill_torn"):
