@@ -19,7 +19,7 @@ def run(report: Report, base_graph: HeteroData, seed: int, scale: float, budget:
     """Adds the rows for the usual graph and, with ``large``, for one of 21.6 M edges."""
     row = report.row("index", "build the incidence index, 2.55 M edges", "ms", target=150)
     _add_ways(row, base_graph, budget)
-    # The scheme reads both ends of every edge with ``.item()``; the other loop only shows how much of it that is.
+    # The scheme reads edge ends with ``.item()``; the other loop only shows how much of its time that is.
     for per_element, label, role in (
         (True, "`.item()` per edge end", SCHEME),
         (False, "kinder loop over lists", FLOOR),
