@@ -1,0 +1,355 @@
+"""What users need to test their own processors, sources and models: exact comparison, tiny graphs, checks.
+
+Example:
+    >>> import torchcell_cache as tc
+    >>> source = tc.testing.tiny_source(10)
+    >>> tc.testing.check_source(source), tc.testing.check_processor(tc.Perturbation(), source)
+    ([], [])
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import PicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch_geometric.data import Data, HeteroData
+
+from torchcell_cache.digest import canonical_json
+from torchcell_cache.errors import CacheError
+from torchcell_cache.graph_compare import first_difference, stores_of, value_difference
+from torchcell_cache.graphio import graph_digest
+from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.record import Sample
+from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.sources.table import PerturbationTable
+
+__all__ = ["assert_same_graph", "check_processor", "check_source", "tiny_graph", "tiny_source"]
+
+_SPECIAL_NAMES = ("batch", "ptr")
+_CHILD_SECONDS = 120.0
+
+
+def assert_same_graph(actual: Any, expected: Any) -> None:
+    """Fail unless two graphs are the same to the bit.
+
+    Order of stores and keys, types, dtypes, shapes and values are compared; NaN equals NaN of the same bits; tensors may
+    be on different devices.
+
+    Args:
+        actual: A ``Data``, ``HeteroData`` or PyG batch of them.
+        expected: What it should be.
+
+    Raises:
+        AssertionError: Naming the store, the key and the first difference.
+    """
+    text = first_difference(actual, expected)
+    if text is not None:
+        raise AssertionError(f"graphs differ: {text}")
+
+
+def tiny_graph(
+    num_genes: int = 8,
+    *,
+    num_features: int = 2,
+    metabolism: bool = True,
+    homogeneous: bool = False,
+    seed: int = 0,
+) -> Any:
+    """A base graph small enough to read, with the awkward parts real ones have.
+
+    Parallel edges, a self loop, an isolated gene (the last), an edge type without edges and, with ``metabolism``,
+    reactions with and without genes.
+
+    Args:
+        num_genes: Number of genes (of nodes, if homogeneous); at least 4.
+        num_features: Width of ``x``; 0 leaves it out.
+        metabolism: Add five reactions with gene rules and four metabolites.
+        homogeneous: Give a ``Data`` with ``edge_index`` and ``edge_weight`` instead of a ``HeteroData``.
+        seed: Seed of edges and features.
+    """
+    random = np.random.default_rng(seed)
+    features = torch.from_numpy(random.standard_normal((num_genes, num_features)).astype(np.float32))
+    edges = random.integers(0, num_genes - 1, (2, 3 * num_genes))
+    edges[:, 1] = edges[:, 0]
+    edges[1, 2] = edges[0, 2]
+    names = [f"G{k}" for k in range(num_genes)]
+    if homogeneous:
+        data = Data(edge_index=torch.from_numpy(edges), num_nodes=num_genes, node_ids=names)
+        data.edge_weight = torch.from_numpy(random.random(3 * num_genes).astype(np.float32))
+        if num_features:
+            data.x = features
+        return data
+    graph = HeteroData()
+    graph["gene"].node_ids, graph["gene"].num_nodes = names, num_genes
+    if num_features:
+        graph["gene"].x = features
+    if metabolism:
+        _add_reactions(graph, names)
+    for name, index in (
+        ("physical", edges),
+        ("regulatory", edges[::-1, ::2].copy()),
+        ("genetic", edges[:, :0]),
+    ):
+        graph["gene", name, "gene"].edge_index = torch.from_numpy(index)
+        graph["gene", name, "gene"].num_edges = index.shape[1]
+    if metabolism:
+        _add_hyperedges(graph)
+    return graph
+
+
+def _add_reactions(graph: HeteroData, names: list[str]) -> None:
+    graph["reaction"].num_nodes = 5
+    graph["reaction"].node_ids = [f"R{k}" for k in range(5)]
+    graph["reaction"].gene_rules = [
+        f"{names[0]} and {names[1]}",
+        f"{names[1]} or {names[2]}",
+        "",
+        names[3],
+        f"({names[0]} and {names[3]}) or {names[2]}",
+    ]
+    graph["metabolite"].node_ids = [f"M{k}" for k in range(4)]
+    graph["metabolite"].num_nodes = 4
+
+
+def _add_hyperedges(graph: HeteroData) -> None:
+    gpr = graph["gene", "gpr", "reaction"]
+    gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]])
+    gpr.num_edges = 8
+    rmr = graph["reaction", "rmr", "metabolite"]
+    rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]])
+    rmr.stoichiometry = torch.tensor([-1.0, 1.0, -2.0, 0.5, 1.0, -1.0])
+    rmr.num_edges = 6
+
+
+def tiny_source(num_samples: int = 12, base_graph: Any = None, *, seed: int = 0) -> PerturbationTable:
+    """Knock-outs of none to three genes with the phenotype ``fitness`` (some NaN) and the statistic ``fitness_se``.
+
+    Args:
+        num_samples: How many.
+        base_graph: :func:`tiny_graph` if ``None``.
+        seed: Seed of knock-outs and labels.
+    """
+    graph = tiny_graph() if base_graph is None else base_graph
+    num_nodes = int(graph.num_nodes if isinstance(graph, Data) else graph["gene"].num_nodes)
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, min(4, num_nodes), num_samples).tolist()
+    perturbed = [random.choice(num_nodes, count, replace=False).tolist() for count in counts]
+    fitness = random.random(num_samples).astype(np.float32)
+    fitness[::5] = np.nan
+    errors = (random.random(num_samples) / 10).astype(np.float32)
+    return PerturbationTable(
+        graph, perturbed, phenotypes={"fitness": fitness}, statistics={"fitness_se": errors}
+    )
+
+
+def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
+    """Look for what would make a processor unfit for a cache; run it on your own before a long build.
+
+    Checked: same result twice, and in another process with another hash seed (skipped where processor or source cannot
+    be pickled); the base graph stays as it is; the same stores, keys, dtypes and value types for all samples; every value
+    can be stored; names that PyG would treat specially when it makes batches.
+
+    Args:
+        processor: A ``GraphProcessor``, a callable, or ``None``.
+        source: Anything ``build`` takes as source.
+        n: Number of samples, evenly spaced.
+
+    Returns:
+        One sentence per finding; empty if all is well.
+    """
+    source = as_source(source)
+    chosen = _spread(len(source), n)
+    before = _base_digest(source)
+    problems: list[str] = []
+    graphs: list[Any] = []
+    for index in chosen:
+        try:
+            graph = apply_processor(processor, source.base_graph, source[index])
+            again = apply_processor(processor, source.base_graph, source[index])
+            graph_digest(graph)
+        except CacheError as error:
+            return [*problems, f"sample {index}: {error}"]
+        text = first_difference(again, graph)
+        if text is not None:
+            problems.append(f"sample {index}: a second run gives another result: {text}")
+        graphs.append(graph)
+    if _base_digest(source) != before:
+        problems.append(
+            "the processor changes the base graph, which all samples share; clone before changing"
+        )
+    for index, graph in zip(chosen[1:], graphs[1:], strict=True):
+        text = _other_schema(graphs[0], graph)
+        if text is not None:
+            problems.append(f"sample {index} and sample {chosen[0]} have different fields: {text}")
+    problems += list(dict.fromkeys(name for graph in graphs[:1] for name in _risky_names(graph)))
+    return problems + ([] if problems else _elsewhere(processor, source, chosen, graphs))
+
+
+def check_source(source: Any, n: int = 8) -> list[str]:
+    """Look for what would make a source unfit for a cache.
+
+    Checked: samples do not change between two reads, reading does not change the base graph, an index beyond the end
+    raises ``IndexError``, the identity is plain JSON and does not change; perturbed ids are ascending, unique and within
+    the base graph; the table, where there is one, holds what the samples say.
+
+    Args:
+        source: Anything ``build`` takes as source.
+        n: Number of samples, evenly spaced.
+
+    Returns:
+        One sentence per finding; empty if all is well.
+    """
+    problems: list[str] = []
+    try:
+        source = as_source(source)
+        identity = canonical_json(source.identity())
+    except CacheError as error:
+        return [str(error)]
+    before = _base_digest(source)
+    for index in _spread(len(source), n):
+        problems += [f"sample {index}: {text}" for text in _check_item(source, index)]
+    try:
+        _ = source[len(source)]
+        problems.append(f"source[{len(source)}] is beyond the end and raises nothing, expected IndexError")
+    except IndexError:
+        pass
+    except Exception as error:
+        problems.append(f"source[{len(source)}] raises {type(error).__name__}, expected IndexError")
+    if _base_digest(source) != before:
+        problems.append("reading samples changes the base graph")
+    if canonical_json(source.identity()) != identity:
+        problems.append("identity() changes from call to call, so a store would be stale at once")
+    return problems
+
+
+def _spread(count: int, n: int) -> list[int]:
+    return sorted({k * (count - 1) // max(n - 1, 1) for k in range(min(n, count))})
+
+
+def _base_digest(source: Any) -> str:
+    return "" if source.base_graph is None else graph_digest(source.base_graph)
+
+
+def _check_item(source: Any, index: int) -> Iterator[str]:
+    item, again = source[index], source[index]
+    if isinstance(item, Sample):
+        for name in ("perturbed", "values", "phenotypes", "statistics", "source_id"):
+            text = value_difference(getattr(again, name), getattr(item, name))
+            if text is not None:
+                yield f"a second read gives another {name}: {text}"
+        yield from _check_sample(item, source, index)
+        return
+    try:
+        graph_digest(item)
+    except CacheError as error:
+        yield str(error)
+        return
+    text = first_difference(again, item)
+    if text is not None:
+        yield f"a second read gives another graph: {text}"
+
+
+def _check_sample(item: Sample, source: Any, index: int) -> Iterator[str]:
+    if item.perturbed.dtype != np.int64 or bool((np.diff(item.perturbed) <= 0).any()):
+        yield f"perturbed is {item.perturbed} {item.perturbed.dtype}, expected ascending unique int64"
+    width = len(item.phenotypes) + len(item.statistics)
+    if item.values.dtype != np.float32 or item.values.ndim != 2 or item.values.shape[1] != width:
+        yield f"values is {item.values.dtype}{list(item.values.shape)}, expected float32[measurements, {width}]"
+    if item.base_graph is not source.base_graph:
+        yield "its base_graph is not the source's own object"
+    table = getattr(source, "table", None)
+    if table is not None:
+        row = table.sample(index)
+        for name in ("perturbed", "values", "phenotypes", "statistics"):
+            text = value_difference(getattr(item, name), getattr(row, name))
+            if text is not None:
+                yield f"{name} differs from the table's row: {text}"
+
+
+def _fields(graph: Any) -> list[str]:
+    """Every field with its kind, in order: what should be alike for all samples."""
+    out = []
+    for store, fields in stores_of(graph):
+        for name, value in fields.items():
+            kind = f"{value.dtype}" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
+            out.append(f"{store}.{name} ({kind})" if store is not None else f"{name} ({kind})")
+    return out
+
+
+def _other_schema(first: Any, other: Any) -> str | None:
+    got, want = _fields(other), _fields(first)
+    if got == want:
+        return None
+    missing, extra = [f for f in want if f not in got], [f for f in got if f not in want]
+    return f"missing {missing}, not expected {extra}" if missing or extra else "their order differs"
+
+
+def _risky_names(graph: Any) -> Iterator[str]:
+    """Attributes that PyG increments, or overwrites, when it makes a batch."""
+    plain = not isinstance(graph, HeteroData)
+    for store, fields in stores_of(graph):
+        incremented = plain or isinstance(store, tuple)
+        for name, value in fields.items():
+            where = name if store is None else f"{store}.{name}"
+            if name in _SPECIAL_NAMES:
+                yield f"{where}: PyG's batches use the name '{name}' for themselves; rename it"
+            elif not isinstance(value, torch.Tensor) or name in ("edge_index", "hyperedge_index"):
+                continue
+            elif "batch" in name or (incremented and "index" in name) or (plain and name == "face"):
+                yield f"{where}: PyG shifts '{name}' by counts in a batch because of its name; rename it"
+
+
+@contextmanager
+def _hash_seed(value: str) -> Iterator[None]:
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before
+
+
+def _elsewhere(processor: Any, source: Any, chosen: list[int], graphs: list[Any]) -> list[str]:
+    """Compare with a fresh process whose sets and dicts of strings are ordered otherwise."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(processor, source, chosen, theirs), daemon=True)
+    try:
+        with _hash_seed("1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"):
+            process.start()
+    except (PicklingError, TypeError, AttributeError):
+        return []  # what cannot be pickled cannot be sent; builds fork and do not need it
+    theirs.close()
+    try:
+        answer = json.loads(ours.recv_bytes()) if ours.poll(_CHILD_SECONDS) else None
+    except EOFError:
+        answer = None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if answer is None:
+        return []
+    pairs = zip(chosen, graphs, answer, strict=True)
+    return [
+        f"sample {index}: another process with another PYTHONHASHSEED gives another result (an unsorted set?)"
+        for index, graph, digest in pairs
+        if graph_digest(graph) != digest
+    ]
+
+
+def _child(processor: Any, source: Any, chosen: list[int], connection: Any) -> None:
+    torch.set_num_threads(1)
+    graphs = (apply_processor(processor, source.base_graph, source[index]) for index in chosen)
+    connection.send_bytes(json.dumps([graph_digest(graph) for graph in graphs]).encode())
+    connection.close()
