@@ -100,7 +100,7 @@ def test_an_empty_source_needs_to_be_meant(tmp_path: Path) -> None:
         ({"on_stale": "ignore"}, "'error', 'rebuild', 'warn'"),
         ({"num_workers": -1}, "at least 0"),
         ({"shard_size": 0}, "at least 1"),
-        ({"processor": 3}, "neither process"),
+        ({"processor": 3}, "processor must be"),
     ],
 )
 def test_wrong_settings_name_the_valid_ones(tmp_path: Path, case, arguments, message) -> None:

@@ -69,6 +69,20 @@ def test_every_storage_equals_the_plain_definition(case: Case) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("gpr", ["any", "rule"])
+@pytest.mark.parametrize("kind", ["lazy", "subgraph"])
+def test_every_single_and_double_knockout_of_the_small_cell(tmp_path: Path, kind: str, gpr: str, storage: str) -> None:
+    base = cell_graph()
+    perturbed = [list(p) for count in (0, 1, 2) for p in itertools.combinations(range(9), count)]
+    rows = [[{"fitness": float(k), "size": 0.5, "fitness_se": 1.0}] for k in range(len(perturbed))]
+    case = Case(base, perturbed, rows)
+    processor = processor_of(kind, gpr)
+    ds = tc.build(tmp_path, source=case.source(), processor=processor, storage=storage, shard_size=13, progress=False)
+    for got, want in zip(ds, expected(case, kind, gpr), strict=True):
+        oracle.assert_stores_equal(oracle.stores_of(got), want)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_a_homogeneous_base_graph_works(tmp_path: Path, kind: str, storage: str) -> None:
     base = plain_graph()

@@ -27,6 +27,8 @@ def _idle_references() -> int:
 
 
 _IDLE = _idle_references()
+_POOL_BYTES = 96 << 20
+"""Kept for reuse at most: a batch of 32 samples of a yeast-scale graph."""
 
 
 class MaskPool:
@@ -37,8 +39,8 @@ class MaskPool:
     sample.
     """
 
-    def __init__(self, size: int, keep: int = 4) -> None:
-        self.size, self.keep = size, keep
+    def __init__(self, size: int) -> None:
+        self.size, self.keep = size, max(4, _POOL_BYTES // max(size, 1))
         self.buffers: list[npt.NDArray[np.bool_]] = []
 
     def take(self) -> npt.NDArray[np.bool_]:

@@ -205,7 +205,7 @@ def _domain_pairs(
     if gpr is None:
         return none, none
     gene, reaction = endpoints(graph, gpr)
-    if domain.role == "gpr" and gpr_by == "gene":
+    if domain.role == "gpr" and (gpr_by == "gene" or not metabolic):  # by rule, a gene goes while its reaction stays
         return gene, np.arange(len(gene), dtype=np.int64)
     if not metabolic:
         return none, none

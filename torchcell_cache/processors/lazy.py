@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from torchcell_cache.processors.deletion import (
     node_names,
     perturbation_fields,
 )
+from torchcell_cache.processors.cloning import clone_stores
 from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.topology import Topology, count_nodes
 
@@ -88,21 +88,20 @@ class LazySubgraphRepresentation(DeletionProcessor):
             "mask": ~pert_mask,
             **shell.tail,
         }
-        graph = copy.copy(shell.graph)
         if topology.node_type is None:
             if deletion.kept:
                 mapping["edge_mask"] = deletion.kept[0]
-            graph._store._mapping = mapping
-            return graph
-        graph[topology.node_type]._mapping = mapping
-        for (
-            node_type,
-            size,
-        ) in shell.others:  # fresh per sample: a mask edited in place must not reach the next one
-            graph[node_type]._mapping["pert_mask"] = torch.zeros(size, dtype=torch.bool)
-            graph[node_type]._mapping["mask"] = torch.ones(size, dtype=torch.bool)
+            data = Data()
+            data._store._mapping = mapping
+            return data
+        graph, mappings = clone_stores(shell.graph)
+        graph._node_store_dict[topology.node_type].__dict__["_mapping"] = mapping
+        for node_type, size in shell.others:
+            # Fresh for every sample: a mask edited in place must not reach the next one.
+            mappings[node_type]["pert_mask"] = torch.zeros(size, dtype=torch.bool)
+            mappings[node_type]["mask"] = torch.ones(size, dtype=torch.bool)
         for domain, kept in zip(topology.domains, deletion.kept, strict=True):
-            store = graph[domain.key]._mapping
+            store = mappings[domain.key]
             if domain.role == "reaction":
                 store["pert_mask"] = ~kept
             store["mask"] = kept
