@@ -132,6 +132,8 @@ def test_any_content_is_tolerated(content: bytes) -> None:
         path.write_bytes(content)
         lock = BuilderLock(path)
         owner = lock.owner()
+        assert owner is None or type(owner.process.pid) is type(owner.process.start_time) is int
+        assert owner is None or type(owner.nonce) is type(owner.process.host) is str
         assert owner is None or owner.process.is_alive() in (True, False, None)
         assert lock.acquire()
         assert lock.owner().process == this_process()

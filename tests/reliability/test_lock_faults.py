@@ -132,3 +132,17 @@ def test_progress_that_cannot_be_written_is_not_an_error(faults: FaultServer, tm
     fault = Fault("fail", error=errno.ENOSPC, times=FOREVER)
     trial = faults.run_trial(write_status, tmp_path / "status", {"done": 1}, prefix=tmp_path, fault=fault)
     assert trial.value is False
+
+
+def acquire_and_let_another_try(path: Path) -> tuple[bool, bool, bool]:
+    mine = BuilderLock(path)
+    return mine.acquire(), path.exists(), BuilderLock(path).acquire()
+
+
+def test_a_file_removed_between_opening_and_locking_is_not_the_lock(
+    faults: FaultServer, tmp_path: Path
+) -> None:
+    path = tmp_path / ".lock"
+    fault = Fault("stop_before", ops=["flock"])
+    arguments = {"prefix": tmp_path, "fault": fault, "while_stopped": path.unlink}
+    assert faults.run_trial(acquire_and_let_another_try, path, **arguments).value == (True, True, False)

@@ -22,6 +22,7 @@ from test_commit_faults import (
 )
 
 from torchcell_cache.atomic import publish_new, temp_path, write_atomic
+from torchcell_cache.errors import StorageLostError
 
 Fresh = Callable[[], Path]
 
@@ -132,3 +133,36 @@ def test_of_many_publishers_exactly_one_wins(faults: FaultServer, fresh: Fresh, 
         assert len(set(path.read_bytes())) == 1
         assert path.stat().st_size == 1000
     assert temporaries(folder) == []
+
+
+# Reading over a network.
+
+
+def put_manifest(folder: Path) -> None:
+    assert manifest_first(folder)
+
+
+@pytest.mark.parametrize("op", ["open", "read"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_manifest_that_the_server_lost_is_a_storage_error(
+    faults: FaultServer, fresh: Fresh, op: str, number: int
+) -> None:
+    folder = fresh()
+    put_manifest(folder)
+    fault = Fault("fail", ops=[op], error=number, match="manifest.json")
+    trial = faults.run_trial(generation_of, folder, prefix=folder, fault=fault)
+    assert isinstance(trial.error, StorageLostError)
+    assert "manifest.json" in str(trial.error)
+    assert generation_of(folder) == "new"
+
+
+def look_three_times(folder: Path) -> list[str]:
+    return [generation_of(folder) for _ in range(3)]
+
+
+def test_a_manifest_that_is_seen_late_is_absent_and_then_there(faults: FaultServer, fresh: Fresh) -> None:
+    folder = fresh()
+    put_manifest(folder)
+    fault = Fault("fail", ops=["open", "stat"], error=errno.ENOENT, times=2, match="manifest.json")
+    trial = faults.run_trial(look_three_times, folder, prefix=folder, fault=fault)
+    assert trial.value == ["none", "none", "new"]
