@@ -45,6 +45,7 @@ class Progress:
         status_path: Status file, or ``None``.
         enabled: ``False`` prints nothing.
         stream: Where to print.
+        what: Name of the work, in front of every line.
     """
 
     def __init__(
@@ -55,17 +56,18 @@ class Progress:
         *,
         enabled: bool = True,
         stream: TextIO | None = None,
+        what: str = "preprocess",
     ) -> None:
         self.total, self.done, self.initial = total, done, done
         self.status_path, self.stream = status_path, stream or sys.stderr
         self.begun = self.last_status = self.last_line = time.monotonic()
         self.last_share = done / max(total, 1)
         self.bar: Any = None
-        self.lines = enabled
+        self.lines, self.what = enabled, what
         if enabled and self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, unit="sample", desc="preprocess", file=self.stream)
+            self.bar = tqdm(total=total, initial=done, unit="sample", desc=what, file=self.stream)
             self.lines = False
         self._write_status("building")
 
@@ -84,7 +86,7 @@ class Progress:
             waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)
         ):
             self.last_line, self.last_share = now, share
-            print(f"preprocess: {self._text(now)}", file=self.stream, flush=True)
+            print(f"{self.what}: {self._text(now)}", file=self.stream, flush=True)
 
     def _text(self, now: float) -> str:
         rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
