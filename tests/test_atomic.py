@@ -158,6 +158,18 @@ def test_left_overs_of_dead_writers_go_and_everything_else_stays(tmp_path: Path)
     assert set(tmp_path.iterdir()) == {ours, *others}
 
 
+def test_a_left_over_directory_goes_with_its_content_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    directory, link = (temp_of_dead_process(tmp_path / name) for name in ("stage", "link"))
+    (directory / "below").mkdir(parents=True)
+    (directory / "below" / "file").touch()
+    link.symlink_to("kept")
+    assert remove_stale_temps(tmp_path) == 2
+    assert names_in(tmp_path) == ["kept"]
+    assert names_in(tmp_path / "kept") == ["file"]
+
+
 def test_a_recycled_pid_is_not_the_writer(tmp_path: Path) -> None:
     ours = temp_path(tmp_path / "f")
     prefix, machine, pid, start, nonce = ours.name.rsplit(".", 4)

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,11 +195,12 @@ def file_digest(path: StrPath, chunk: int = 4 << 20) -> FileDigest:
 
 
 def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
-    """Remove temporary files whose writer died; those of a process that lives are never touched.
+    """Remove temporary files and directories whose writer died; never those of a process that lives.
 
-    Args: directory: Where to look (not below it). A missing one has none. exclusive: The caller knows that
-        nobody else writes here (it holds the builder lock), so files of processes
-            on other machines and earlier boots, whose life cannot be seen from here, go too.
+    Args:
+        directory: Where to look (not below it). A missing one has none.
+        exclusive: The caller knows that nobody else writes here (it holds the builder lock), so files of
+            processes on other machines and earlier boots, whose life cannot be seen from here, go too.
 
     Returns:
         How many were removed.
@@ -213,7 +215,10 @@ def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
             if alive or (alive is None and not exclusive):
                 continue
             with contextlib.suppress(OSError):  # two builders may clean at once
-                os.unlink(entry.path)  # noqa: PTH108
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108
                 removed += 1
     return removed
 

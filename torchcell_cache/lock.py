@@ -2,8 +2,7 @@
 
 The lock is ``flock`` on ``processed/.lock``. The kernel frees it when its holder dies, so it is never stale
 and never needs removing by hand; no clock is consulted. Where a file system has no locks a warning is given
-and the build goes
-on: two builders then do the same work twice, and publishing still lets exactly one of them win.
+and the build goes on: two builders then do the same work twice, and publishing still lets exactly one win.
 """
 
 from __future__ import annotations

@@ -224,11 +224,12 @@ def write_manifest(
 ) -> bool:
     """Publish a generation whose files are all written and synced.
 
-    Args: root: Root of the store; its ``processed`` directory exists. manifest: What to publish.
+    Args:
+        root: Root of the store; its ``processed`` directory exists.
+        manifest: What to publish.
         expect_generation: The generation this one takes the place of; ``None`` for the first one of a store,
-        which of
-            several builders exactly one can publish. Comparing and renaming are two steps: hold the builder
-            lock.
+            which of several builders exactly one can publish. Comparing and renaming are two steps: hold the
+            builder lock.
         replace_damaged: Whether a manifest that cannot be read counts as absent (repair, rebuild).
 
     Returns:

@@ -20,10 +20,12 @@ _PROC = Path("/proc")
 class ProcessId:
     """One process, on one boot of one machine.
 
-    Attributes: host: Host name, for messages only: two machines may share one. boot_id: The kernel's id of
-        this boot; empty where the kernel gives none. namespace: Inode of the pid namespace, 0 where unknown:
-        two containers of a machine share the boot id only. pid: Process id within the namespace. start_time:
-        Start in clock ticks after boot, 0 where unknown.
+    Attributes:
+        host: Host name, for messages only: two machines may share one.
+        boot_id: The kernel's id of this boot; empty where the kernel gives none.
+        namespace: Inode of the pid namespace, 0 where unknown: two containers of a machine share the boot id.
+        pid: Process id within the namespace.
+        start_time: Start in clock ticks after boot, 0 where unknown.
     """
 
     host: str

@@ -83,12 +83,16 @@ class Call:
 class Trial:
     """What became of one run.
 
-    Attributes: outcome: ``ok``, ``raised``, ``killed`` (by any signal), ``exited`` (without returning) or
-        ``timeout``. value: What the function returned. error: What it raised; an exception that cannot be
-        pickled becomes a ``RuntimeError`` of its text. status: Exit code, or minus the signal's number.
-        calls: Calls that counted, of all processes of the trial. fired: How many of them the fault met.
-        per_op: Calls by name of the operation. stops: How often the process stopped. log: The calls in order,
-        if they were logged.
+    Attributes:
+        outcome: ``ok``, ``raised``, ``killed`` (by a signal), ``exited`` (without returning), ``timeout``.
+        value: What the function returned.
+        error: What it raised; an exception that cannot be pickled becomes a ``RuntimeError`` of its text.
+        status: Exit code, or minus the signal's number.
+        calls: Calls that counted, of all processes of the trial.
+        fired: How many of them the fault met.
+        per_op: Calls by name of the operation.
+        stops: How often the process stopped.
+        log: The calls in order, if they were logged.
     """
 
     outcome: str
