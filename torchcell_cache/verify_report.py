@@ -1,0 +1,99 @@
+"""What ``verify`` found: a list of problems, and counts of what was looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+_SHOWN = 20
+_PER_PLACE = 50
+
+
+class Problem(NamedTuple):
+    """One finding.
+
+    Attributes:
+        file: The file concerned, relative to the store's ``processed`` directory.
+        shard: Number of the shard, or ``None``.
+        sample: Index of the sample, or ``None``.
+        text: What is wrong with it.
+    """
+
+    file: str
+    shard: int | None
+    sample: int | None
+    text: str
+
+    def __str__(self) -> str:
+        where = self.file if self.sample is None else f"{self.file}, sample {self.sample}"
+        return f"{where}: {self.text}"
+
+
+@dataclass(slots=True)
+class Report:
+    """Result of ``verify``.
+
+    Attributes:
+        root: Root of the store.
+        level: ``quick`` or ``full``.
+        generation: The generation looked at.
+        problems: What is wrong, in the order found; of one file at most 50, then a line that counts the others.
+        checked: How many files, bytes, shards, records and source samples were looked at.
+        seconds: How long it took.
+    """
+
+    root: str
+    level: str
+    generation: str
+    problems: list[Problem] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    _more: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def add(self, file: str, text: object, shard: int | None = None, sample: int | None = None) -> None:
+        """Note a problem."""
+        count = self._more[file] = self._more.get(file, 0) + 1
+        if count <= _PER_PLACE:
+            self.problems.append(Problem(file, shard, sample, str(text)))
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Note that something was looked at."""
+        self.checked[what] = self.checked.get(what, 0) + number
+
+    def finish(self, seconds: float) -> Report:
+        """Add the lines that count what was left out."""
+        self.seconds = round(seconds, 3)
+        for file, count in self._more.items():
+            if count > _PER_PLACE:
+                self.problems.append(Problem(file, None, None, f"{count - _PER_PLACE:,} more problems"))
+        return self
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        problems = [problem._asdict() for problem in self.problems]
+        facts: dict[str, Any] = {
+            "root": self.root,
+            "generation": self.generation,
+            "level": self.level,
+            "ok": self.ok,
+        }
+        return json.dumps(
+            {**facts, "problems": problems, "checked": self.checked, "seconds": self.seconds}, indent=1
+        )
+
+    def __str__(self) -> str:
+        looked = ", ".join(f"{number:,} {what}" for what, number in self.checked.items())
+        head = f"verify {self.root}, level {self.level}, {self.generation}: {looked} in {self.seconds:.1f} s"
+        if self.ok:
+            return f"{head}\nno problem found"
+        lines = [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        if len(self.problems) > _SHOWN:
+            lines.append(f"  ... and {len(self.problems) - _SHOWN:,} more")
+        count = len(self.problems)
+        return "\n".join([head, f"{count:,} problem{'' if count == 1 else 's'}:", *lines])

@@ -1,0 +1,109 @@
+"""A store against its source: the processor runs again on samples drawn at random, every field is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch_geometric.data import Batch
+
+from torchcell_cache.codehash import code_digest
+from torchcell_cache.errors import CacheError
+from torchcell_cache.fingerprint import Difference, diff
+from torchcell_cache.generation import Generation
+from torchcell_cache.graph_compare import first_difference
+from torchcell_cache.graphio import graph_digests
+from torchcell_cache.manifest import MANIFEST_NAME
+from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.published import stored_processor
+from torchcell_cache.sources.base import Source
+from torchcell_cache.verify_report import Report
+
+BATCH = 4
+"""Samples of the collated batch: a PyG batch copies the base graph for each, so no more than prove the point."""
+
+
+def compare_with_source(
+    generation: Generation,
+    source: Source,
+    processor: Any,
+    num_samples: int,
+    seed: int,
+    report: Report,
+    note: Callable[[int], None],
+) -> None:
+    """Compare fingerprint, samples and one batch.
+
+    Args:
+        generation: The open generation.
+        source: The source it should stand for.
+        processor: The processor, or ``None`` for the one the store names.
+        num_samples: Samples drawn, without repeats.
+        seed: Seed of the draw.
+        report: Takes the findings.
+        note: Called with the number of samples done.
+
+    Raises:
+        SettingError: If the store's processor is somebody's own and was not given.
+    """
+    for difference in _differences(generation, source, processor):
+        report.add(MANIFEST_NAME, f"built from something else: {difference}")
+    if processor is None:
+        processor = stored_processor(generation.manifest)
+    count = min(len(source), len(generation))
+    random = np.random.default_rng(seed)
+    chosen = random.choice(count, min(num_samples, count), replace=False).tolist()
+    same: list[int] = []
+    for index in chosen:
+        text = _sample_difference(generation, source, processor, index)
+        if text is None:
+            same.append(index)
+        else:
+            shard = int(generation.files.shard_of(index))
+            file = f"{generation.manifest.generation}/{generation.manifest.shards[shard].file.name}"
+            report.add(file, text, shard, index)
+        report.count("samples against the source")
+        note(1)
+    text = _batch_difference(generation, source, processor, same[:BATCH])
+    if text is not None:
+        report.add(MANIFEST_NAME, f"a batch of samples {same[:BATCH]}: {text}")
+
+
+def _differences(generation: Generation, source: Source, processor: Any) -> list[Difference]:
+    graph = source.base_graph
+    wanted: dict[str, Any] = {
+        "base_graph": {} if graph is None else graph_digests(graph),
+        "source": source.identity(),
+    }
+    if processor is not None:
+        wanted["processor"] = code_digest(processor)
+    return diff({part: generation.manifest.fingerprint.get(part, {}) for part in wanted}, wanted)
+
+
+def _sample_difference(generation: Generation, source: Source, processor: Any, index: int) -> str | None:
+    try:
+        expected = apply_processor(processor, source.base_graph, source[index])
+    except Exception as error:
+        return f"the processor fails on it now: {type(error).__name__}: {error}"
+    try:
+        text = first_difference(generation.graphs([index])[0], expected)
+    except CacheError as error:
+        return f"cannot be read: {error}"
+    return None if text is None else f"not what source and processor give now: {text}"
+
+
+def _batch_difference(
+    generation: Generation, source: Source, processor: Any, chosen: list[int]
+) -> str | None:
+    if not chosen:
+        return None
+    expected = [apply_processor(processor, source.base_graph, source[index]) for index in chosen]
+    try:
+        wanted = Batch.from_data_list(expected)
+    except Exception:
+        return None  # PyG cannot make a batch of such samples; that is between PyG and the processor
+    try:
+        return first_difference(Batch.from_data_list(generation.graphs(chosen)), wanted)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
