@@ -184,14 +184,13 @@ def unique_ragged(flat: Positions, ptr: Int64Array) -> tuple[Positions, Int64Arr
     bounds = ptr.tolist()
     for a, b in pairwise(bounds):
         flat[a:b].sort()
-    keep = np.ones(len(flat), dtype=bool)
-    np.not_equal(flat[1:], flat[:-1], out=keep[1:])
-    keep[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
-    if keep.all():
+    repeat = np.zeros(len(flat), dtype=bool)
+    np.equal(flat[1:], flat[:-1], out=repeat[1:])
+    repeat[ptr[:-1][ptr[:-1] < ptr[1:]]] = False
+    dropped = np.flatnonzero(repeat)
+    if len(dropped) == 0:
         return flat, ptr
-    kept = np.zeros(len(flat) + 1, dtype=np.int64)
-    np.cumsum(keep, out=kept[1:])
-    return flat[keep], kept[ptr]
+    return flat[~repeat], ptr - np.searchsorted(dropped, ptr)
 
 
 def _domain_pairs(

@@ -32,11 +32,10 @@ def encode_gaps_ragged(
     Returns:
         The words ``[num_words] uint16`` and the offsets of each list's words ``[num_lists + 1] int64``.
     """
-    gaps = np.empty(len(positions), dtype=np.int64)
+    gaps = np.empty(len(positions), dtype=positions.dtype if positions.dtype.kind == "i" else np.int64)
     if len(gaps) == 0:
         return np.empty(0, dtype="<u2"), np.zeros(len(ptr), dtype=np.int64)
-    gaps[0] = positions[0]
-    np.subtract(positions[1:], positions[:-1], out=gaps[1:], dtype=np.int64)
+    np.subtract(positions[1:], positions[:-1], out=gaps[1:], casting="same_kind")
     starts = ptr[:-1][ptr[:-1] < ptr[1:]]
     gaps[starts] = positions[starts]
     if int(gaps.min()) < 0:
@@ -64,14 +63,11 @@ def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64A
     running = np.zeros(len(words) + 1, dtype=np.int64)
     np.cumsum(words, out=running[1:])
     emits = words != ESCAPE
-    if emits.all():
-        counts, positions = np.diff(ptr), running[1:]
-        out_ptr = ptr
-    else:
-        emitted = np.zeros(len(words) + 1, dtype=np.int64)
-        np.cumsum(emits, out=emitted[1:])
-        out_ptr = emitted[ptr]
-        counts, positions = np.diff(out_ptr), running[1:][emits]
+    escapes = np.flatnonzero(~emits)
+    positions, out_ptr = running[1:], ptr
+    if len(escapes):
+        positions, out_ptr = positions[emits], ptr - np.searchsorted(escapes, ptr)
+    counts = np.diff(out_ptr)
     return positions - np.repeat(running[ptr[:-1]], counts), out_ptr
 
 
