@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import make_dirs_durable, storage_errors
+from torchcell_cache.atomic import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
@@ -90,6 +90,7 @@ def build(
         storage = existing.storage if storage == "auto" else storage
         opened = _usable(where, existing, plan, storage, on_stale)
         if opened is not None:
+            remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
             return opened
     if storage == "auto":
         storage = choose_storage(plan, say)

@@ -16,7 +16,6 @@ from torchcell_cache.atomic import (
     fsync_dir,
     fsync_file,
     make_dirs_durable,
-    remove_stale_temps,
     replace_file,
     storage_errors,
     temp_path,
@@ -26,6 +25,7 @@ from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.pool import StopRequest, forked_worker, light_worker, run_here, run_workers
 from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.builder.resume import finished_shards, tidy
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
@@ -35,10 +35,9 @@ from torchcell_cache.builder.shards import (
     StructuredMaker,
     build_shard,
     content_sums,
-    shard_name,
 )
 from torchcell_cache.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
-from torchcell_cache.errors import CacheError, CorruptManifestError, StorageFullError
+from torchcell_cache.errors import CacheError, StorageFullError
 from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.graphio import save_base_graph
@@ -49,9 +48,7 @@ from torchcell_cache.manifest import (
     ShardEntry,
     processed_dir,
     read_sidecar,
-    sidecar_path,
 )
-from torchcell_cache.verified import quick_digest
 
 _PROBE = 64
 
@@ -93,10 +90,10 @@ class GenerationBuild:
         """Build everything that is not there yet and return the manifest, not yet published."""
         begun = time.perf_counter()
         make_dirs_durable(self.directory)
-        remove_stale_temps(self.directory, exclusive=self.exclusive)
+        tidy(self.root, self.directory, scratch, self.exclusive)
         with storage_errors(self.directory):
             self._write_shared()
-        done = {entry.index: entry for entry in self._finished()}
+        done = {entry.index: entry for entry in finished_shards(self.directory, self.shards)}
         todo = [k for k in range(self.shards.num_shards) if k not in done]
         if done and todo:
             self.say(f"resuming: {len(done)}/{self.shards.num_shards} shards complete")
@@ -114,6 +111,7 @@ class GenerationBuild:
             raise
         finally:
             report.close(state)
+        tidy(self.root, self.directory, scratch, self.exclusive)
         return self._finish(maker, time.perf_counter() - begun, report.done - samples_done)
 
     # What all samples share
@@ -163,23 +161,6 @@ class GenerationBuild:
         )
 
     # Shards
-
-    def _finished(self) -> list[ShardEntry]:
-        """Shards of an earlier run that are whole; anything doubtful is built again."""
-        whole = []
-        for shard in range(self.shards.num_shards):
-            try:
-                entry = read_sidecar(self.directory, shard)
-            except CorruptManifestError:
-                sidecar_path(self.directory, shard).unlink(missing_ok=True)
-                continue
-            path = self.directory / shard_name(shard)
-            if entry is None or not path.is_file() or path.stat().st_size != entry.file.size:
-                continue
-            fits = (entry.start, entry.stop) == self.shards.span(shard) and entry.seed == self.shards.seed
-            if fits and quick_digest(path) == entry.file.xxh3:
-                whole.append(entry)
-        return whole
 
     def _check_space(self, maker: RecordMaker, todo: list[int]) -> None:
         """Estimate from the first samples and refuse before anything is written if it cannot fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -175,7 +176,8 @@ def build_shard(
             replace_file(temporary, target)
             fsync_dir(directory)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # must not hide the error that brought us here
+            temporary.unlink(missing_ok=True)
     extras = maker.extras(start, stop)
     entry = ShardEntry(
         index=shard,
