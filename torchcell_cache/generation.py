@@ -192,14 +192,7 @@ class Generation:
         array = np.asarray(indices, dtype=np.int64)
         wanted = array.tolist()
         shards = self.files.shard_of(array)
-        if len(wanted) > 1 and len(self.seeds) > 1:
-            order = np.argsort(shards, kind="stable").tolist()
-            found = self.files.read([wanted[k] for k in order], shards[order].tolist())
-            records = [b""] * len(wanted)
-            for k, record in zip(order, found, strict=True):
-                records[k] = record
-        else:
-            records = self.files.read(wanted, shards.tolist())
+        records = self.files.read(wanted, shards.tolist())
         try:
             envelope.check(records, wanted, self.seeds[shards])
         except CorruptRecordError as error:

@@ -12,7 +12,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,6 @@ class _Handle:
                 fix="torchcell-cache verify root=<root> level=full",
             ) from None
         self.local = threading.local()
-        self.closed = False
 
     def get(self) -> Any:
         """``get`` of this thread's transaction."""
@@ -141,7 +140,6 @@ class _Handle:
         return int(self.env.stat()["entries"])
 
     def close(self) -> None:
-        self.closed = True
         self.local = threading.local()
         self.env.close()
 
@@ -152,6 +150,7 @@ class _Registry:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.pid = os.getpid()
+        self.epoch = 0  # rises whenever a handle goes, so that whoever remembers one can tell
         self.handles: OrderedDict[tuple[int, int], _Handle] = OrderedDict()
         self.limit = self._limit()
 
@@ -181,6 +180,7 @@ class _Registry:
             handle = self.handles.get(key)
             if handle is None:
                 while len(self.handles) >= self.limit:
+                    self.epoch += 1
                     self.handles.popitem(last=False)[1].close()
                 handle = self.handles[key] = _Handle(path, stat.st_size)
             self.handles.move_to_end(key)
@@ -196,10 +196,12 @@ class _Registry:
             self.handles.clear()
 
     def after_fork(self) -> None:
+        self.epoch += 1
         self.lock = threading.RLock()  # the forking thread may not be the one that held it
 
     def close_all(self) -> None:
         with self.lock:
+            self.epoch += 1
             self.drop_inherited()
             for handle in self.handles.values():
                 handle.close()
@@ -236,20 +238,25 @@ class ShardFiles:
         self.paths, self.sizes = list(paths), list(sizes)
         self.starts = np.asarray(starts, dtype=np.int64)
         self.before_open = before_open
-        self._gets: dict[int, tuple[_Handle, int]] = {}
+        self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_gets": {}}
+        return {k: v for k, v in self.__dict__.items() if k != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
 
     def shard_of(self, indices: Any) -> Any:
         """Shard number of each sample index."""
         return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def handle(self, shard: int) -> _Handle:
-        """The open environment of a shard, reopened after a fork or an eviction."""
-        cached = self._gets.get(shard)
-        if cached is not None and cached[1] == os.getpid() and not cached[0].closed:
-            return cached[0]
+    def open(self, shard: int) -> Callable[[bytes], bytes | None]:
+        """``get`` of a read transaction of this thread on a shard, its file checked before it is mapped.
+
+        Raises:
+            CorruptShardError: If the file is not what the manifest says.
+        """
         if self.before_open is not None:
             self.before_open(shard)
         handle = _REGISTRY.open(self.paths[shard], self.sizes[shard])
@@ -260,8 +267,17 @@ class ShardFiles:
                 path=self.paths[shard],
                 fix="torchcell-cache repair root=<root>",
             )
-        self._gets[shard] = (handle, os.getpid())
-        return handle
+        get: Callable[[bytes], bytes | None] = handle.get()
+        self._known()[shard] = get
+        return get
+
+    def _known(self) -> dict[int, Callable[[bytes], bytes | None]]:
+        """What this thread has open, empty again after a fork or an eviction."""
+        local = self._local
+        if getattr(local, "epoch", -1) != _REGISTRY.epoch:
+            local.epoch, local.gets = _REGISTRY.epoch, {}
+        gets: dict[int, Callable[[bytes], bytes | None]] = local.gets
+        return gets
 
     def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
         """Records of the given samples, copied out, in the order asked for.
@@ -274,11 +290,17 @@ class ShardFiles:
             CorruptRecordError: If a key is missing.
         """
         out: list[bytes] = []
-        current, get = -1, None
+        gets = self._known()
         for index, shard in zip(indices, shards, strict=True):
-            if shard != current:
-                get, current = self.handle(shard).get(), shard
-            value = get(index.to_bytes(8, "big"))  # type: ignore[misc]
+            get = gets.get(shard)
+            if get is None:
+                get = self.open(shard)
+                gets = self._known()  # opening may have closed another shard
+            try:
+                value = get(index.to_bytes(8, "big"))
+            except lmdb.Error:  # closed by another thread in the meantime
+                value = self.open(shard)(index.to_bytes(8, "big"))
+                gets = self._known()
             if value is None:
                 raise CorruptRecordError(
                     f"sample {index} is missing from {self.paths[shard]}",

@@ -145,10 +145,10 @@ def encode(
     ]
 
 
-def _offsets(counts: npt.NDArray[Any], scale: int = 1) -> Int64Array:
+def _offsets(counts: npt.NDArray[Any]) -> Int64Array:
     out = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=out[1:])
-    return out * scale if scale != 1 else out
+    return out
 
 
 def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredColumns:
@@ -168,35 +168,52 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
         raise CorruptRecordError(
             f"a structured record has {int(lengths.min())} bytes, its header alone has {start}"
         )
-    header = np.frombuffer(b"".join([r[CHECKSUM_BYTES:start] for r in records]), dtype=schema.header)
-    measurements = header["measurements"].astype(np.int64)
-    perturbed = header["perturbed"].astype(np.int64)
-    value_end = start + measurements * (4 * schema.num_columns)
-    id_end = value_end + perturbed * schema.id_dtype.itemsize
-    rest = lengths - id_end
-    _validate(schema, header, rest)
-    a, b = value_end.tolist(), id_end.tolist()
-    values = b"".join([r[start : a[k]] for k, r in enumerate(records)])
-    ids = b"".join([r[a[k] : b[k]] for k, r in enumerate(records)])
-    words = b"".join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else b""
+    heads = b"".join([r[CHECKSUM_BYTES:start] for r in records])
+    header = np.frombuffer(heads, dtype=schema.header)
+    row, item = 4 * schema.num_columns, schema.id_dtype.itemsize
+    if records and heads == heads[:size] * len(records):
+        # Knock-outs of one size with one measurement each: every part lies at the same place in every record.
+        counts = int(header["measurements"][0]), int(header["perturbed"][0])
+        value_end = start + counts[0] * row
+        id_end = value_end + counts[1] * item
+        rest = lengths - id_end
+        _validate(schema, header[:1], rest)
+        values = b"".join([r[start:value_end] for r in records])
+        ids = b"".join([r[value_end:id_end] for r in records])
+        words = b"".join([r[id_end:] for r in records]) if schema.has_removed else b""
+        steps = np.arange(len(records) + 1, dtype=np.int64)
+        ptr, value_ptr = steps * counts[1], steps * counts[0]
+    else:
+        measurements = header["measurements"].astype(np.int64)
+        perturbed = header["perturbed"].astype(np.int64)
+        value_ends = start + measurements * row
+        id_ends = value_ends + perturbed * item
+        rest = lengths - id_ends
+        _validate(schema, header, rest)
+        a, b = value_ends.tolist(), id_ends.tolist()
+        values = b"".join([r[start : a[k]] for k, r in enumerate(records)])
+        ids = b"".join([r[a[k] : b[k]] for k, r in enumerate(records)])
+        words = b"".join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else b""
+        ptr, value_ptr = _offsets(perturbed), _offsets(measurements)
     return StructuredColumns(
         ids=np.frombuffer(ids, dtype=schema.id_dtype),
-        ptr=_offsets(perturbed),
-        values=np.frombuffer(values, dtype="<f4").reshape(int(measurements.sum()), schema.num_columns),
-        value_ptr=_offsets(measurements),
+        ptr=ptr,
+        values=np.frombuffer(values, dtype="<f4").reshape(int(value_ptr[-1]), schema.num_columns),
+        value_ptr=value_ptr,
         words=np.frombuffer(words, dtype="<u2"),
-        word_ptr=_offsets(rest >> 1),
+        word_ptr=_offsets(rest >> 1) if schema.has_removed else np.zeros(len(records) + 1, dtype=np.int64),
     )
 
 
 def _validate(schema: StructuredSchema, header: npt.NDArray[Any], rest: Int64Array) -> None:
-    good = (header["kind"] == schema.kind) & (rest >= 0) & (rest % 2 == 0)
-    if not schema.has_removed:
-        good &= rest == 0
+    """Kind and lengths; ``header`` may be one row that stands for all."""
+    lengths_fit = (rest >= 0) & (rest % 2 == 0) if schema.has_removed else rest == 0
+    good = (header["kind"] == schema.kind) & lengths_fit
     if not good.all():
         bad = int(np.argmin(good))
+        head = header[min(bad, len(header) - 1)]
         raise CorruptRecordError(
-            f"record {bad} of this read: kind 0x{int(header['kind'][bad]):02x}, {int(header['perturbed'][bad])} ids, "
-            f"{int(header['measurements'][bad])} measurements leave {int(rest[bad])} bytes; expected kind "
+            f"record {bad} of this read: kind 0x{int(head['kind']):02x}, {int(head['perturbed'])} ids, "
+            f"{int(head['measurements'])} measurements leave {int(rest[bad])} bytes; expected kind "
             f"0x{schema.kind:02x} and {'whole 16-bit words' if schema.has_removed else 'none'}"
         )
