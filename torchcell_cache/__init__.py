@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
     from torchcell_cache.builder.api import build as build
+    from torchcell_cache.cleanup import gc as gc
     from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
+    from torchcell_cache.repairing import repair as repair
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
     from torchcell_cache.verification import verify as verify
 
@@ -41,6 +43,8 @@ _PLACES = {
     "SubgraphRepresentation": "processors",
     "build": "builder.api",
     "errors": "",
+    "gc": "cleanup",
+    "repair": "repairing",
     "sources": "",
     "testing": "",
     "verify": "verification",
