@@ -1,0 +1,6 @@
+"""Layer 5: PyG's message passing layers on one shared graph, with each sample's own kept edges."""
+
+from torchcell_cache.nn.conv import SharedConv, shared_conv, shared_hetero_conv
+from torchcell_cache.nn.edges import KeptEdges, SharedEdges, shared_edges
+
+__all__ = ["KeptEdges", "SharedConv", "SharedEdges", "shared_conv", "shared_edges", "shared_hetero_conv"]

@@ -1,0 +1,166 @@
+"""One edge list as a sparse matrix, built once per edge list and device, multiplied with all samples at once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass(eq=False)
+class Adjacency:
+    """An edge list as compressed rows, targets by sources, and its transpose for the gradient.
+
+    Parallel edges share one entry, so an entry's value is the sum of its edges' weights.
+
+    Attributes:
+        num_source: Number of columns.
+        num_target: Number of rows.
+        row_ptr: ``[num_target + 1] int64``.
+        column: Source of each entry, ``[num_entries] int64``.
+        slot: Entry of each edge, ``[num_edges] int64``.
+        row_ptr_t: The transpose's row offsets, ``[num_source + 1] int64``.
+        column_t: Target of each of the transpose's entries, ``[num_entries] int64``.
+        order_t: Entry of each of the transpose's entries, ``[num_entries] int64``.
+        is_loop: Edges from a node to itself, ``[num_edges] bool``.
+        has_loops: Whether there are any.
+    """
+
+    num_source: int
+    num_target: int
+    row_ptr: Tensor
+    column: Tensor
+    slot: Tensor
+    row_ptr_t: Tensor
+    column_t: Tensor
+    order_t: Tensor
+    is_loop: Tensor
+    has_loops: bool
+    _counts: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
+        """Sort the edges by target, then source.
+
+        Args:
+            edge_index: Sources and targets, ``[2, num_edges] int64``.
+            num_source: Number of source nodes.
+            num_target: Number of target nodes.
+        """
+        key, slot = torch.unique(edge_index[1] * num_source + edge_index[0], return_inverse=True)
+        row, column = key // max(num_source, 1), key % max(num_source, 1)
+        order = torch.argsort(column, stable=True)
+        is_loop = edge_index[0] == edge_index[1]
+        return cls(
+            num_source,
+            num_target,
+            _offsets(row, num_target),
+            column,
+            slot,
+            _offsets(column, num_source),
+            row[order],
+            order,
+            is_loop,
+            bool(is_loop.any()),
+        )
+
+    def matrices(
+        self, weight: Tensor | None, dtype: torch.dtype, *, loops: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The matrix and its transpose; without weights, every edge counts 1.
+
+        Args:
+            weight: ``[num_edges]`` floating point, constant, or ``None``.
+            dtype: Of the values.
+            loops: Whether edges from a node to itself count at all.
+        """
+        key = dtype, loops
+        if weight is None and key in self._counts:
+            return self._counts[key]
+        per_edge = torch.ones_like(self.slot, dtype=dtype) if weight is None else weight.detach().to(dtype)
+        per_edge = per_edge if loops else per_edge.masked_fill(self.is_loop, 0)
+        values = torch.zeros_like(self.column, dtype=dtype).index_add_(0, self.slot, per_edge)
+        forward = _csr(self.row_ptr, self.column, values, (self.num_target, self.num_source))
+        shape = (self.num_source, self.num_target)
+        backward = _csr(self.row_ptr_t, self.column_t, values[self.order_t], shape)
+        if weight is None:
+            self._counts[key] = forward, backward
+        return forward, backward
+
+
+_KNOWN: Any = WeakTensorKeyDictionary()
+
+
+def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
+    """The adjacency of an edge list, remembered as long as the tensor lives unchanged."""
+    version = edge_index._version
+    found: tuple[int, Adjacency] | None = _KNOWN.get(edge_index)
+    if found is not None:
+        known = found[1]
+        if (found[0], known.num_source, known.num_target) == (version, num_source, num_target):
+            return known
+    built = Adjacency.build(edge_index, num_source, num_target)
+    _KNOWN[edge_index] = version, built
+    return built
+
+
+def multiply(adjacency: Adjacency, x: Tensor, weight: Tensor | None = None, *, loops: bool = True) -> Tensor:
+    """Sum over the edges of all samples at once: one product of a sparse and a dense matrix.
+
+    Args:
+        adjacency: The edges.
+        x: ``[batch, num_source, num_features]``.
+        weight: Constant edge weights, ``[num_edges]``, or ``None``.
+        loops: Whether edges from a node to itself count.
+
+    Returns:
+        ``[batch, num_target, num_features]``, of ``x``'s dtype.
+    """
+    batch, _, features = x.shape
+    half = x.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    )  # the products in half precision are not on every device
+    columns = x.transpose(0, 1).reshape(adjacency.num_source, batch * features)
+    columns = columns.float() if half else columns
+    forward, backward = adjacency.matrices(weight, columns.dtype, loops=loops)
+    out: Tensor = _SparseProduct.apply(columns, forward, backward)  # type: ignore[no-untyped-call]
+    return out.to(x.dtype).view(adjacency.num_target, batch, features).transpose(0, 1)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """``matrix @ x`` whose gradient is one product with the transpose, which is at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        ctx.transpose = transpose
+        return matrix @ x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose @ grad.contiguous(), None, None
+
+
+def _offsets(rows: Tensor, count: int) -> Tensor:
+    offsets = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=count), 0, out=offsets[1:])
+    return offsets
+
+
+def _csr(row_ptr: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Compressed rows where the products exist (CUDA, or MKL on the CPU), coordinates elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # "CSR is in beta"; only construction and products are used
+        if row_ptr.is_cuda or torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+            return torch.sparse_csr_tensor(row_ptr, column, values, shape, check_invariants=False)
+        rows = torch.repeat_interleave(torch.arange(shape[0], device=column.device), row_ptr.diff())
+        index = torch.stack([rows, column])
+        return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)

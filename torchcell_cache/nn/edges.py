@@ -1,0 +1,110 @@
+"""The kept edges of one edge type for a whole batch, in the two forms that layers need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchcell_cache.errors import SettingError
+from torchcell_cache.topology import EdgeType
+
+if TYPE_CHECKING:
+    from torchcell_cache.batch import SharedGraphBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptEdges:
+    """The kept edges of all samples, sample after sample, in the base graph's order.
+
+    Attributes:
+        sample: Sample of each kept edge, ``[num_kept] int64``.
+        edge: Its position in the base graph's edge list, ``[num_kept] int64``.
+        index: Both ends, numbered as in a PyG batch: ``sample * num_nodes + node``, ``[2, num_kept] int64``.
+    """
+
+    sample: Tensor
+    edge: Tensor
+    index: Tensor
+
+
+@dataclass(eq=False)
+class SharedEdges:
+    """One edge list for all samples of a batch, and which of its edges each sample keeps.
+
+    An edge that goes because a node goes needs no mask of its own: it is kept iff both of its ends are. Where that is
+    known (``source_kept``, ``target_kept``), sums over edges take no ``[batch, num_edges]`` memory at all.
+
+    Args:
+        edge_index: Sources and targets, ``[2, num_edges] int64``, the same for all samples.
+        edge_mask: Kept edges, ``[batch, num_edges] bool``, or a function that makes it when it is needed.
+        source_kept: Kept source nodes, ``[batch, num_source] bool``; ``None`` for all.
+        target_kept: Kept target nodes, ``[batch, num_target] bool``; ``None`` for all.
+        by_nodes: Whether an edge is kept if and only if its ends are kept by the two masks above.
+    """
+
+    edge_index: Tensor
+    edge_mask: Tensor | Callable[[], Tensor]
+    source_kept: Tensor | None = None
+    target_kept: Tensor | None = None
+    by_nodes: bool = False
+    _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def mask(self) -> Tensor:
+        """Kept edges, ``[batch, num_edges] bool``."""
+        if not isinstance(self.edge_mask, Tensor):
+            self.edge_mask = self.edge_mask()
+        return self.edge_mask
+
+    def kept(self, num_source: int, num_target: int) -> KeptEdges:
+        """The kept edges of the whole batch; made once for all layers of an edge type."""
+        key = num_source, num_target
+        if key not in self._memo:
+            sample, edge = self.mask().nonzero(as_tuple=True)
+            index = self.edge_index[:, edge]
+            index = index + torch.stack([sample * num_source, sample * num_target])
+            self._memo[key] = KeptEdges(sample, edge, index)
+        found: KeptEdges = self._memo[key]
+        return found
+
+    def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """A value that several layers need, made once (degrees, say)."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        found: Tensor = self._memo[key]
+        return found
+
+    def check(self, batch: int, num_source: int, num_target: int) -> None:
+        """Whether the masks fit the node features.
+
+        Raises:
+            SettingError: If they are for another number of samples, edges or nodes.
+        """
+        for name, mask, columns in (
+            ("edge_mask", self.edge_mask, self.edge_index.size(1)),
+            ("source_kept", self.source_kept, num_source),
+            ("target_kept", self.target_kept, num_target),
+        ):
+            if not isinstance(mask, Tensor):
+                continue
+            if mask.dtype != torch.bool or tuple(mask.shape) != (batch, columns):
+                raise SettingError(
+                    f"{name} is {str(mask.dtype).removeprefix('torch.')}{list(mask.shape)}, expected "
+                    f"bool[{batch}, {columns}] for {batch} samples",
+                    fix="take x, edge_index and masks from the same batch",
+                )
+
+
+def shared_edges(
+    batch: SharedGraphBatch, edge_types: Iterable[EdgeType | None] | None = None
+) -> dict[Any, SharedEdges]:
+    """The edges of a batch, for all layers of a model; masks are made when a layer needs them.
+
+    Args:
+        batch: The batch, on the device the model is on.
+        edge_types: Which; all by default. ``None`` is the edge list of a homogeneous graph.
+    """
+    raise NotImplementedError
