@@ -96,6 +96,14 @@ def test_kinds_of_graphs_and_other_things() -> None:
         assert_same_graph([1], Data())
 
 
+def test_one_element_of_a_strided_column_is_comparable() -> None:
+    column = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:1, 1]
+    assert column.stride() == (2,)
+    assert_same_graph(Data(y=column), Data(y=torch.tensor([2.0])))
+    with pytest.raises(AssertionError, match="y"):
+        assert_same_graph(Data(y=column), Data(y=torch.tensor([2.5])))
+
+
 def test_nan_is_compared_by_its_bits() -> None:
     odd = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
     assert_same_graph(Data(x=odd), Data(x=odd.clone()))
