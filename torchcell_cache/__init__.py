@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torchcell_cache.cleanup import gc as gc
     from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
+    from torchcell_cache.distributed import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
+    from torchcell_cache.loader import CacheLoader as CacheLoader
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "CacheLoader": "loader",
+    "DistributedCacheSampler": "distributed",
     "GraphProcessor": "processors",
     "IncidenceIndex": "incidence",
     "LazySubgraphRepresentation": "processors",

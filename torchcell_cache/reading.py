@@ -1,0 +1,86 @@
+"""What reads batches, in this process or in a worker: the only part of a loader that travels to workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch_geometric.loader.dataloader import Collater
+
+from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.generation import Generation
+from torchcell_cache.record import Int64Array
+
+_NAMED_SAMPLES = 8
+
+
+class SharedReader:
+    """Reads shared batches.
+
+    Args:
+        generation: The store's generation.
+        packed: Give one buffer that crosses a process boundary, instead of the batch.
+    """
+
+    def __init__(self, generation: Generation, packed: bool) -> None:
+        self.generation, self.packed = generation, packed
+
+    def __getitem__(self, positions: Int64Array) -> Any:
+        """The batch of the given store positions."""
+        try:
+            batch = SharedGraphBatch.read(self.generation, positions)
+            return batch.pack() if self.packed else batch
+        except Exception as error:
+            error.add_note(_reading(self.generation, positions))
+            raise
+
+
+class SampleReader:
+    """Reads single samples, transforms them and collates them, as torch's loader does.
+
+    Args:
+        generation: The store's generation.
+        transform: The dataset's transform, or ``None``.
+        collate: Makes a batch of a list of samples.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        transform: Callable[..., Any] | None,
+        collate: Callable[[list[Any]], Any],
+    ) -> None:
+        self.generation, self.transform, self.collate = generation, transform, collate
+
+    def __getitem__(self, positions: Int64Array) -> Any:
+        """The collated samples at the given store positions."""
+        try:
+            samples = self.generation.graphs(positions)
+            if self.transform is not None:
+                samples = [self._transformed(k, sample) for k, sample in zip(positions, samples, strict=True)]
+            return self.collate(samples)
+        except Exception as error:
+            error.add_note(_reading(self.generation, positions))
+            raise
+
+    def _transformed(self, position: int, sample: Any) -> Any:
+        assert self.transform is not None
+        try:
+            return self.transform(sample)
+        except Exception as error:
+            error.add_note(f"in the dataset's transform of sample {position}")
+            raise
+
+
+def pyg_collater(
+    follow_batch: Sequence[str] | None, exclude_keys: Sequence[str] | None
+) -> Callable[[list[Any]], Any]:
+    """PyG's own collate function."""
+    collate: Callable[[list[Any]], Any] = Collater([], follow_batch, exclude_keys)
+    return collate
+
+
+def _reading(generation: Generation, positions: Int64Array) -> str:
+    named = ", ".join(map(str, positions[:_NAMED_SAMPLES].tolist()))
+    more = f" and {len(positions) - _NAMED_SAMPLES} more" if len(positions) > _NAMED_SAMPLES else ""
+    return f"while making a batch of samples {named}{more} of {generation.root}"
