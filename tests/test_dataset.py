@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
-from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError
+from torchcell_cache.dataset import _Positions
+from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError, StorageLostError
 
 COUNT = 11
 
@@ -28,7 +30,9 @@ def case():
 def ds(case, tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
     processor = tc.LazySubgraphRepresentation()
-    return tc.build(root, source=case.source(), processor=processor, storage="delta", shard_size=4, progress=False)
+    return tc.build(
+        root, source=case.source(), processor=processor, storage="delta", shard_size=4, progress=False
+    )
 
 
 def ids(dataset):
@@ -151,6 +155,21 @@ def test_pickles_small_and_reads_the_same_afterwards(ds) -> None:
         assert ids(pickle.loads(data)) == ids(dataset)
 
 
+def test_a_slice_of_a_large_store_pickles_small() -> None:
+    positions = _Positions(np.arange(300_000)[7::3])
+    data = pickle.dumps(positions)
+    assert len(data) < 300
+    assert pickle.loads(data).array.tolist() == list(range(7, 300_000, 3))
+
+
+def test_a_removed_generation_is_named(tmp_path: Path, case) -> None:
+    ds = tc.build(tmp_path, source=case.source(), processor=tc.Perturbation(), progress=False)
+    data = pickle.dumps(ds)
+    shutil.rmtree(ds.generation.directory)
+    with pytest.raises(StorageLostError, match="was removed"):
+        pickle.loads(data)
+
+
 def test_metadata_comes_from_the_store_without_the_source(ds, case) -> None:
     dataset = tc.PreprocessedDataset(ds.root)
     assert dataset.phenotype_info == ["fitness", "size"]
@@ -160,7 +179,9 @@ def test_metadata_comes_from_the_store_without_the_source(ds, case) -> None:
     for row, rows in enumerate(case.measurements):
         for name in frame.columns[1:]:
             known = [np.float32(r[name]) for r in rows if not np.isnan(r[name])]
-            assert np.isnan(frame[name][row]) if not known else frame[name][row] == pytest.approx(np.mean(known))
+            assert (
+                np.isnan(frame[name][row]) if not known else frame[name][row] == pytest.approx(np.mean(known))
+            )
     assert [p.tolist() for p in dataset[4:6].perturbed] == case.perturbed[4:6]
     assert dataset.columns["perturbed_count"].tolist() == [len(p) for p in case.perturbed]
     edges = [e for k in case.base.edge_types if k[2] == "gene" for e in case.base[k].edge_index.t().tolist()]

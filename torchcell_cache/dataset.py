@@ -288,9 +288,22 @@ class _Positions(Sequence[int]):
     def __init__(self, positions: Int64Array) -> None:
         self.array = positions
 
+    def __reduce__(self) -> Any:
+        """Slices travel to workers as three numbers; only arbitrary choices as an array."""
+        if len(self.array) > 1:
+            step = int(self.array[1] - self.array[0])
+            if step != 0 and bool((np.diff(self.array) == step).all()):
+                first = int(self.array[0])
+                return _every, (first, step, len(self.array))
+        return _Positions, (self.array,)
+
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, index: Any) -> Any:
         found = self.array[index]
         return found.tolist() if isinstance(index, slice) else int(found)
+
+
+def _every(first: int, step: int, count: int) -> _Positions:
+    return _Positions(first + step * np.arange(count, dtype=np.int64))

@@ -17,7 +17,7 @@ from torchcell_cache.codec import envelope, structured
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
-from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError
+from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.graphio import BaseFields, decode_graph, load_base_graph
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
@@ -59,12 +59,20 @@ class Generation:
         Raises:
             CacheNotFoundError: If there is none.
             CorruptManifestError: If its manifest is damaged.
+            StorageLostError: If the earlier generation was removed meanwhile.
         """
         if generation is None:
             manifest = read_manifest(root)
         else:
-            data = (processed_dir(root) / generation / GENERATION_MANIFEST).read_bytes()
-            manifest = Manifest.from_bytes(data)
+            path = processed_dir(root) / generation / GENERATION_MANIFEST
+            try:
+                manifest = Manifest.from_bytes(path.read_bytes(), path=path)
+            except FileNotFoundError:
+                raise StorageLostError(
+                    f"generation {generation} of the store at {root} was removed",
+                    path=path,
+                    fix="reopen the dataset",
+                ) from None
         return cls(Path(root), manifest)
 
     def __reduce__(self) -> Any:
