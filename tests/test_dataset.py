@@ -15,8 +15,8 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
-from torchcell_cache.dataset import _Positions
 from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError, StorageLostError
+from torchcell_cache.indexing import Positions
 
 COUNT = 11
 
@@ -156,7 +156,7 @@ def test_pickles_small_and_reads_the_same_afterwards(ds) -> None:
 
 
 def test_a_slice_of_a_large_store_pickles_small() -> None:
-    positions = _Positions(np.arange(300_000)[7::3])
+    positions = Positions(np.arange(300_000)[7::3])
     data = pickle.dumps(positions)
     assert len(data) < 300
     assert pickle.loads(data).array.tolist() == list(range(7, 300_000, 3))

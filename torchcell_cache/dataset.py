@@ -17,7 +17,7 @@ from torch_geometric.data import Dataset
 
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.generation import Generation
-from torchcell_cache.indexing import as_positions
+from torchcell_cache.indexing import Positions, as_positions
 from torchcell_cache.record import Int64Array
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         view.__dict__.pop("_positions", None)
         chosen = self.positions(idx)
         view.__dict__["_positions"] = chosen
-        view._indices = _Positions(chosen)
+        view._indices = Positions(chosen)
         return view
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:
@@ -280,30 +280,3 @@ class Neo4jPreprocessedCellDataset(PreprocessedDataset):
     """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does."""
 
     _missing_is_error = False
-
-
-class _Positions(Sequence[int]):
-    """Store positions of a view as PyG expects them, kept as one array."""
-
-    def __init__(self, positions: Int64Array) -> None:
-        self.array = positions
-
-    def __reduce__(self) -> Any:
-        """Slices travel to workers as three numbers; only arbitrary choices as an array."""
-        if len(self.array) > 1:
-            step = int(self.array[1] - self.array[0])
-            if step != 0 and bool((np.diff(self.array) == step).all()):
-                first = int(self.array[0])
-                return _every, (first, step, len(self.array))
-        return _Positions, (self.array,)
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self.array[index]
-        return found.tolist() if isinstance(index, slice) else int(found)
-
-
-def _every(first: int, step: int, count: int) -> _Positions:
-    return _Positions(first + step * np.arange(count, dtype=np.int64))

@@ -57,3 +57,30 @@ def _whole(index: slice, count: int) -> slice:
     """A slice whose float ends stand for shares of the dataset, as PyG has it."""
     start, stop = (round(end * count) if isinstance(end, float) else end for end in (index.start, index.stop))
     return slice(start, stop, index.step)
+
+
+class Positions(Sequence[int]):
+    """Store positions of a view as PyG expects them, kept as one array."""
+
+    def __init__(self, positions: Int64Array) -> None:
+        self.array = positions
+
+    def __reduce__(self) -> Any:
+        """Slices travel to workers as three numbers; only arbitrary choices as an array."""
+        if len(self.array) > 1:
+            step = int(self.array[1] - self.array[0])
+            if step != 0 and bool((np.diff(self.array) == step).all()):
+                first = int(self.array[0])
+                return _every, (first, step, len(self.array))
+        return Positions, (self.array,)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.array[index]
+        return found.tolist() if isinstance(index, slice) else int(found)
+
+
+def _every(first: int, step: int, count: int) -> Positions:
+    return Positions(first + step * np.arange(count, dtype=np.int64))
