@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import os
 import random
@@ -16,7 +18,6 @@ import stores
 from faultlib import DATA, Fault, FaultServer
 
 import torchcell_cache as tc
-from torchcell_cache.errors import CacheNotFoundError
 
 Room = Callable[[], Path]
 
@@ -137,20 +138,24 @@ def test_a_build_killed_again_and_again_gets_there(
 # Random moments, with worker processes: the clock decides, not a count of calls.
 
 
-def group_is_gone(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
+@pytest.fixture
+def adopted() -> Iterator[None]:
+    """Workers of a killed builder become our children, so that their end can be waited for."""
+    set_child_subreaper = 36
+    libc = ctypes.CDLL(None)
+    libc.prctl(set_child_subreaper, 1, 0, 0, 0)
+    yield
+    libc.prctl(set_child_subreaper, 0, 0, 0, 0)
 
 
 def wait_for_group(group: int) -> None:
     """Workers of a killed parent end by themselves; nothing of them may be left writing."""
     deadline = time.monotonic() + 30
-    while not group_is_gone(group):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.01)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            assert time.monotonic() < deadline, "workers outlive their parent"
+            if os.waitpid(-group, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)
 
 
 def children_of(pid: int) -> list[int]:
@@ -166,8 +171,11 @@ def forked_build(root: Path, shape: str, workers: int, report: int) -> None:
     stores.build(root, shape, workers, shard_size=2)
 
 
-def random_kill(root: Path, shape: str, victim: str, delay: float) -> int:
-    """Fork a build with two workers and kill part of it after a while; returns the builder's exit status."""
+def random_kill(root: Path, shape: str, victim: str, delay: float) -> tuple[int, bool]:
+    """Fork a build with two workers and kill part of it after a while.
+
+    Returns the builder's exit status and whether the signal met a living process.
+    """
     out, report = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -187,45 +195,49 @@ def random_kill(root: Path, shape: str, victim: str, delay: float) -> int:
     elif victim == "parent":
         os.kill(pid, signal.SIGKILL)
     else:
-        for child in children_of(pid)[:1]:
+        children = children_of(pid)
+        for child in children[:1]:
             os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     wait_for_group(pid)
-    return status
+    return status, bool(children) if victim == "worker" else status == -signal.SIGKILL
 
 
 def kill_at_random(room: Room, shape: str, trials: int, seed: int) -> None:
     undisturbed_root = room()
     stores.arguments(shape)
+    stores.build(undisturbed_root, shape, 2, shard_size=2)
+    stores.remove(undisturbed_root)
     begun = time.monotonic()
     stores.build(undisturbed_root, shape, 2, shard_size=2)
     span, wanted, chance = time.monotonic() - begun, stores.facts(undisturbed_root), random.Random(seed)
     victims = itertools.cycle(("group", "parent", "worker"))
-    killed = 0
+    hits = 0
     for number, victim in zip(range(trials), victims, strict=False):
-        root, delay = room(), chance.uniform(0, 0.8 * span)
-        status = random_kill(root, shape, victim, delay)
-        killed += status != 0
+        root, delay = room(), chance.uniform(0, 0.9 * span)
+        status, hit = random_kill(root, shape, victim, delay)
+        hits += hit
         if victim == "worker":
             assert status == 0, f"trial {number} of seed {seed}: one dead worker must not stop the build"
-        if status != 0:
-            with pytest.raises(CacheNotFoundError):
-                tc.PreprocessedDataset(root)
+        # It may have died between publishing and its end; then what is there is complete.
+        assert stores.is_published(root) is (status == 0) or stores.facts(root) == wanted
         stores.build(root, shape, 2, shard_size=2)
         assert stores.facts(root) == wanted, f"trial {number} of seed {seed}"
         with stores.fresh_handles():
             stores.assert_all_samples(tc.PreprocessedDataset(root), shape)
         assert stores.temporaries(root) == []
         stores.remove(root)
-    assert killed >= trials // 6
+    assert hits >= trials // 2, hits
 
 
-@pytest.mark.parametrize(("shape", "trials"), [("delta", 9), ("generic", 42)])
+@pytest.mark.parametrize(("shape", "trials"), [("delta", 24), ("generic", 84)])
+@pytest.mark.usefixtures("adopted")
 def test_killed_at_random_moments_with_workers(room: Room, shape: str, trials: int) -> None:
     kill_at_random(room, shape, trials, seed=1)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("shape", ["delta", "generic"])
+@pytest.mark.usefixtures("adopted")
 def test_killed_at_a_thousand_random_moments_with_workers(room: Room, shape: str) -> None:
     kill_at_random(room, shape, 1000, seed=int(time.time()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torchcell_cache.atomic import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.builder.auto import choose_storage
-from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generation import GenerationBuild, generation_prefix, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
 from torchcell_cache.builder.pool import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
@@ -27,6 +27,7 @@ from torchcell_cache.errors import (
 from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
 from torchcell_cache.lock import LOCK_NAME, BuilderLock
+from torchcell_cache.manifest import STORAGES as STORED_AS
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
 from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.pyg import as_source
@@ -85,24 +86,21 @@ def build(
         raise SourceContractError("the source has 0 samples", fix="pass allow_empty=True if that is right")
     check_storage(plan, storage)
     say = _Say(progress)
-    existing = _existing(where, on_stale)
-    if existing is not None:
-        storage = existing.storage if storage == "auto" else storage
-        opened = _usable(where, existing, plan, storage, on_stale)
-        if opened is not None:
-            remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
-            return opened
-    if storage == "auto":
-        storage = choose_storage(plan, say)
+    _, opened = _look(where, plan, storage, on_stale)
+    if opened is not None:
+        remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
+        return opened
     with storage_errors(processed_dir(where)):
         make_dirs_durable(processed_dir(where))
     lock = BuilderLock(processed_dir(where) / LOCK_NAME)
     _acquire(lock, say)
     try:
-        current = _existing(where, on_stale)
-        if current is not None and current.fingerprint == plan.fingerprint(storage).to_dict():
-            say(f"another builder published {current.generation}; using it")
-            return PreprocessedDataset._of(Generation.open(where))
+        current, opened = _look(where, plan, storage, on_stale)
+        if opened is not None:
+            say(f"another builder published {opened.generation.manifest.generation}; using it")
+            return opened
+        if storage == "auto":
+            storage = _begun_storage(where, plan) or choose_storage(plan, say)
         shard_plan = make_shard_plan(plan, storage, shard_size, max_record_bytes)
         name = new_generation_name(plan.fingerprint(storage).digest, shard_plan)
         work = GenerationBuild(where, name, plan, shard_plan, storage, lock.exclusive, say)
@@ -110,6 +108,8 @@ def build(
             manifest = work.run(
                 num_workers, None if scratch is None else Path(os.fspath(scratch)), stop, progress
             )
+            if stop.signal is not None:  # it came too late to stop a shard, not too late to be obeyed
+                stop.raise_interrupted(shard_plan.num_shards, shard_plan.num_shards)
         return _publish(where, manifest, current, say)
     finally:
         lock.release()
@@ -137,25 +137,37 @@ def _existing(root: Path, on_stale: str) -> Manifest | None:
         raise
 
 
-def _usable(
-    root: Path, manifest: Manifest, plan: BuildPlan, storage: str, on_stale: str
-) -> PreprocessedDataset | None:
-    """The opened store if it may be used, ``None`` if it is to be rebuilt."""
-    wanted = plan.fingerprint(storage).to_dict()
+def _look(
+    root: Path, plan: BuildPlan, storage: str, on_stale: str
+) -> tuple[Manifest | None, PreprocessedDataset | None]:
+    """The published manifest, if any, and the opened store, if it may be used rather than built again."""
+    manifest = _existing(root, on_stale)
+    if manifest is None:
+        return None, None
+    wanted = plan.fingerprint(manifest.storage if storage == "auto" else storage).to_dict()
     if manifest.fingerprint == wanted:
-        return PreprocessedDataset._of(Generation.open(root))
+        return manifest, PreprocessedDataset._of(Generation.open(root))
     if on_stale == "rebuild":
-        return None
+        return manifest, None
     lines = explain(manifest.fingerprint, wanted)
     message = f"the store at {root} was built from something else:\n    " + "\n    ".join(lines)
     if on_stale == "warn":
         warnings.warn(f"{message}\n  using it all the same (on_stale='warn')", stacklevel=3)
-        return PreprocessedDataset._of(Generation.open(root))
+        return manifest, PreprocessedDataset._of(Generation.open(root))
     raise StaleCacheError(
         message,
         path=root,
         fix="build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild",
     )
+
+
+def _begun_storage(root: Path, plan: BuildPlan) -> str | None:
+    """What ``auto`` chose in an interrupted run: measuring again could choose otherwise and start from nothing."""
+    for storage in STORED_AS:
+        prefix = generation_prefix(plan.fingerprint(storage).digest)
+        if any(processed_dir(root).glob(f"{prefix}*")):
+            return storage
+    return None
 
 
 def check_source(manifest: Manifest, source: Any, root: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torchcell_cache import errors
 from torchcell_cache.builder.shards import Report
-from torchcell_cache.builder.worker import serve
+from torchcell_cache.builder.worker import STOP_SIGNALS, serve
 from torchcell_cache.errors import BuildFailedError, BuildInterruptedError, CacheError
 
 GRACE_SECONDS = 20.0
@@ -42,8 +42,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
@@ -98,12 +97,27 @@ class _Worker:
         self.shard: int | None = None
 
     def give(self, shard: int) -> None:
+        """Ask for a shard; a worker that has died meanwhile is noticed when its answer is awaited."""
         self.shard = shard
-        self.connection.send_bytes(str(shard).encode())
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(str(shard).encode())
 
     def dismiss(self) -> None:
         with contextlib.suppress(OSError):
             self.connection.send_bytes(b"")
+
+
+@contextlib.contextmanager
+def _no_stop_signals() -> Iterator[None]:
+    """Hold stop signals back while a worker starts: Ctrl-C goes to the whole group, and the parent decides.
+
+    The worker inherits the mask and lifts it once it ignores them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def light_worker(directory: Path, scratch: Path | None) -> _Worker:
@@ -113,12 +127,13 @@ def light_worker(directory: Path, scratch: Path | None) -> _Worker:
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environment.get("PYTHONPATH"))))
     arguments = [str(theirs.fileno()), str(directory), str(scratch or "")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torchcell_cache.builder.worker", *arguments],
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
+    with _no_stop_signals():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torchcell_cache.builder.worker", *arguments],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
     theirs.close()
     return _Worker(Connection(ours.detach()), process.kill, process.wait)
 
@@ -126,9 +141,8 @@ def light_worker(directory: Path, scratch: Path | None) -> _Worker:
 def forked_worker(build: Callable[[int, Report], None]) -> _Worker:
     """A fork of this process, for sources and processors that cannot be pickled or named by a path."""
     ours, theirs = multiprocessing.Pipe()
-    with (
-        warnings.catch_warnings()
-    ):  # 3.12 warns of fork in a threaded process; the child sets one thread first
+    with warnings.catch_warnings(), _no_stop_signals():
+        # 3.12 warns of fork in a threaded process; the child sets one thread first
         warnings.simplefilter("ignore", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=_forked, args=(ours, theirs, build))
         process.start()
@@ -174,10 +188,11 @@ def run_workers(
             for ready in wait([w.connection for w in busy], timeout=0.5):
                 worker = next(w for w in busy if w.connection is ready)
                 message = _receive(worker)
-                if message is None:
+                if message is None and stop.signal is not None:
+                    worker.shard = None  # whoever asked us to stop may have killed it: its shard is dropped
+                elif message is None:
                     workers.remove(worker)
-                    replacement = _replace(worker, deaths, start)
-                    workers.append(replacement)
+                    workers.append(_replace(worker, deaths, start))
                 elif "samples" in message:
                     report(int(message["samples"]))
                 elif "failed" in message:

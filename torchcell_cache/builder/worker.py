@@ -18,13 +18,14 @@ from pathlib import Path
 from torchcell_cache.builder.shards import PLAN_FILE, Report, ShardPlan, StructuredMaker, build_shard
 from torchcell_cache.errors import CacheError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
     """Build the shards asked for over ``connection`` until it closes; messages are JSON, never pickles."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # the parent decides; a shard in work is finished or dropped whole
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; a shard in work is finished or dropped
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def report(count: int) -> None:
         connection.send_bytes(json.dumps({"samples": count}).encode())
@@ -32,7 +33,7 @@ def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
     parent = os.getppid()
     while True:
         try:
-            while not connection.poll(2.0):
+            while not connection.poll(0.25):
                 if (
                     os.getppid() != parent
                 ):  # a forked sibling may keep the pipe open after the parent was killed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import xxhash
 
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graphio import graph_digest
 from torchcell_cache.sources.base import Source
 
@@ -50,7 +51,11 @@ class PygSource:
         return f"PygSource({type(self.dataset).__name__}, {len(self)})"
 
     def identity(self) -> dict[str, Any]:
-        """Class, length and content of the dataset."""
+        """Class, length and content of the dataset.
+
+        Raises:
+            SampleError: If the dataset raised on a sample.
+        """
         out: dict[str, Any] = {"class": type(self.dataset).__qualname__, "num_samples": len(self)}
         if self.version is not None:
             return {**out, "version": self.version}
@@ -59,12 +64,24 @@ class PygSource:
         probes = range(count) if exact else [k * (count - 1) // (_PROBES - 1) for k in range(_PROBES)]
         hasher = xxhash.xxh3_128()
         for index in probes:
-            hasher.update(graph_digest(self.dataset[index]).encode())
+            hasher.update(self._digest(index).encode())
         return {
             **out,
             "content": hasher.hexdigest(),
             "hashed": "all" if exact else f"{_PROBES} evenly spaced",
         }
+
+    def _digest(self, index: int) -> str:
+        try:
+            return graph_digest(self.dataset[index])
+        except CacheError as error:
+            raise type(error)(f"sample {index}: {error}") from None
+        except Exception as error:
+            raise SampleError(
+                f"sample {index}: {type(error).__name__} in {type(self.dataset).__name__}: {error}\n"
+                f"{traceback.format_exc()}",
+                fix="correct the sample and run the same command again",
+            ) from None
 
 
 def as_source(source: Any, base_graph: Any = None) -> Source:
