@@ -1,0 +1,139 @@
+"""PyG's collation rules, applied to a batch whose samples share one base graph.
+
+Mirrors ``torch_geometric.data.collate`` field by field - order, ``slices``, ``incs``, ``batch``, ``ptr`` - without making
+the samples first. Where a base graph holds something whose rule depends on its name or type in an unusual way,
+:func:`is_plain` says so and the batch goes through PyG itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.data.storage import EdgeStorage, NodeStorage
+
+INDEX_FIELDS = ("edge_index", "hyperedge_index")
+OWN_FIELDS = ("perturbation_indices", "phenotype_type_indices", "phenotype_sample_indices")
+
+
+class Field(NamedTuple):
+    """One collated attribute.
+
+    Attributes:
+        value: What the batch holds.
+        slices: Where each sample's part starts, ``[batch + 1] int64`` on the CPU.
+        incs: What was added to each sample's part, ``[batch, ...] int64`` on the CPU, or ``None``.
+    """
+
+    value: Any
+    slices: Tensor
+    incs: Tensor | None
+
+
+class Fields(Protocol):
+    """What a representation knows about the fields of a batch."""
+
+    def names(self, key: Any, names: Iterable[str]) -> list[str]:
+        """Those of the template's fields that the batch has."""
+
+    def num_nodes(self, key: Any) -> list[int]:
+        """Number of nodes of a type in each sample."""
+
+    def field(self, key: Any, name: str, value: Any) -> Field:
+        """A field of a store; ``value`` is the template's."""
+
+
+def collate(
+    template: Any,
+    fields: Fields,
+    batch_size: int,
+    device: torch.device,
+    follow_batch: frozenset[str],
+    exclude_keys: frozenset[str],
+) -> Any:
+    """A PyG batch, built store by store in the template's order."""
+    out = Batch(_base_cls=type(template))
+    out.stores_as(template)
+    slices: dict[Any, Any] = {}
+    incs: dict[Any, Any] = {}
+    for store, model in zip(out.stores, template.stores, strict=True):
+        key = store._key
+        # Hetero stores keep theirs under their own key; homogeneous data has one flat dictionary.
+        for name in fields.names(key, model._mapping):
+            if name in exclude_keys:
+                continue
+            if name == "num_nodes":
+                store._num_nodes = fields.num_nodes(key)
+                store.num_nodes = sum(store._num_nodes)
+                continue
+            field = fields.field(key, name, model._mapping[name])
+            store[name] = field.value
+            place = (slices, incs) if key is None else (slices.setdefault(key, {}), incs.setdefault(key, {}))
+            place[0][name], place[1][name] = field.slices, field.incs
+            if name in follow_batch:
+                store[f"{name}_batch"], store[f"{name}_ptr"] = _follow(field.slices, device)
+        if isinstance(model, NodeStorage) and model.can_infer_num_nodes:
+            counts = torch.tensor(fields.num_nodes(key))
+            ptr = torch.zeros(batch_size + 1, dtype=torch.int64)
+            torch.cumsum(counts, 0, out=ptr[1:])
+            store.batch, store.ptr = _follow(ptr, device)
+    out._num_graphs, out._slice_dict, out._inc_dict = batch_size, slices, incs
+    return out
+
+
+def _follow(slices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    samples = torch.arange(len(slices) - 1, device=device)
+    counts = slices.diff().to(device)
+    return torch.repeat_interleave(samples, counts, output_size=int(slices[-1])), slices.to(device, copy=True)
+
+
+def steps(batch_size: int, size: int) -> Tensor:
+    """Slices of a field of the same size in every sample, ``[batch_size + 1] int64``."""
+    return torch.arange(batch_size + 1) * size
+
+
+def no_increments(batch_size: int) -> Tensor:
+    """Increments of a field that is not shifted, ``[batch_size] int64``."""
+    return torch.zeros(batch_size, dtype=torch.int64)
+
+
+def listed(values: list[Any]) -> Field:
+    """A field that PyG keeps as a list with one item per sample."""
+    return Field(values, torch.arange(len(values) + 1), None)
+
+
+def numbers(values: list[int], device: torch.device) -> Field:
+    """An integer per sample, which PyG collates to a tensor ``[batch] int64``."""
+    return Field(
+        torch.tensor(values, device=device), torch.arange(len(values) + 1), no_increments(len(values))
+    )
+
+
+def is_plain(template: Any) -> bool:
+    """Whether every field of a sample follows the rules written down here."""
+    hetero = isinstance(template, HeteroData)
+    for store in template.stores:
+        shifting = not hetero or isinstance(store, EdgeStorage)
+        if not all(_plain_field(name, value, shifting) for name, value in store._mapping.items()):
+            return False
+    return True
+
+
+def _plain_field(name: str, value: Any, shifting: bool) -> bool:
+    if name in ("num_nodes", "num_edges"):
+        return type(value) is int
+    if name in OWN_FIELDS:
+        return True
+    if name in ("batch", "ptr") or "batch" in name or (name == "face" and shifting):
+        return False
+    if "index" in name and shifting and name not in INDEX_FIELDS:
+        return False
+    if isinstance(value, Tensor):
+        strided = type(value) is Tensor and value.layout == torch.strided and not value.is_nested
+        return strided and value.dim() > 0 and (name not in INDEX_FIELDS or value.dim() == 2)
+    if isinstance(value, list | tuple):
+        return not (len(value) and not isinstance(value[0], str | int))
+    return not isinstance(value, Mapping | int | float)

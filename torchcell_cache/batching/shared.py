@@ -1,0 +1,342 @@
+"""What every batch can do, whatever its records hold: travel, be counted, give single samples."""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from torchcell_cache.batching import packing
+from torchcell_cache.batching.resident import find_generation, register
+from torchcell_cache.batching.sections import Sections
+from torchcell_cache.errors import FormatError, SettingError
+from torchcell_cache.generation import Generation
+from torchcell_cache.topology import EdgeType
+
+MASKS = ("mask", "edge_mask")
+
+
+class Coordinates(NamedTuple):
+    """Values of a batch in coordinate form.
+
+    Attributes:
+        values: ``[k] float32``.
+        types: Column of each value, ``[k] int64``.
+        samples: Number of the measurement within its sample, ``[k] int64``.
+        ptr: Where each sample of the batch starts, ``[batch + 1] int64``.
+        batch: Sample of the batch of each value, ``[k] int64``.
+    """
+
+    values: Tensor
+    types: Tensor
+    samples: Tensor
+    ptr: Tensor
+    batch: Tensor
+
+
+class SharedGraphBatch(abc.ABC):
+    """Samples of a store that share one base graph: ids of what each lacks and its labels, nothing else.
+
+    Made by ``dataset.read_batch(indices)`` and :meth:`read`. A batch is one buffer of a few kilobytes when it crosses a
+    process boundary or goes to a device; the base graph is moved to a device once per process, not with each batch.
+    From there it gives boolean masks for models that take the shared graph, or - for any other model - exactly the PyG
+    batch of its samples (:meth:`to_pyg`).
+    """
+
+    def __init__(self, generation: Generation, sections: Sections | None = None) -> None:
+        self.generation = generation
+        self._given = sections
+        self._packed: tuple[packing.Buffer, packing.Places] | None = None
+        self._bytes: Tensor | None = None
+        register(generation)
+
+    # Making and moving
+
+    @classmethod
+    def read(cls, generation: Generation, positions: npt.ArrayLike) -> SharedGraphBatch:
+        """Read samples of a store, checksums verified, nothing decoded that is not needed.
+
+        Args:
+            generation: The store's generation.
+            positions: Store positions, ``[batch]``, in the order wanted; repeats are fine.
+
+        Raises:
+            IndexError: If a position is out of range.
+            SettingError: If there is none.
+            CorruptRecordError: If a record is damaged.
+        """
+        from torchcell_cache.batching.structured import PerturbationBatch
+        from torchcell_cache.batching.unstructured import GraphBatch
+
+        wanted = np.asarray(positions, dtype=np.int64)
+        if wanted.ndim != 1 or len(wanted) == 0:
+            raise SettingError(f"a batch needs at least one sample, got positions of shape {wanted.shape}")
+        if int(wanted.min()) < 0 or int(wanted.max()) >= len(generation):
+            raise IndexError(f"positions {wanted.min()}..{wanted.max()} of {len(generation)} samples")
+        kind = PerturbationBatch if generation.is_structured else GraphBatch
+        return kind.of_records(generation, wanted)
+
+    @classmethod
+    def unpack(cls, generation: Generation, buffer: Any) -> SharedGraphBatch:
+        """The batch that :meth:`pack` laid into ``buffer`` (bytes or ``uint8`` array).
+
+        Raises:
+            FormatError: If the buffer is damaged or belongs to another generation.
+        """
+        from torchcell_cache.batching.structured import PerturbationBatch
+        from torchcell_cache.batching.unstructured import GraphBatch
+
+        array, sections, places = packing.unpack(buffer, generation.manifest.generation)
+        kind = PerturbationBatch if generation.is_structured else GraphBatch
+        kind.check_sections(generation, sections)
+        batch = kind(generation, sections)
+        batch._packed = (array, places)
+        return batch
+
+    def pack(self) -> packing.Buffer:
+        """Everything this batch holds as one self-describing little-endian buffer, ``[num_bytes] uint8``."""
+        return self._pack()[0]
+
+    def _pack(self) -> tuple[packing.Buffer, packing.Places]:
+        if self._packed is None:
+            self._packed = packing.pack(self.generation.manifest.generation, self.sections)
+        return self._packed
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (str(self.generation.root), self.generation.manifest.generation, self.pack())
+
+    @property
+    def sections(self) -> Sections:
+        """The batch as arrays on the host; see :mod:`torchcell_cache.batching.sections`."""
+        if self._given is None:
+            self._given = self._make_sections()
+        return self._given
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The sections as views of one tensor on :attr:`device`."""
+        return packing.views(self._moved(), self._pack()[1])
+
+    def _moved(self) -> Tensor:
+        if self._bytes is None:
+            self._bytes = torch.from_numpy(self.pack())
+        return self._bytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where masks and PyG batches are made."""
+        return torch.device("cpu") if self._bytes is None else self._bytes.device
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
+        """This batch on another device: one copy of one buffer. The base graph follows once per process."""
+        target = torch.device(device)
+        if target.type == "cuda" and target.index is None:
+            target = torch.device("cuda", torch.cuda.current_device())
+        if target == self.device:
+            return self
+        if target.type == "cpu":
+            return self._like(None)
+        return self._like(self._moved().to(target, non_blocking=non_blocking))
+
+    def _like(self, data: Tensor | None) -> Self:
+        out = type(self)(self.generation, self._given)
+        out._packed, out._bytes = self._packed, data
+        return out
+
+    def cpu(self) -> Self:
+        """This batch on the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: int | None = None, *, non_blocking: bool = False) -> Self:
+        """This batch on a CUDA device, the current one by default."""
+        return self.to("cuda" if device is None else f"cuda:{device}", non_blocking=non_blocking)
+
+    def pin_memory(self) -> Self:
+        """This batch in page-locked memory, for a copy that overlaps with work; itself where there is no CUDA."""
+        if self.device.type != "cpu" or not torch.cuda.is_available():
+            return self
+        return self._like(self._moved().pin_memory())
+
+    def is_pinned(self) -> bool:
+        """Whether the buffer is page-locked."""
+        return self._bytes is not None and self._bytes.is_pinned()
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the buffer's memory until the work queued on ``stream`` is done."""
+        if self.device.type != "cpu":
+            self._moved().record_stream(stream)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are sent to a device."""
+        return len(self.pack())
+
+    # Samples
+
+    def __len__(self) -> int:
+        return len(self.sections["indices"])
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of samples."""
+        return len(self)
+
+    @property
+    def indices(self) -> Tensor:
+        """Store positions of the samples, ``[batch] int64``."""
+        return self.tensors["indices"]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[k] for k in range(len(self)))
+
+    def __getitem__(self, index: int) -> Any:
+        """The graph of one sample, equal to ``dataset[i]`` and like it on the CPU."""
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(f"sample {index} of a batch of {len(self)}")
+        return self._graph(at)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} samples, device={str(self.device)!r})"
+
+    @property
+    def phenotype_names(self) -> list[str]:
+        """Names of the phenotypes."""
+        return list(self.generation.schema["phenotypes"])
+
+    @property
+    def statistic_names(self) -> list[str]:
+        """Names of the statistics."""
+        return list(self.generation.schema["statistics"])
+
+    def _column(self, name: str) -> int:
+        names = [*self.phenotype_names, *self.statistic_names]
+        if name not in names:
+            raise SettingError(f"no phenotype or statistic {name!r}; there are {names}")
+        return names.index(name)
+
+    @property
+    def phenotypes(self) -> dict[str, Tensor]:
+        """:meth:`labels` of every phenotype by name."""
+        return {name: self.labels(name) for name in self.phenotype_names}
+
+    # What the kinds of records know
+
+    @abc.abstractmethod
+    def _make_sections(self) -> Sections: ...
+
+    @abc.abstractmethod
+    def _graph(self, at: int) -> Any: ...
+
+    @abc.abstractmethod
+    def labels(self, name: str) -> Tensor:
+        """A phenotype or statistic of every sample: the mean over its measurements, NaN without any.
+
+        Returns:
+            ``[batch] float32``.
+
+        Raises:
+            SettingError: If there is no such name.
+        """
+
+    @abc.abstractmethod
+    def edge_mask(self, edge_type: EdgeType | None = None) -> Tensor:
+        """What each sample keeps of an edge type, ``[batch, num_edges] bool``, True for kept.
+
+        A contiguous view, made on the batch's device without waiting for it. Clone it before you change it.
+
+        Args:
+            edge_type: The edge type; left out for a homogeneous base graph.
+
+        Raises:
+            KeyError: If there is no such edge type; lists those there are.
+        """
+
+    @abc.abstractmethod
+    def node_mask(self, node_type: str | None = None) -> Tensor:
+        """What each sample keeps of a node type, ``[batch, num_nodes] bool``, True for kept.
+
+        Args:
+            node_type: The node type; the perturbed one by default.
+
+        Raises:
+            KeyError: If there is no such node type; lists those there are.
+        """
+
+    @abc.abstractmethod
+    def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
+        """What each sample removes of an edge type, as unique pairs in ascending order.
+
+        Returns:
+            Sample of the batch and position of the edge, ``[n] int64`` each.
+        """
+
+    @abc.abstractmethod
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any: ...
+
+    @abc.abstractmethod
+    def _mask_names(self) -> Iterable[str]:
+        """Fields without which a sample's graph is the wild type."""
+
+    def to_pyg(
+        self,
+        follow_batch: Iterable[str] | None = None,
+        exclude_keys: Iterable[str] | None = None,
+        *,
+        allow_wild_type: bool = False,
+    ) -> Any:
+        """Exactly ``Batch.from_data_list([processor(source[i]) for i in indices])``, made on the batch's device.
+
+        On an accelerator it is what ``.to(device)`` makes of that batch.
+
+        Args:
+            follow_batch: Fields that get a ``_batch`` and a ``_ptr`` vector, as in PyG.
+            exclude_keys: Fields to leave out, as in PyG.
+            allow_wild_type: Leave out masks too, if ``exclude_keys`` says so.
+
+        Raises:
+            SettingError: If the masks would be left out, so that a model would train on the wild type; or if only some
+                samples have a field, which PyG would drop or fail on.
+        """
+        if isinstance(follow_batch, str) or isinstance(exclude_keys, str):
+            raise SettingError("follow_batch and exclude_keys are lists of field names, got one string")
+        follow, exclude = frozenset(follow_batch or ()), frozenset(exclude_keys or ())
+        lost = sorted(exclude.intersection(self._mask_names()))
+        if lost and not allow_wild_type:
+            raise SettingError(
+                f"exclude_keys={lost} leaves out what says which nodes and edges a sample lacks: every sample would "
+                "be the unperturbed base graph",
+                fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
+            )
+        out = self._to_pyg(follow, exclude)
+        known = {name for store in out.stores for name in store._mapping} | exclude
+        for name in sorted(follow - known):
+            warnings.warn(
+                f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=2
+            )
+        return out
+
+
+def _rebuild(root: str, name: str, buffer: packing.Buffer) -> SharedGraphBatch:
+    return SharedGraphBatch.unpack(find_generation(root, name), buffer)
+
+
+def require_sections(sections: Sections, required: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Insist on the sections a kind of batch has.
+
+    Raises:
+        FormatError: If one is missing or not expected.
+    """
+    wanted = set(required)
+    missing, extra = wanted - set(sections), set(sections) - wanted - set(optional)
+    if missing or extra or len(sections["indices"]) == 0:
+        raise FormatError(
+            f"a packed batch with the sections {sorted(sections)}: missing {sorted(missing)}, not expected {sorted(extra)}"
+        )

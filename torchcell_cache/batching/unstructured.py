@@ -1,0 +1,144 @@
+"""Batches of generic records, of any processor: they hold whole graphs, so the batch holds the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, HeteroData
+
+from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels
+from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, require_sections
+from torchcell_cache.codec.envelope import CHECKSUM_BYTES
+from torchcell_cache.columns import offsets
+from torchcell_cache.errors import FormatError, SettingError
+from torchcell_cache.generation import Generation
+from torchcell_cache.graphio import decode_graph
+from torchcell_cache.record import Int64Array
+from torchcell_cache.topology import EdgeType
+
+_KEPT, _REMOVED = ("mask", "edge_mask"), ("pert_mask", "edge_pert_mask")
+
+
+class GraphBatch(SharedGraphBatch):
+    """A :class:`SharedGraphBatch` of graphs that are stored whole."""
+
+    @classmethod
+    def of_records(cls, generation: Generation, positions: Int64Array) -> GraphBatch:
+        """Read a batch."""
+        return cls(generation, generic_sections(positions, generation.read(positions)))
+
+    def _make_sections(self) -> Sections:
+        raise AssertionError("given when the batch is made")
+
+    @classmethod
+    def check_sections(cls, generation: Generation, sections: Sections) -> None:
+        """Insist that sections fit a generation.
+
+        Raises:
+            FormatError: If they do not.
+        """
+        require_sections(sections, ("indices", "records", "record_ptr"))
+        indices, ptr = sections["indices"], sections["record_ptr"]
+        if not 0 <= int(indices.min()) <= int(indices.max()) < len(generation):
+            raise FormatError(f"'indices' of a packed batch is not within 0..{len(generation) - 1}")
+        if int(np.diff(ptr).min()) < CHECKSUM_BYTES:
+            raise FormatError("a record of a packed batch is shorter than a checksum")
+
+    @cached_property
+    def graphs(self) -> list[Any]:
+        """The samples' graphs on the CPU, decoded once."""
+        return [self._graph(at) for at in range(len(self))]
+
+    def _graph(self, at: int) -> Any:
+        ptr = self.sections["record_ptr"]
+        # A copy: decoded tensors are views, and editing a sample must not change the batch.
+        record = memoryview(self.sections["records"][ptr[at] : ptr[at + 1]].tobytes())
+        return decode_graph(record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields)
+
+    def _store(self, at: int, key: Any) -> dict[str, Any]:
+        graph = self.graphs[at]
+        if isinstance(graph, HeteroData):
+            types = [*graph.node_types, *graph.edge_types]
+            if key not in types:
+                raise KeyError(f"no {key!r} in the samples; there are {types}")
+            return dict(graph[key]._mapping)
+        return dict(graph._store._mapping)
+
+    def labels(self, name: str) -> Tensor:
+        """See :meth:`SharedGraphBatch.labels`."""
+        table = self.generation.table
+        column = self._column(name)
+        assert table is not None
+        rows = self.sections["indices"]
+        parts = [table.values[table.value_ptr[k] : table.value_ptr[k + 1]] for k in rows.tolist()]
+        ptr = offsets(np.array([len(part) for part in parts]))
+        return torch.from_numpy(mean_labels(np.concatenate(parts), ptr)[:, column].copy()).to(self.device)
+
+    def _masks(self, key: Any, names: tuple[str, str]) -> Tensor:
+        """``names``: the field that says kept, and the one that says removed."""
+        rows = []
+        for at in range(len(self)):
+            store = self._store(at, key)
+            kept, removed = store.get(names[0]), store.get(names[1])
+            if isinstance(kept, Tensor) and kept.dtype == torch.bool:
+                rows.append(kept)
+            elif isinstance(removed, Tensor) and removed.dtype == torch.bool:
+                rows.append(~removed)
+            else:
+                raise SettingError(
+                    f"sample {int(self.sections['indices'][at])} has no mask of {key!r}: neither {names[0]!r} nor "
+                    f"{names[1]!r} is among {sorted(store)}",
+                    fix="use batch.to_pyg(), or a processor that gives masks",
+                )
+        return torch.stack(rows).to(self.device)
+
+    def edge_mask(self, edge_type: EdgeType | None = None) -> Tensor:
+        """See :meth:`SharedGraphBatch.edge_mask`; stacked from the samples' own masks.
+
+        Raises:
+            SettingError: If the samples have none.
+        """
+        which = 1 if edge_type is None else 0
+        return self._masks(edge_type, (_KEPT[which], _REMOVED[which]))
+
+    def node_mask(self, node_type: str | None = None) -> Tensor:
+        """See :meth:`SharedGraphBatch.node_mask`; stacked from the samples' own masks.
+
+        Raises:
+            SettingError: If the samples have none.
+        """
+        topology = self.generation.topology
+        key = topology.node_type if node_type is None and topology is not None else node_type
+        return self._masks(key, ("mask", "pert_mask"))
+
+    def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
+        """See :meth:`SharedGraphBatch.removed_edges`."""
+        sample, edge = torch.nonzero(~self.edge_mask(edge_type), as_tuple=True)
+        return sample, edge
+
+    def _mask_names(self) -> Iterable[str]:
+        named = {name for store in self.graphs[0].stores for name in store._mapping}
+        return named.intersection(MASKS)
+
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+        graphs = list(self)
+        wanted = _keys(graphs[0], exclude_keys)
+        for at, graph in enumerate(graphs[1:], 1):
+            if _keys(graph, exclude_keys) != wanted:
+                first, other = (int(self.sections["indices"][k]) for k in (0, at))
+                odd = sorted(map(str, set(_keys(graph, exclude_keys)) ^ set(wanted)))
+                raise SettingError(
+                    f"samples {first} and {other} of one batch do not have the same fields ({', '.join(odd)}): PyG "
+                    "would drop them or fail, depending on which comes first",
+                    fix="exclude_keys=[...] with these names",
+                )
+        return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys)).to(self.device)
+
+
+def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:
+    return {(s._key, name) for s in graph.stores for name in s._mapping if name not in exclude_keys}
