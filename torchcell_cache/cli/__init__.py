@@ -1,0 +1,157 @@
+"""The command line: ``torchcell-cache <command> key=value ...``.
+
+This module decides which command runs and what its errors look like. It imports nothing heavy, so that ``--help`` answers
+at once; Hydra is imported in :mod:`.settings` only, torch by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.errors import (
+    EXIT_CANNOT_WRITE,
+    EXIT_CORRUPT_OR_STALE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    BuildInterruptedError,
+    CacheError,
+    CacheNotFoundError,
+    SettingError,
+)
+
+COMMANDS = {
+    "preprocess": "build a store from a source, or continue an interrupted build",
+    "info": "what is in a store: sizes, schema, fingerprint, histograms",
+    "verify": "check a store; level=full reads every record, source=... compares with the source",
+    "repair": "make damaged files again",
+    "status": "how far a build is, from any process or node",
+    "gc": "remove old generations of a store",
+}
+_WRITERS = ("preprocess", "repair", "gc")
+EXIT_BUG = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Arguments after the program's name; those of the process if ``None``.
+
+    Returns:
+        The exit code: 0 fine, 2 usage, 65 corrupt or stale, 73 cannot write, 75 interrupted and resumable.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "debug=true" in (argument.lower() for argument in arguments)
+    try:
+        with _terminating():
+            return _dispatch(arguments)
+    except BrokenPipeError:  # the reader of our output (head, less) has enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return _interrupted(arguments)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(error, arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from torchcell_cache.cli.texts import command_help, overview, suggestion
+
+    wants_help = any(a in ("-h", "--help") for a in arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        wanted = next((a for a in arguments[1:] if a in COMMANDS), None)
+        print(overview() if wanted is None else command_help(wanted))
+        return EXIT_OK if arguments else EXIT_USAGE
+    if arguments[0] in ("-V", "--version"):
+        from torchcell_cache import __version__
+
+        print(f"torchcell-cache {__version__}")
+        return EXIT_OK
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise SettingError(
+            f"unknown command {name!r}{suggestion(name, COMMANDS)}", fix="torchcell-cache --help"
+        )
+    if wants_help:
+        print(command_help(name))
+        return EXIT_OK
+    from torchcell_cache.cli.settings import read_settings
+
+    settings = read_settings(name, arguments[1:])
+    run: Callable[[Any], int] = import_module(f"torchcell_cache.cli.run_{name}").run
+    return run(settings)
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends the program as Ctrl-C does, also before and after the build listens to it."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _again(arguments: list[str]) -> str:
+    return f"torchcell-cache {shlex.join(arguments)}"
+
+
+def _interrupted(arguments: list[str]) -> int:
+    _say(f"\ninterrupted; nothing is lost\n  to continue: {_again(arguments)}")
+    return EXIT_INTERRUPTED
+
+
+def _failed(error: Exception, arguments: list[str]) -> int:
+    """Print an error as message and fix; the traceback is for ``debug=true``."""
+    if isinstance(error, BuildInterruptedError):
+        _say(f"{str(error).splitlines()[0]}\n  to continue: {_again(arguments)}")
+        return error.code
+    if isinstance(error, CacheError):
+        _say(f"error: {error}{_stores_nearby(error, arguments)}")
+        return error.code
+    if isinstance(error, OSError):
+        _say(f"error: {error}")
+        return EXIT_CANNOT_WRITE if arguments[:1] and arguments[0] in _WRITERS else EXIT_CORRUPT_OR_STALE
+    _say(
+        f"error: {type(error).__name__}: {error}\n"
+        f"  fix: this should not happen; run it with debug=true for the traceback: {_again([*arguments, 'debug=true'])}"
+    )
+    return EXIT_BUG
+
+
+def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
+    """Stores beside a root that has none: a mistyped path is the usual reason."""
+    root = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("root=")), None)
+    if not isinstance(error, CacheNotFoundError) or root is None:
+        return ""
+    parent = Path(root).expanduser().absolute().parent
+    found = (
+        sorted(p.parents[1].name for p in parent.glob("*/processed/manifest.json")) if parent.is_dir() else []
+    )
+    return f"\n  stores in {parent}: {', '.join(found[:20])}" if found else ""

@@ -1,0 +1,131 @@
+"""What ``source=``, ``processor=`` and ``source.base_graph=`` can name: all of it stands here.
+
+A new source is a function here, its name in ``texts.GROUPS`` and a settings file in ``conf/source``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache import processors, sources
+from torchcell_cache.builder.progress import Progress
+from torchcell_cache.cli.settings import Settings
+from torchcell_cache.cli.texts import suggestion
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.generation import Generation
+from torchcell_cache.graphio import load_base_graph
+from torchcell_cache.manifest import manifest_path
+
+
+def make_source(settings: Settings) -> Any:
+    """The chosen source, ``None`` for ``source=none``.
+
+    Raises:
+        SettingError, SourceContractError: If it cannot be made from its settings.
+    """
+    return SOURCES[settings.choices["source"]](settings["source"], settings["progress"])
+
+
+def make_processor(settings: Settings) -> Any:
+    """The chosen processor, ``None`` for ``processor=none``."""
+    return PROCESSORS[settings.choices["processor"]](settings["processor"])
+
+
+def _ecoli(values: dict[str, Any], progress: bool) -> Any:
+    count = values["num_samples"]
+    meter = Progress(count, 0, None, enabled=progress, what="label knock-outs")
+    source = sources.EcoliKnockouts(
+        count,
+        values["seed"],
+        self_loops=values["self_loops"],
+        progress=lambda done, _: meter(done - meter.done),
+    )
+    meter.close("complete")
+    return source
+
+
+def _table(values: dict[str, Any], progress: bool) -> Any:
+    path = existing_path("source.path", values["path"])
+    rest = {key: value for key, value in values.items() if key not in ("path", "base_graph")}
+    return sources.PerturbationTable.from_csv(path, make_base_graph(values["base_graph"]), **rest)
+
+
+def _python(group: str, values: dict[str, Any]) -> Any:
+    """Call a function of a Python file the user named on the command line."""
+    path = existing_path(f"{group}.file", values["file"]).resolve()
+    name, function = values["name"], path.stem
+    module = sys.modules.get(function)
+    if module is None or getattr(module, "__file__", None) != str(path):
+        if module is not None or importlib.util.find_spec(function) is not None:
+            raise SettingError(
+                f"{group}.file={path}: {function!r} is the name of another module", fix="rename the file"
+            )
+        spec = importlib.util.spec_from_file_location(function, path)
+        if spec is None or spec.loader is None:
+            raise SettingError(f"{group}.file={path} is not a Python file", path=path)
+        module = sys.modules[function] = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(path.parent))
+        spec.loader.exec_module(module)
+    made = getattr(module, name, None)
+    if not callable(made):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise SettingError(f"{path} has no function {name!r}{suggestion(name, names)}")
+    return made(**values["settings"])
+
+
+def make_base_graph(name: str) -> Any:
+    """A base graph by name, from a directory, or from another store."""
+    if name in BASE_GRAPHS:
+        return BASE_GRAPHS[name]()
+    path = Path(name).expanduser()
+    if (path / "base_graph.json").is_file():
+        return load_base_graph(path)
+    if manifest_path(path).is_file():
+        graph = Generation.open(path).base_graph
+        if graph is not None:
+            return graph
+    raise SourceContractError(
+        f"source.base_graph={name} is neither a directory with base_graph.json nor a store with a base graph",
+        path=path,
+        fix=f"one of {', '.join(BASE_GRAPHS)}, or torchcell_cache.graphio.save_base_graph(graph, directory)",
+    )
+
+
+def existing_path(key: str, value: str) -> Path:
+    """The file a setting names.
+
+    Raises:
+        SettingError: If there is none; names what is there instead.
+    """
+    path = Path(value).expanduser()
+    if path.is_file():
+        return path
+    parent = path.parent
+    if not parent.is_dir():
+        raise SettingError(f"{key}={value}: there is no directory {parent}", path=path)
+    names = sorted(p.name for p in parent.iterdir() if p.is_file() and p.suffix == path.suffix)[:20]
+    raise SettingError(
+        f"{key}={value}: no such file{suggestion(path.name, names) if names else ''}", path=path
+    )
+
+
+BASE_GRAPHS: dict[str, Callable[[], Any]] = {"ecoli": lambda: sources.ecoli_base_graph()}
+
+SOURCES: dict[str, Callable[[dict[str, Any], bool], Any]] = {
+    "none": lambda values, progress: None,
+    "ecoli": _ecoli,
+    "table": _table,
+    "python": lambda values, progress: _python("source", values),
+}
+
+PROCESSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "none": lambda values: None,
+    "lazy": lambda values: processors.LazySubgraphRepresentation(**values),
+    "subgraph": lambda values: processors.SubgraphRepresentation(**values),
+    "perturbation": lambda values: processors.Perturbation(**values),
+    "python": lambda values: _python("processor", values),
+}

@@ -1,0 +1,260 @@
+"""From ``key=value`` to checked settings. The only file that imports Hydra.
+
+Hydra composes the settings files and parses values; nothing is ever instantiated from them. What a setting may be is
+fixed here and in :mod:`.registry`, and a ``_target_`` anywhere - in an override, a config file, an interpolation - is
+refused before it could mean anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
+from torchcell_cache.errors import SettingError, UnsafeContentError
+
+INTEGERS = {
+    "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
+    "source.num_samples", "source.seed",
+}  # fmt: skip
+BOOLEANS = {"progress", "debug", "json", "allow_empty", "unfinished", "dry_run", "source.self_loops"}
+LISTS = {"source.phenotypes", "source.statistics"}
+MAPPINGS = {"source.settings", "processor.settings"}
+CHOICES = {
+    "storage": ("auto", "perturbation", "delta", "full"),
+    "on_stale": ("error", "rebuild", "warn"),
+    "level": ("quick", "full"),
+    "processor.gpr": ("any", "rule"),
+    "source.unknown": ("error", "drop"),
+    "source.duplicate": ("error", "unique"),
+    "source.empty": ("error", "keep"),
+    "source.nan": ("error", "keep"),
+}
+_EXECUTES = "_target_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Checked settings of one command.
+
+    Attributes:
+        command: Its name.
+        values: Settings by key, plain values.
+        choices: What was chosen for ``source`` and ``processor``.
+    """
+
+    command: str
+    values: dict[str, Any]
+    choices: dict[str, str]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+
+def read_settings(command: str, arguments: list[str]) -> Settings:
+    """Parse and check the arguments of a command.
+
+    Raises:
+        SettingError: An unknown key, a misspelt choice, a value of another type, a key that is missing; the message
+            names the valid ones.
+        UnsafeContentError: A ``_target_``, or code named in a config file.
+    """
+    given = [_parse(command, argument) for argument in arguments]
+    path = next((value for key, value in reversed(given) if key == "config"), None)
+    recipe = [] if path is None else list(_read_config(Path(str(path)).expanduser()))
+    for key, value in recipe:
+        if key in GROUPS and value == "python":
+            raise UnsafeContentError(
+                f"{path} says {key}: python; code that is executed can only be named on the command line",
+                path=str(path),
+                fix=f"add {key}=python {key}.file=... to the command",
+            )
+    pairs = {**dict(recipe), **dict(given)}
+    choices = _choices(command, pairs)
+    base = _composed(command, choices)
+    valid = _keys(base)
+    for key, value in pairs.items():
+        if key in choices and isinstance(value, str):
+            continue
+        if key not in valid:
+            raise SettingError(
+                f"{command} has no key {key!r}{suggestion(key, [*choices, *valid])}",
+                fix=f"torchcell-cache {command} --help",
+            )
+        OmegaConf.update(base, key, _checked(key, value, OmegaConf.select(base, key, throw_on_missing=False)))
+    return Settings(command, _resolved(command, base), choices)
+
+
+def _parse(command: str, argument: str) -> tuple[str, Any]:
+    """Key and value of one argument."""
+    key, equals, text = argument.partition("=")
+    if not equals or not key:
+        raise SettingError(
+            f"{argument!r} is not of the form key=value",
+            fix=f"torchcell-cache {command} --help lists the keys",
+        )
+    _refuse_targets(argument)
+    if key.startswith(("+", "~")) or "@" in key or key.split(".")[0] == "hydra":
+        raise SettingError(
+            f"{argument!r}: keys cannot be added or removed", fix=f"torchcell-cache {command} --help"
+        )
+    if key not in INTEGERS | BOOLEANS | LISTS | MAPPINGS and text not in ("null", "???"):
+        argument = (
+            f"{key}={_quoted(text)}"  # paths may hold anything: =, #, brackets, every script of the world
+        )
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise SettingError(
+            f"{argument!r} cannot be read: {str(error).splitlines()[0]}", fix="quote the value"
+        ) from None
+    if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+        raise SettingError(f"{argument!r} gives several values", fix=f"write a list as {key}=[a,b]")
+    value = override.value()
+    _refuse_targets(value)
+    return key, value
+
+
+def _quoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text
+    body = text[: len(text.rstrip("\\"))]
+    tail = text[len(body) :]
+    return "'" + body.replace("\\'", "\\\\'").replace("'", "\\'") + 2 * tail + "'"
+
+
+def _read_config(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise SettingError(f"config={path}: no such file", path=path, fix="check the path")
+    try:
+        document = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise SettingError(f"config={path} is not YAML: {error}", path=path) from None
+    if not isinstance(document, dict):
+        raise SettingError(f"config={path} must hold keys and values", path=path)
+    _refuse_targets(document)
+    yield from _flat(document, "")
+
+
+def _flat(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in MAPPINGS:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _refuse_targets(value: Any) -> None:
+    """Raise if ``_target_`` stands anywhere inside."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_targets(str(key))
+            _refuse_targets(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_targets(item)
+    elif isinstance(value, str) and _EXECUTES in value:
+        raise UnsafeContentError(
+            f"{value[:80]!r} holds {_EXECUTES}: classes come from a fixed list, never from a config",
+            fix="choose source= and processor=, see torchcell-cache preprocess --help",
+        )
+
+
+def _choices(command: str, pairs: dict[str, Any]) -> dict[str, str]:
+    if command not in WITH_GROUPS:
+        return {}
+    defaults = {"source": "none", "processor": "lazy" if command == "preprocess" else "none"}
+    chosen = {group: str(pairs.get(group, default)) for group, default in defaults.items()}
+    for group, name in chosen.items():
+        if name not in GROUPS[group]:
+            raise SettingError(f"{group}={name!r} is unknown{suggestion(name, GROUPS[group])}")
+    if command == "preprocess" and chosen["source"] == "none":
+        names = ", ".join(name for name in GROUPS["source"] if name != "none")
+        raise SettingError("source= is missing: what is to be preprocessed?", fix=f"source= one of {names}")
+    return chosen
+
+
+def _composed(command: str, choices: dict[str, str]) -> Any:
+    with initialize_config_module("torchcell_cache.conf", version_base="1.3"):
+        config = compose(command, overrides=[f"{group}={name}" for group, name in choices.items()])
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    out = []
+    for name in config:
+        key = f"{prefix}{name}"
+        node = None if OmegaConf.is_missing(config, name) else config[name]
+        if OmegaConf.is_dict(node) and key not in MAPPINGS:
+            out += _keys(node, f"{key}.")
+        else:
+            out.append(key)
+    return out
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    """``value`` if it is of the key's kind."""
+    if isinstance(value, str) and "${" in value:
+        return value  # checked once it is resolved
+    if value is None and (default is None or key in ("source.id_column",)):
+        return None
+    kind = _kind(key)
+    if key in LISTS and not isinstance(value, list):
+        value = [value]
+    wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+    if wrong or (key in LISTS and not all(isinstance(item, str) for item in value)):
+        names = {
+            int: "a whole number",
+            bool: "true or false",
+            list: "a list of names",
+            dict: "a mapping",
+            str: "text",
+        }
+        raise SettingError(f"{key}={value!r} is not {names[kind]}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise SettingError(f"{key}={value!r} is unknown{suggestion(value, CHOICES[key])}")
+    return value
+
+
+def _kind(key: str) -> type:
+    for names, kind in ((INTEGERS, int), (BOOLEANS, bool), (LISTS, list), (MAPPINGS, dict)):
+        if key in names:
+            return kind
+    return str
+
+
+def _resolved(command: str, config: Any) -> dict[str, Any]:
+    missing = [key for key in _keys(config) if OmegaConf.is_missing(config, key) or _is_missing(config, key)]
+    if missing:
+        raise SettingError(
+            f"{command} needs {', '.join(f'{key}=...' for key in missing)}",
+            fix=f"torchcell-cache {command} --help",
+        )
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
+    _refuse_targets(values)
+    assert isinstance(values, dict)
+    for key, value in _flat(values, ""):
+        if not isinstance(value, dict) or key in MAPPINGS:
+            _checked(key, value, None)
+    return {str(key): value for key, value in values.items()}
+
+
+def _is_missing(config: Any, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return bool(OmegaConf.is_missing(node, name))
