@@ -1,0 +1,161 @@
+"""The documents say what is so: their code runs and prints what they show, their links lead somewhere."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchcell_cache import errors
+from torchcell_cache.manifest import FILE_NAMES
+from torchcell_cache.sealedjson import unseal
+from torchcell_cache.testing import tiny_source
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MARK = "=== block"
+# Processes that a block starts import the script again and must not run it again.
+DRIVER = """
+if __name__ == "__main__":
+    import json, pathlib
+    for number, code in enumerate(json.loads(pathlib.Path("blocks.json").read_text())):
+        exec(compile(code, f"<block {number}>", "exec"), globals())
+        print(%r, flush=True)
+"""
+
+
+def blocks_of(path: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(path.read_text(encoding="utf-8"))
+
+
+def run_blocks(path: Path, directory: Path) -> list[str]:
+    """What each Python block of a document printed, run as one script in an empty directory."""
+    code = []
+    for language, body in blocks_of(path):
+        if language == "python":
+            module = re.match(r"# (\w+\.py)\n", body)
+            if module:
+                (directory / module[1]).write_text(body, encoding="utf-8")
+            code.append("" if module else body)
+    (directory / "blocks.json").write_text(json.dumps(code), encoding="utf-8")
+    script = directory / "driver.py"
+    script.write_text(DRIVER % f"{MARK}", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.replace(str(directory), "/home/you").split(f"{MARK}\n")
+    return printed[: len(code)]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_code_runs_and_prints_what_the_document_shows(name: str, tmp_path: Path) -> None:
+    printed = iter(run_blocks(ROOT / name, tmp_path))
+    output = None
+    for language, body in blocks_of(ROOT / name):
+        if language == "python":
+            output = next(printed)
+        elif language == "text" and output:
+            assert body == output
+            output = None
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_resolve(path: Path) -> None:
+    text = BLOCK.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            there = (path.parent / file).resolve() if file else path
+            assert there.exists(), f"{target} does not exist"
+            assert not anchor or anchor in headings_of(there), f"{target}: no such heading"
+
+
+def headings_of(path: Path) -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_files_that_documents_name_exist() -> None:
+    for path in DOCUMENTS:
+        for name in re.findall(
+            r"`((?:tests|experiments|docs|slurm)/[\w./-]+\.\w+)`", path.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_the_format_names_every_key_and_file_of_a_store(tmp_path: Path) -> None:
+    import torchcell_cache as tc
+
+    ds = tc.build(
+        tmp_path,
+        source=tiny_source(),
+        processor=tc.LazySubgraphRepresentation(gpr="rule"),
+        storage="delta",
+        progress=False,
+    )
+    directory = ds.generation.directory
+    text = (ROOT / "docs/format.md").read_text(encoding="utf-8")
+    manifest = unseal((directory / "manifest.json").read_bytes())
+    sidecar = unseal((directory / "shard-00000.json").read_bytes())
+    plan = json.loads((directory / "build.json").read_text())
+    keys = {
+        *manifest,
+        *manifest["schema"],
+        *manifest["schema"]["structured"],
+        *manifest["shards"][0],
+        *sidecar,
+        *plan,
+    }
+    keys |= {*manifest["files"][0], *manifest["fingerprint"], *ds.generation.columns, *FILE_NAMES}
+    keys |= {path.name for path in directory.iterdir()} | {
+        "source_ids",
+        "source_id_length",
+        "value_count",
+        "y",
+    }
+    words = set(re.findall(r"[\w.-]+", text))
+    assert keys - words == set()
+
+
+def test_errors_and_exit_codes_are_those_of_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"`(\w+Error)`", text)):
+        assert hasattr(errors, name)
+    for code in (
+        errors.EXIT_USAGE,
+        errors.EXIT_CORRUPT_OR_STALE,
+        errors.EXIT_CANNOT_WRITE,
+        errors.EXIT_INTERRUPTED,
+    ):
+        assert f"`{code}`" in text
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "bench", "campaign"])
+def test_make_knows_what_the_readme_promises(target: str) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_demo_arguments_are_checked_before_any_work() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.demo", "sample=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "samples" in done.stderr
