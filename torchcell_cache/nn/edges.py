@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.topology import EdgeType
-
-if TYPE_CHECKING:
-    from torchcell_cache.batch import SharedGraphBatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,15 +92,3 @@ class SharedEdges:
                     f"bool[{batch}, {columns}] for {batch} samples",
                     fix="take x, edge_index and masks from the same batch",
                 )
-
-
-def shared_edges(
-    batch: SharedGraphBatch, edge_types: Iterable[EdgeType | None] | None = None
-) -> dict[Any, SharedEdges]:
-    """The edges of a batch, for all layers of a model; masks are made when a layer needs them.
-
-    Args:
-        batch: The batch, on the device the model is on.
-        edge_types: Which; all by default. ``None`` is the edge list of a homogeneous graph.
-    """
-    raise NotImplementedError

@@ -1,0 +1,87 @@
+"""The edges of a ``SharedGraphBatch`` for message passing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from torchcell_cache.batching.structured import PerturbationBatch
+from torchcell_cache.errors import SettingError
+from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.topology import Domain
+
+
+def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
+    """The edges of a batch by edge type, for all layers of a model; make it once per forward pass.
+
+    An edge type's masks are made when it is looked up, so types a model does not use cost nothing. Hyperedges (gpr, rmr)
+    are edges from their first row to their second.
+
+    Args:
+        batch: A ``SharedGraphBatch`` on the device the model is on.
+
+    Returns:
+        ``SharedEdges`` by edge type; the key of a homogeneous graph's edges is ``None``.
+
+    Raises:
+        SettingError: If the batch is not of a store of deletions: a processor of your own may change edges in any way.
+    """
+    if not isinstance(batch, PerturbationBatch):
+        raise SettingError(
+            f"shared edges need a batch of a store of node deletions, got {type(batch).__name__}",
+            fix="run the model on batch.to_pyg(), or make SharedEdges(edge_index, batch.edge_mask(edge_type)) yourself",
+        )
+    return _BatchEdges(batch)
+
+
+class _BatchEdges(Mapping[Any, SharedEdges]):
+    """Makes the edges of a type on first use and keeps them."""
+
+    def __init__(self, batch: PerturbationBatch) -> None:
+        self._batch = batch
+        self._domains = {d.key: d for d in batch.resident.topology.domains if d.role != "reaction"}
+        self._made: dict[Any, SharedEdges] = {}
+
+    def __len__(self) -> int:
+        return len(self._domains)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._domains)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._domains
+
+    def __getitem__(self, key: Any) -> SharedEdges:
+        if key not in self._made:
+            if key not in self._domains:
+                raise KeyError(f"no edge type {key!r} in the base graph; there are {list(self._domains)}")
+            self._made[key] = self._make(self._domains[key])
+        return self._made[key]
+
+    def _make(self, domain: Domain) -> SharedEdges:
+        graph = self._batch.base_graph
+        store = graph if domain.key is None else graph[domain.key]
+        source, target = self._ends(domain)
+        return SharedEdges(
+            store.edge_index if domain.role == "edge" else store.hyperedge_index,
+            lambda: self._batch.edge_mask(domain.key),  # type: ignore[arg-type]
+            source,
+            target,
+            by_nodes=True,
+        )
+
+    def _ends(self, domain: Domain) -> tuple[Tensor | None, Tensor | None]:
+        """Kept nodes at both ends such that an edge is kept iff its ends are: the definition of each kind of edge."""
+        topology = self._batch.resident.topology
+        genes = self._batch.node_mask()
+        if domain.role == "edge":
+            ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+            source, target = (genes if end == topology.node_type else None for end in ends)
+            return source, target
+        reactions = None if topology.find("reaction") is None else self._batch.node_mask("reaction")
+        if domain.role == "rmr":
+            return reactions, None
+        # The mask representation keeps a gpr entry with its gene, the subgraph needs its reaction as well.
+        return genes, reactions if self._batch.resident.processor.gpr_by == "reaction" else None
