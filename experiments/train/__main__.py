@@ -1,0 +1,3 @@
+from experiments.train.train import main
+
+main()
