@@ -1,6 +1,5 @@
 """The documents say what is so: their code runs and prints what they show, their links lead somewhere."""
 
-import ast
 import json
 import os
 import re
@@ -45,7 +44,12 @@ def run_blocks(path: Path, directory: Path) -> list[str]:
     (directory / "blocks.json").write_text(json.dumps(code), encoding="utf-8")
     script = directory / "driver.py"
     script.write_text(DRIVER % f"{MARK}", encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "error::UserWarning",
+    }
     done = subprocess.run(
         [sys.executable, script.name],
         cwd=directory,
@@ -159,3 +163,17 @@ def test_demo_arguments_are_checked_before_any_work() -> None:
     )
     assert done.returncode == 2
     assert "samples" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_commands_in_documents_have_keys_that_exist(name: str) -> None:
+    from torchcell_cache.cli.settings import read_settings
+
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = [
+        line for language, body in BLOCK.findall(text) if language == "bash" for line in body.splitlines()
+    ]
+    commands = [line.split("#")[0].split() for line in lines if line.startswith("torchcell-cache ")]
+    assert commands or name != "README.md"
+    for _, command, *arguments in commands:
+        assert read_settings(command, arguments).command == command
