@@ -9,13 +9,14 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torchcell_cache import processors, sources
 from torchcell_cache.builder.progress import Progress
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.cli.texts import suggestion
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graphio import load_base_graph
 from torchcell_cache.manifest import manifest_path
@@ -57,24 +58,45 @@ def _table(values: dict[str, Any], progress: bool) -> Any:
 def _python(group: str, values: dict[str, Any]) -> Any:
     """Call a function of a Python file the user named on the command line."""
     path = existing_path(f"{group}.file", values["file"]).resolve()
-    name, function = values["name"], path.stem
-    module = sys.modules.get(function)
-    if module is None or getattr(module, "__file__", None) != str(path):
-        if module is not None or importlib.util.find_spec(function) is not None:
-            raise SettingError(
-                f"{group}.file={path}: {function!r} is the name of another module", fix="rename the file"
-            )
-        spec = importlib.util.spec_from_file_location(function, path)
+    name = values["name"]
+    try:
+        module = _loaded(group, path)
+        made = getattr(module, name, None)
+        if callable(made):
+            return made(**values["settings"])
+    except CacheError:
+        raise
+    except Exception as error:
+        raise SettingError(
+            f"{group}.file={path}: {name}() raised {type(error).__name__}: {error}",
+            path=path,
+            fix="correct the file or its settings; debug=true shows the traceback",
+        ) from error
+    names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    raise SettingError(f"{path} has no function {name!r}{suggestion(name, names)}", path=path)
+
+
+def _loaded(group: str, path: Path) -> ModuleType:
+    """The file as a module under its own name, under which its code is part of fingerprints."""
+    name = path.stem
+    module = sys.modules.get(name)
+    found = importlib.util.find_spec(name) if module is None else module.__spec__
+    if found is not None and found.origin != str(path):
+        raise SettingError(
+            f"{group}.file={path}: {name!r} is the name of another module", fix="rename the file"
+        )
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise SettingError(f"{group}.file={path} is not a Python file", path=path)
-        module = sys.modules[function] = importlib.util.module_from_spec(spec)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(path.parent))
-        spec.loader.exec_module(module)
-    made = getattr(module, name, None)
-    if not callable(made):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise SettingError(f"{path} has no function {name!r}{suggestion(name, names)}")
-    return made(**values["settings"])
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
 
 
 def make_base_graph(name: str) -> Any:

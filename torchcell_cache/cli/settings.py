@@ -18,7 +18,6 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
 from torchcell_cache.errors import SettingError, UnsafeContentError
@@ -138,7 +137,7 @@ def _read_config(path: Path) -> Iterator[tuple[str, Any]]:
         raise SettingError(f"config={path}: no such file", path=path, fix="check the path")
     try:
         document = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:  # of the file system, of YAML or of OmegaConf: all say the same to the user
         raise SettingError(f"config={path} is not YAML: {error}", path=path) from None
     if not isinstance(document, dict):
         raise SettingError(f"config={path} must hold keys and values", path=path)
@@ -196,7 +195,8 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
     out = []
     for name in config:
         key = f"{prefix}{name}"
-        node = None if OmegaConf.is_missing(config, name) else config[name]
+        is_value = OmegaConf.is_missing(config, name) or OmegaConf.is_interpolation(config, name)
+        node = None if is_value else config[name]
         if OmegaConf.is_dict(node) and key not in MAPPINGS:
             out += _keys(node, f"{key}.")
         else:
