@@ -105,11 +105,11 @@ class Generation:
         if not self.has_file("base_graph.json"):
             return None
         key = (str(self.directory), self.manifest.content_digest)
+        for name in ("base_graph.safetensors", "base_graph.json"):
+            self.file(name)  # also for a graph that is shared: its file may have been damaged since
         with _SHARED_LOCK:
             graph = _SHARED.get(key)
             if graph is None:
-                self.file("base_graph.safetensors")
-                self.file("base_graph.json")
                 graph = load_base_graph(self.directory)
                 _SHARED[key] = graph
             return graph

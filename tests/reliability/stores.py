@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache import store
+from torchcell_cache.atomic import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError
-from torchcell_cache.manifest import Manifest, read_manifest
+from torchcell_cache.generation import GENERATION_MANIFEST
+from torchcell_cache.manifest import FileEntry, Manifest, manifest_path, processed_dir, read_manifest
 
 SHAPES = ("delta", "perturbation", "full", "generic")
 COUNT = 21
@@ -166,3 +169,25 @@ def remove(root: Path) -> None:
     """Make room: trials are many."""
     store.close_all()
     shutil.rmtree(root)
+
+
+def fit_digests(root: Path) -> None:
+    """Seal a manifest that vouches for the files as they are now, as an attacker or a broken tool could."""
+    manifest = read_manifest(root)
+    folder = processed_dir(root) / manifest.generation
+
+    def fit(entry: FileEntry) -> FileEntry:
+        return FileEntry(entry.name, *file_digest(folder / entry.name))
+
+    fitted = replace(
+        manifest,
+        files=tuple(map(fit, manifest.files)),
+        shards=tuple(replace(shard, file=fit(shard.file)) for shard in manifest.shards),
+    )
+    put_manifest(root, fitted)
+
+
+def put_manifest(root: Path, manifest: Manifest) -> None:
+    """Write a manifest in both places, whatever is there."""
+    for path in (manifest_path(root), processed_dir(root) / manifest.generation / GENERATION_MANIFEST):
+        path.write_bytes(manifest.to_bytes())
