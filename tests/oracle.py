@@ -119,7 +119,11 @@ def lazy(base, perturbed, measurements, phenotypes, statistics, gpr="any"):
     if ("gene", "gpr", "reaction") in base.edge_types:
         index = base["gene", "gpr", "reaction"].hyperedge_index
         kept = [g not in lost for g, _ in index.t().tolist()]
-        out["gene", "gpr", "reaction"] = {"hyperedge_index": index, "num_edges": len(kept), "mask": bools(kept)}
+        out["gene", "gpr", "reaction"] = {
+            "hyperedge_index": index,
+            "num_edges": len(kept),
+            "mask": bools(kept),
+        }
     if ("reaction", "rmr", "metabolite") in base.edge_types:
         store = base["reaction", "rmr", "metabolite"]
         kept = [r not in gone for r, _ in store.hyperedge_index.t().tolist()]

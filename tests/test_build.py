@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
-import torch_geometric.transforms as T  # noqa: N812
+import torch_geometric.transforms as T
 from graphs import cell_graph, plain_graph, random_case
 from torch_geometric.data import Data, HeteroData
 
-import oracle
 import torchcell_cache as tc
 from torchcell_cache.errors import SampleError, SettingError, SourceContractError, StaleCacheError
 
@@ -76,7 +76,9 @@ def test_a_scratch_directory_is_left_empty(tmp_path: Path, case) -> None:
     scratch.mkdir()
     arguments = {"source": case.source(), "processor": tc.LazySubgraphRepresentation(), "storage": "delta"}
     plain = tc.build(tmp_path / "plain", **arguments, progress=False)
-    built = tc.build(tmp_path / "built", **arguments, scratch=scratch, num_workers=2, shard_size=4096, progress=False)
+    built = tc.build(
+        tmp_path / "built", **arguments, scratch=scratch, num_workers=2, shard_size=4096, progress=False
+    )
     assert files_of(built) == files_of(plain)
     assert list(scratch.iterdir()) == []
 
@@ -162,10 +164,17 @@ def test_a_users_processor_round_trips(tmp_path: Path, case, storage: str, worke
 
 def test_a_transform_on_a_pyg_dataset_round_trips_and_shares_the_base(tmp_path: Path) -> None:
     base = plain_graph(400)
-    samples = [Data(x=base.x, edge_index=base.edge_index, num_nodes=400, y=torch.tensor([float(k)])) for k in range(9)]
-    ds = tc.build(tmp_path / "shared", source=tc.sources.PygSource(samples, base), storage="full", progress=False)
+    samples = [
+        Data(x=base.x, edge_index=base.edge_index, num_nodes=400, y=torch.tensor([float(k)]))
+        for k in range(9)
+    ]
+    ds = tc.build(
+        tmp_path / "shared", source=tc.sources.PygSource(samples, base), storage="full", progress=False
+    )
     copied = [d.clone() for d in samples]
-    apart = tc.build(tmp_path / "apart", source=tc.sources.PygSource(copied, base), storage="full", progress=False)
+    apart = tc.build(
+        tmp_path / "apart", source=tc.sources.PygSource(copied, base), storage="full", progress=False
+    )
 
     def record(dataset):
         return len(dataset.generation.read([0])[0])
@@ -216,7 +225,9 @@ def test_a_failing_sample_is_named_with_its_traceback(tmp_path: Path, case) -> N
 def test_the_root_may_be_any_path(tmp_path: Path, case) -> None:
     root = tmp_path / "sp ace é 中文\nline"
     source = case.source()
-    ds = tc.build(root, source=source, processor=tc.Perturbation(), num_workers=2, shard_size=9, progress=False)
+    ds = tc.build(
+        root, source=source, processor=tc.Perturbation(), num_workers=2, shard_size=9, progress=False
+    )
     assert len(tc.PreprocessedDataset(os.fspath(root))) == len(ds) == 60
     link = tmp_path / "link"
     link.symlink_to(root)

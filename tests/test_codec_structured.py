@@ -114,7 +114,10 @@ def test_arbitrary_bytes_decode_or_raise_the_typed_error(data, wide, removed) ->
         columns = decode(schema, [data])
     except CorruptRecordError:
         return
-    assert 8 + schema.header.itemsize + columns.values.nbytes + columns.ids.nbytes + columns.words.nbytes == len(data)
+    assert (
+        8 + schema.header.itemsize + columns.values.nbytes + columns.ids.nbytes + columns.words.nbytes
+        == len(data)
+    )
 
 
 def test_limits_are_errors() -> None:

@@ -56,7 +56,12 @@ def test_every_storage_equals_the_plain_definition(case: Case) -> None:
             continue
         with tempfile.TemporaryDirectory() as root:
             ds = tc.build(
-                root, source=source, processor=processor_of(kind, gpr), storage=storage, shard_size=2, progress=False
+                root,
+                source=source,
+                processor=processor_of(kind, gpr),
+                storage=storage,
+                shard_size=2,
+                progress=False,
             )
             want = expected(case, kind, gpr)
             assert len(ds) == len(want)
@@ -71,13 +76,17 @@ def test_every_storage_equals_the_plain_definition(case: Case) -> None:
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("gpr", ["any", "rule"])
 @pytest.mark.parametrize("kind", ["lazy", "subgraph"])
-def test_every_single_and_double_knockout_of_the_small_cell(tmp_path: Path, kind: str, gpr: str, storage: str) -> None:
+def test_every_single_and_double_knockout_of_the_small_cell(
+    tmp_path: Path, kind: str, gpr: str, storage: str
+) -> None:
     base = cell_graph()
     perturbed = [list(p) for count in (0, 1, 2) for p in itertools.combinations(range(9), count)]
     rows = [[{"fitness": float(k), "size": 0.5, "fitness_se": 1.0}] for k in range(len(perturbed))]
     case = Case(base, perturbed, rows)
     processor = processor_of(kind, gpr)
-    ds = tc.build(tmp_path, source=case.source(), processor=processor, storage=storage, shard_size=13, progress=False)
+    ds = tc.build(
+        tmp_path, source=case.source(), processor=processor, storage=storage, shard_size=13, progress=False
+    )
     for got, want in zip(ds, expected(case, kind, gpr), strict=True):
         oracle.assert_stores_equal(oracle.stores_of(got), want)
 
@@ -113,10 +122,16 @@ def test_a_homogeneous_base_graph_works(tmp_path: Path, kind: str, storage: str)
 def test_worker_processes_give_the_same_samples(tmp_path: Path, start_method: str) -> None:
     case = random_case(cell_graph(), num_samples=8)
     ds = tc.build(
-        tmp_path, source=case.source(), processor=tc.LazySubgraphRepresentation(), storage="delta", progress=False
+        tmp_path,
+        source=case.source(),
+        processor=tc.LazySubgraphRepresentation(),
+        storage="delta",
+        progress=False,
     )
     ds[0]  # the parent has the file open before the workers start
-    loader = DataLoader(ds, batch_size=1, num_workers=2, multiprocessing_context=start_method, persistent_workers=True)
+    loader = DataLoader(
+        ds, batch_size=1, num_workers=2, multiprocessing_context=start_method, persistent_workers=True
+    )
     for _ in range(2):
         for index, batch in enumerate(loader):
             got = batch.get_example(0)
@@ -140,7 +155,11 @@ def test_base_tensors_are_handed_out_not_copied(tmp_path: Path) -> None:
 def test_masks_of_living_samples_are_never_overwritten(tmp_path: Path) -> None:
     case = random_case(cell_graph(), num_samples=12)
     ds = tc.build(
-        tmp_path, source=case.source(), processor=tc.LazySubgraphRepresentation(), storage="delta", progress=False
+        tmp_path,
+        source=case.source(),
+        processor=tc.LazySubgraphRepresentation(),
+        storage="delta",
+        progress=False,
     )
     kept_alive = [ds[k] for k in range(len(ds))]
     only_a_mask = ds[3]["gene", "physical", "gene"].mask

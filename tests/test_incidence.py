@@ -54,7 +54,9 @@ def test_many_nodes_take_the_wide_sort() -> None:
         assert index.lookup(None, node).tolist() == want.tolist()
 
 
-@pytest.mark.parametrize(("gpr", "gpr_by"), [("any", "gene"), ("any", "reaction"), ("rule", "gene"), ("rule", "reaction")])
+@pytest.mark.parametrize(
+    ("gpr", "gpr_by"), [("any", "gene"), ("any", "reaction"), ("rule", "gene"), ("rule", "reaction")]
+)
 def test_saved_and_mapped_it_answers_the_same(tmp_path: Path, gpr: str, gpr_by: str) -> None:
     graph = cell_graph()
     built = Removal.build(graph, node_type=None, gpr=gpr, gpr_by=gpr_by, graph_digest=graph_digest(graph))
@@ -101,7 +103,10 @@ def broken(change):
     [
         (broken(lambda g: g["gene", "physical", "gene"].edge_index[1].fill_(99)), "there are 9 nodes"),
         (broken(lambda g: g["gene", "gpr", "reaction"].__delitem__("hyperedge_index")), "no hyperedge_index"),
-        (broken(lambda g: g["gene", "physical", "gene"].__setitem__("edge_index", torch.zeros(3, 2))), r"\[2, n\]"),
+        (
+            broken(lambda g: g["gene", "physical", "gene"].__setitem__("edge_index", torch.zeros(3, 2))),
+            r"\[2, n\]",
+        ),
         (HeteroData(), "node_type"),
     ],
 )

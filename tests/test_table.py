@@ -88,7 +88,9 @@ def test_tables_from_files(tmp_path: Path, graph, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"
     text = ROWS if suffix == ".csv" else ROWS.replace(",", "\t")
     if suffix == ".parquet":
-        pd.DataFrame({"strain": ["a", "b"], "genes": ["Y001|Y004", "Y002"], "fitness": [0.5, 1.25]}).to_parquet(path)
+        pd.DataFrame(
+            {"strain": ["a", "b"], "genes": ["Y001|Y004", "Y002"], "fitness": [0.5, 1.25]}
+        ).to_parquet(path)
     elif suffix.endswith(".gz"):
         path.write_bytes(gzip.compress(text.encode()))
     else:

@@ -54,7 +54,9 @@ def yeast() -> tuple[HeteroData, Path]:
 
 @pytest.mark.parametrize("gpr", ["any", "rule"])
 @pytest.mark.parametrize("kind", ["lazy", "subgraph"])
-def test_knockouts_equal_the_plain_definition_in_every_storage(tmp_path: Path, yeast, kind: str, gpr: str) -> None:
+def test_knockouts_equal_the_plain_definition_in_every_storage(
+    tmp_path: Path, yeast, kind: str, gpr: str
+) -> None:
     graph, folder = yeast
     source = tc.PerturbationTable.from_csv(folder / "fba_knockouts.tsv.gz", graph, phenotypes=["fitness"])
     assert len(source) == 146_207

@@ -150,7 +150,9 @@ def _tensor_difference(got: Tensor, want: Tensor) -> str | None:
 def _tensor_bits(tensor: Tensor) -> Tensor:
     """Bytes of each element, ``[numel, itemsize] uint8``."""
     plain = tensor.resolve_conj().resolve_neg().contiguous().flatten()
-    if plain.stride() != (1,):  # one element of a strided column counts as contiguous; view() still refuses it
+    if plain.stride() != (
+        1,
+    ):  # one element of a strided column counts as contiguous; view() still refuses it
         plain = plain.clone(memory_format=torch.contiguous_format)
     if plain.dtype == torch.bool:
         return plain.to(torch.uint8).view(-1, 1)

@@ -33,6 +33,10 @@ def clone_stores(graph: HeteroData) -> tuple[HeteroData, dict[Any, dict[str, Any
 
     out.__dict__.update(graph.__dict__)
     out.__dict__["_global_store"] = clone(graph._global_store, None)
-    out.__dict__["_node_store_dict"] = {key: clone(store, key) for key, store in graph._node_store_dict.items()}
-    out.__dict__["_edge_store_dict"] = {key: clone(store, key) for key, store in graph._edge_store_dict.items()}
+    out.__dict__["_node_store_dict"] = {
+        key: clone(store, key) for key, store in graph._node_store_dict.items()
+    }
+    out.__dict__["_edge_store_dict"] = {
+        key: clone(store, key) for key, store in graph._edge_store_dict.items()
+    }
     return out, mappings

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch_geometric.data import Data, HeteroData
 
+from torchcell_cache.processors.cloning import clone_stores
 from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
@@ -15,7 +16,6 @@ from torchcell_cache.processors.deletion import (
     node_names,
     perturbation_fields,
 )
-from torchcell_cache.processors.cloning import clone_stores
 from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.topology import Topology, count_nodes
 

@@ -11,7 +11,9 @@ from torchcell_cache.sources.table import PerturbationTable
 if TYPE_CHECKING:
     from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
 
-_LAZY = dict.fromkeys(("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli")
+_LAZY = dict.fromkeys(
+    ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
+)
 
 __all__ = [
     "EcoliKnockouts",
