@@ -46,6 +46,7 @@ class StockLoader:
 
     def __init__(self, dataset: Any, sampler: tc.DistributedCacheSampler, num_workers: int) -> None:
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
+        self.batch_sampler = sampler
 
     def __len__(self) -> int:
         return len(self.sampler)

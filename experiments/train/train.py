@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Trainer:
         self.model = make_model(cfg, data).to(device)
         self.runner: nn.Module = self.model
         if world_size > 1:
-            self.runner = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.runner = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **cfg.optimizer)
         self.path = Path(cfg.run_dir) / "last.pt"
         self.epoch, self.step, self.loss_sum, self.steps_run = 0, 0, 0.0, 0
@@ -189,18 +189,19 @@ def signature(cfg: DictConfig, world_size: int) -> dict[str, Any]:
 
 @contextmanager
 def process_group(cfg: DictConfig) -> Iterator[tuple[torch.device, int, int]]:
-    """Device, rank and number of ranks; joins the group if ``torchrun`` started this process."""
+    """Device, rank and number of ranks; joins the group if ``torchrun`` started this process and it has not yet."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if world_size > 1:
+    joins = world_size > 1 and not dist.is_initialized()
+    if joins:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device, rank, world_size
     finally:
-        if world_size > 1:
+        if joins:
             dist.destroy_process_group()
 
 

@@ -1,0 +1,195 @@
+"""The training script: three ways to feed one model, the same losses; stopped and resumed, the same losses."""
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from experiments.train.data import load_data, targets
+from experiments.train.train import run
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = ("on_the_fly", "preprocessed", "shared")
+EPOCHS, BATCH = 2, 4
+
+
+def configured(
+    base: Path, *, mode: str = "shared", run_dir: str | None = None, **settings: Any
+) -> DictConfig:
+    fixed = {
+        "data": "tiny",
+        "mode": mode,
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "val_share": 0.125,
+        "progress": "false",
+        "device": "cpu",
+        "model.hidden": 8,
+        "root": base / "store",
+        "run_dir": base / (run_dir or mode),
+    }
+    overrides = [f"{key}={value}" for key, value in {**fixed, **settings}.items()]
+    with initialize_config_dir(str(ROOT / "experiments/train/conf"), version_base="1.3"):
+        return compose("config", overrides)
+
+
+def column(path: Path, name: str) -> torch.Tensor:
+    with path.open(newline="") as file:
+        return torch.tensor([float(row[name]) for row in csv.DictReader(file)], dtype=torch.float64)
+
+
+def losses(directory: Path) -> dict[str, torch.Tensor]:
+    return {
+        "steps": column(directory / "steps.csv", "loss"),
+        "train": column(directory / "epochs.csv", "train_loss"),
+        "validation": column(directory / "epochs.csv", "val_loss"),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of each mode to the end."""
+    base = tmp_path_factory.mktemp("train")
+    for mode in MODES:
+        run(configured(base, mode=mode))
+    return base
+
+
+def test_three_modes_give_the_same_losses(trained: Path) -> None:
+    fly, stored, shared = (losses(trained / mode) for mode in MODES)
+    assert len(fly["steps"]) == EPOCHS * 7
+    for name, expected in fly.items():
+        assert torch.equal(stored[name], expected), name
+        torch.testing.assert_close(shared[name], expected, rtol=1e-4, atol=1e-6)
+    assert float(fly["train"][-1]) < float(fly["train"][0])
+
+
+@pytest.mark.parametrize("mode", ["on_the_fly", "shared"])
+@pytest.mark.parametrize("stop_after", [3, 7, 9])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(trained: Path, mode: str, stop_after: int) -> None:
+    name = f"{mode}-{stop_after}"
+    run(configured(trained, mode=mode, run_dir=name, stop_after=stop_after))
+    assert len(column(trained / name / "steps.csv", "loss")) == stop_after
+    run(configured(trained, mode=mode, run_dir=name))
+    for key, expected in losses(trained / mode).items():
+        assert torch.equal(losses(trained / name)[key], expected), key
+    first, second = (torch.load(trained / n / "last.pt", weights_only=True) for n in (mode, name))
+    assert all(torch.equal(second["model"][key], value) for key, value in first["model"].items())
+
+
+def test_a_killed_run_drops_what_came_after_its_checkpoint(trained: Path) -> None:
+    run(configured(trained, run_dir="killed", checkpoint_every=2, stop_after=4))
+    with (trained / "killed" / "steps.csv").open("a") as file:
+        file.write("0,4,99.0\n0,5,99.0\n")
+    run(configured(trained, run_dir="killed"))
+    assert torch.equal(losses(trained / "killed")["steps"], losses(trained / "shared")["steps"])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(trained: Path) -> None:
+    with pytest.raises(SystemExit, match="batch_size: 4 then, 5 now"):
+        run(configured(trained, run_dir="shared", batch_size=5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"mode": "cached"}, "on_the_fly, preprocessed, shared"),
+        ({"trainer": "keras"}, "plain, lightning"),
+        ({"data.label": "size"}, "fitness"),
+    ],
+)
+def test_misspelt_settings_are_named(trained: Path, settings: dict[str, str], text: str) -> None:
+    with pytest.raises(SystemExit, match=text):
+        run(configured(trained, **settings))
+
+
+def test_labels_of_both_kinds_of_batches(trained: Path) -> None:
+    found = []
+    for mode in MODES:
+        data = load_data(configured(trained, mode=mode), 0, 1, torch.device("cpu"))
+        data.train.set_epoch(0)
+        found.append(torch.cat([targets(batch, data) for batch in data.train]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert bool(found[0].isfinite().all())
+
+
+def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Path) -> None:
+    """Over gloo: all modes agree, and two ranks with half the batch each take one rank's steps."""
+    start(
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "localhost:0",
+        str(ROOT / "tests" / "train_modes.py"),
+        str(tmp_path),
+    )
+    fly, stored, shared = (losses(tmp_path / mode) for mode in MODES)
+    run(configured(trained, run_dir="wide", batch_size=2 * BATCH))
+    wide = losses(trained / "wide")
+    for name, expected in fly.items():
+        assert torch.equal(stored[name], expected), name
+        torch.testing.assert_close(shared[name], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(shared[name], wide[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    out = start(
+        "experiments.train",
+        "data=tiny",
+        "mode=shared",
+        "epochs=1",
+        f"root={tmp_path}/store",
+        f"run_dir={tmp_path}/run",
+        "threads=1",
+        "num_workers=1",
+        "progress=false",
+    )
+    assert "waiting for data" in out
+    assert 0 <= float(column(tmp_path / "run" / "epochs.csv", "data_wait_share")) <= 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is not None, reason="Lightning is installed")
+def test_without_lightning_the_option_says_what_to_install(trained: Path) -> None:
+    with pytest.raises(SystemExit, match=r"torchcell-cache\[lightning\]"):
+        run(configured(trained, trainer="lightning"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", MODES)
+def test_lightning_takes_the_same_steps(trained: Path, mode: str) -> None:
+    pytest.importorskip("lightning", reason="the lightning extra is not installed")
+    run(configured(trained, mode=mode, trainer="lightning", run_dir=f"lightning-{mode}"))
+    with (trained / f"lightning-{mode}/lightning/version_0/metrics.csv").open(newline="") as file:
+        found = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    expected = losses(trained / mode)["steps"]
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-4, atol=1e-6)
+
+
+def start(*arguments: str) -> str:
+    """Run a module in a process of its own; its output, or a failure with it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
