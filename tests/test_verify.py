@@ -140,7 +140,7 @@ def test_full_finds_a_single_flipped_bit_and_reads_are_right_or_refused(root: Pa
     want = [copy.deepcopy(graph) for graph in tc.PreprocessedDataset(root)]
     for path in store_files(root):
         data = path.read_bytes()
-        for _ in range(6):
+        for _ in range(4):
             bit = random_bits.randrange(8 * len(data))
             put(path, flipped(data, bit))
             report = verify(root, "full", progress=False)
