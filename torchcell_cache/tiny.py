@@ -1,0 +1,106 @@
+"""Base graphs and samples small enough to read, with the awkward parts that real ones have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch_geometric.data import Data, HeteroData
+
+from torchcell_cache.sources.table import PerturbationTable
+
+
+def tiny_graph(
+    num_genes: int = 8,
+    *,
+    num_features: int = 2,
+    metabolism: bool = True,
+    homogeneous: bool = False,
+    seed: int = 0,
+) -> Any:
+    """A base graph small enough to read, with the awkward parts real ones have.
+
+    Parallel edges, a self loop, an isolated gene (the last), an edge type without edges and, with ``metabolism``,
+    reactions with and without genes.
+
+    Args:
+        num_genes: Number of genes (of nodes, if homogeneous); at least 4.
+        num_features: Width of ``x``; 0 leaves it out.
+        metabolism: Add five reactions with gene rules and four metabolites.
+        homogeneous: Give a ``Data`` with ``edge_index`` and ``edge_weight`` instead of a ``HeteroData``.
+        seed: Seed of edges and features.
+    """
+    random = np.random.default_rng(seed)
+    features = torch.from_numpy(random.standard_normal((num_genes, num_features)).astype(np.float32))
+    edges = random.integers(0, num_genes - 1, (2, 3 * num_genes))
+    edges[:, 1] = edges[:, 0]
+    edges[1, 2] = edges[0, 2]
+    names = [f"G{k}" for k in range(num_genes)]
+    if homogeneous:
+        data = Data(edge_index=torch.from_numpy(edges), num_nodes=num_genes, node_ids=names)
+        data.edge_weight = torch.from_numpy(random.random(3 * num_genes).astype(np.float32))
+        if num_features:
+            data.x = features
+        return data
+    graph = HeteroData()
+    graph["gene"].node_ids, graph["gene"].num_nodes = names, num_genes
+    if num_features:
+        graph["gene"].x = features
+    if metabolism:
+        _add_reactions(graph, names)
+    for name, index in (
+        ("physical", edges),
+        ("regulatory", edges[::-1, ::2].copy()),
+        ("genetic", edges[:, :0]),
+    ):
+        graph["gene", name, "gene"].edge_index = torch.from_numpy(index)
+        graph["gene", name, "gene"].num_edges = index.shape[1]
+    if metabolism:
+        _add_hyperedges(graph)
+    return graph
+
+
+def _add_reactions(graph: HeteroData, names: list[str]) -> None:
+    graph["reaction"].num_nodes = 5
+    graph["reaction"].node_ids = [f"R{k}" for k in range(5)]
+    graph["reaction"].gene_rules = [
+        f"{names[0]} and {names[1]}",
+        f"{names[1]} or {names[2]}",
+        "",
+        names[3],
+        f"({names[0]} and {names[3]}) or {names[2]}",
+    ]
+    graph["metabolite"].node_ids = [f"M{k}" for k in range(4)]
+    graph["metabolite"].num_nodes = 4
+
+
+def _add_hyperedges(graph: HeteroData) -> None:
+    gpr = graph["gene", "gpr", "reaction"]
+    gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]])
+    gpr.num_edges = 8
+    rmr = graph["reaction", "rmr", "metabolite"]
+    rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]])
+    rmr.stoichiometry = torch.tensor([-1.0, 1.0, -2.0, 0.5, 1.0, -1.0])
+    rmr.num_edges = 6
+
+
+def tiny_source(num_samples: int = 12, base_graph: Any = None, *, seed: int = 0) -> PerturbationTable:
+    """Knock-outs of none to three genes with the phenotype ``fitness`` (some NaN) and the statistic ``fitness_se``.
+
+    Args:
+        num_samples: How many.
+        base_graph: :func:`tiny_graph` if ``None``.
+        seed: Seed of knock-outs and labels.
+    """
+    graph = tiny_graph() if base_graph is None else base_graph
+    num_nodes = int(graph.num_nodes if isinstance(graph, Data) else graph["gene"].num_nodes)
+    random = np.random.default_rng(seed)
+    counts = random.integers(0, min(4, num_nodes), num_samples).tolist()
+    perturbed = [random.choice(num_nodes, count, replace=False).tolist() for count in counts]
+    fitness = random.random(num_samples).astype(np.float32)
+    fitness[::5] = np.nan
+    errors = (random.random(num_samples) / 10).astype(np.float32)
+    return PerturbationTable(
+        graph, perturbed, phenotypes={"fitness": fitness}, statistics={"fitness_se": errors}
+    )
