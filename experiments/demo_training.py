@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.loader import DataLoader
 from torch_geometric.nn import HeteroConv, SAGEConv
 
 import torchcell_cache as tc
+from torchcell_cache.loader import CacheLoader
+from torchcell_cache.nn import shared_edges, shared_hetero_conv
 
 BATCH = 28
 HIDDEN = 16
@@ -42,16 +43,14 @@ class GrowthModel(nn.Module):
         self.conv = HeteroConv({t: SAGEConv(HIDDEN, HIDDEN) for t in self.edge_types}, aggr="sum")
         self.cost = nn.Sequential(nn.Linear(2 * HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
 
-    def forward(self, batch: Any) -> Tensor:
-        """Predicted growth, ``[batch] float32``."""
-        size = batch["gene"].ptr.numel() - 1
-        x = self.features(batch["gene"].x) + self.embed.weight.repeat(size, 1)
-        edges = {t: batch[t].edge_index[:, batch[t].mask] for t in self.edge_types}
-        state = self.conv({"gene": x}, edges)["gene"].relu()
-        deleted = torch.nonzero(batch["gene"].pert_mask).flatten()
-        cost = self.cost(torch.cat([x[deleted], state[deleted]], dim=1)).squeeze(1)
-        total = x.new_zeros(size).index_add_(0, batch["gene"].batch[deleted], cost.sigmoid())
-        return 1 - total
+    def forward(self, batch: tc.SharedGraphBatch) -> Tensor:
+        """Predicted growth, ``[batch] float32``; one edge list serves all samples."""
+        x = self.features(batch.base_graph["gene"].x) + self.embed.weight
+        everywhere = x.expand(len(batch), -1, -1)
+        state = shared_hetero_conv(self.conv, {"gene": everywhere}, shared_edges(batch))["gene"].relu()
+        sample, deleted = batch.perturbed_batch, batch.perturbed
+        cost = self.cost(torch.cat([x[deleted], state[sample, deleted]], dim=1)).squeeze(1)
+        return 1 - x.new_zeros(len(batch)).index_add_(0, sample, cost.sigmoid())
 
 
 def _forever(loader: Any) -> Iterator[Any]:
@@ -67,9 +66,10 @@ def train(dataset: tc.PreprocessedDataset, steps: int, seed: int) -> Training:
     losses: list[float] = []
     waited = 0.0
     begun = asked = time.perf_counter()
-    for batch in itertools.islice(_forever(DataLoader(dataset, BATCH, shuffle=True)), steps):
+    loader = CacheLoader(dataset, BATCH, shuffle=True, seed=seed)
+    for batch in itertools.islice(_forever(loader), steps):
         waited += time.perf_counter() - asked
-        loss = nn.functional.mse_loss(model(batch), batch["gene"].phenotype_values)
+        loss = nn.functional.mse_loss(model(batch), batch.labels("fitness"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
