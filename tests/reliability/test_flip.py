@@ -21,8 +21,13 @@ from torchcell_cache.manifest import manifest_path, processed_dir, read_manifest
 
 Room = Callable[[], Path]
 Flips = list[tuple[Path, int]]
-CHILD_TRIALS = 250
+CHILD_ROUNDS = 50
 LMDB_FORMAT = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+
+
+def damaged_files(root: Path) -> set[str]:
+    """Names of the files that `verify level=full` finds something wrong with."""
+    return {Path(problem.file).name for problem in tc.verify(root, level="full", progress=False).problems}
 
 
 def verify_finds(root: Path) -> bool:
@@ -76,23 +81,34 @@ def in_child(work: Callable[[], bytes], name: str) -> bytes:
     return answer
 
 
-def try_flips(root: Path, shape: str, flips: Flips) -> bytes:
-    """One letter per flip: `E` if the reader got equal samples, `e` if a typed error; verify must find each flip."""
+def try_flips(root: Path, shape: str, rounds: list[Flips]) -> bytes:
+    """One letter per flip: `E` if the reader got equal samples, `e` if a typed error.
+
+    The reader meets each flip alone. Verify meets a round of them, one in every file, and must name every file.
+    """
     letters = b""
-    for path, bit in flips:
-        flip(path, bit)
-        forget_checks()
-        outcome, found = stores.read_outcome(root, shape), verify_finds(root)
-        flip(path, bit)
-        assert found, f"verify missed bit {bit} of {path.name}"
-        letters += b"E" if outcome == "equal" else b"e"
+    for flips in rounds:
+        for path, bit in flips:
+            flip(path, bit)
+        found = damaged_files(root)
+        for path, bit in flips:
+            assert path.name in found, f"verify missed bit {bit} of {path.name}"
+            flip(path, bit)
+        for path, bit in flips:
+            flip(path, bit)
+            forget_checks()
+            letters += b"E" if stores.read_outcome(root, shape) == "equal" else b"e"
+            flip(path, bit)
     return letters
 
 
-def draw(root: Path, count: int, seed: int) -> Flips:
-    """Bits, each file equally likely: the small files would hardly be met otherwise."""
+def draw(root: Path, count: int, seed: int) -> list[Flips]:
+    """Rounds of one bit in every file: drawn by size alone, the small files would hardly be met."""
     chance, files = random.Random(seed), published_files(root)
-    return [(path, chance.randrange(8 * path.stat().st_size)) for path in chance.choices(files, k=count)]
+    return [
+        [(path, chance.randrange(8 * path.stat().st_size)) for path in files]
+        for _ in range(-(-count // len(files)))
+    ]
 
 
 def unread(shape: str) -> set[str]:
@@ -101,11 +117,12 @@ def unread(shape: str) -> set[str]:
 
 
 def flip_bits(root: Path, shape: str, count: int, seed: int) -> None:
-    flips = draw(root, count, seed)
-    for start in range(0, count, CHILD_TRIALS):
-        some = flips[start : start + CHILD_TRIALS]
-        answer = in_child(lambda some=some: try_flips(root, shape, some), f"seed {seed}, flips from {start}")
-        unharmed = {path.name for (path, _), letter in zip(some, answer, strict=True) if letter == ord("E")}
+    rounds = draw(root, count, seed)
+    for start in range(0, len(rounds), CHILD_ROUNDS):
+        some = rounds[start : start + CHILD_ROUNDS]
+        answer = in_child(lambda some=some: try_flips(root, shape, some), f"seed {seed}, rounds from {start}")
+        names = [path.name for flips in some for path, _ in flips]
+        unharmed = {name for name, letter in zip(names, answer, strict=True) if letter == ord("E")}
         assert unharmed <= unread(shape)
     assert stores.read_outcome(root, shape) == "equal"
 
