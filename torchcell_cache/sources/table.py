@@ -107,17 +107,20 @@ class PerturbationTable:
                 default to ``error`` here.
 
         Raises:
-            SourceContractError: Naming the row and the value, or the column that is missing.
+            SourceContractError: Naming the row (from 0, without the header) and the value, or the missing column.
         """
         table = read_table(Path(path), perturbed, tuple(phenotypes), tuple(statistics), id_column, separator)
-        return cls(
-            base_graph,
-            table.perturbed,
-            phenotypes=table.phenotypes,
-            statistics=table.statistics,
-            source_ids=table.source_ids,
-            **{"empty": "error", "nan": "error", **policies},
-        )
+        try:
+            return cls(
+                base_graph,
+                table.perturbed,
+                phenotypes=table.phenotypes,
+                statistics=table.statistics,
+                source_ids=table.source_ids,
+                **{"empty": "error", "nan": "error", **policies},
+            )
+        except SourceContractError as error:
+            raise SourceContractError(f"{path}: {error}", path=path) from None
 
     @property
     def table(self) -> SampleTable:
