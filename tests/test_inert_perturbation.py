@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tc.PreprocessedDataset:
     source = tc.PerturbationTable(base, perturbed, phenotypes={"growth": growth})
     root = tmp_path_factory.mktemp("store")
     processor = tc.LazySubgraphRepresentation()
-    return tc.build(root, source=source, processor=processor, progress=False)
+    return tc.build(root, source=source, processor=processor, storage="perturbation", progress=False)
 
 
 def make_model(dataset: tc.PreprocessedDataset) -> HeteroGin:

@@ -27,7 +27,7 @@ WIDTH, OUT = 3, 4
 STATISTICS = [f"phenotype_stat_{part}" for part in ("values", "type_indices", "sample_indices", "types")]
 
 
-def stored(root: Path, case: Any, processor: Any, storage: str = "auto") -> tc.PreprocessedDataset:
+def stored(root: Path, case: Any, processor: Any, storage: str = "perturbation") -> tc.PreprocessedDataset:
     return tc.build(root, source=case.source(), processor=processor, storage=storage, progress=False)
 
 
@@ -118,7 +118,7 @@ def test_an_edge_is_kept_iff_its_ends_are(tmp_path: Path, processor: Any, storag
         assert torch.equal(kept_by_ends(each, len(batch)), batch.edge_mask(edge_type)), edge_type
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases())
 def test_so_it_is_on_drawn_graphs(tmp_path_factory: pytest.TempPathFactory, case: Any) -> None:
     for processor in PROCESSORS[1:3]:
@@ -159,6 +159,17 @@ def test_a_homogeneous_store_with_edge_weights(tmp_path: Path) -> None:
         wanted = layer(pyg.x, pyg.edge_index[:, pyg.edge_mask], pyg.edge_weight[pyg.edge_mask])
         shared = shared_conv(layer, x, shared_edges(batch)[None], edge_weight=dataset.base_graph.edge_weight)
         torch.testing.assert_close(shared, wanted.view(3, 8, OUT))
+
+
+def test_graphs_stored_whole_bring_their_own_masks(tmp_path: Path) -> None:
+    case = random_case(cell_graph())
+    whole = stored(tmp_path / "full", case, PROCESSORS[0], "full").read_batch([1, 4])
+    light = stored(tmp_path / "ids", case, PROCESSORS[0]).read_batch([1, 4])
+    x = light.base_graph["gene"].x.expand(2, -1, -1)
+    torch.manual_seed(0)
+    for layer in (GINConv(nn.Linear(3, OUT)), GATConv(3, OUT)):
+        outs = [shared_conv(layer, x, shared_edges(batch)[PHYSICAL]) for batch in (whole, light)]
+        torch.testing.assert_close(*outs)
 
 
 def test_masks_are_made_when_an_edge_type_is_looked_up(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchcell_cache import errors as errors
+    from torchcell_cache import nn as nn
     from torchcell_cache import sources as sources
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
@@ -47,6 +48,7 @@ _PLACES = {
     "SubgraphRepresentation": "processors",
     "build": "builder.api",
     "errors": "",
+    "nn": "",
     "gc": "cleanup",
     "repair": "repairing",
     "sources": "",

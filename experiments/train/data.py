@@ -143,7 +143,11 @@ def _store(cfg: DictConfig, rank: int) -> Any:
             print(f"no store at {root} yet: building it, once", flush=True)
             source = instantiate(cfg.data.source)
             tc.build(
-                root, source=source, processor=tc.LazySubgraphRepresentation(), progress=bool(cfg.progress)
+                root,
+                source=source,
+                processor=tc.LazySubgraphRepresentation(),
+                storage=cfg.storage,
+                progress=bool(cfg.progress),
             )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

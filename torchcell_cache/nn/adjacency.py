@@ -109,7 +109,15 @@ def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjace
     return built
 
 
-def multiply(adjacency: Adjacency, x: Tensor, weight: Tensor | None = None, *, loops: bool = True) -> Tensor:
+def multiply(
+    adjacency: Adjacency,
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    loops: bool = True,
+    source_kept: Tensor | None = None,
+    target_kept: Tensor | None = None,
+) -> Tensor:
     """Sum over the edges of all samples at once: one product of a sparse and a dense matrix.
 
     Args:
@@ -117,34 +125,57 @@ def multiply(adjacency: Adjacency, x: Tensor, weight: Tensor | None = None, *, l
         x: ``[batch, num_source, num_features]``.
         weight: Constant edge weights, ``[num_edges]``, or ``None``.
         loops: Whether edges from a node to itself count.
+        source_kept: Nodes whose features are sent, ``[batch, num_source] bool``; ``None`` for all.
+        target_kept: Nodes that receive, ``[batch, num_target] bool``; ``None`` for all.
 
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
     """
-    batch, _, features = x.shape
     half = x.dtype in (
         torch.float16,
         torch.bfloat16,
     )  # the products in half precision are not on every device
-    columns = x.transpose(0, 1).reshape(adjacency.num_source, batch * features)
-    columns = columns.float() if half else columns
-    forward, backward = adjacency.matrices(weight, columns.dtype, loops=loops)
-    out: Tensor = _SparseProduct.apply(columns, forward, backward)  # type: ignore[no-untyped-call]
-    return out.to(x.dtype).view(adjacency.num_target, batch, features).transpose(0, 1)
+    matrices = adjacency.matrices(weight, torch.float32 if half else x.dtype, loops=loops)
+    hidden = [None if kept is None else ~kept.t().unsqueeze(-1) for kept in (source_kept, target_kept)]
+    out: Tensor = _SparseProduct.apply(x.float() if half else x, *matrices, *hidden)  # type: ignore[no-untyped-call]
+    return out.to(x.dtype)
 
 
 class _SparseProduct(torch.autograd.Function):
-    """``matrix @ x`` whose gradient is one product with the transpose, which is at hand."""
+    """``matrix @ x`` for all samples; its gradient is one product with the transpose, which is at hand.
+
+    Features are laid out node by node and hidden in that fresh copy, so masking makes no copy of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
-        ctx.transpose = transpose
-        return matrix @ x
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        matrix: Tensor,
+        transpose: Tensor,
+        hidden_source: Tensor | None,
+        hidden_target: Tensor | None,
+    ) -> Tensor:
+        ctx.rest = transpose, hidden_source, hidden_target
+        return _product(matrix, x, hidden_source, hidden_target)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.transpose @ grad.contiguous(), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        transpose, hidden_source, hidden_target = ctx.rest
+        return _product(transpose, grad, hidden_target, hidden_source), None, None, None, None
+
+
+def _product(matrix: Tensor, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None) -> Tensor:
+    """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[n or m, batch, 1] bool``."""
+    batch, _, features = x.shape
+    columns = x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    if hidden_in is not None:
+        columns.masked_fill_(hidden_in, 0)
+    out = (matrix @ columns.view(len(columns), batch * features)).view(matrix.size(0), batch, features)
+    if hidden_out is not None:
+        out.masked_fill_(hidden_out, 0)
+    return out.transpose(0, 1).contiguous()
 
 
 def _offsets(rows: Tensor, count: int) -> Tensor:

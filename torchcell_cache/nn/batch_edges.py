@@ -10,7 +10,7 @@ from torch import Tensor
 from torchcell_cache.batching.structured import PerturbationBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.topology import Domain
+from torchcell_cache.topology import Domain, Topology
 
 
 def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
@@ -28,9 +28,9 @@ def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
     Raises:
         SettingError: If the batch is not of a store of deletions: a processor of your own may change edges in any way.
     """
-    if not isinstance(batch, PerturbationBatch):
+    if batch.generation.topology is None:
         raise SettingError(
-            f"shared edges need a batch of a store of node deletions, got {type(batch).__name__}",
+            f"shared edges need a store of node deletions; {batch.generation.root} is of a processor of another kind",
             fix="run the model on batch.to_pyg(), or make SharedEdges(edge_index, batch.edge_mask(edge_type)) yourself",
         )
     return _BatchEdges(batch)
@@ -39,9 +39,10 @@ def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
 class _BatchEdges(Mapping[Any, SharedEdges]):
     """Makes the edges of a type on first use and keeps them."""
 
-    def __init__(self, batch: PerturbationBatch) -> None:
+    def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._domains = {d.key: d for d in batch.resident.topology.domains if d.role != "reaction"}
+        self._topology: Topology = batch.generation.topology
+        self._domains = {d.key: d for d in self._topology.domains if d.role != "reaction"}
         self._made: dict[Any, SharedEdges] = {}
 
     def __len__(self) -> int:
@@ -61,26 +62,25 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
         return self._made[key]
 
     def _make(self, domain: Domain) -> SharedEdges:
-        graph = self._batch.base_graph
+        batch = self._batch
+        by_nodes = isinstance(batch, PerturbationBatch)
+        # Graphs that are stored whole bring their own masks, over the base graph's edges.
+        graph = batch.base_graph if by_nodes else batch.generation.base_graph
         store = graph if domain.key is None else graph[domain.key]
-        source, target = self._ends(domain)
+        index = store.edge_index if domain.role == "edge" else store.hyperedge_index
+        source, target = self._ends(domain) if by_nodes else (None, None)
         return SharedEdges(
-            store.edge_index if domain.role == "edge" else store.hyperedge_index,
-            lambda: self._batch.edge_mask(domain.key),  # type: ignore[arg-type]
-            source,
-            target,
-            by_nodes=True,
+            index.to(batch.device), lambda: batch.edge_mask(domain.key), source, target, by_nodes=by_nodes
         )
 
     def _ends(self, domain: Domain) -> tuple[Tensor | None, Tensor | None]:
         """Kept nodes at both ends such that an edge is kept iff its ends are: the definition of each kind of edge."""
-        topology = self._batch.resident.topology
         genes = self._batch.node_mask()
         if domain.role == "edge":
             ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
-            source, target = (genes if end == topology.node_type else None for end in ends)
+            source, target = (genes if end == self._topology.node_type else None for end in ends)
             return source, target
-        reactions = None if topology.find("reaction") is None else self._batch.node_mask("reaction")
+        reactions = None if self._topology.find("reaction") is None else self._batch.node_mask("reaction")
         if domain.role == "rmr":
             return reactions, None
         # The mask representation keeps a gpr entry with its gene, the subgraph needs its reaction as well.

@@ -127,13 +127,9 @@ class _Product:
         return propagate
 
     def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
+        kept = {"source_kept": self.edges.source_kept, "target_kept": self.edges.target_kept}
         x = x.view(self.batch, self.adjacency.num_source, -1)
-        if self.edges.source_kept is not None:
-            x = x.masked_fill(~self.edges.source_kept.unsqueeze(-1), 0)
-        out = multiply(self.adjacency, x, weight, loops=loops)
-        if self.edges.target_kept is not None:
-            out = out.masked_fill(~self.edges.target_kept.unsqueeze(-1), 0)
-        return out.flatten(0, 1)
+        return multiply(self.adjacency, x, weight, loops=loops, **kept).flatten(0, 1)
 
     def _degree(self, weight: Tensor | None, loops: bool, dtype: torch.dtype) -> Tensor:
         """Kept edges (or their weight) into each target, ``[batch * num_target, 1]``, at least float32."""
