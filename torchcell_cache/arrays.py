@@ -52,8 +52,8 @@ def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
         if len(head) < 8 or length > min(_MAX_HEADER, size - 8):
             raise FormatError(f"{path}: header of {length} bytes in a file of {size}", path=path)
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
+            header = json.loads(file.read(length).decode())
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}: header is not JSON ({error})", path=path) from None
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if not isinstance(header, dict):
@@ -76,7 +76,7 @@ def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.
         dtype = np.dtype(_DTYPES[info["dtype"]])
         shape = [int(n) for n in info["shape"]]
         start, stop = (int(n) for n in info["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{path}: array '{name}' has a malformed entry ({error!r})", path=path) from None
     count = 1
     for extent in shape:

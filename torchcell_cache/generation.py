@@ -24,6 +24,7 @@ from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
+from torchcell_cache.schema import check_schema
 from torchcell_cache.store import ShardFiles
 from torchcell_cache.topology import Topology
 from torchcell_cache.verified import ensure_verified
@@ -45,7 +46,7 @@ class Generation:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
         self.directory = processed_dir(root) / manifest.generation
-        self.schema = manifest.schema
+        self.schema = check_schema(manifest.schema, self.directory)
         shards = manifest.shards
         self.seeds = np.array([s.seed for s in shards], dtype=np.uint64)
         starts = [*(s.start for s in shards), manifest.num_samples]
@@ -142,7 +143,10 @@ class Generation:
             raise FormatError(
                 f"the store names processor {stored['name']!r}; this version knows {sorted(BUILT_IN)}"
             )
-        return BUILT_IN[stored["name"]](**stored["settings"])
+        try:
+            return BUILT_IN[stored["name"]](**stored["settings"])
+        except TypeError as error:
+            raise FormatError(f"the store's settings of {stored['name']}: {error}") from None
 
     @cached_property
     def columns(self) -> Arrays:
@@ -222,6 +226,15 @@ class Generation:
     def graphs(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Any]:
         """The graphs of the given samples, as the processor made them."""
         records = self.read(indices)
-        if self.is_structured:
-            return self.assembler.graphs(structured.decode(self.structured, records))
-        return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]
+        try:
+            if self.is_structured:
+                return self.assembler.graphs(structured.decode(self.structured, records))
+            return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]
+        except CacheError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+            raise FormatError(
+                f"{self.directory}: records, schema and base graph do not fit together ({error!r})",
+                path=self.directory,
+                fix=f"torchcell-cache verify root={self.root} level=full",
+            ) from error

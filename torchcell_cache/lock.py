@@ -267,7 +267,7 @@ def _read_json(path: StrPath) -> dict[str, Any] | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            value = json.loads(file.read(_MAX_JSON_BYTES))
+            value = json.loads(file.read(_MAX_JSON_BYTES).decode())
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

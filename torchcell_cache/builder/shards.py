@@ -76,7 +76,7 @@ class ShardPlan:
             FormatError: If it is not one.
         """
         try:
-            return cls(**json.loads(data))
+            return cls(**json.loads(data.decode()))
         except (ValueError, TypeError) as error:
             raise FormatError(f"the build plan is malformed: {error}") from None
 

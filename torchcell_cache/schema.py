@@ -1,0 +1,46 @@
+"""The schema in a manifest: what the records hold. A seal proves that it is undamaged, not that it makes sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.errors import FormatError
+
+_RECORDS = ("structured", "generic")
+
+
+def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """``schema`` if all its parts are there and of the right types.
+
+    Args:
+        schema: The manifest's ``schema``.
+        path: Where the manifest is, for the message.
+
+    Raises:
+        FormatError: Naming the part that is not.
+    """
+    records = schema.get("records")
+    bad = [] if records in _RECORDS else ["records"]
+    for name in ("structured", "topology", "processor", "layouts"):
+        value = schema.get(name)
+        may_lack = records == "generic" and name != "layouts"
+        if not isinstance(value, dict) and not (may_lack and value is None):
+            bad.append(name)
+    bad += [name for name in ("phenotypes", "statistics") if not _is_names(schema.get(name))]
+    processor = schema.get("processor")
+    if isinstance(processor, dict) and not (
+        isinstance(processor.get("name"), str) and isinstance(processor.get("settings"), dict)
+    ):
+        bad.append("processor")
+    if bad:
+        raise FormatError(
+            f"{path}: the schema's {', '.join(bad)} cannot be read by this version",
+            path=path,
+            fix="upgrade torchcell_cache, or build the store again",
+        )
+    return schema
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
