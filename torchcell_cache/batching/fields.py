@@ -18,7 +18,7 @@ from torchcell_cache.batching.collation import (
     numbers,
     steps,
 )
-from torchcell_cache.batching.masks import Regions, kept_regions, node_flags
+from torchcell_cache.batching.masks import Regions, node_flags, regions
 from torchcell_cache.batching.resident import DeviceGraph
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.processors.deletion import node_names
@@ -45,7 +45,7 @@ class SampleFields:
         resident: Base graph and index on the batch's device.
         host: The batch's sections as arrays.
         tensors: The same on the device.
-        num_incident: See :func:`~torchcell_cache.batching.masks.kept_regions`.
+        num_incident: See :func:`~torchcell_cache.batching.masks.regions`.
         removed: Removed positions, ascending and unique per sample, and their offsets; called only if needed.
     """
 
@@ -157,16 +157,14 @@ class MaskFields(SampleFields):
 
     def _kept(self, domain: Domain) -> Tensor:
         if self._regions is None:
-            self._regions = kept_regions(self.resident, self.tensors, self.num_incident, "to_pyg")
+            self._regions = regions(self.resident, self.tensors, self.num_incident, "masks of PyG", kept=True)
         return self._regions.of(domain)
 
     def _node_mask(self, key: Any, keep: bool) -> Tensor:
         if key == self.topology.node_type:
-            kept = node_flags(self.resident, self.tensors, (key, keep))
-        elif key in self.domains:
+            return node_flags(self.resident, self.tensors, (key, keep), kept=keep)
+        if key in self.domains:
             kept = self._kept(self.domains[key])
             return kept if keep else ~kept
-        else:
-            shape = (self.count, self.num_nodes(key)[0])
-            return torch.full(shape, keep, dtype=torch.bool, device=self.device)
-        return kept if keep else kept.logical_not_()
+        shape = (self.count, self.num_nodes(key)[0])
+        return torch.full(shape, keep, dtype=torch.bool, device=self.device)

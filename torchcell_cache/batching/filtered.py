@@ -7,20 +7,22 @@ On the CPU the samples are filtered one after the other, which stays in the cach
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchcell_cache.batching.collation import INDEX_FIELDS, Field, listed, numbers
+from torchcell_cache.batching.collation import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers
 from torchcell_cache.batching.fields import SampleFields
-from torchcell_cache.batching.masks import kept_regions, node_flags
+from torchcell_cache.batching.masks import Regions, node_flags, regions
 from torchcell_cache.columns import offsets
 from torchcell_cache.record import Int64Array
 from torchcell_cache.topology import Domain
 
-_NODES = "nodes"
+_BLOCK = 1 << 16
+"""Edges filtered at a time: half a megabyte, a share of the second-level cache."""
 
 
 class Cut:
@@ -90,58 +92,64 @@ class FilteredFields(SampleFields):
 
     @cached_property
     def _cuts(self) -> dict[Any, Cut]:
-        """Per domain, and for the perturbed nodes, what is removed."""
+        """What is removed of each domain."""
         positions, ptr = self.removed()
         sample = np.repeat(np.arange(self.count), np.diff(ptr))
         out = {}
         for domain in self.topology.domains:
             inside = (positions >= domain.start) & (positions < domain.stop)
             slots = sample[inside] * domain.size + (positions[inside] - domain.start)
-            out[domain.key, domain.role] = Cut(slots, self.count, domain.size, self.device)
-        nodes = self.topology.num_nodes
-        owner = np.repeat(np.arange(self.count), np.diff(self.host["perturbed_ptr"]))
-        slots = owner * nodes + self.host["perturbed"].astype(np.int64)
-        out[_NODES] = Cut(slots, self.count, nodes, self.device)
+            out[domain.key] = Cut(slots, self.count, domain.size, self.device)
         return out
 
-    def _cut(self, key: Any, value: Any = None) -> Cut | None:
-        """What is removed from a store, for homogeneous data from the nodes or edges ``value`` belongs to."""
+    @cached_property
+    def _nodes(self) -> Cut:
+        """What is removed of the perturbable nodes."""
+        size = self.topology.num_nodes
+        owner = np.repeat(np.arange(self.count), np.diff(self.host["perturbed_ptr"]))
+        return Cut(owner * size + self.host["perturbed"].astype(np.int64), self.count, size, self.device)
+
+    def _node_cut(self, key: Any) -> Cut | None:
+        """What is removed of a node type, or ``None`` if its nodes stay."""
         if key == self.topology.node_type:
-            if self.hetero or value is None or value.size(0) == self.topology.num_nodes:
-                return self._cuts[_NODES]
-        domain = self.domains.get(key)
-        return None if domain is None else self._cuts[domain.key, domain.role]
+            return self._nodes
+        return self._cuts.get(key)
 
     @cached_property
-    def _kept(self) -> Any:
-        return kept_regions(self.resident, self.tensors, self.num_incident, "filter")
+    def _gone(self) -> Regions:
+        return regions(self.resident, self.tensors, self.num_incident, "masks of PyG", kept=False)
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type that each sample keeps."""
-        cut = self._cut(key)
+        cut = self._node_cut(key)
         return super().num_nodes(key) if cut is None else list(cut.counts.tolist())
 
     def field(self, key: Any, name: str, value: Any) -> Field:
         """A field of a store."""
-        is_edge = isinstance(key, tuple) or (key is None and name in ("edge_index", "edge_pert_mask"))
-        if is_edge:
+        if isinstance(key, tuple) or (key is None and self._speaks_of_edges(name, value)):
             return self._edge_field(key, name, value)
         if key == self.topology.node_type:
             own = self.own(name)
             if own is not None:
                 return own
             if name == "x_pert":
-                ids = self.tensors["perturbed"]
                 x = self.resident.tensor(self._base(key)["x"])
-                return self.ragged(x.index_select(0, ids), self.host["perturbed_ptr"])
+                return self.ragged(x.index_select(0, self.tensors["perturbed"]), self.host["perturbed_ptr"])
         if name == "pert_mask":
             return self.flags(self._removed_nodes(key))
-        cut = self._cut(key, value if isinstance(value, Tensor) else None)
+        cut = self._node_cut(key)
         if cut is None:
             return self.shared(key, name, value)
         return (
             self._rows(key, name, value, cut) if isinstance(value, Tensor) else listed(cut.keep(list(value)))
         )
+
+    def _speaks_of_edges(self, name: str, value: Any) -> bool:
+        """Homogeneous data has one store; what fits the nodes is the nodes', as in the representation itself."""
+        if name in ("edge_index", "edge_pert_mask"):
+            return True
+        sized = isinstance(value, Tensor) and name not in ("x_pert", "pert_mask", *OWN_FIELDS)
+        return sized and not name.startswith("phenotype_") and value.size(0) != self.topology.num_nodes
 
     def _base(self, key: Any) -> dict[str, Any]:
         graph = self.resident.base_graph
@@ -149,22 +157,19 @@ class FilteredFields(SampleFields):
 
     def _removed_nodes(self, key: Any) -> Tensor:
         if key == self.topology.node_type:
-            return node_flags(self.resident, self.tensors, (key, "pert_mask")).logical_not_()
+            return node_flags(self.resident, self.tensors, (key, "pert_mask"), kept=False)
         if key in self.domains:
-            return ~self._kept.of(self.domains[key])
+            return self._gone.of(self.domains[key])
         return torch.zeros((self.count, self.num_nodes(key)[0]), dtype=torch.bool, device=self.device)
 
     def _edge_field(self, key: Any, name: str, value: Any) -> Field:
-        domain = self.domains[key]
-        cut = self._cuts[domain.key, domain.role]
+        domain, cut = self.domains[key], self._cuts[key]
         if name in INDEX_FIELDS:
             return self._index_of(domain, name, value, cut)
         if name == "num_edges":
             return numbers(cut.counts.tolist(), self.device)
         if name in ("pert_mask", "edge_pert_mask"):
-            kept = self._kept.of(domain)
-            out = self.resident.pool.take((key, name), tuple(kept.shape), torch.bool)
-            return self.flags(torch.logical_not(kept, out=out))
+            return self.flags(self._gone.of(domain))
         return self._rows(key, name, value, cut)
 
     def _rows(self, key: Any, name: str, value: Tensor, cut: Cut) -> Field:
@@ -186,65 +191,78 @@ class FilteredFields(SampleFields):
 
     # Edge indices
 
-    def _tables(self, key: Any) -> Tensor | None:
+    def _table(self, key: Any) -> Tensor | None:
         """New number of every node in its batch, ``[batch, num_nodes] int64``; ``None`` where nodes stay.
 
-        A removed node has the number before the next kept one, like in the representation itself: -1, shifted.
+        A removed node has -1, shifted like the others: what the representation itself gives it.
         """
+        if key not in self._tables:
+            cut = self._node_cut(key)
+            self._tables[key] = None if cut is None else self._new_numbers(key, cut)
+        return self._tables[key]
+
+    @cached_property
+    def _tables(self) -> dict[Any, Tensor | None]:
+        return {}
+
+    def _new_numbers(self, key: Any, cut: Cut) -> Tensor:
         if key == self.topology.node_type:
-            kept = node_flags(self.resident, self.tensors, "relabel")
-        elif key == "reaction" and key in self.domains:
-            kept = self._kept.of(self.domains[key])
+            gone = node_flags(self.resident, self.tensors, "relabel", kept=False)
         else:
-            return None
-        before = torch.from_numpy(
-            self._cuts[_NODES if key == self.topology.node_type else (key, key)].ptr[:-1]
-        )
-        table = kept.cumsum(1).sub_(1).masked_fill_(~kept, -1)
-        return table.add_(before.to(self.device).unsqueeze(1))
+            gone = self._gone.of(self.domains[key])
+        table = gone.logical_not().cumsum(1).sub_(1).masked_fill_(gone, -1)
+        return table.add_(torch.from_numpy(cut.ptr[:-1]).to(self.device).unsqueeze(1))
 
     def _index_of(self, domain: Domain, name: str, value: Tensor, cut: Cut) -> Field:
         ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
         before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
-        index = self.resident.tensor(value)
+        index, tables = self.resident.tensor(value), [self._table(end) for end in ends]
         out = self.resident.pool.take((domain.key, name), (2, cut.total), torch.int64)
-        for row, end in enumerate(ends):
-            table = self._table_of(end)
-            source = index[row]
-            if self._loops():
-                self._filter_loop(source, table, before[:, row], domain, cut, out[row])
-            elif table is None:
-                shift = torch.from_numpy(before[:, row].copy()).to(self.device)
-                torch.add(source[cut.position], shift[cut.sample], out=out[row])
-            else:
-                at = source[cut.position] + cut.sample * table.size(1)
-                torch.index_select(table.flatten(), 0, at, out=out[row])
+        if self._loops():
+            self._filter_blocks(index, tables, before, domain, cut, out)
+        else:
+            self._filter_at_once(index, tables, before, cut, out)
         incs = (
             torch.from_numpy(before).view(-1, 2, 1) if self.hetero else torch.from_numpy(before[:, 0].copy())
         )
         return Field(out, torch.from_numpy(cut.ptr), incs)
 
-    def _table_of(self, key: Any) -> Tensor | None:
-        if key not in self._table_cache:
-            self._table_cache[key] = self._tables(key)
-        return self._table_cache[key]
-
-    @cached_property
-    def _table_cache(self) -> dict[Any, Tensor | None]:
-        return {}
-
-    def _filter_loop(
-        self, source: Tensor, table: Tensor | None, before: Int64Array, domain: Domain, cut: Cut, out: Tensor
+    def _filter_at_once(
+        self, index: Tensor, tables: list[Tensor | None], before: Int64Array, cut: Cut, out: Tensor
     ) -> None:
-        """One row of an edge index, sample after sample: numpy copies the runs between removed edges whole."""
-        rows, target = source.numpy(), out.numpy()
-        flags = self._kept.of(domain).numpy()
-        new = None if table is None else table.numpy()
-        at = cut.ptr.tolist()
-        for sample in range(self.count):
-            place = target[at[sample] : at[sample + 1]]
-            kept = rows if len(place) == cut.size else rows[flags[sample]]
-            if new is None:
-                np.add(kept, before[sample], out=place)
+        for row, table in enumerate(tables):
+            kept = index[row].index_select(0, cut.position)
+            if table is None:
+                shift = torch.from_numpy(before[:, row].copy()).to(self.device)
+                torch.add(kept, shift.index_select(0, cut.sample), out=out[row])
             else:
-                np.take(new[sample], kept, out=place, mode="clip")  # clip: "raise" would fill a copy of place
+                torch.index_select(table.flatten(), 0, kept + cut.sample * table.size(1), out=out[row])
+
+    def _filter_blocks(
+        self,
+        index: Tensor,
+        tables: list[Tensor | None],
+        before: Int64Array,
+        domain: Domain,
+        cut: Cut,
+        out: Tensor,
+    ) -> None:
+        """Block by block, and there sample by sample: edges and flags of a block stay in the cache."""
+        rows, target, gone = index.numpy(), out.numpy(), self._gone.of(domain).numpy()
+        new = [None if table is None else table.numpy() for table in tables]
+        edges = np.append(np.arange(0, cut.size, _BLOCK), cut.size)
+        samples = np.arange(self.count)[:, None]
+        lost = np.searchsorted(cut.slots, samples * cut.size + edges) - cut.bounds[:-1, None]
+        places = (cut.ptr[:-1, None] + edges - lost).tolist()
+        for block, (start, stop) in enumerate(pairwise(edges.tolist())):
+            source = rows[:, start:stop]
+            for sample in range(self.count):
+                begin, end = places[sample][block], places[sample][block + 1]
+                kept = None if end - begin == stop - start else ~gone[sample, start:stop]
+                for row in (0, 1):
+                    old = source[row] if kept is None else source[row][kept]
+                    table = new[row]
+                    if table is None:
+                        np.add(old, before[sample, row], out=target[row, begin:end])
+                    else:  # clip: "raise" would fill a copy of the output
+                        table[sample].take(old, out=target[row, begin:end], mode="clip")

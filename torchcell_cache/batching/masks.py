@@ -6,7 +6,7 @@ mask of an edge type is a view. One slot more than there are positions takes the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,21 +35,22 @@ class Regions:
         return self.flat[start:stop].view(self.batch_size, domain.size)
 
 
-def kept_regions(
-    resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int, name: str
+def regions(
+    resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
 ) -> Regions:
-    """What each sample keeps of every domain.
+    """What each sample keeps, or removes, of every domain.
 
     Args:
         resident: Base graph and index on the sections' device.
         sections: The batch's sections as tensors.
         num_incident: Entries of the incidence index under all perturbed nodes; used without removed positions only.
         name: Whose buffer to use again.
+        kept: True stands for kept, else for removed.
     """
     count = len(sections["indices"])
     slots = removed_slots(resident, sections, num_incident)
-    flat = resident.pool.take_flags(name, count * resident.topology.size + 1, True)
-    return Regions(flat.index_fill_(0, slots, False), count)
+    flat = resident.pool.take_flags(name, count * resident.topology.size + 1, kept)
+    return Regions(flat.index_fill_(0, slots, not kept), count)
 
 
 def removed_slots(resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int) -> Tensor:
@@ -100,10 +101,12 @@ def _from_index(resident: DeviceGraph, ids: Tensor, ptr: Tensor, shifts: Tensor,
     return positions.index_select(0, at) + shift.index_select(0, segment)
 
 
-def node_flags(resident: DeviceGraph, sections: Mapping[str, Tensor], name: str) -> Tensor:
-    """What each sample keeps of the perturbable nodes, ``[batch_size, num_nodes] bool``."""
+def node_flags(
+    resident: DeviceGraph, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool
+) -> Tensor:
+    """What each sample keeps, or removes, of the perturbable nodes, ``[batch_size, num_nodes] bool``."""
     count, num_nodes = len(sections["indices"]), resident.topology.num_nodes
     ids = sections["perturbed"]
-    flat = resident.pool.take_flags(name, count * num_nodes, True)
+    flat = resident.pool.take_flags(name, count * num_nodes, kept)
     slots = owners(sections["perturbed_ptr"], len(ids)) * num_nodes + ids
-    return flat.index_fill_(0, slots, False).view(count, num_nodes)
+    return flat.index_fill_(0, slots, not kept).view(count, num_nodes)

@@ -79,7 +79,7 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
     array = array if array.flags.writeable else array.copy()
     if len(array) < _HEAD.size:
         raise FormatError(f"a packed batch has {len(array)} bytes, its header alone has {_HEAD.size}")
-    magic, version, count, total, name = _HEAD.unpack_from(array)
+    magic, version, count, total, name = _HEAD.unpack_from(array.data)
     if magic != MAGIC or version != VERSION:
         raise FormatError(f"not a packed batch of version {VERSION}: {magic!r}, version {version}")
     if total != len(array) or _HEAD.size + count * _ENTRY.size > total:
@@ -93,7 +93,7 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
     sections: Sections = {}
     places: Places = {}
     for number in range(count):
-        label, start, rows, columns = _ENTRY.unpack_from(array, _HEAD.size + number * _ENTRY.size)
+        label, start, rows, columns = _ENTRY.unpack_from(array.data, _HEAD.size + number * _ENTRY.size)
         section = _BY_BYTES.get(label)
         if section is None or section in sections or (columns > 0 and section not in MATRICES):
             raise FormatError(f"a packed batch names section {label!r} with {columns} columns")

@@ -48,6 +48,10 @@ class SharedGraphBatch(abc.ABC):
     process boundary or goes to a device; the base graph is moved to a device once per process, not with each batch.
     From there it gives boolean masks for models that take the shared graph, or - for any other model - exactly the PyG
     batch of its samples (:meth:`to_pyg`).
+
+    Attributes:
+        generation: The store's generation.
+        is_padding: Which samples only fill up an even number of steps, ``[batch] bool``, if a loader says so.
     """
 
     def __init__(self, generation: Generation, sections: Sections | None = None) -> None:
@@ -55,7 +59,7 @@ class SharedGraphBatch(abc.ABC):
         self._given = sections
         self._packed: tuple[packing.Buffer, packing.Places] | None = None
         self._bytes: Tensor | None = None
-        register(generation)
+        self.is_padding: Tensor | None = None
 
     # Making and moving
 
@@ -110,6 +114,7 @@ class SharedGraphBatch(abc.ABC):
         return self._packed
 
     def __reduce__(self) -> Any:
+        register(self.generation)
         return _rebuild, (str(self.generation.root), self.generation.manifest.generation, self.pack())
 
     @property
@@ -137,7 +142,7 @@ class SharedGraphBatch(abc.ABC):
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """This batch on another device: one copy of one buffer. The base graph follows once per process."""
         target = torch.device(device)
-        if target.type == "cuda" and target.index is None:
+        if str(target) == "cuda":
             target = torch.device("cuda", torch.cuda.current_device())
         if target == self.device:
             return self
@@ -148,6 +153,7 @@ class SharedGraphBatch(abc.ABC):
     def _like(self, data: Tensor | None) -> Self:
         out = type(self)(self.generation, self._given)
         out._packed, out._bytes = self._packed, data
+        out.is_padding = None if self.is_padding is None else self.is_padding.to(out.device)
         return out
 
     def cpu(self) -> Self:

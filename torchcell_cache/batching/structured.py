@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from torchcell_cache.batching.collation import collate, is_plain
 from torchcell_cache.batching.fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batching.filtered import FilteredFields
-from torchcell_cache.batching.masks import Regions, kept_regions, node_flags, owners
+from torchcell_cache.batching.masks import Regions, node_flags, owners, regions
 from torchcell_cache.batching.resident import DeviceGraph, device_graph
 from torchcell_cache.batching.sections import Sections, structured_sections
 from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, require_sections
@@ -25,7 +25,7 @@ from torchcell_cache.generation import Generation
 from torchcell_cache.incidence import IncidenceIndex
 from torchcell_cache.processors import LazySubgraphRepresentation, SubgraphRepresentation
 from torchcell_cache.record import Int64Array
-from torchcell_cache.topology import Domain, EdgeType
+from torchcell_cache.topology import Domain, EdgeType, count_nodes
 
 _COORDINATES = ("values", "types", "samples", "ptr")
 
@@ -35,7 +35,6 @@ class PerturbationBatch(SharedGraphBatch):
 
     _columns: StructuredColumns | None = None
     _indices: Int64Array | None = None
-    _seen_version = -1
 
     @classmethod
     def of_records(cls, generation: Generation, positions: Int64Array) -> PerturbationBatch:
@@ -227,7 +226,7 @@ class PerturbationBatch(SharedGraphBatch):
     @cached_property
     def _regions(self) -> Regions:
         self._check_removals()
-        return kept_regions(self.resident, self.tensors, self._num_incident, "masks")
+        return regions(self.resident, self.tensors, self._num_incident, "masks", kept=True)
 
     def _domain(self, key: Any, what: str) -> Domain:
         domains = self.resident.topology.domains
@@ -250,14 +249,12 @@ class PerturbationBatch(SharedGraphBatch):
         types = getattr(self.resident.base_graph, "node_types", [])
         if node_type not in types:
             raise KeyError(f"no node type {node_type!r} in the base graph; there are {types}")
-        from torchcell_cache.topology import count_nodes
-
         size = count_nodes(self.resident.base_graph[node_type], f"'{node_type}'")
         return torch.ones((len(self), size), dtype=torch.bool, device=self.device)
 
     @cached_property
     def _perturbed_mask(self) -> Tensor:
-        return node_flags(self.resident, self.tensors, "nodes")
+        return node_flags(self.resident, self.tensors, "nodes", kept=True)
 
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`SharedGraphBatch.removed_edges`."""
@@ -302,4 +299,5 @@ class PerturbationBatch(SharedGraphBatch):
 
 
 def _degrees(index: IncidenceIndex, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    return index.ptr[ids, -1] - index.ptr[ids, 0]
+    degrees: npt.NDArray[np.int64] = index.ptr[ids, -1] - index.ptr[ids, 0]
+    return degrees
