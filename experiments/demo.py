@@ -9,7 +9,7 @@ labels are kept in ``root/raw``, so that running the same line again, finished o
 from __future__ import annotations
 
 import csv
-import os
+import io
 import statistics
 import sys
 import time
@@ -24,6 +24,7 @@ from torch_geometric.data import Batch
 
 import torchcell_cache as tc
 from experiments.demo_training import Training, train
+from torchcell_cache.atomic import make_dirs_durable, write_atomic
 from torchcell_cache.builder.progress import Progress
 from torchcell_cache.sources.ecoli import ecoli_base_graph, ecoli_knockouts, ecoli_model
 
@@ -56,27 +57,26 @@ class Settings:
 
 def labelled_knockouts(settings: Settings) -> tc.PerturbationTable:
     """The knock-outs as a source; labels are computed once and kept as a table in ``root/raw``."""
+    directory = make_dirs_durable(Path(settings.root) / "raw")  # before any work, should it not be possible
     model = ecoli_model()
     graph = ecoli_base_graph(model=model)
-    path = Path(settings.root) / "raw" / f"knockouts-{settings.samples}-seed-{settings.seed}.csv"
+    path = directory / f"knockouts-{settings.samples}-seed-{settings.seed}.csv"
     if not path.exists():
         bar = Progress(settings.samples, 0, None, what="label by flux balance")
         knockouts, fitness = ecoli_knockouts(
             settings.samples, settings.seed, model=model, progress=lambda done, total: bar(done - bar.done)
         )
         bar.close("complete")
-        _write_table(path, knockouts, fitness.tolist())
+        write_atomic(path, _as_csv(knockouts, fitness.tolist()))
     return tc.PerturbationTable.from_csv(path, graph, perturbed="genes", phenotypes=["fitness"])
 
 
-def _write_table(path: Path, knockouts: list[list[str]], fitness: list[float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["genes", "fitness"])
-        writer.writerows(("|".join(genes), value) for genes, value in zip(knockouts, fitness, strict=True))
-    os.replace(temporary, path)  # noqa: PTH105 - all of it or nothing of it
+def _as_csv(knockouts: list[list[str]], fitness: list[float]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["genes", "fitness"])
+    writer.writerows(("|".join(genes), value) for genes, value in zip(knockouts, fitness, strict=True))
+    return text.getvalue().encode()
 
 
 def median_us(work: Callable[[int], Any], repeats: int) -> float:
@@ -171,6 +171,7 @@ def main(arguments: Sequence[str]) -> int:
         processor=tc.LazySubgraphRepresentation(),
         storage="auto",
         num_workers=settings.workers,
+        on_stale="rebuild",  # other samples= at the same root: a new generation beside the old one
     )
     print("3/4  verify every byte and every record", flush=True)
     report = tc.verify(settings.root, level="full")
@@ -188,3 +189,9 @@ if __name__ == "__main__":
     except tc.errors.CacheError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        sys.exit(tc.errors.EXIT_CANNOT_WRITE)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        sys.exit(tc.errors.EXIT_INTERRUPTED)
