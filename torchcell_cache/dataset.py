@@ -164,9 +164,8 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:
         """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""
-        return import_module("torchcell_cache.batch").SharedGraphBatch.read(
-            self.generation, self.positions(indices)
-        )
+        kind: type[SharedGraphBatch] = import_module("torchcell_cache.batch").SharedGraphBatch
+        return kind.read(self.generation, self.positions(indices))
 
     # What is known without reading records
 
