@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both create what they need in .venv.
 PYTHON ?= python3
-# An unpinned torch fetches gigabytes of CUDA libraries; set TORCH=torch for a GPU machine.
+# The torch to install first: one known to work. On a machine with a CPU wheel of this version at hand pip takes that;
+# for another build say so, for example TORCH=torch or TORCH="torch --index-url ...".
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 PY = $(VENV)/bin/python
@@ -37,7 +38,7 @@ $(VENV)/.torch:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.11'"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet "$(TORCH)"
+	$(PY) -m pip install --quiet $(TORCH)
 	touch $@
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch
