@@ -8,10 +8,9 @@ second open of the same file, also in a forked child, so handles belong to a pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import resource
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ import lmdb
 import numpy as np
 
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
+from torchcell_cache.handles import Handles
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
+_NO_ROOM = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
 
 
 def key_of(index: int) -> bytes:
@@ -120,12 +121,19 @@ class _Handle:
                 map_size=max(size, _MIN_MAP_BYTES),
             )
         except lmdb.Error as error:
+            if any(text in str(error) for text in _NO_ROOM):
+                raise StorageLostError(
+                    f"{path} cannot be opened: {error}",
+                    path=path,
+                    fix="raise the limit (ulimit -n, ulimit -v)",
+                ) from None
             raise CorruptShardError(
                 f"{path} cannot be opened: {error}",
                 path=path,
                 fix="torchcell-cache verify root=<root> level=full",
             ) from None
         self.local = threading.local()
+        self.retired = False
 
     def get(self) -> Any:
         """``get`` of this thread's transaction."""
@@ -141,85 +149,37 @@ class _Handle:
 
     def close(self) -> None:
         self.local = threading.local()
-        self.env.close()
+        with contextlib.suppress(lmdb.Error):  # inherited by a fork
+            self.env.close()
 
 
-class _Registry:
-    """All open environments of this process, keyed by device and inode, least recently used first."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.pid = os.getpid()
-        self.epoch = 0  # rises whenever a handle goes, so that whoever remembers one can tell
-        self.handles: OrderedDict[tuple[int, int], _Handle] = OrderedDict()
-        self.limit = self._limit()
-
-    @staticmethod
-    def _limit() -> int:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return max(8, min(4096, (soft if soft > 0 else 1024) // 2))
-
-    def open(self, path: str, expected_size: int) -> _Handle:
-        with self.lock:
-            self.drop_inherited()
-            try:
-                stat = Path(path).stat()
-            except FileNotFoundError:
-                raise CorruptShardError(
-                    f"{path} is missing", path=path, fix="torchcell-cache repair root=<root>"
-                ) from None
-            except OSError as error:
-                raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
-            if stat.st_size != expected_size:
-                raise CorruptShardError(
-                    f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}",
-                    path=path,
-                    fix="torchcell-cache repair root=<root>",
-                )
-            key = (stat.st_dev, stat.st_ino)
-            handle = self.handles.get(key)
-            if handle is None:
-                while len(self.handles) >= self.limit:
-                    self.epoch += 1
-                    self.handles.popitem(last=False)[1].close()
-                handle = self.handles[key] = _Handle(path, stat.st_size)
-            self.handles.move_to_end(key)
-            return handle
-
-    def drop_inherited(self) -> None:
-        """Close what a fork left behind before anything is opened again in this process."""
-        if self.pid != os.getpid():
-            self.pid = os.getpid()
-            for handle in self.handles.values():
-                with contextlib.suppress(lmdb.Error):
-                    handle.close()
-            self.handles.clear()
-
-    def after_fork(self) -> None:
-        self.epoch += 1
-        self.lock = threading.RLock()  # the forking thread may not be the one that held it
-
-    def close_all(self) -> None:
-        with self.lock:
-            self.epoch += 1
-            self.drop_inherited()
-            for handle in self.handles.values():
-                handle.close()
-            self.handles.clear()
+_HANDLES: Handles[_Handle] = Handles()
 
 
-_REGISTRY = _Registry()
-os.register_at_fork(after_in_child=_REGISTRY.after_fork)
+def _open(path: str, expected_size: int) -> _Handle:
+    """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
+    fix = "torchcell-cache repair root=<root>"
+    try:
+        stat = Path(path).stat()
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
+    except OSError as error:
+        raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
+    if stat.st_size != expected_size:
+        raise CorruptShardError(
+            f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}", path=path, fix=fix
+        )
+    return _HANDLES.get((stat.st_dev, stat.st_ino), lambda: _Handle(path, stat.st_size))
 
 
 def close_all() -> None:
     """Close every environment of this process; open stores reopen what they need on the next read."""
-    _REGISTRY.close_all()
+    _HANDLES.close_all()
 
 
 def open_count() -> int:
     """Number of environments this process holds open."""
-    return len(_REGISTRY.handles) if _REGISTRY.pid == os.getpid() else 0
+    return len(_HANDLES)
 
 
 class ShardFiles:
@@ -251,15 +211,15 @@ class ShardFiles:
         """Shard number of each sample index."""
         return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def open(self, shard: int) -> Callable[[bytes], bytes | None]:
-        """``get`` of a read transaction of this thread on a shard, its file checked before it is mapped.
+    def open(self, shard: int) -> _Handle:
+        """The open file of a shard, checked before it is mapped.
 
         Raises:
             CorruptShardError: If the file is not what the manifest says.
         """
         if self.before_open is not None:
             self.before_open(shard)
-        handle = _REGISTRY.open(self.paths[shard], self.sizes[shard])
+        handle = _open(self.paths[shard], self.sizes[shard])
         wanted = int(self.starts[shard + 1] - self.starts[shard])
         if handle.entries() != wanted:
             raise CorruptShardError(
@@ -267,15 +227,23 @@ class ShardFiles:
                 path=self.paths[shard],
                 fix="torchcell-cache repair root=<root>",
             )
-        get: Callable[[bytes], bytes | None] = handle.get()
-        self._known()[shard] = get
-        return get
+        return handle
 
-    def _known(self) -> dict[int, Callable[[bytes], bytes | None]]:
-        """What this thread has open, empty again after a fork or an eviction."""
+    def _begin_with(self, shard: int) -> dict[int, Callable[[bytes], bytes | None]]:
+        """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
+        while True:
+            _HANDLES.end()
+            handle = self.open(shard)
+            gets = self._known(_HANDLES.begin())
+            if not handle.retired:  # by another thread, before we began
+                gets[shard] = handle.get()
+                return gets
+
+    def _known(self, epoch: int) -> dict[int, Callable[[bytes], bytes | None]]:
+        """What this thread has open, empty again after a fork or when a file was closed."""
         local = self._local
-        if getattr(local, "epoch", -1) != _REGISTRY.epoch:
-            local.epoch, local.gets = _REGISTRY.epoch, {}
+        if getattr(local, "epoch", -1) != epoch:
+            local.epoch, local.gets = epoch, {}
         gets: dict[int, Callable[[bytes], bytes | None]] = local.gets
         return gets
 
@@ -288,24 +256,28 @@ class ShardFiles:
 
         Raises:
             CorruptRecordError: If a key is missing.
+            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
         """
         out: list[bytes] = []
-        gets = self._known()
-        for index, shard in zip(indices, shards, strict=True):
-            get = gets.get(shard)
-            if get is None:
-                get = self.open(shard)
-                gets = self._known()  # opening may have closed another shard
-            try:
-                value = get(index.to_bytes(8, "big"))
-            except lmdb.Error:  # closed by another thread in the meantime
-                value = self.open(shard)(index.to_bytes(8, "big"))
-                gets = self._known()
-            if value is None:
-                raise CorruptRecordError(
-                    f"sample {index} is missing from {self.paths[shard]}",
-                    path=self.paths[shard],
-                    fix="torchcell-cache repair root=<root>",
-                )
-            out.append(value)
+        gets = self._known(_HANDLES.begin())
+        try:
+            for index, shard in zip(indices, shards, strict=True):
+                if shard not in gets:
+                    gets = self._begin_with(shard)
+                value = gets[shard](index.to_bytes(8, "big"))
+                if value is None:
+                    raise CorruptRecordError(
+                        f"sample {index} is missing from {self.paths[shard]}",
+                        path=self.paths[shard],
+                        fix="torchcell-cache repair root=<root>",
+                    )
+                out.append(value)
+        except lmdb.Error as error:
+            raise CorruptShardError(
+                f"{self.paths[shard]}: {error}",
+                path=self.paths[shard],
+                fix="torchcell-cache repair root=<root>",
+            ) from error
+        finally:
+            _HANDLES.end()
         return out
