@@ -92,6 +92,7 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
         )
     sections: Sections = {}
     places: Places = {}
+    at = _HEAD.size + count * _ENTRY.size
     for number in range(count):
         label, start, rows, columns = _ENTRY.unpack_from(array.data, _HEAD.size + number * _ENTRY.size)
         section = _BY_BYTES.get(label)
@@ -99,15 +100,20 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
             raise FormatError(f"a packed batch names section {label!r} with {columns} columns")
         shape = (rows, columns) if section in MATRICES else (rows,)
         end = start + rows * (columns if section in MATRICES else 1) * _DTYPES[section].itemsize
-        if start % 8 or end > total:
-            raise FormatError(f"section '{section}' of a packed batch spans {start}..{end} of {total} bytes")
+        if start != at or end > total:
+            raise FormatError(
+                f"section '{section}' of a packed batch spans {start}..{end} of {total} bytes, expected it at {at}"
+            )
+        at = -(-end // 8) * 8
         sections[section] = array[start:end].view(_DTYPES[section]).reshape(shape)
         places[section] = (start, end, shape)
-    _check_offsets(sections)
+    if at != total:
+        raise FormatError(f"the sections of a packed batch end at {at}, the batch at {total}")
+    _check_lengths(sections)
     return array, sections, places
 
 
-def _check_offsets(sections: Sections) -> None:
+def _check_lengths(sections: Sections) -> None:
     count = len(sections["indices"]) if "indices" in sections else 0
     for name, target in POINTS_INTO.items():
         ptr, into = sections.get(name), sections.get(target)
@@ -116,6 +122,11 @@ def _check_offsets(sections: Sections) -> None:
         good = ptr is not None and into is not None and len(ptr) == count + 1
         if not good or ptr[0] != 0 or ptr[-1] != len(into) or bool((ptr[1:] < ptr[:-1]).any()):  # type: ignore[index,arg-type]
             raise FormatError(f"'{name}' of a packed batch of {count} samples does not divide '{target}'")
+    for name, array in sections.items():
+        kind, _, part = name.partition("_")
+        same = f"{kind}_values" if part in ("types", "samples") else "indices" if name == "labels" else name
+        if len(array) != len(sections.get(same, ())):
+            raise FormatError(f"'{name}' and '{same}' of a packed batch differ in length")
 
 
 def views(tensor: Tensor, places: Places) -> dict[str, Tensor]:

@@ -41,21 +41,31 @@ class DeviceGraph:
     """
 
     def __init__(self, generation: Generation, device: torch.device) -> None:
-        assert generation.topology is not None
-        assert generation.processor is not None
         self.device = device
-        self.topology: Topology = generation.topology
-        self.processor: DeletionProcessor = generation.processor
         self.base_graph = generation.base_graph
         self.phenotypes = tuple(generation.schema["phenotypes"])
         self.statistics = tuple(generation.schema["statistics"])
         self.pool = BufferPool(device)
-        self._index_file = generation.file("incidence.safetensors")
+        self._topology, self._processor = generation.topology, generation.processor
+        name = "incidence.safetensors"
+        self._index_file = generation.file(name) if generation.has_file(name) else None
+
+    @property
+    def topology(self) -> Topology:
+        """The position space of a store of deletions."""
+        assert self._topology is not None
+        return self._topology
+
+    @property
+    def processor(self) -> DeletionProcessor:
+        """The processor of a store of perturbations."""
+        assert self._processor is not None
+        return self._processor
 
     @cached_property
     def graph(self) -> Any:
         """The base graph with its tensors on the device; on the CPU the store's own, mapped."""
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or self.base_graph is None:
             return self.base_graph
         return copy.copy(self.base_graph).to(self.device)
 
@@ -104,6 +114,7 @@ class DeviceGraph:
     @cached_property
     def index(self) -> tuple[Tensor, Tensor]:
         """Incidence index: ``ptr [num_nodes, num_domains + 1] int64`` and ``positions [nnz]``."""
+        assert self._index_file is not None
         return _load_index(self._index_file, self.device)
 
     @cached_property

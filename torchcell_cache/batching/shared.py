@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.batching import packing
-from torchcell_cache.batching.resident import find_generation, register
+from torchcell_cache.batching.resident import DeviceGraph, device_graph, find_generation, register
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
@@ -178,6 +178,16 @@ class SharedGraphBatch(abc.ABC):
         """Keep the buffer's memory until the work queued on ``stream`` is done."""
         if self.device.type != "cpu":
             self._moved().record_stream(stream)
+
+    @property
+    def resident(self) -> DeviceGraph:
+        """What all batches of the store share on this device."""
+        return device_graph(self.generation, self.device)
+
+    @property
+    def base_graph(self) -> Any:
+        """The base graph on this device; one copy per process and device."""
+        return self.resident.graph
 
     @property
     def num_bytes(self) -> int:

@@ -15,7 +15,6 @@ from torchcell_cache.batching.collation import collate, is_plain
 from torchcell_cache.batching.fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batching.filtered import FilteredFields
 from torchcell_cache.batching.masks import Regions, node_flags, owners, regions
-from torchcell_cache.batching.resident import DeviceGraph, device_graph
 from torchcell_cache.batching.sections import Sections, structured_sections
 from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, require_sections
 from torchcell_cache.codec.gap import decode_gaps_ragged
@@ -76,10 +75,12 @@ class PerturbationBatch(SharedGraphBatch):
             array = sections.get(name)
             if array is not None and len(array) and not 0 <= int(array.min()) <= int(array.max()) < limit:
                 raise FormatError(f"'{name}' of a packed batch is not within 0..{limit - 1}")
-        if sections["values"].shape[1] != generation.structured.num_columns:
-            raise FormatError(
-                f"a packed batch has {sections['values'].shape[1]} value columns, expected {generation.structured.num_columns}"
-            )
+        for name in ("values", "labels"):
+            width = sections[name].shape[1] if name in sections else generation.structured.num_columns
+            if width != generation.structured.num_columns:
+                raise FormatError(
+                    f"'{name}' of a packed batch has {width} columns, expected {generation.structured.num_columns}"
+                )
 
     def __len__(self) -> int:
         return len(self.sections["indices"]) if self._indices is None else len(self._indices)
@@ -154,16 +155,6 @@ class PerturbationBatch(SharedGraphBatch):
         return Coordinates(values, types, samples, ptr, owners(ptr, len(values)))
 
     # What is removed
-
-    @property
-    def resident(self) -> DeviceGraph:
-        """What all batches of the store share on this device."""
-        return device_graph(self.generation, self.device)
-
-    @property
-    def base_graph(self) -> Any:
-        """The base graph on this device; one copy per process and device."""
-        return self.resident.graph
 
     @property
     def _index(self) -> IncidenceIndex:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, HeteroData
 
+from torchcell_cache.batching.masks import owners
 from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels
 from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, require_sections
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
@@ -18,7 +19,7 @@ from torchcell_cache.columns import offsets
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graphio import decode_graph
-from torchcell_cache.record import Int64Array
+from torchcell_cache.record import Int64Array, SampleTable
 from torchcell_cache.topology import EdgeType
 
 _KEPT, _REMOVED = ("mask", "edge_mask"), ("pert_mask", "edge_pert_mask")
@@ -69,13 +70,39 @@ class GraphBatch(SharedGraphBatch):
             return dict(graph[key]._mapping)
         return dict(graph._store._mapping)
 
+    def _rows(self) -> tuple[SampleTable, list[int]]:
+        table = self.generation.table
+        if table is None:
+            raise SettingError(
+                f"{self.generation.root} knows no perturbed nodes and no labels: its source gives graphs",
+                fix="take them from the samples: batch.to_pyg()",
+            )
+        return table, self.sections["indices"].tolist()
+
+    @cached_property
+    def perturbed_ptr(self) -> Tensor:
+        """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
+        table, rows = self._rows()
+        counts = np.diff(table.ptr)[rows]
+        return torch.from_numpy(offsets(counts)).to(self.device)
+
+    @cached_property
+    def perturbed(self) -> Tensor:
+        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
+        table, rows = self._rows()
+        ids = np.concatenate([table.ids[table.ptr[k] : table.ptr[k + 1]] for k in rows])
+        return torch.from_numpy(ids.astype(np.int64)).to(self.device)
+
+    @property
+    def perturbed_batch(self) -> Tensor:
+        """Sample of each perturbed id, ``[num_perturbed] int64``."""
+        return owners(self.perturbed_ptr, len(self.perturbed))
+
     def labels(self, name: str) -> Tensor:
         """See :meth:`SharedGraphBatch.labels`."""
-        table = self.generation.table
         column = self._column(name)
-        assert table is not None
-        rows = self.sections["indices"]
-        parts = [table.values[table.value_ptr[k] : table.value_ptr[k + 1]] for k in rows.tolist()]
+        table, rows = self._rows()
+        parts = [table.values[table.value_ptr[k] : table.value_ptr[k + 1]] for k in rows]
         ptr = offsets(np.array([len(part) for part in parts]))
         return torch.from_numpy(mean_labels(np.concatenate(parts), ptr)[:, column].copy()).to(self.device)
 
