@@ -202,6 +202,14 @@ def test_an_edge_list_changed_in_place_is_noticed() -> None:
     assert_same_run(layer, drawn, {}, "auto")
 
 
+def test_on_processors_without_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, compressed rows have no products; coordinates do."""
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    drawn = draw(10)
+    for layer in (SAGEConv(WIDTH, OUT), GCNConv(WIDTH, OUT)):
+        assert_same_run(layer.double(), drawn, {}, "fast")
+
+
 def test_half_precision_and_single_precision() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         drawn = draw(8, dtype=dtype)
