@@ -70,9 +70,9 @@ class DistributedCacheSampler:
     * ``drop_last``: equal shares, at most ``world_size - 1`` samples are left out (none with one rank);
     * ``pad``: equal shares, filled up with samples from the start of the epoch's order, which are flagged
       (:attr:`EpochPlan.batch`, ``batch.is_padding``), so that a metric can leave them out;
-    * ``exact``: every sample once; in the last two steps batches are smaller and differ by one sample. Where even that
-      leaves a rank nothing (``batch_size=1``, or fewer samples than ranks) the highest ranks' last batch is empty. For
-      evaluation.
+    * ``exact``: every sample once, for evaluation; batches of the last two steps are smaller and differ by one sample.
+      Refused where even that leaves a rank an empty batch: fewer samples than ranks, or ``batch_size=1`` and a number of
+      samples that the ranks do not divide.
 
     Args:
         dataset: What is sampled, or its number of samples.
@@ -85,7 +85,7 @@ class DistributedCacheSampler:
         uneven: ``drop_last``, ``pad`` or ``exact``.
 
     Raises:
-        SettingError: If an argument is wrong, or no rank would ever get a batch.
+        SettingError: If an argument is wrong, or ranks would get no batch, or an empty one.
     """
 
     def __init__(
@@ -117,6 +117,16 @@ class DistributedCacheSampler:
                 f"with uneven={uneven!r}, drop_last={drop_last}",
                 fix="a smaller batch_size, drop_last=False, or uneven='pad'",
             )
+        self._refuse_empty(self.cut())
+
+    @staticmethod
+    def _refuse_empty(cut: StepPlan) -> None:
+        if cut.has_empty_batch():
+            raise SettingError(
+                f"with uneven='exact', {cut.num_samples - cut.start} samples in batches of {cut.batch_size} leave some "
+                f"of {cut.world_size} ranks without a sample in the last step",
+                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
+            )
 
     @property
     def rank(self) -> int:
@@ -144,11 +154,6 @@ class DistributedCacheSampler:
         return self.cut().steps
 
     @property
-    def next_start(self) -> int:
-        """Samples of the next epoch's order that were seen before it was resumed; 0 unless it was."""
-        return self._next_start
-
-    @property
     def steps_left(self) -> int:
         """Steps to the end of the epoch that runs, or of the next one if none does."""
         return self.cut(self._next_start if self._plan is None else self._seen).steps
@@ -163,7 +168,9 @@ class DistributedCacheSampler:
         """The next epoch's plan; from now on :meth:`state_dict` speaks of this epoch."""
         epoch, start = self._next_epoch, self._next_start
         rank, _ = rank_and_world_size(self._rank, self._world_size)
-        plan = EpochPlan(epoch, rank, self.cut(start), self._permutation(epoch) if self.shuffle else None)
+        cut = self.cut(start)
+        self._refuse_empty(cut)
+        plan = EpochPlan(epoch, rank, cut, self._permutation(epoch) if self.shuffle else None)
         self._plan, self._seen = plan, start
         self._next_epoch, self._next_start = epoch + 1, 0
         return plan

@@ -13,7 +13,7 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.distributed import DistributedCacheSampler
-from torchcell_cache.epoch_plan import EpochPlan, StepPlan
+from torchcell_cache.epoch_plan import EpochPlan
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loader_arguments import refuse_unknown, samplers_of, start_method, whole_number
 from torchcell_cache.prefetch import on_device
@@ -114,26 +114,13 @@ class CacheLoader:
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
         self._samples = collate_fn is not None or self._view.transform is not None
         self._own = self.batch_sampler if isinstance(self.batch_sampler, DistributedCacheSampler) else None
-        if self._own is not None:
-            self._check(self._own)
-        self._reader = self._make_reader()
-        self._workers: WorkerProcesses | None = None
-
-    def _check(self, sampler: DistributedCacheSampler) -> None:
-        if sampler.num_samples != len(self._view):
+        if self._own is not None and self._own.num_samples != len(self._view):
             raise SettingError(
-                f"the sampler is for {sampler.num_samples} samples, the dataset has {len(self._view)}",
+                f"the sampler is for {self._own.num_samples} samples, the dataset has {len(self._view)}",
                 fix="DistributedCacheSampler(dataset, ...) of the same dataset",
             )
-        self._refuse_empty(sampler.cut())
-
-    def _refuse_empty(self, cut: StepPlan) -> None:
-        if (self.expand or self._samples) and cut.has_empty_batch():
-            raise SettingError(
-                f"with uneven='exact', {cut.num_samples - cut.start} samples in batches of {cut.batch_size} leave some "
-                f"of {cut.world_size} ranks an empty last batch, and neither PyG nor a collate_fn can make one",
-                fix="uneven='pad' (with batch.is_padding), another batch_size, or shared batches (expand=False)",
-            )
+        self._reader = self._make_reader()
+        self._workers: WorkerProcesses | None = None
 
     def _make_reader(self) -> SharedReader | SampleReader:
         if not self._samples:
@@ -156,10 +143,7 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        plan = None
-        if self._own is not None:
-            self._refuse_empty(self._own.cut(self._own.next_start))
-            plan = self._own.start_epoch()
+        plan = None if self._own is None else self._own.start_epoch()
         read = self._in_workers if self.num_workers else self._here
         for job, batch in on_device(read(self._jobs(plan)), self.device, self.pin_memory):
             if plan is not None:
@@ -207,11 +191,8 @@ class CacheLoader:
     def _finished(self, job: Job, batch: Any) -> Any:
         if not self._samples and self.expand:
             batch = batch.to_pyg(self.follow_batch, self.exclude_keys)
-        if (
-            self._own is not None
-            and self._own.uneven == "pad"
-            and isinstance(batch, SharedGraphBatch | BaseData)
-        ):
+        padded = self._own is not None and self._own.uneven == "pad"
+        if padded and isinstance(batch, SharedGraphBatch | BaseData):
             batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
         return batch
 
