@@ -37,7 +37,8 @@ class StorageCost:
 def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
     """Measure, print the comparison, and name the storage with the fewest bytes among those that read fast.
 
-    "Fast" is within 1.5 times of the quickest read, below which differences are noise on a shared machine.
+    "Fast" is within 1.5 times of the quickest read, below which differences are noise on a shared machine. Where ids can
+    be stored, ``full`` is shown for comparison but never chosen: shared batches need ids.
     """
     count = len(plan.source)
     if count == 0:
@@ -48,8 +49,9 @@ def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
         if plan.can_be_structured
     ]
     costs += [_generic_cost(plan, mode, count) for mode in (("full",) if costs else ("delta", "full"))]
-    quickest = min(cost.read_us for cost in costs)
-    chosen = min((c for c in costs if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
+    eligible = [c for c in costs if c.storage != "full" or not plan.can_be_structured]
+    quickest = min(cost.read_us for cost in eligible)
+    chosen = min((c for c in eligible if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
     say("storage       make/sample  read/sample  bytes/sample")
     for cost in costs:
         mark = "  <- chosen" if cost is chosen else ""
