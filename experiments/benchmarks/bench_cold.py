@@ -25,7 +25,7 @@ def run(ctx: Context) -> None:
         own = peer.own_order(28)
         if own is not None:
             ways[f"{name}, own order"] = Way(lambda _k, own=own: own(), _cold_peer(peer))
-    light = ("delta", "perturbation") if ours.has_batches() else ()
+    light = ("delta", "perturbation")
     limits = {storage: ctx.limit(storage) for storage in light}
     for storage, limit in limits.items():
         ways[storage] = Way(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.context import Context
-from experiments.benchmarks.harness import memory_mb, single_thread
+from experiments.benchmarks.harness import memory_mb
+from experiments.benchmarks.processes import TIMEOUT, in_processes
 from experiments.benchmarks.report import OURS, SCHEME
 
 NUM_READERS = 4
@@ -25,45 +25,37 @@ def run(ctx: Context, scale: float) -> None:
         row = ctx.report.row(f"memory_build_{storage}", work, "MB", TARGET_BUILD_MB, largest)
         for count in sorted({ctx.sizes.samples // 4, ctx.sizes.samples}):
             job = (_build_peak, ctx.seed, scale, count, storage, str(ctx.root / "memory"))
-            row.add(f"torchcell_cache, {count:,} samples", OURS, _in_processes(1, *job)[0])
+            row.add(f"torchcell_cache, {count:,} samples", OURS, in_processes(1, *job)[0])
     first = "torchcell_cache `delta`"
     work = f"memory per reading process ({NUM_READERS} of them, PSS)"
     row = ctx.report.row("memory_reader", work, "MB", TARGET_READER_MB, first)
     for storage in ("delta", "perturbation"):
         job = (_reader_pss, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 200)
         note = "base graph, index and record pages included; mean"
-        row.add(f"torchcell_cache `{storage}`", OURS, float(np.mean(_in_processes(NUM_READERS, *job))), note)
+        row.add(f"torchcell_cache `{storage}`", OURS, float(np.mean(in_processes(NUM_READERS, *job))), note)
     job = (_scheme_pss, ctx.seed, scale)
     note = "list-of-tensors index only, its base graph not counted"
-    row.add(ctx.scheme.name, SCHEME, _in_processes(1, *job)[0], note)
+    row.add(ctx.scheme.name, SCHEME, in_processes(1, *job)[0], note)
+    _readers(ctx, scale)
 
 
-def _in_processes(count: int, function: Any, *arguments: Any) -> list[float]:
-    """Runs ``function`` in fresh processes at the same time and returns what each one reports."""
-    spawn = multiprocessing.get_context("spawn")
-    barrier, queue = spawn.Barrier(count), spawn.Queue()
-    processes = [
-        spawn.Process(target=_call, args=(barrier, queue, function, arguments)) for _ in range(count)
-    ]
-    for process in processes:
-        process.start()
-    results = [queue.get(timeout=600) for _ in processes]
-    for process in processes:
-        process.join()
-    for result in results:
-        if isinstance(result, str):
-            raise RuntimeError(f"measuring memory failed in its process: {result}")
-    return results
-
-
-def _call(barrier: Barrier, queue: Any, function: Any, arguments: tuple[Any, ...]) -> None:
-    single_thread()
-    try:
-        queue.put(function(barrier, *arguments))
-    except BaseException as error:
-        barrier.abort()
-        queue.put(repr(error))
-        raise
+def _readers(ctx: Context, scale: float) -> None:
+    """Peak of one reading process, and what each worker of a loader takes."""
+    work = "peak RSS of a process that reads batches of 28, on top of its imports"
+    row = ctx.report.row("memory_peak", work, "MB", None, "torchcell_cache `delta`")
+    for storage in ("delta", "perturbation"):
+        job = (_reader_peak, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 200)
+        note = "200 batches; pages of mapped files count in full"
+        row.add(f"torchcell_cache `{storage}`", OURS, in_processes(1, *job)[0], note)
+    job = (_scheme_peak, ctx.seed, scale, str(ctx.scheme.root), ctx.sizes.scheme)
+    row.add(ctx.scheme.name, SCHEME, in_processes(1, *job)[0], "one batch; index and base graph not counted")
+    work = "memory of each of 2 loader workers (forked), everything included"
+    row = ctx.report.row("memory_worker", work, "MB", TARGET_READER_MB, "torchcell_cache `delta`, PSS")
+    for storage in ("delta", "perturbation"):
+        for field, note in (("Pss", "its share of what processes share"), ("Private_Dirty", "its own pages")):
+            job = (_worker_pss, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 2, field)
+            way = f"torchcell_cache `{storage}`, {'PSS' if field == 'Pss' else 'private'}"
+            row.add(way, OURS, in_processes(1, *job)[0], note)
 
 
 def _high_water_mb() -> float:
@@ -80,8 +72,7 @@ def _build_peak(_: Barrier, seed: int, scale: float, count: int, storage: str, r
 
     workload = make_workload(seed, scale, count)
     source = ours.make_source(workload, workload.samples)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water_mb()
+    before = _reset_peak()
     ours.build(Path(root), source, storage, 0)
     return _high_water_mb() - before
 
@@ -91,21 +82,66 @@ def _reader_pss(barrier: Barrier, root: str, limit: int, batches: int) -> float:
     from experiments.benchmarks import ours
 
     ours.warm_imports()
-    barrier.wait(600)
+    barrier.wait(TIMEOUT)
     before = memory_mb("Pss")
-    barrier.wait(600)
+    barrier.wait(TIMEOUT)
     dataset = ours.open_store(Path(root))
     rng = np.random.default_rng(0)
     for _ in range(batches):
         indices = rng.integers(0, min(limit, len(dataset)), 28).tolist()
-        if ours.has_batches():
-            ours.read_batch(dataset, indices)
-        else:
-            dataset[indices[0]]
-    barrier.wait(600)
+        ours.read_batch(dataset, indices)
+    barrier.wait(TIMEOUT)
     extra = memory_mb("Pss") - before
-    barrier.wait(600)
+    barrier.wait(TIMEOUT)
     return extra
+
+
+def _reader_peak(_: Barrier, root: str, limit: int, batches: int) -> float:
+    """Peak RSS of a process that reads many batches, on top of what its imports need; mapped pages count in full."""
+    from experiments.benchmarks import ours
+
+    ours.warm_imports()
+    before = _reset_peak()
+    dataset = ours.open_store(Path(root))
+    rng = np.random.default_rng(0)
+    for _ in range(batches):
+        ours.read_batch(dataset, rng.integers(0, min(limit, len(dataset)), 28).tolist())
+    return _high_water_mb() - before
+
+
+def _scheme_peak(_: Barrier, seed: int, scale: float, root: str, limit: int) -> float:
+    """The same for a stock batch; index and base graph are there before."""
+    from experiments.benchmarks.peers.torchcell_scheme import TorchcellScheme
+    from experiments.benchmarks.workload import make_base_graph
+
+    scheme = TorchcellScheme(make_base_graph(seed, scale), Path(root))
+    scheme.open()
+    before = _reset_peak()
+    scheme.batch([i % limit for i in range(28)])
+    return _high_water_mb() - before
+
+
+def _worker_pss(_: Barrier, root: str, limit: int, workers: int, field: str) -> float:
+    """Mean of a memory field over the loader's workers while they read; imports of a worker are not taken off."""
+    from experiments.benchmarks import ours
+
+    dataset = ours.open_store(Path(root))
+    children = set(_children())
+    batches = iter(ours.loader(dataset, min(limit, len(dataset)), 28, workers))
+    for _ in range(100):
+        next(batches)
+    found = [memory_mb(field, pid) for pid in _children() if pid not in children]
+    assert len(found) == workers
+    return float(np.mean(found))
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _reset_peak() -> float:
+    Path("/proc/self/clear_refs").write_text("5")
+    return _high_water_mb()
 
 
 def _scheme_pss(_: Barrier, seed: int, scale: float) -> float:

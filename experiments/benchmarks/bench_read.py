@@ -11,7 +11,9 @@ from torch_geometric.data import Batch
 from experiments.benchmarks import ours
 from experiments.benchmarks.context import Context
 from experiments.benchmarks.harness import Timing, Way, alternate
+from experiments.benchmarks.records import to_typed_object
 from experiments.benchmarks.report import OURS, SCHEME, Row
+from experiments.benchmarks.workload import gene_edge_types
 
 # Stock batching of 28 samples takes seconds and 1.3 GB; of 256 it would take 12 GB.
 SCHEME_BATCH_LIMIT = 28
@@ -37,14 +39,13 @@ def run(ctx: Context) -> None:
     for peer in ctx.peers.values():
         peer.open()
     _one_sample(ctx)
-    if not ours.has_batches():
-        ctx.report.skipped["our batches"] = "this version has no SharedGraphBatch"
     _one_record(ctx)
     for size in (28, 256):
         _getitems(ctx, size)
     for size in (28, 256):
         _batches(ctx, size)
     _objects(ctx)
+    _typed_objects(ctx)
     ctx.scheme.close()
     for peer in ctx.peers.values():
         peer.close()
@@ -57,7 +58,7 @@ def _ours(ctx: Context, pick: Picker, read: Callable[[Any, list[int]], object], 
 
 
 def _our_batches(ctx: Context, pick: Picker) -> Ways:
-    return _ours(ctx, pick, ours.read_batch, LIGHT) if ours.has_batches() else {}
+    return _ours(ctx, pick, ours.read_batch, LIGHT)
 
 
 def _one_sample(ctx: Context) -> None:
@@ -127,10 +128,9 @@ def _batches(ctx: Context, size: int) -> None:
 
 
 def _size_note(ctx: Context, storage: str, size: int) -> str:
-    """Bytes of a batch, if the batch can tell."""
+    """Bytes of a batch on their way to the device."""
     batch = ours.read_batch(ctx.datasets[storage], list(range(min(size, ctx.limit(storage)))))
-    count = getattr(batch, "nbytes", None)
-    return "" if count is None else f"{int(count):,} bytes"
+    return f"one buffer of {batch.num_bytes:,} bytes"
 
 
 def _objects(ctx: Context) -> None:
@@ -144,6 +144,24 @@ def _objects(ctx: Context) -> None:
     row = ctx.report.row("objects_28", work, "us", None, "torchcell_cache `delta`")
     _add_ours(row, timings)
     _add_peers(ctx, row, timings, "compact HeteroData, then `Batch.from_data_list`")
+
+
+def _typed_objects(ctx: Context) -> None:
+    """As :func:`_objects`, with removed positions in the edge type they belong to, where a model looks for them."""
+    pick = Picker(ctx, 28)
+    edge_types = gene_edge_types(ctx.workload.base_graph)
+    starts = np.cumsum([0] + [ctx.workload.base_graph[t].num_edges for t in edge_types])
+    ways = _our_batches(ctx, pick)
+    for name, peer in ctx.peers.items():
+        if peer.get_objects([0]) is not None:
+            ways[name] = lambda k, p=peer: _collate(
+                [to_typed_object(p.get_raw(i), edge_types, starts) for i in pick(k, ctx.sizes.peers)]
+            )
+    timings = alternate(ways, ctx.budget)
+    work = "the same batch of 28, PyG objects with a store per edge type"
+    row = ctx.report.row("objects_28_typed", work, "us", None, "torchcell_cache `delta`")
+    _add_ours(row, timings)
+    _add_peers(ctx, row, timings, "HeteroData with nine edge types, then `Batch.from_data_list`")
 
 
 def _collate(objects: Sequence[Any] | None) -> object:

@@ -10,13 +10,17 @@ import argparse
 import os
 import shutil
 import tempfile
+import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.harness import Budget, Machine, single_thread
 
-SECTIONS = ("index", "build", "read", "cold", "memory")
+SECTIONS = ("index", "build", "read", "batch", "loader", "readers", "cold", "memory", "train")
+# Steps per epoch and size of the graph of the training section: it runs three times on two ranks.
+TRAIN_STEPS, TRAIN_SCALE, QUICK_TRAIN_STEPS = 10, 0.02, 4
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +43,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--workdir", type=Path, help="where stores go (about 4 GB); a temporary directory if left out"
     )
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--plots", type=Path, help="draw figures into this directory (needs matplotlib)")
     parser.add_argument("--markdown", type=Path, help="put the tables between the markers of this file")
     options = parser.parse_args(argv)
     if options.quick:
@@ -69,7 +74,7 @@ def run(options: argparse.Namespace, root: Path) -> str:
     import torch
 
     torch.set_num_threads(1)
-    from experiments.benchmarks import bench_build, bench_cold, bench_index, bench_memory, bench_read
+    from experiments.benchmarks import bench_index
     from experiments.benchmarks.report import Report, replace_between
     from experiments.benchmarks.workload import make_workload
 
@@ -87,22 +92,49 @@ def run(options: argparse.Namespace, root: Path) -> str:
         ctx = _context(options, root, report, workload, budget)
         for name, reason in report.skipped.items():
             print(f"left out: {name}: {reason}", flush=True)
-        print("build", flush=True)
-        bench_build.run(ctx)
-        # Reading needs the stores that the build section leaves behind, so that one always runs.
-        for name, section in (("read", bench_read.run), ("cold", bench_cold.run)):
-            if name in options.sections:
-                print(name, flush=True)
-                section(ctx)
-        if "memory" in options.sections:
-            print("memory", flush=True)
-            bench_memory.run(ctx, options.scale)
+        _run_sections(options, ctx)
     text = report.markdown()
     if options.json:
         report.write_json(options.json)
+    if options.plots:
+        from experiments.benchmarks.plots import draw_all
+
+        draw_all([asdict(row) for row in report.rows], options.plots)
     if options.markdown and not replace_between(options.markdown, "benchmark:cache", text):
         print(f"{options.markdown} has no markers <!-- benchmark:cache:start --> ... :end -->; left as it is")
     return text
+
+
+def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
+    """The sections that need stores; building them comes first, whatever was chosen."""
+    from experiments.benchmarks import (
+        bench_batch,
+        bench_build,
+        bench_cold,
+        bench_loader,
+        bench_memory,
+        bench_read,
+        bench_readers,
+        bench_training,
+    )
+
+    steps = QUICK_TRAIN_STEPS if options.quick else TRAIN_STEPS
+    sections = {
+        "build": bench_build.run,
+        "read": bench_read.run,
+        "batch": bench_batch.run,
+        "loader": bench_loader.run,
+        "readers": bench_readers.run,
+        "cold": bench_cold.run,
+        "memory": lambda ctx: bench_memory.run(ctx, options.scale),
+        "train": lambda ctx: bench_training.run(ctx, steps, min(TRAIN_SCALE, options.scale)),
+    }
+    for name, section in sections.items():
+        if name == "build" or name in options.sections:
+            start = time.perf_counter()
+            print(name, end=" ", flush=True)
+            section(ctx)
+            print(f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _context(options: argparse.Namespace, root: Path, report: Any, workload: Any, budget: Budget) -> Any:

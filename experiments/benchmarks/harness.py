@@ -147,9 +147,9 @@ def drop_page_cache(root: Path) -> None:
                 os.close(descriptor)
 
 
-def memory_mb(field_name: str = "Pss") -> float:
-    """A field of ``/proc/self/smaps_rollup`` (``Pss``, ``Rss``, ``Private_Dirty``) in MB."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+def memory_mb(field_name: str = "Pss", pid: int | str = "self") -> float:
+    """A field of ``/proc/<pid>/smaps_rollup`` (``Pss``, ``Rss``, ``Private_Dirty``) in MB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith(f"{field_name}:"):
             return float(line.split()[1]) / 1024
     raise KeyError(field_name)

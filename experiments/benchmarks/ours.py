@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import time
 from collections.abc import Sequence
@@ -44,14 +43,31 @@ def build_index(base_graph: Any) -> Any:
     return tc.IncidenceIndex.build(base_graph)
 
 
-def has_batches() -> bool:
-    """Whether this version of the library has shared-graph batches."""
-    return importlib.util.find_spec("torchcell_cache.batch") is not None
-
-
 def read_batch(dataset: Any, indices: Sequence[int]) -> Any:
-    """A batch that holds everything a step needs except the base graph, which is already on the device."""
-    return dataset.read_batch(indices)
+    """A batch that holds everything a step needs except the base graph, as the one buffer that goes to the device.
+
+    Without ``pack`` a batch is lazy: the buffer would be made by ``.to(device)``, outside of what is timed.
+    """
+    batch = dataset.read_batch(indices)
+    batch.pack()
+    return batch
+
+
+def loader(dataset: Any, limit: int, batch_size: int, num_workers: int) -> Any:
+    """Shuffled batches of the first ``limit`` samples."""
+    return tc.CacheLoader(
+        dataset.index_select(range(limit)),
+        batch_size,
+        shuffle=True,
+        num_workers=num_workers,
+        drop_last=True,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def forget_buffers(batch: Any) -> None:
+    """Makes the next expansion write into memory that was never used."""
+    batch.resident.pool.clear()
 
 
 def read_samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
@@ -69,4 +85,7 @@ def warm_imports() -> None:
     import torch_geometric.data
 
     assert torch_geometric.data.Dataset
+    import torchcell_cache.batching.structured
+
     assert tc.PreprocessedDataset
+    assert torchcell_cache.batching.structured

@@ -6,6 +6,7 @@ them is not charged to the peers: they get the records for nothing and only have
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,26 @@ def to_object(perturbed: torch.Tensor, labels: torch.Tensor, removed: torch.Tens
     data["gene"].perturbed = perturbed
     data["gene"].labels = labels
     data["gene"].removed = removed
+    return data
+
+
+def to_typed_object(
+    record: RawRecord, edge_types: Sequence[tuple[str, str, str]], starts: np.ndarray
+) -> HeteroData:
+    """The compact sample with removed positions in the edge type they belong to.
+
+    Args:
+        record: Perturbed genes, labels and removed positions, ascending.
+        edge_types: The gene-gene edge types.
+        starts: Where each begins in the concatenation of all, ``[num_types + 1] int64``.
+    """
+    perturbed, labels, removed = (torch.from_numpy(np.array(array)) for array in record)
+    data = HeteroData()
+    data["gene"].perturbed = perturbed
+    data["gene"].labels = labels
+    cuts = np.searchsorted(record[2], starts).tolist()
+    for edge_type, first, last, start in zip(edge_types, cuts, cuts[1:], starts.tolist(), strict=False):
+        data[edge_type].removed = removed[first:last] - start
     return data
 
 

@@ -43,7 +43,7 @@ class Row:
     Attributes:
         key: Stable name for scripts.
         work: What was done.
-        unit: ``us``, ``ms``, ``s``, ``B``, ``MB`` (lower is better) or ``/s`` (higher is better).
+        unit: ``us``, ``ms``, ``s``, ``B``, ``MB``, ``%`` (lower is better) or ``/s`` (higher is better).
         target: The value to reach, in ``unit``, or ``None``.
         target_way: Which of our entries the target is for; the first one if ``None``.
         entries: All ways.
