@@ -25,6 +25,7 @@ from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
 from torchcell_cache.schema import check_schema
+from torchcell_cache.storage_errors import storage_errors
 from torchcell_cache.store import ShardFiles
 from torchcell_cache.topology import Topology
 from torchcell_cache.verified import ensure_verified
@@ -111,7 +112,8 @@ class Generation:
         with _SHARED_LOCK:
             graph = _SHARED.get(key)
             if graph is None:
-                graph = load_base_graph(self.directory)
+                with storage_errors(self.directory, "read"):
+                    graph = load_base_graph(self.directory)
                 _SHARED[key] = graph
             return graph
 
@@ -131,7 +133,8 @@ class Generation:
         """The incidence index, mapped."""
         if self.topology is None or not self.has_file("incidence.safetensors"):
             return None
-        return Removal.load(self.file("incidence.safetensors"), self.topology)
+        with storage_errors(self.directory, "read"):
+            return Removal.load(self.file("incidence.safetensors"), self.topology)
 
     @cached_property
     def processor(self) -> DeletionProcessor | None:
@@ -151,7 +154,8 @@ class Generation:
     @cached_property
     def columns(self) -> Arrays:
         """Columns of all samples, mapped."""
-        return load_columns(self.file("columns.safetensors"))
+        with storage_errors(self.directory, "read"):
+            return load_columns(self.file("columns.safetensors"))
 
     @cached_property
     def table(self) -> SampleTable | None:

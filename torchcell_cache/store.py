@@ -20,10 +20,15 @@ import numpy as np
 
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.handles import Handles
+from torchcell_cache.storage_errors import storage_error
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
-_NO_ROOM = [os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)]
+_SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+_NOT_THE_FILES_FAULT = (
+    ((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "raise the limit (ulimit -n, ulimit -v)"),
+    ((errno.EIO, errno.ESTALE), "look at the system log and the mount, then open the dataset again"),
+)
 
 
 def key_of(index: int) -> bytes:
@@ -99,10 +104,17 @@ def write_shard_growing(path: Path, first_index: int, make_chunks: Any, map_byte
             path.unlink(missing_ok=True)
             map_bytes *= 2
         except lmdb.Error as error:
-            path.unlink(missing_ok=True)
-            raise OSError(
-                getattr(error, "errno", None) or 5, f"LMDB could not write: {error}", str(path)
-            ) from error
+            # Before the file goes: LMDB says EIO for a short write, and its size tells whether it met a limit.
+            refused = storage_error(_errno_of(error), path)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise refused or error from error
+
+
+def _errno_of(error: lmdb.Error) -> int:
+    """What the system said; LMDB passes it on as text only."""
+    text = str(error)
+    return next((number for number in _SAID if text.endswith(os.strerror(number))), errno.EIO)
 
 
 class _Handle:
@@ -121,12 +133,9 @@ class _Handle:
                 map_size=max(size, _MIN_MAP_BYTES),
             )
         except lmdb.Error as error:
-            if any(text in str(error) for text in _NO_ROOM):
-                raise StorageLostError(
-                    f"{path} cannot be opened: {error}",
-                    path=path,
-                    fix="raise the limit (ulimit -n, ulimit -v)",
-                ) from None
+            for numbers, fix in _NOT_THE_FILES_FAULT:
+                if str(error).endswith(tuple(map(os.strerror, numbers))):
+                    raise StorageLostError(f"{path} cannot be opened: {error}", path=path, fix=fix) from None
             raise CorruptShardError(
                 f"{path} cannot be opened: {error}",
                 path=path,

@@ -16,6 +16,7 @@ from pathlib import Path
 import xxhash
 
 from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.storage_errors import storage_errors
 
 _CHUNK = 1 << 22
 
@@ -68,18 +69,20 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
 
     Raises:
         CorruptShardError: If the file is missing or is not what the manifest says.
+        StorageError: If the file system does not let it be read.
     """
     fix = "torchcell-cache repair root=<root>"
     try:
-        found = Path(path).stat().st_size
-        if found != size:
-            raise CorruptShardError(
-                f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix
-            )
-        directory = _stamp_directory()
-        if directory is not None and (directory / _stamp_name(path, digest)).exists():
-            return
-        actual = quick_digest(path)
+        with storage_errors(path, "read"):
+            found = Path(path).stat().st_size
+            if found != size:
+                raise CorruptShardError(
+                    f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix
+                )
+            directory = _stamp_directory()
+            if directory is not None and (directory / _stamp_name(path, digest)).exists():
+                return
+            actual = quick_digest(path)
     except FileNotFoundError:
         raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
     if actual != digest:
