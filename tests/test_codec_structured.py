@@ -121,7 +121,7 @@ def test_arbitrary_bytes_decode_or_raise_the_typed_error(data, wide, removed) ->
 
 
 def test_limits_are_errors() -> None:
-    with pytest.raises(RecordTooLargeError, match="sample 6: .* 5 bytes, the cap is 4"):
+    with pytest.raises(RecordTooLargeError, match=r"sample 6: .* 5 bytes, the cap is 4"):
         envelope.seal([b"ok", b"large"], 5, 0, max_bytes=4)
     with pytest.raises(FormatError, match="num_nodes"):
         StructuredSchema.from_dict({"num_nodes": "3", "num_columns": 1, "has_removed": False, "wide": False})
