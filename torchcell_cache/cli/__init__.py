@@ -36,6 +36,7 @@ COMMANDS = {
     "repair": "make damaged files again",
     "status": "how far a build is, from any process or node",
     "gc": "remove old generations of a store",
+    "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
 }
 _WRITERS = ("preprocess", "repair", "gc")
 EXIT_BUG = 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.errors import SettingError
+from torchcell_cache.cli.figures import new_figure
 
 _WIDTH = 40
 
@@ -59,19 +59,8 @@ def save_plot(histograms: Mapping[str, Mapping[str, Any]], title: str, path: Pat
     Raises:
         SettingError: If matplotlib is missing, or does not know the file's type.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingError(
-            f"plot= needs matplotlib, which cannot be imported ({error})",
-            fix="pip install 'torchcell-cache[plot]'",
-        ) from None
     shown = {name: facts for name, facts in histograms.items() if facts["count"]}
-    figure = Figure(figsize=(4.2 * max(len(shown), 1), 3.2), layout="constrained")
-    known = FigureCanvasAgg(figure).get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in known:
-        raise SettingError(f"plot={path}: no image type {path.suffix!r}; valid: {', '.join(sorted(known))}")
+    figure = new_figure(path, (4.2 * max(len(shown), 1), 3.2))
     figure.suptitle(title)
     for number, (name, facts) in enumerate(shown.items()):
         axes = figure.add_subplot(1, len(shown), number + 1)

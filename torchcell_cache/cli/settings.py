@@ -24,10 +24,12 @@ from torchcell_cache.errors import SettingError, UnsafeContentError
 
 INTEGERS = {
     "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
-    "source.num_samples", "source.seed",
+    "batch_size", "num_batches", "source.num_samples", "source.seed",
 }  # fmt: skip
-BOOLEANS = {"progress", "debug", "json", "allow_empty", "unfinished", "dry_run", "source.self_loops"}
-LISTS = {"source.phenotypes", "source.statistics"}
+NUMBERS = {"seconds", "step_ms"}
+BOOLEANS = {"progress", "debug", "json", "cold", "allow_empty", "unfinished", "dry_run", "source.self_loops"}
+INTEGER_LISTS = {"workers"}
+LISTS = {"source.phenotypes", "source.statistics", "exclude_keys"} | INTEGER_LISTS
 MAPPINGS = {"source.settings", "processor.settings"}
 CHOICES = {
     "storage": ("auto", "perturbation", "delta", "full"),
@@ -107,7 +109,7 @@ def _parse(command: str, argument: str) -> tuple[str, Any]:
         raise SettingError(
             f"{argument!r}: keys cannot be added or removed", fix=f"torchcell-cache {command} --help"
         )
-    if key not in INTEGERS | BOOLEANS | LISTS | MAPPINGS and text not in ("null", "???"):
+    if key not in INTEGERS | NUMBERS | BOOLEANS | LISTS | MAPPINGS and text not in ("null", "???"):
         argument = (
             f"{key}={_quoted(text)}"  # paths may hold anything: =, #, brackets, every script of the world
         )
@@ -213,12 +215,13 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     kind = _kind(key)
     if key in LISTS and not isinstance(value, list):
         value = [value]
-    wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-    if wrong or (key in LISTS and not all(isinstance(item, str) for item in value)):
+    item_kind = int if key in INTEGER_LISTS else str
+    if not _is_of(value, kind) or (key in LISTS and not all(_is_of(item, item_kind) for item in value)):
         names = {
             int: "a whole number",
+            float: "a number",
             bool: "true or false",
-            list: "a list of names",
+            list: "a list of whole numbers" if key in INTEGER_LISTS else "a list of names",
             dict: "a mapping",
             str: "text",
         }
@@ -228,8 +231,14 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _is_of(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):  # which Python takes for an integer
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
 def _kind(key: str) -> type:
-    for names, kind in ((INTEGERS, int), (BOOLEANS, bool), (LISTS, list), (MAPPINGS, dict)):
+    for names, kind in ((INTEGERS, int), (NUMBERS, float), (BOOLEANS, bool), (LISTS, list), (MAPPINGS, dict)):
         if key in names:
             return kind
     return str
