@@ -18,6 +18,7 @@ from typing import Generic, Protocol, TypeVar
 Key = tuple[int, int]
 _MOST = 4096
 _PATIENCE_S = 10.0
+_FORK_POLL_S = 0.0002
 
 
 class Handle(Protocol):
@@ -42,7 +43,11 @@ class Handles(Generic[H]):
         self.active: dict[int, int] = {}
         self._open: OrderedDict[Key, H] = OrderedDict()
         self._retired: list[tuple[int, Key, H]] = []
-        os.register_at_fork(after_in_child=self._after_fork)
+        self._fork_lock = threading.Lock()
+        self._forking: int | None = None
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork_here, after_in_child=self._after_fork
+        )
 
     def __len__(self) -> int:
         return len(self._open) if self.pid == os.getpid() else 0
@@ -77,7 +82,10 @@ class Handles(Generic[H]):
         me = threading.get_ident()
         while True:
             epoch = self.active[me] = self.epoch
-            if epoch == self.epoch:  # whoever retires a handle from now on sees us
+            if self._forking not in (None, me):
+                del self.active[me]
+                time.sleep(_FORK_POLL_S)
+            elif epoch == self.epoch:  # whoever retires a handle or forks from now on sees us
                 return epoch
 
     def end(self) -> None:
@@ -136,7 +144,21 @@ class Handles(Generic[H]):
             self._open.clear()
             self._retired.clear()
 
+    def _before_fork(self) -> None:
+        """Let no thread be inside LMDB: a child that inherits such a handle would wait for ever when it closes it."""
+        self._fork_lock.acquire()
+        me = self._forking = threading.get_ident()
+        deadline = time.monotonic() + _PATIENCE_S
+        while any(thread != me for thread in list(self.active)) and time.monotonic() < deadline:
+            time.sleep(_FORK_POLL_S)
+
+    def _after_fork_here(self) -> None:
+        self._forking = None
+        self._fork_lock.release()
+
     def _after_fork(self) -> None:
+        self._forking = None
+        self._fork_lock = threading.Lock()
         self.epoch += 1
         self.active = {}  # other threads do not live in the child
         self.changed = threading.Condition(
