@@ -7,6 +7,7 @@ class, stores, the order of the fields, each tensor's dtype and shape, and all o
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:  # what the library says of any file that it cannot open
+        raise OSError(errno.EIO, str(error), str(path)) from None
     except SafetensorError as error:
         raise CorruptShardError(f"{path}: not a safetensors file ({error})", path=path) from None
 
