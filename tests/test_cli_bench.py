@@ -1,6 +1,7 @@
 """``torchcell-cache bench``: every number is there, the advice follows from the numbers, mistakes are answered."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -140,8 +141,6 @@ def test_what_is_in_memory_is_counted(tmp_path: Path) -> None:
     path.write_bytes(bytes(1 << 16))
     assert resident_share([path]) in (None, 1.0)
     with path.open("rb") as file:
-        import os
-
         os.fsync(file.fileno())
     if CAN_DROP:
         drop_pages([path])
@@ -190,6 +189,13 @@ def test_mistakes_are_answered(arguments, text, capsys) -> None:
     said = capsys.readouterr()
     assert text in said.err
     assert said.out == ""
+
+
+def test_help_names_every_key(capsys) -> None:
+    assert main(["bench", "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in ("root: (required)", "step_ms: null", "workers: [0, 1, 2, 4]", "cold: true", "seconds: 20"):
+        assert key in text
 
 
 def test_missing_stores_and_devices(store: Path, capsys) -> None:
