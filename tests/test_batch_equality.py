@@ -139,12 +139,13 @@ def test_positions_far_apart(tmp_path, storage) -> None:
             assert torch.equal(~batch.edge_mask(key), torch.stack(lost))
 
 
-def test_names_that_pyg_treats_specially(tmp_path) -> None:
+@pytest.mark.parametrize("name", ["index_of_kind", "batch_of_origin", "face"])
+@pytest.mark.parametrize("homogeneous", [False, True], ids=["hetero", "homogeneous"])
+def test_names_that_pyg_treats_specially(tmp_path, name, homogeneous) -> None:
     """Fields that PyG shifts because of their name go through PyG itself."""
-    case = tiny_case()
-    key = ("gene", "physical", "gene")
-    case.base[key].index_of_kind = torch.arange(case.base[key].edge_index.size(1))
-    case.base["gene"].batch_of_origin = torch.arange(8) % 3
+    case = tiny_case(homogeneous)
+    store = case.base if homogeneous else case.base["gene", "physical", "gene"]
+    store[name] = torch.arange(store.edge_index.size(1)) % 3
     source = case.source()
     for number, processor in enumerate([tc.LazySubgraphRepresentation(), tc.SubgraphRepresentation()]):
         ds = tc.build(
@@ -152,6 +153,18 @@ def test_names_that_pyg_treats_specially(tmp_path) -> None:
         )
         for positions in ([0, 3, 3], [6]):
             assert_same_batch(ds.read_batch(positions).to_pyg(), pyg_batch(source, processor, positions))
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_edges_between_nodes_that_a_rule_removed(tmp_path, monkeypatch, one_by_one) -> None:
+    """No gene is at their ends, so they stay, with the number -1 the representation gives a removed end."""
+    monkeypatch.setattr(FilteredFields, "one_by_one", one_by_one)
+    case = tiny_case()
+    case.base["reaction", "next", "reaction"].edge_index = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 0]])
+    source, processor = case.source(), tc.SubgraphRepresentation()
+    ds = tc.build(tmp_path, source=source, processor=processor, storage="perturbation", progress=False)
+    for positions in ([0], [4, 5, 1, 2]):
+        assert_same_batch(ds.read_batch(positions).to_pyg(), pyg_batch(source, processor, positions))
 
 
 def test_a_narrow_edge_index_keeps_its_type_as_pyg_would(tmp_path) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import abc
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from torchcell_cache.batching import packing
-from torchcell_cache.batching.resident import DeviceGraph, device_graph, find_generation, register
+from torchcell_cache.batching.resident import find_generation
 from torchcell_cache.batching.sections import Sections
+from torchcell_cache.batching.travel import TravellingBatch
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.topology import EdgeType
@@ -41,7 +40,7 @@ class Coordinates(NamedTuple):
     batch: Tensor
 
 
-class SharedGraphBatch(abc.ABC):
+class SharedGraphBatch(TravellingBatch):
     """Samples of a store that share one base graph: ids of what each lacks and its labels, nothing else.
 
     Made by ``dataset.read_batch(indices)`` and :meth:`read`. A batch is one buffer of a few kilobytes when it crosses a
@@ -53,15 +52,6 @@ class SharedGraphBatch(abc.ABC):
         generation: The store's generation.
         is_padding: Which samples only fill up an even number of steps, ``[batch] bool``, if a loader says so.
     """
-
-    def __init__(self, generation: Generation, sections: Sections | None = None) -> None:
-        self.generation = generation
-        self._given = sections
-        self._packed: tuple[packing.Buffer, packing.Places] | None = None
-        self._bytes: Tensor | None = None
-        self.is_padding: Tensor | None = None
-
-    # Making and moving
 
     @classmethod
     def read(cls, generation: Generation, positions: npt.ArrayLike) -> SharedGraphBatch:
@@ -104,95 +94,9 @@ class SharedGraphBatch(abc.ABC):
         batch._packed = (array, places)
         return batch
 
-    def pack(self) -> packing.Buffer:
-        """Everything this batch holds as one self-describing little-endian buffer, ``[num_bytes] uint8``."""
-        return self._pack()[0]
-
-    def _pack(self) -> tuple[packing.Buffer, packing.Places]:
-        if self._packed is None:
-            self._packed = packing.pack(self.generation.manifest.generation, self.sections)
-        return self._packed
-
-    def __reduce__(self) -> Any:
-        register(self.generation)
-        return _rebuild, (str(self.generation.root), self.generation.manifest.generation, self.pack())
-
-    @property
-    def sections(self) -> Sections:
-        """The batch as arrays on the host; see :mod:`torchcell_cache.batching.sections`."""
-        if self._given is None:
-            self._given = self._make_sections()
-        return self._given
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The sections as views of one tensor on :attr:`device`."""
-        return packing.views(self._moved(), self._pack()[1])
-
-    def _moved(self) -> Tensor:
-        if self._bytes is None:
-            self._bytes = torch.from_numpy(self.pack())
-        return self._bytes
-
-    @property
-    def device(self) -> torch.device:
-        """Where masks and PyG batches are made."""
-        return torch.device("cpu") if self._bytes is None else self._bytes.device
-
-    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
-        """This batch on another device: one copy of one buffer. The base graph follows once per process."""
-        target = torch.device(device)
-        if str(target) == "cuda":
-            target = torch.device("cuda", torch.cuda.current_device())
-        if target == self.device:
-            return self
-        if target.type == "cpu":
-            return self._like(None)
-        return self._like(self._moved().to(target, non_blocking=non_blocking))
-
-    def _like(self, data: Tensor | None) -> Self:
-        out = type(self)(self.generation, self._given)
-        out._packed, out._bytes = self._packed, data
-        out.is_padding = None if self.is_padding is None else self.is_padding.to(out.device)
-        return out
-
-    def cpu(self) -> Self:
-        """This batch on the CPU."""
-        return self.to("cpu")
-
-    def cuda(self, device: int | None = None, *, non_blocking: bool = False) -> Self:
-        """This batch on a CUDA device, the current one by default."""
-        return self.to("cuda" if device is None else f"cuda:{device}", non_blocking=non_blocking)
-
-    def pin_memory(self) -> Self:
-        """This batch in page-locked memory, for a copy that overlaps with work; itself where there is no CUDA."""
-        if self.device.type != "cpu" or not torch.cuda.is_available():
-            return self
-        return self._like(self._moved().pin_memory())
-
-    def is_pinned(self) -> bool:
-        """Whether the buffer is page-locked."""
-        return self._bytes is not None and self._bytes.is_pinned()
-
-    def record_stream(self, stream: Any) -> None:
-        """Keep the buffer's memory until the work queued on ``stream`` is done."""
-        if self.device.type != "cpu":
-            self._moved().record_stream(stream)
-
-    @property
-    def resident(self) -> DeviceGraph:
-        """What all batches of the store share on this device."""
-        return device_graph(self.generation, self.device)
-
-    @property
-    def base_graph(self) -> Any:
-        """The base graph on this device; one copy per process and device."""
-        return self.resident.graph
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that are sent to a device."""
-        return len(self.pack())
+    @staticmethod
+    def _rebuild(root: str, name: str, buffer: packing.Buffer) -> SharedGraphBatch:
+        return SharedGraphBatch.unpack(find_generation(root, name), buffer)
 
     # Samples
 
@@ -244,9 +148,6 @@ class SharedGraphBatch(abc.ABC):
         return {name: self.labels(name) for name in self.phenotype_names}
 
     # What the kinds of records know
-
-    @abc.abstractmethod
-    def _make_sections(self) -> Sections: ...
 
     @abc.abstractmethod
     def _graph(self, at: int) -> Any: ...
@@ -338,10 +239,6 @@ class SharedGraphBatch(abc.ABC):
                 f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=2
             )
         return out
-
-
-def _rebuild(root: str, name: str, buffer: packing.Buffer) -> SharedGraphBatch:
-    return SharedGraphBatch.unpack(find_generation(root, name), buffer)
 
 
 def require_sections(sections: Sections, required: Iterable[str], optional: Iterable[str] = ()) -> None:
