@@ -186,10 +186,12 @@ def test_a_read_that_the_file_system_refuses_is_typed(builds: FaultServer, room:
     root = room()
     stores.build(root, "delta")
     ops = ("open", "read", "stat")
-    calls = builds.run_trial(failing_read, root, "delta", prefix=root, fault=Fault(ops=ops)).calls
-    assert calls > 5
-    for at, times in itertools.product(range(1, calls + 1), (1, FOREVER)):
+    clean = builds.run_trial(failing_read, root, "delta", prefix=root, fault=Fault(ops=ops), log=True)
+    assert clean.calls > 20
+    for at, times in itertools.product(range(1, clean.calls + 1), (1, FOREVER)):
         fault = Fault("fail", at=at, ops=ops, error=number, times=times)
         trial = builds.run_trial(failing_read, root, "delta", prefix=root, fault=fault)
         assert trial.outcome == "ok", (at, times, trial.error)
-        assert trial.value in ("ok", "StorageLostError"), (at, times)
+        # The tensor library opens its file twice and says of the second time only that it could not.
+        known = () if at < clean.calls else ("CorruptShardError",)
+        assert trial.value in ("ok", "StorageLostError", *known), (at, times)
