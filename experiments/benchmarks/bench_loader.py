@@ -1,4 +1,4 @@
-"""Batches as a training loop gets them: through each library's loader, with 0, 1, 2 and 4 workers."""
+"""Batches as a training loop gets them: through each library's loader, with up to four workers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from experiments.benchmarks import ours
 from experiments.benchmarks.context import Context
 from experiments.benchmarks.harness import Timing, Way, alternate
-from experiments.benchmarks.peers.loading import peer_loader, scheme_loader
+from experiments.benchmarks.peers.loading import peer_loader, scheme_loader, stop_workers
 from experiments.benchmarks.report import OURS, SCHEME
 
-WORKERS = (0, 1, 2, 4)
+WORKERS, QUICK_WORKERS = (0, 1, 2, 4), (0, 2)
 # Batches per timed stretch: long enough that a queue between processes is in its steady state.
 STRETCH = {28: 40, 256: 8}
 # Stock batches are 1.3 GB each.
@@ -64,6 +64,7 @@ class Stream:
 
     def close(self) -> None:
         self.batches = iter(())
+        stop_workers(self.loader)
         self.loader = None
         if self.closing is not None:
             self.closing.close()
@@ -73,7 +74,7 @@ def run(ctx: Context) -> None:
     """Adds one row per batch size and number of workers."""
     alone: dict[int, float] = {}
     for size in STRETCH:
-        for workers in WORKERS:
+        for workers in QUICK_WORKERS if ctx.quick else WORKERS:
             timings = _measure(ctx, size, workers)
             if workers == 0:
                 alone[size] = timings["delta"].median * 1e6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,11 @@ from experiments.benchmarks.harness import memory_mb
 from experiments.benchmarks.processes import TIMEOUT, in_processes
 from experiments.benchmarks.report import OURS, SCHEME
 
-NUM_READERS = 4
+NUM_READERS, NUM_WORKERS = 4, 2
+WORKER_FIELDS = {
+    "Pss": ("PSS", "its share of what processes share"),
+    "Private_Dirty": ("private", "pages of its own"),
+}
 TARGET_BUILD_MB, TARGET_READER_MB = 300, 50
 
 
@@ -49,13 +54,13 @@ def _readers(ctx: Context, scale: float) -> None:
         row.add(f"torchcell_cache `{storage}`", OURS, in_processes(1, *job)[0], note)
     job = (_scheme_peak, ctx.seed, scale, str(ctx.scheme.root), ctx.sizes.scheme)
     row.add(ctx.scheme.name, SCHEME, in_processes(1, *job)[0], "one batch; index and base graph not counted")
-    work = "memory of each of 2 loader workers (forked), everything included"
+    work = f"memory of each of {NUM_WORKERS} loader workers (forked), on top of one that reads nothing"
     row = ctx.report.row("memory_worker", work, "MB", TARGET_READER_MB, "torchcell_cache `delta`, PSS")
-    for storage in ("delta", "perturbation"):
-        for field, note in (("Pss", "its share of what processes share"), ("Private_Dirty", "its own pages")):
-            job = (_worker_pss, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 2, field)
-            way = f"torchcell_cache `{storage}`, {'PSS' if field == 'Pss' else 'private'}"
-            row.add(way, OURS, in_processes(1, *job)[0], note)
+    roots = {storage: str(ctx.root / f"ours-{storage}") for storage in ("delta", "perturbation")}
+    for storage, extra in in_processes(1, _worker_memory, roots, ctx.sizes.peers)[0].items():
+        for field, value in extra.items():
+            kind, note = WORKER_FIELDS[field]
+            row.add(f"torchcell_cache `{storage}`, {kind}", OURS, value, note)
 
 
 def _high_water_mb() -> float:
@@ -121,18 +126,36 @@ def _scheme_peak(_: Barrier, seed: int, scale: float, root: str, limit: int) -> 
     return _high_water_mb() - before
 
 
-def _worker_pss(_: Barrier, root: str, limit: int, workers: int, field: str) -> float:
-    """Mean of a memory field over the loader's workers while they read; imports of a worker are not taken off."""
+def _worker_memory(_: Barrier, roots: dict[str, str], limit: int) -> dict[str, dict[str, float]]:
+    """Mean memory of the workers of a loader while they read, minus that of workers of torch's own that do nothing."""
+    from torch.utils.data import DataLoader
+
     from experiments.benchmarks import ours
 
-    dataset = ours.open_store(Path(root))
-    children = set(_children())
-    batches = iter(ours.loader(dataset, min(limit, len(dataset)), 28, workers))
+    ours.warm_imports()
+    # Forked by name: in a process that was itself spawned, torch would spawn its workers.
+    idle = DataLoader(range(10_000), None, num_workers=NUM_WORKERS, multiprocessing_context="fork")
+    nothing = _memory_of_workers(idle)
+    extra = {}
+    for storage, root in roots.items():
+        dataset = ours.open_store(Path(root))
+        loader = ours.loader(dataset, min(limit, len(dataset)), 28, NUM_WORKERS, "fork")
+        extra[storage] = {
+            field: value - nothing[field] for field, value in _memory_of_workers(loader).items()
+        }
+    return extra
+
+
+def _memory_of_workers(loader: Any) -> dict[str, float]:
+    before, batches = set(_children()), iter(loader)
     for _ in range(100):
         next(batches)
-    found = [memory_mb(field, pid) for pid in _children() if pid not in children]
-    assert len(found) == workers
-    return float(np.mean(found))
+    workers = [pid for pid in _children() if pid not in before]
+    assert len(workers) == NUM_WORKERS
+    found = {field: float(np.mean([memory_mb(field, pid) for pid in workers])) for field in WORKER_FIELDS}
+    for _ in batches:  # to the end: the workers then have nothing to do
+        pass
+    return found
 
 
 def _children() -> list[int]:

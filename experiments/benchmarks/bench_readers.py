@@ -15,7 +15,7 @@ from experiments.benchmarks.peers.common import Peer
 from experiments.benchmarks.processes import TIMEOUT, in_processes
 from experiments.benchmarks.report import OURS
 
-READERS, SIZE = (1, 2, 3, 4), 28
+READERS, QUICK_READERS, SIZE = (1, 2, 3, 4), (1, 4), 28
 LIGHT = ("delta", "perturbation")
 
 
@@ -24,7 +24,7 @@ def run(ctx: Context) -> None:
     stores = [(storage, str(ctx.root / f"ours-{storage}"), ctx.limit(storage)) for storage in LIGHT]
     peers = [(name, type(peer), peer.root, ctx.sizes.peers) for name, peer in ctx.peers.items()]
     single: dict[str, float] = {}
-    for count in READERS:
+    for count in QUICK_READERS if ctx.quick else READERS:
         results = in_processes(count, _rates, stores, peers, min(ctx.budget.seconds, 1.0))
         work = f"samples read by {count} process{'es' * (count > 1)} at once, batches of {SIZE}"
         row = ctx.report.row(f"readers_{count}", work, "/s", None, "torchcell_cache `delta`")

@@ -20,7 +20,7 @@ from experiments.benchmarks.harness import Budget, Machine, single_thread
 
 SECTIONS = ("index", "build", "read", "batch", "loader", "readers", "cold", "memory", "train")
 # Steps per epoch and size of the graph of the training section: it runs three times on two ranks.
-TRAIN_STEPS, TRAIN_SCALE, QUICK_TRAIN_STEPS = 10, 0.02, 4
+TRAIN_STEPS, TRAIN_SCALE, QUICK_TRAIN_STEPS = 10, 0.02, 2
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -161,6 +161,7 @@ def _context(options: argparse.Namespace, root: Path, report: Any, workload: Any
         records=make_records(workload.base_graph, workload.samples.head(sizes.peers)),
         peers={peer.name: peer for peer in peers},
         scheme=TorchcellScheme(workload.base_graph, root / "scheme"),
+        quick=options.quick,
     )
 
 

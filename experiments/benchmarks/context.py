@@ -46,6 +46,7 @@ class Context:
         records: The compact records of the general peers.
         peers: The general peers that can run here, by name.
         scheme: torchcell's scheme.
+        quick: Whether to leave out intermediate numbers of workers and readers.
         datasets: Our own stores, opened, by storage.
     """
 
@@ -59,6 +60,7 @@ class Context:
     records: Records
     peers: dict[str, Peer]
     scheme: TorchcellScheme
+    quick: bool = False
     datasets: dict[str, Any] = field(default_factory=dict)
 
     @property

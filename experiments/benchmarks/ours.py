@@ -53,7 +53,7 @@ def read_batch(dataset: Any, indices: Sequence[int]) -> Any:
     return batch
 
 
-def loader(dataset: Any, limit: int, batch_size: int, num_workers: int) -> Any:
+def loader(dataset: Any, limit: int, batch_size: int, num_workers: int, context: str | None = None) -> Any:
     """Shuffled batches of the first ``limit`` samples."""
     return tc.CacheLoader(
         dataset.index_select(range(limit)),
@@ -62,6 +62,7 @@ def loader(dataset: Any, limit: int, batch_size: int, num_workers: int) -> Any:
         num_workers=num_workers,
         drop_last=True,
         persistent_workers=num_workers > 0,
+        multiprocessing_context=context,
     )
 
 

@@ -92,6 +92,13 @@ def scheme_loader(
     return loader, data
 
 
+def stop_workers(loader: Any) -> None:
+    """Ends a loader's workers now; left to the garbage collector, each of LitData's takes torch's timeout of 5 s."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
 def _litdata_loader(peer: LitDataFlat, batch_size: int, num_workers: int) -> Any:
     from litdata import StreamingDataLoader, StreamingDataset
 
