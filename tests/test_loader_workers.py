@@ -161,6 +161,8 @@ def test_nothing_grows_over_fifty_epochs(ds, settings) -> None:
     files, objects, memory = state()
     run(50)
     files_after, objects_after, memory_after = state()
-    assert files_after <= files
+    assert (
+        files_after - files < 10
+    )  # torch closes a worker's pipes a little later; one lost per epoch would be 50
     assert objects_after - objects < 500
     assert memory_after - memory < 2048
