@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from experiments.benchmarks.bench_loader import Stream
 from experiments.benchmarks.harness import Budget, Timing, Way, alternate
 from experiments.benchmarks.peers import GENERAL_PEERS, Peer, TorchcellScheme
+from experiments.benchmarks.peers.loading import peer_loader
 from experiments.benchmarks.peers.torchcell_scheme import index_cost
-from experiments.benchmarks.records import Records, make_records
+from experiments.benchmarks.plots import draw_all
+from experiments.benchmarks.records import Records, make_records, to_typed_object
 from experiments.benchmarks.report import OURS, PEER, Row, replace_between
 from experiments.benchmarks.workload import (
     EDGE_COUNTS,
@@ -117,6 +121,74 @@ def test_peer_returns_what_it_was_given(peer_class: type[Peer], records: Records
             assert np.array_equal(objects[1]["gene"].removed.numpy(), records[2][2])
     finally:
         peer.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("peer_class", GENERAL_PEERS, ids=lambda c: c.__name__)
+def test_peer_loader_hands_out_every_record_of_an_epoch(
+    peer_class: type[Peer], records: Records, tmp_path: Path
+) -> None:
+    reason = peer_class.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    peer = peer_class(tmp_path / "store")
+    peer.write(records)
+    loader, closing = peer_loader(peer, NUM_SAMPLES, 8, 0)
+    batches = list(loader)
+    got = {
+        tuple(row) + tuple(labels) for b in batches for row, labels in zip(b.perturbed, b.labels, strict=True)
+    }
+    stored = zip(records.perturbed, records.labels, strict=True)
+    assert got == {tuple(row) + tuple(labels) for row, labels in stored}
+    assert sum(len(b.removed) for b in batches) == len(records.removed)
+    if closing is not None:
+        closing.close()
+
+
+def test_typed_object_counts_positions_from_the_start_of_their_edge_type(
+    workload: Workload, records: Records
+) -> None:
+    edge_types = gene_edge_types(workload.base_graph)
+    starts = np.cumsum([0] + [workload.base_graph[t].num_edges for t in edge_types])
+    sample = to_typed_object(records[4], edge_types, starts)
+    again = [sample[t].removed.numpy() + start for t, start in zip(edge_types, starts, strict=False)]
+    assert np.concatenate(again).tolist() == records[4][2].tolist()
+    for edge_type in edge_types:
+        assert bool((sample[edge_type].removed < workload.base_graph[edge_type].num_edges).all())
+
+
+class CountingBatch:
+    """A batch that knows whether it was packed."""
+
+    packed = 0
+
+    def pack(self) -> None:
+        CountingBatch.packed += 1
+
+
+def test_a_stretch_never_crosses_the_start_of_an_epoch() -> None:
+    CountingBatch.packed = 0
+    stream = Stream([CountingBatch()] * 7, length=2, ahead=1, packed=False)
+    for _ in range(4):  # three batches per round: two rounds fit into an epoch of seven
+        stream.prepare(0)
+        stream.run(0)
+        assert stream.left in (4, 1)
+    assert CountingBatch.packed == 12
+    stream.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_figures_are_drawn_for_the_rows_there_are(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = []
+    for key in ("batch_28_delta", "loader_28_0", "loader_28_2"):
+        row = Row(key, "work", "us")
+        row.add("mine", OURS, 5.0)
+        row.add("peer", PEER, 50.0)
+        rows.append(asdict(row))
+    drawn = draw_all(rows, tmp_path / "img")
+    assert [path.name for path in drawn] == ["batch.png", "loader.png"]
+    assert all(path.stat().st_size > 1000 for path in drawn)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,7 +14,8 @@ from experiments.benchmarks.harness import memory_mb
 from experiments.benchmarks.processes import TIMEOUT, in_processes
 from experiments.benchmarks.report import OURS, SCHEME
 
-NUM_READERS, NUM_WORKERS = 4, 2
+NUM_READERS, NUM_WORKERS, NUM_BATCHES = 4, 2, 200
+STORAGES = ("delta", "perturbation")
 WORKER_FIELDS = {
     "Pss": ("PSS", "its share of what processes share"),
     "Private_Dirty": ("private", "pages of its own"),
@@ -24,39 +25,42 @@ TARGET_BUILD_MB, TARGET_READER_MB = 300, 50
 
 def run(ctx: Context, scale: float) -> None:
     """Adds the rows; needs the stores of the build section."""
-    for storage in ("delta", "perturbation"):
-        work = f"peak memory of a build on top of the base graph, `{storage}`, one process"
-        largest = f"torchcell_cache, {ctx.sizes.samples:,} samples"
-        row = ctx.report.row(f"memory_build_{storage}", work, "MB", TARGET_BUILD_MB, largest)
-        for count in sorted({ctx.sizes.samples // 4, ctx.sizes.samples}):
-            job = (_build_peak, ctx.seed, scale, count, storage, str(ctx.root / "memory"))
-            row.add(f"torchcell_cache, {count:,} samples", OURS, in_processes(1, *job)[0])
+    _builds(ctx, scale)
+    readers = {
+        storage: in_processes(NUM_READERS, _reader, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers)
+        for storage in STORAGES
+    }
+    scheme = in_processes(1, _scheme, ctx.seed, scale, str(ctx.scheme.root), ctx.sizes.scheme)[0]
     first = "torchcell_cache `delta`"
     work = f"memory per reading process ({NUM_READERS} of them, PSS)"
     row = ctx.report.row("memory_reader", work, "MB", TARGET_READER_MB, first)
-    for storage in ("delta", "perturbation"):
-        job = (_reader_pss, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 200)
+    for storage, results in readers.items():
         note = "base graph, index and record pages included; mean"
-        row.add(f"torchcell_cache `{storage}`", OURS, float(np.mean(in_processes(NUM_READERS, *job))), note)
-    job = (_scheme_pss, ctx.seed, scale)
-    note = "list-of-tensors index only, its base graph not counted"
-    row.add(ctx.scheme.name, SCHEME, in_processes(1, *job)[0], note)
-    _readers(ctx, scale)
-
-
-def _readers(ctx: Context, scale: float) -> None:
-    """Peak of one reading process, and what each worker of a loader takes."""
+        row.add(f"torchcell_cache `{storage}`", OURS, float(np.mean([pss for pss, _ in results])), note)
+    row.add(ctx.scheme.name, SCHEME, scheme[0], "list-of-tensors index only, its base graph not counted")
     work = "peak RSS of a process that reads batches of 28, on top of its imports"
-    row = ctx.report.row("memory_peak", work, "MB", None, "torchcell_cache `delta`")
-    for storage in ("delta", "perturbation"):
-        job = (_reader_peak, str(ctx.root / f"ours-{storage}"), ctx.sizes.peers, 200)
-        note = "200 batches; pages of mapped files count in full"
-        row.add(f"torchcell_cache `{storage}`", OURS, in_processes(1, *job)[0], note)
-    job = (_scheme_peak, ctx.seed, scale, str(ctx.scheme.root), ctx.sizes.scheme)
-    row.add(ctx.scheme.name, SCHEME, in_processes(1, *job)[0], "one batch; index and base graph not counted")
+    row = ctx.report.row("memory_peak", work, "MB", None, first)
+    for storage, results in readers.items():
+        note = f"{NUM_BATCHES} batches; pages of mapped files count in full"
+        row.add(f"torchcell_cache `{storage}`", OURS, max(peak for _, peak in results), note)
+    row.add(ctx.scheme.name, SCHEME, scheme[1], "one stock batch; index and base graph not counted")
+    _workers(ctx)
+
+
+def _builds(ctx: Context, scale: float) -> None:
+    for storage in STORAGES:
+        work = f"peak memory of a build on top of the base graph, `{storage}`, one process"
+        largest = f"torchcell_cache, {ctx.sizes.samples:,} samples"
+        row = ctx.report.row(f"memory_build_{storage}", work, "MB", TARGET_BUILD_MB, largest)
+        for count in (ctx.sizes.samples,) if ctx.quick else (ctx.sizes.samples // 4, ctx.sizes.samples):
+            job = (_build_peak, ctx.seed, scale, count, storage, str(ctx.root / "memory"))
+            row.add(f"torchcell_cache, {count:,} samples", OURS, in_processes(1, *job)[0])
+
+
+def _workers(ctx: Context) -> None:
     work = f"memory of each of {NUM_WORKERS} loader workers (forked), on top of one that reads nothing"
     row = ctx.report.row("memory_worker", work, "MB", TARGET_READER_MB, "torchcell_cache `delta`, PSS")
-    roots = {storage: str(ctx.root / f"ours-{storage}") for storage in ("delta", "perturbation")}
+    roots = {storage: str(ctx.root / f"ours-{storage}") for storage in STORAGES}
     for storage, extra in in_processes(1, _worker_memory, roots, ctx.sizes.peers)[0].items():
         for field, value in extra.items():
             kind, note = WORKER_FIELDS[field]
@@ -82,48 +86,38 @@ def _build_peak(_: Barrier, seed: int, scale: float, count: int, storage: str, r
     return _high_water_mb() - before
 
 
-def _reader_pss(barrier: Barrier, root: str, limit: int, batches: int) -> float:
-    """PSS after many shuffled batches minus PSS with everything imported."""
+def _reader(barrier: Barrier, root: str, limit: int) -> tuple[float, float]:
+    """PSS and peak RSS after many shuffled batches, minus what the process held with everything imported."""
     from experiments.benchmarks import ours
 
     ours.warm_imports()
     barrier.wait(TIMEOUT)
     before = memory_mb("Pss")
+    peak_before = _reset_peak()
     barrier.wait(TIMEOUT)
     dataset = ours.open_store(Path(root))
     rng = np.random.default_rng(0)
-    for _ in range(batches):
-        indices = rng.integers(0, min(limit, len(dataset)), 28).tolist()
-        ours.read_batch(dataset, indices)
-    barrier.wait(TIMEOUT)
-    extra = memory_mb("Pss") - before
-    barrier.wait(TIMEOUT)
-    return extra
-
-
-def _reader_peak(_: Barrier, root: str, limit: int, batches: int) -> float:
-    """Peak RSS of a process that reads many batches, on top of what its imports need; mapped pages count in full."""
-    from experiments.benchmarks import ours
-
-    ours.warm_imports()
-    before = _reset_peak()
-    dataset = ours.open_store(Path(root))
-    rng = np.random.default_rng(0)
-    for _ in range(batches):
+    for _ in range(NUM_BATCHES):
         ours.read_batch(dataset, rng.integers(0, min(limit, len(dataset)), 28).tolist())
-    return _high_water_mb() - before
+    barrier.wait(TIMEOUT)
+    found = memory_mb("Pss") - before, _high_water_mb() - peak_before
+    barrier.wait(TIMEOUT)
+    return found
 
 
-def _scheme_peak(_: Barrier, seed: int, scale: float, root: str, limit: int) -> float:
-    """The same for a stock batch; index and base graph are there before."""
+def _scheme(_: Barrier, seed: int, scale: float, root: str, limit: int) -> tuple[float, float]:
+    """PSS of the scheme's index, and what one stock batch adds to the peak RSS."""
     from experiments.benchmarks.peers.torchcell_scheme import TorchcellScheme
     from experiments.benchmarks.workload import make_base_graph
 
-    scheme = TorchcellScheme(make_base_graph(seed, scale), Path(root))
+    graph = make_base_graph(seed, scale)
+    before = memory_mb("Pss")
+    scheme = TorchcellScheme(graph, Path(root))
+    extra = memory_mb("Pss") - before
     scheme.open()
     before = _reset_peak()
     scheme.batch([i % limit for i in range(28)])
-    return _high_water_mb() - before
+    return extra, _high_water_mb() - before
 
 
 def _worker_memory(_: Barrier, roots: dict[str, str], limit: int) -> dict[str, dict[str, float]]:
@@ -165,15 +159,3 @@ def _children() -> list[int]:
 def _reset_peak() -> float:
     Path("/proc/self/clear_refs").write_text("5")
     return _high_water_mb()
-
-
-def _scheme_pss(_: Barrier, seed: int, scale: float) -> float:
-    from experiments.benchmarks.peers.torchcell_scheme import TorchcellScheme
-    from experiments.benchmarks.workload import make_base_graph
-
-    graph = make_base_graph(seed, scale)
-    before = memory_mb("Pss")
-    scheme = TorchcellScheme(graph, Path())
-    extra = memory_mb("Pss") - before
-    del scheme
-    return extra

@@ -73,7 +73,14 @@ def _loader(rows: Rows) -> Any:
         axis.set_xlabel("loader workers")
         axis.set_ylabel("microseconds per batch")
         axis.set_title(f"batch of {size}")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    # The small batch is done in more ways.
+    axes[0][-1].legend(
+        handles=axes[0][0].get_legend_handles_labels()[0],
+        fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+    )
     return figure
 
 
@@ -104,7 +111,7 @@ def _training(rows: Rows) -> Any:
     )
     for place, entry in enumerate(entries):
         axis.text(entry["value"] + 1, place, f"{entry['value']:.2g} %", va="center", fontsize=8)
-    axis.set_xlim(0, 100)
+    axis.set_xlim(0, 1.3 * max(e["value"] for e in entries) + 1)
     axis.set_xlabel("share of training spent waiting for data, %")
     return figure
 
