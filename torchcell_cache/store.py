@@ -132,6 +132,7 @@ class _Handle:
                 max_spare_txns=1,
                 map_size=max(size, _MIN_MAP_BYTES),
             )
+            self.entries = int(self.env.stat()["entries"])
         except lmdb.Error as error:
             for numbers, fix in _NOT_THE_FILES_FAULT:
                 if str(error).endswith(tuple(map(os.strerror, numbers))):
@@ -152,9 +153,6 @@ class _Handle:
             self.local.txn = self.env.begin(buffers=False)
             self.local.get = self.local.txn.get
             return self.local.get
-
-    def entries(self) -> int:
-        return int(self.env.stat()["entries"])
 
     def close(self) -> None:
         self.local = threading.local()
@@ -230,9 +228,9 @@ class ShardFiles:
             self.before_open(shard)
         handle = _open(self.paths[shard], self.sizes[shard])
         wanted = int(self.starts[shard + 1] - self.starts[shard])
-        if handle.entries() != wanted:
+        if handle.entries != wanted:
             raise CorruptShardError(
-                f"{self.paths[shard]} holds {handle.entries()} records, the manifest says {wanted}",
+                f"{self.paths[shard]} holds {handle.entries} records, the manifest says {wanted}",
                 path=self.paths[shard],
                 fix="torchcell-cache repair root=<root>",
             )
