@@ -74,7 +74,8 @@ def _loader(rows: Rows) -> Any:
         axis.set_ylabel("microseconds per batch")
         axis.set_title(f"batch of {size}")
     # The small batch is done in more ways.
-    axes[0][-1].legend(
+    handles = axes[0][0].get_legend_handles_labels()[0]
+    axes[0][-1].legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         handles=axes[0][0].get_legend_handles_labels()[0],
         fontsize=7,
         loc="upper left",
