@@ -76,12 +76,6 @@ def _loader(rows: Rows) -> Any:
     # The small batch is done in more ways.
     handles = axes[0][0].get_legend_handles_labels()[0]
     axes[0][-1].legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-        handles=axes[0][0].get_legend_handles_labels()[0],
-        fontsize=7,
-        loc="upper left",
-        bbox_to_anchor=(1, 1),
-        frameon=False,
-    )
     return figure
 
 
