@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,18 @@ def test_nothing_grows_over_fifty_epochs(ds, settings) -> None:
     )  # torch closes a worker's pipes a little later; one lost per epoch would be 50
     assert objects_after - objects < 500
     assert memory_after - memory < 2048
+
+
+def test_a_dropped_loader_takes_its_workers_with_it(ds) -> None:
+    """No reference cycle: persistent workers end with the loader, not whenever the garbage collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = tc.CacheLoader(ds, 2, num_workers=2, persistent_workers=True)
+        stream = iter(loader)
+        next(stream)
+        gone = weakref.ref(loader)
+        del stream, loader
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -145,7 +145,9 @@ class CacheLoader:
     def __iter__(self) -> Iterator[Any]:
         plan = None if self._own is None else self._own.start_epoch()
         read = self._in_workers if self.num_workers else self._here
-        for job, batch in on_device(read(self._jobs(plan)), self.device, self.pin_memory):
+        for job, batch in on_device(
+            read(_jobs(plan, self._view, self.batch_sampler)), self.device, self.pin_memory
+        ):
             if plan is not None:
                 assert self._own is not None
                 self._own.note_step(plan, job.step)
@@ -153,16 +155,6 @@ class CacheLoader:
         if plan is not None:
             assert self._own is not None
             self._own.end_epoch(plan)
-
-    def _jobs(self, plan: EpochPlan | None) -> Iterator[Job]:
-        if plan is not None:
-            for step in range(len(plan)):
-                indices, padding = plan.batch(step)
-                yield Job(step, self._view.positions(indices), padding)
-            return
-        for step, chosen in enumerate(self.batch_sampler):
-            indices = np.fromiter(map(int, chosen), dtype=np.int64)
-            yield Job(step, self._view.positions(indices), np.zeros(len(indices), dtype=np.bool_))
 
     def _here(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         for job in jobs:
@@ -246,3 +238,19 @@ def _view(dataset: Any) -> StoreView:
             fix="torch_geometric.loader.DataLoader reads anything else",
         )
     return view
+
+
+def _jobs(plan: EpochPlan | None, view: StoreView, batches: Iterable[Any]) -> Iterator[Job]:
+    """What to read, step by step.
+
+    No method of the loader: torch's iterator keeps it, the loader keeps that iterator, and a reference back would leave
+    workers to the garbage collector, which ends them at any time, each with a wait of seconds.
+    """
+    if plan is not None:
+        for step in range(len(plan)):
+            indices, padding = plan.batch(step)
+            yield Job(step, view.positions(indices), padding)
+        return
+    for step, chosen in enumerate(batches):
+        indices = np.fromiter(map(int, chosen), dtype=np.int64)
+        yield Job(step, view.positions(indices), np.zeros(len(indices), dtype=np.bool_))
