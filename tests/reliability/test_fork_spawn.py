@@ -81,7 +81,9 @@ def test_forked_workers_read_with_handles_open_before_the_fork(
     stores.assert_all_samples(dataset, shape)
 
 
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("shape", "context"), [("delta", "spawn"), ("generic", "forkserver")], indirect=["shape"]
+)
 def test_workers_that_inherit_nothing(dataset: Any, shape: str, context: str) -> None:
     stores.assert_all_samples(dataset, shape)
     [graphs] = loaded(dataset, context, 1)
@@ -239,7 +241,7 @@ def building(root: str, shape: str) -> None:
     stores.build(root, shape, 2)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize(("shape", "context"), [("delta", "fork"), ("generic", "spawn")], indirect=["shape"])
 def test_a_build_inside_a_child_process(room: Room, shape: str, context: str) -> None:
     root = room()
     process = multiprocessing.get_context(context).Process(target=building, args=(str(root), shape))

@@ -227,10 +227,10 @@ def kill_at_random(room: Room, shape: str, trials: int, seed: int) -> None:
             stores.assert_all_samples(tc.PreprocessedDataset(root), shape)
         assert stores.temporaries(root) == []
         stores.remove(root)
-    assert hits >= trials // 2, hits
+    assert hits >= 0.6 * trials, hits
 
 
-@pytest.mark.parametrize(("shape", "trials"), [("delta", 24), ("generic", 84)])
+@pytest.mark.parametrize(("shape", "trials"), [("delta", 15), ("generic", 81)])
 @pytest.mark.usefixtures("adopted")
 def test_killed_at_random_moments_with_workers(room: Room, shape: str, trials: int) -> None:
     kill_at_random(room, shape, trials, seed=1)

