@@ -259,7 +259,7 @@ def listening(work: Callable[[], bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("kinds", "fit", "least"),
     [
-        ([records], True, 80),
+        ([records], True, 60),
         ([side_files], True, 100),
         ([base_graph_texts], True, 0),
         ([manifests], False, 50),
