@@ -92,7 +92,7 @@ def test_a_signal_finishes_the_shard_in_work_and_the_next_run_goes_on(
     assert caught.value.code == 75
     assert type(pickle.loads(pickle.dumps(caught.value))) is BuildInterruptedError
     kept = finished(root)
-    assert 0 < len(kept) < 7
+    assert 0 < len(kept) <= 7  # two quick workers may finish the last shard before they hear of it
     assert stores.temporaries(root) == []
     with pytest.raises(CacheNotFoundError):
         tc.PreprocessedDataset(root)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,18 @@ VOID = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _forget_the_users_modules() -> Iterator[None]:
+    """Other tests have modules of these names too."""
+    yield
+    for name in ("mine", "helpers"):
+        sys.modules.pop(name, None)
+
+
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, edit: tuple[str, str] = ("", "")) -> types.ModuleType:
     """Import the user's module from files, as a new run of his program would."""
     import importlib
     import linecache
-    import sys
 
     for name, text in (("mine", MODULE), ("helpers", HELPERS)):
         if edit[0]:
