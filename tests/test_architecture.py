@@ -70,7 +70,7 @@ def test_the_dataset_needs_neither_build_nor_sources() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["codec", "store", "record", "errors", "atomic", "manifest", "builder.worker", "removal"]
+    "room", ["codec", "store", "record", "errors", "durable.atomic", "manifest", "builder.worker", "removal"]
 )
 def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
     script = f"import sys; import torchcell_cache.{room}; sys.exit('torch' in sys.modules)"

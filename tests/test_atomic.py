@@ -15,7 +15,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.atomic import (
+from torchcell_cache.durable.atomic import (
     TEMP_PREFIX,
     file_digest,
     free_bytes,
@@ -54,7 +54,9 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def temp_of_dead_process(path: Path) -> Path:
-    code = "import sys; from torchcell_cache.atomic import temp_path as t; print(t(sys.argv[1]), end='')"
+    code = (
+        "import sys; from torchcell_cache.durable.atomic import temp_path as t; print(t(sys.argv[1]), end='')"
+    )
     return Path(run_python(code, str(path)))
 
 
@@ -262,7 +264,7 @@ def test_a_device_that_is_full() -> None:
 
 LIMITED = """
 import errno, os, resource, sys
-from torchcell_cache.atomic import storage_error, write_atomic
+from torchcell_cache.durable.atomic import storage_error, write_atomic
 from torchcell_cache.errors import StorageFullError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
@@ -287,7 +289,15 @@ def test_free_space_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
 
 def test_no_decision_is_made_by_a_clock() -> None:
     package = Path(__file__).parent.parent / "torchcell_cache"
-    for name in ("atomic", "lock", "manifest", "process", "sealedjson", "shard_entry", "storage_errors"):
+    for name in (
+        "durable/atomic",
+        "durable/lock",
+        "durable/process",
+        "durable/sealedjson",
+        "manifest",
+        "shard_entry",
+        "storage_errors",
+    ):
         text = (package / f"{name}.py").read_text("utf-8")
         for banned in ("time.time", "datetime", "st_mtime", "st_ctime", "getmtime"):
             assert banned not in text, f"{name}.py uses {banned}"

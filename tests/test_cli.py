@@ -17,7 +17,7 @@ from torchcell_cache.cli import main
 from torchcell_cache.cli.settings import read_settings
 from torchcell_cache.cli.texts import GROUPS, config_text
 from torchcell_cache.errors import UnsafeContentError
-from torchcell_cache.graphio import save_base_graph
+from torchcell_cache.graph.io import save_base_graph
 from torchcell_cache.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
@@ -269,7 +269,7 @@ def test_missing_files_name_what_is_there(table: list[str], tmp_path: Path, stor
     assert main([*arguments, f"source.path={tmp_path}/k.csv"]) == 2
     assert "did you mean 'ko.csv'?" in capsys.readouterr().err
     assert main([*arguments, f"source.base_graph={tmp_path}/none"]) == 2
-    assert "one of ecoli, or torchcell_cache.graphio.save_base_graph" in capsys.readouterr().err
+    assert "one of ecoli, or torchcell_cache.graph.io.save_base_graph" in capsys.readouterr().err
     assert main([*arguments, "source.perturbed=gene"]) == 2
     assert "it has ['genes', 'fitness', 'size']" in capsys.readouterr().err
     assert main(["info", f"root={store.parent}/bad"]) == 65

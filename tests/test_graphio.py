@@ -29,7 +29,7 @@ from torchcell_cache.errors import (
     RecordTooLargeError,
     UnsupportedValueError,
 )
-from torchcell_cache.graphio import (
+from torchcell_cache.graph.io import (
     BaseFields,
     decode_graph,
     encode_graph,

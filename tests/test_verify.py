@@ -19,15 +19,15 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.arrays import arrays_to_bytes, map_arrays
-from torchcell_cache.atomic import file_digest
+from torchcell_cache.checking.lmdb_pages import ShardOutline, outline
+from torchcell_cache.checking.verification import Report, verify
 from torchcell_cache.codec.envelope import seal
+from torchcell_cache.durable.atomic import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError, SettingError
-from torchcell_cache.graph_compare import first_difference
-from torchcell_cache.graphio import save_base_graph
-from torchcell_cache.lmdb_pages import ShardOutline, outline
+from torchcell_cache.graph.compare import first_difference
+from torchcell_cache.graph.io import save_base_graph
 from torchcell_cache.manifest import Manifest, read_manifest
 from torchcell_cache.store import close_all, write_shard
-from torchcell_cache.verification import Report, verify
 
 COUNT, SHARD = 23, 8
 ADVISORY = {".lock", ".status.json"}

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
     from torchcell_cache.builder.api import build as build
+    from torchcell_cache.checking.repairing import repair as repair
+    from torchcell_cache.checking.verification import verify as verify
     from torchcell_cache.cleanup import gc as gc
     from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
-    from torchcell_cache.distributed import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.loader import CacheLoader as CacheLoader
+    from torchcell_cache.loading.distributed import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
-    from torchcell_cache.repairing import repair as repair
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
-    from torchcell_cache.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "CacheLoader": "loader",
-    "DistributedCacheSampler": "distributed",
+    "DistributedCacheSampler": "loading.distributed",
     "GraphProcessor": "processors",
     "IncidenceIndex": "incidence",
     "LazySubgraphRepresentation": "processors",
@@ -50,10 +50,10 @@ _PLACES = {
     "errors": "",
     "nn": "",
     "gc": "cleanup",
-    "repair": "repairing",
+    "repair": "checking.repairing",
     "sources": "",
     "testing": "",
-    "verify": "verification",
+    "verify": "checking.verification",
 }
 
 __all__ = [*sorted(_PLACES), "__version__"]

@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from torchcell_cache.atomic import fsync_dir, storage_errors
+from torchcell_cache.durable.atomic import fsync_dir, storage_errors
+from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST
-from torchcell_cache.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.manifest import processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
 

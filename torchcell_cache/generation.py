@@ -18,7 +18,7 @@ from torchcell_cache.codec.layout import Layout
 from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
-from torchcell_cache.graphio import BaseFields, decode_graph, load_base_graph
+from torchcell_cache.graph.io import BaseFields, decode_graph, load_base_graph
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.deletion import DeletionProcessor

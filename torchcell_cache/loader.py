@@ -12,14 +12,14 @@ import torch
 from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
-from torchcell_cache.distributed import DistributedCacheSampler
-from torchcell_cache.epoch_plan import EpochPlan
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loader_arguments import refuse_unknown, samplers_of, start_method, whole_number
-from torchcell_cache.prefetch import on_device
-from torchcell_cache.reading import SampleReader, SharedReader, pyg_collater
-from torchcell_cache.view import StoreView, view_of
-from torchcell_cache.workers import Job, WorkerProcesses
+from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method, whole_number
+from torchcell_cache.loading.distributed import DistributedCacheSampler
+from torchcell_cache.loading.epoch_plan import EpochPlan
+from torchcell_cache.loading.prefetch import on_device
+from torchcell_cache.loading.reading import SampleReader, SharedReader, pyg_collater
+from torchcell_cache.loading.view import StoreView, view_of
+from torchcell_cache.loading.workers import Job, WorkerProcesses
 
 
 class CacheLoader:

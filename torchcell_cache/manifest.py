@@ -2,7 +2,7 @@
 
 ``manifest.json`` names one generation and every file of it with size and digests; before it is published
 there is no store, afterwards there is a complete one. A shard counts as built once its sidecar is there. Both
-are sealed JSON (see ``sealedjson``) and are checked value by value: a document that passes describes exactly
+are sealed JSON (see ``durable.sealedjson``) and are checked value by value: a document that passes describes exactly
 one possible store.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import StrPath, write_atomic
+from torchcell_cache.durable.atomic import StrPath, write_atomic
+from torchcell_cache.durable.sealedjson import plain, read_sealed, seal, unseal
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
-from torchcell_cache.sealedjson import plain, read_sealed, seal, unseal
 from torchcell_cache.shard_entry import (
     ENDIANNESS,
     FILE_NAMES,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
+from torchcell_cache.durable.sealedjson import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
-from torchcell_cache.sealedjson import read_sealed
 from torchcell_cache.shard_entry import GENERATION
 
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")

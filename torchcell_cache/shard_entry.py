@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchcell_cache.atomic import StrPath, write_atomic
+from torchcell_cache.durable.atomic import StrPath, write_atomic
+from torchcell_cache.durable.sealedjson import plain, read_sealed, seal
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError
-from torchcell_cache.sealedjson import plain, read_sealed, seal
 
 FORMAT_VERSION = 1
 ENDIANNESS = "little"

@@ -23,8 +23,8 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.digest import canonical_json
 from torchcell_cache.errors import CacheError
-from torchcell_cache.graph_compare import first_difference, stores_of, value_difference
-from torchcell_cache.graphio import graph_digest
+from torchcell_cache.graph.compare import first_difference, stores_of, value_difference
+from torchcell_cache.graph.io import graph_digest
 from torchcell_cache.processors.base import apply_processor
 from torchcell_cache.record import Sample
 from torchcell_cache.sources.pyg import as_source

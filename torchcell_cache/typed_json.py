@@ -26,7 +26,7 @@ from torch import Tensor
 
 from torchcell_cache.codec.layout import DTYPES, TensorValue
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
-from torchcell_cache.graph_values import to_array, to_tensor, unsupported
+from torchcell_cache.graph.values import to_array, to_tensor, unsupported
 
 MAX_DEPTH = 32
 MAX_VALUE_BYTES = 16 << 20

@@ -15,8 +15,8 @@ WARM = (
     "numpy",
     "xxhash",
     "lmdb",
-    "torchcell_cache.atomic",
-    "torchcell_cache.lock",
+    "torchcell_cache.durable.atomic",
+    "torchcell_cache.durable.lock",
     "torchcell_cache.manifest",
 )
 

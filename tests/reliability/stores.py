@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache import store
-from torchcell_cache.atomic import file_digest
+from torchcell_cache.durable.atomic import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.manifest import FileEntry, Manifest, manifest_path, processed_dir, read_manifest

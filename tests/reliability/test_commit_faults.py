@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faultlib import FOREVER, MUTATING, Fault, FaultServer
 
-from torchcell_cache.atomic import make_dirs_durable, remove_stale_temps, write_atomic
+from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.errors import (
     CacheNotFoundError,
     StorageFullError,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from faultlib import FOREVER, Fault, FaultServer
 
+from torchcell_cache.durable.lock import BuilderLock, write_status
 from torchcell_cache.errors import StorageReadOnlyError
-from torchcell_cache.lock import BuilderLock, write_status
 
 
 def acquire(path: Path) -> tuple[bool, bool, list[str]]:

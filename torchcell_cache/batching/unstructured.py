@@ -18,7 +18,7 @@ from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
-from torchcell_cache.graphio import decode_graph
+from torchcell_cache.graph.io import decode_graph
 from torchcell_cache.record import Int64Array, SampleTable
 from torchcell_cache.topology import EdgeType
 

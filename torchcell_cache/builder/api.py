@@ -9,13 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild, generation_prefix, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
 from torchcell_cache.builder.pool import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, storage_errors
+from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,
@@ -26,7 +27,6 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
-from torchcell_cache.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.manifest import STORAGES as STORED_AS
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
 from torchcell_cache.processors.base import choice
@@ -176,7 +176,7 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
     Raises:
         StaleCacheError: Naming each part that differs.
     """
-    from torchcell_cache.graphio import graph_digests
+    from torchcell_cache.graph.io import graph_digests
 
     source = as_source(source)
     graph = source.base_graph

@@ -17,7 +17,7 @@ from torchcell_cache.codec import structured
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.codec.structured import StructuredSchema
-from torchcell_cache.graphio import decode_graph
+from torchcell_cache.graph.io import decode_graph
 
 _PROBE = 64
 _FULL_PROBE = 4

@@ -10,17 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import (
-    file_digest,
-    free_bytes,
-    fsync_dir,
-    fsync_file,
-    make_dirs_durable,
-    replace_file,
-    storage_errors,
-    temp_path,
-    write_atomic,
-)
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.pool import StopRequest, forked_worker, light_worker, run_here, run_workers
@@ -37,11 +26,22 @@ from torchcell_cache.builder.shards import (
     content_sums,
 )
 from torchcell_cache.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
+from torchcell_cache.durable.atomic import (
+    file_digest,
+    free_bytes,
+    fsync_dir,
+    fsync_file,
+    make_dirs_durable,
+    replace_file,
+    storage_errors,
+    temp_path,
+    write_atomic,
+)
+from torchcell_cache.durable.lock import STATUS_NAME
 from torchcell_cache.errors import CacheError, StorageFullError
 from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.generation import GENERATION_MANIFEST
-from torchcell_cache.graphio import save_base_graph
-from torchcell_cache.lock import STATUS_NAME
+from torchcell_cache.graph.io import save_base_graph
 from torchcell_cache.manifest import (
     FileEntry,
     Manifest,

@@ -13,7 +13,7 @@ import torch
 from torchcell_cache.builder.shards import CHUNK
 from torchcell_cache.columns import Arrays
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
-from torchcell_cache.graphio import BaseFields, encode_graph
+from torchcell_cache.graph.io import BaseFields, encode_graph
 from torchcell_cache.processors.base import apply_processor
 from torchcell_cache.sources.base import Source
 

@@ -12,7 +12,7 @@ from torchcell_cache.codec.structured import StructuredSchema
 from torchcell_cache.codehash import code_digest
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.fingerprint import Fingerprint
-from torchcell_cache.graphio import graph_digest, graph_digests
+from torchcell_cache.graph.io import graph_digest, graph_digests
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.perturbation import Perturbation

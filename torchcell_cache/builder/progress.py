@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from torchcell_cache.lock import write_status
+from torchcell_cache.durable.lock import write_status
 
 _LINE_SECONDS = 30.0
 _LINE_SHARE = 0.05

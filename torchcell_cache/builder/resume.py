@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from torchcell_cache.atomic import remove_stale_temps
 from torchcell_cache.builder.shards import ShardPlan, shard_name
+from torchcell_cache.durable.atomic import remove_stale_temps
 from torchcell_cache.errors import CacheError
 from torchcell_cache.manifest import ShardEntry, processed_dir, read_sidecar, sidecar_path
 from torchcell_cache.verified import quick_digest

@@ -11,11 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from torchcell_cache.atomic import file_digest, fsync_dir, fsync_file, replace_file, storage_errors, temp_path
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, seal
 from torchcell_cache.codec.gap import encode_gaps_ragged
 from torchcell_cache.codec.structured import StructuredSchema, encode
 from torchcell_cache.columns import arrays_to_table, load_columns
+from torchcell_cache.durable.atomic import (
+    file_digest,
+    fsync_dir,
+    fsync_file,
+    replace_file,
+    storage_errors,
+    temp_path,
+)
 from torchcell_cache.errors import FormatError
 from torchcell_cache.manifest import FileEntry, ShardEntry, write_sidecar
 from torchcell_cache.record import SampleTable

@@ -18,7 +18,7 @@ from torchcell_cache.cli.settings import Settings
 from torchcell_cache.cli.texts import suggestion
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.generation import Generation
-from torchcell_cache.graphio import load_base_graph
+from torchcell_cache.graph.io import load_base_graph
 from torchcell_cache.manifest import manifest_path
 
 
@@ -113,7 +113,7 @@ def make_base_graph(name: str) -> Any:
     raise SourceContractError(
         f"source.base_graph={name} is neither a directory with base_graph.json nor a store with a base graph",
         path=path,
-        fix=f"one of {', '.join(BASE_GRAPHS)}, or torchcell_cache.graphio.save_base_graph(graph, directory)",
+        fix=f"one of {', '.join(BASE_GRAPHS)}, or torchcell_cache.graph.io.save_base_graph(graph, directory)",
     )
 
 

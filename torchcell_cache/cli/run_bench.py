@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import storage_errors
-from torchcell_cache.bench_advice import as_dict, as_text
-from torchcell_cache.bench_store import BenchReport, bench_store
+from torchcell_cache.bench.advice import as_dict, as_text
+from torchcell_cache.bench.store import BenchReport, bench_store
 from torchcell_cache.cli.figures import new_figure
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK
 
 _PASSED = (

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import storage_errors
 from torchcell_cache.builder.progress import human_bytes, human_seconds
 from torchcell_cache.cli.histograms import as_text, histogram, save_plot
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.published import generation_dirs
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from torchcell_cache.checking.repairing import repair
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK
-from torchcell_cache.repairing import repair
 
 
 def run(settings: Settings) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 from torchcell_cache.builder.progress import human_seconds
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.durable.lock import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheError, CacheNotFoundError
-from torchcell_cache.lock import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 
+from torchcell_cache.checking.verification import verify
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_CORRUPT_OR_STALE, EXIT_OK
-from torchcell_cache.verification import verify
 
 
 def run(settings: Settings) -> int:

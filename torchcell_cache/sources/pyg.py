@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
-from torchcell_cache.graphio import graph_digest
+from torchcell_cache.graph.io import graph_digest
 from torchcell_cache.sources.base import Source
 
 FULL_IDENTITY_LIMIT = 20_000

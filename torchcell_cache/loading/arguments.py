@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import BatchSampler
 
-from torchcell_cache.distributed import DistributedCacheSampler
 from torchcell_cache.errors import SettingError
+from torchcell_cache.loading.distributed import DistributedCacheSampler
 from torchcell_cache.processors.base import choice
 
 

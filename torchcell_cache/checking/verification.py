@@ -16,15 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import file_digest
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.progress import Progress
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
+from torchcell_cache.checking.lmdb_pages import outline
+from torchcell_cache.checking.records import RecordChecker, check_table
+from torchcell_cache.checking.report import Problem, Report
+from torchcell_cache.checking.source import compare_with_source
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.durable.atomic import file_digest
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.graphio import graph_digest, graph_digests, load_base_graph
-from torchcell_cache.lmdb_pages import outline
+from torchcell_cache.graph.io import graph_digest, graph_digests, load_base_graph
 from torchcell_cache.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -39,9 +42,6 @@ from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.verified import note_verified
-from torchcell_cache.verify_records import RecordChecker, check_table
-from torchcell_cache.verify_report import Problem, Report
-from torchcell_cache.verify_source import compare_with_source
 
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
 

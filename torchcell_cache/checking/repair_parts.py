@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.atomic import file_digest, fsync_file, replace_file, temp_path, write_atomic
 from torchcell_cache.builder.api import check_source
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.shards import (
@@ -32,10 +31,11 @@ from torchcell_cache.columns import (
     smallest_unsigned,
     table_to_arrays,
 )
+from torchcell_cache.durable.atomic import file_digest, fsync_file, replace_file, temp_path, write_atomic
 from torchcell_cache.errors import CacheError, CorruptShardError, SettingError, StaleCacheError
 from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
-from torchcell_cache.graphio import graph_digest, save_base_graph
+from torchcell_cache.graph.io import graph_digest, save_base_graph
 from torchcell_cache.manifest import FileEntry, Manifest
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import SampleTable

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.shards import StructuredMaker
+from torchcell_cache.checking.report import Report
 from torchcell_cache.codec import envelope, structured
 from torchcell_cache.codec.gap import decode_gaps_ragged
 from torchcell_cache.codec.structured import StructuredColumns
@@ -15,12 +16,11 @@ from torchcell_cache.columns import Arrays
 from torchcell_cache.digest import array_digest
 from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError
 from torchcell_cache.generation import Generation
-from torchcell_cache.graph_compare import value_difference
-from torchcell_cache.graphio import decode_graph
+from torchcell_cache.graph.compare import value_difference
+from torchcell_cache.graph.io import decode_graph
 from torchcell_cache.manifest import ShardEntry
 from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.record import Int64Array, SampleTable
-from torchcell_cache.verify_report import Report
 
 _CHUNK_BYTES = 16 << 20
 _CHUNK = 512

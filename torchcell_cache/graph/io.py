@@ -1,7 +1,7 @@
 """Graphs to bytes and back: a sample as a generic record, and the façade of this room.
 
-The parts stand next door: :mod:`.graph_fields` takes graphs apart, :mod:`.graph_files` keeps the base graph
-in two files, :mod:`.graph_values` and :mod:`.typed_json` know single values.
+The parts stand next door: :mod:`.fields` takes graphs apart, :mod:`.files` keeps the base graph
+in two files, :mod:`.values` and :mod:`torchcell_cache.typed_json` know single values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchcell_cache.codec import generic
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import RecordTooLargeError
-from torchcell_cache.graph_fields import (
+from torchcell_cache.graph.fields import (
     GraphFields,
     flatten,
     graph_digest,
@@ -24,8 +24,8 @@ from torchcell_cache.graph_fields import (
     payload_of,
     unflatten,
 )
-from torchcell_cache.graph_files import load_base_graph, save_base_graph
-from torchcell_cache.graph_values import is_same_tensor, to_array, to_tensor
+from torchcell_cache.graph.files import load_base_graph, save_base_graph
+from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
 from torchcell_cache.typed_json import MAX_VALUE_BYTES, value_from_json
 
 __all__ = [

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from torchcell_cache.epoch_plan import EpochPlan, StepPlan, epoch_order
 from torchcell_cache.errors import SettingError
+from torchcell_cache.loading.epoch_plan import EpochPlan, StepPlan, epoch_order
+from torchcell_cache.loading.view import view_of
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
-from torchcell_cache.view import view_of
 
 UNEVEN = ("drop_last", "pad", "exact")
 STATE_VERSION = 1

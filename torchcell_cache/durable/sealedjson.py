@@ -20,7 +20,7 @@ import re
 import stat
 from typing import Any
 
-from torchcell_cache.atomic import StrPath, storage_errors
+from torchcell_cache.durable.atomic import StrPath, storage_errors
 from torchcell_cache.errors import CorruptManifestError
 
 MAX_BYTES = 64 << 20

@@ -16,7 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.atomic import (
+from torchcell_cache.builder.pool import StopRequest, run_here
+from torchcell_cache.builder.progress import Progress
+from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
+from torchcell_cache.checking.repair_parts import GRAPH_FILES, PartMaker, share_file
+from torchcell_cache.durable.atomic import (
     file_digest,
     fsync_dir,
     make_dirs_durable,
@@ -24,12 +28,9 @@ from torchcell_cache.atomic import (
     storage_errors,
     write_atomic,
 )
-from torchcell_cache.builder.pool import StopRequest, run_here
-from torchcell_cache.builder.progress import Progress
-from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
+from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
 from torchcell_cache.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -49,7 +50,6 @@ from torchcell_cache.published import (
     read_plan,
     split_name,
 )
-from torchcell_cache.repair_parts import GRAPH_FILES, PartMaker, share_file
 from torchcell_cache.verified import note_verified
 
 __all__ = ["RepairReport", "repair"]

@@ -24,7 +24,7 @@ from torchcell_cache.codec.layout import (
     canonical_json,
 )
 from torchcell_cache.errors import UnsupportedValueError
-from torchcell_cache.graph_values import check_tensor, to_array, unsupported
+from torchcell_cache.graph.values import check_tensor, to_array, unsupported
 from torchcell_cache.typed_json import MAX_JSON_BYTES, value_to_json
 
 _VALUES = (type(None), bool, int, float, str, bytes, list, tuple, dict, np.ndarray, np.generic)

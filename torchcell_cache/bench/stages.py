@@ -14,12 +14,12 @@ from torch_geometric.data import Batch
 
 from torchcell_cache import store
 from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.bench.page_cache import available_memory, drop_pages, resident_share
 from torchcell_cache.codec import structured
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.generation import Generation
-from torchcell_cache.graphio import decode_graph
-from torchcell_cache.page_cache import available_memory, drop_pages, resident_share
+from torchcell_cache.graph.io import decode_graph
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import Int64Array
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import xxhash
 
+from torchcell_cache.durable.process import runs_here, this_process
 from torchcell_cache.errors import StorageReadOnlyError
-from torchcell_cache.process import runs_here, this_process
 from torchcell_cache.storage_errors import StrPath, free_bytes, storage_error, storage_errors
 
 __all__ = [

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from torch_geometric.data import Batch
 
+from torchcell_cache.checking.report import Report
 from torchcell_cache.codehash import code_digest
 from torchcell_cache.errors import CacheError
 from torchcell_cache.fingerprint import Difference, diff
 from torchcell_cache.generation import Generation
-from torchcell_cache.graph_compare import first_difference
-from torchcell_cache.graphio import graph_digests
+from torchcell_cache.graph.compare import first_difference
+from torchcell_cache.graph.io import graph_digests
 from torchcell_cache.manifest import MANIFEST_NAME
 from torchcell_cache.processors.base import apply_processor
 from torchcell_cache.published import stored_processor
 from torchcell_cache.sources.base import Source
-from torchcell_cache.verify_report import Report
 
 BATCH = 4
 """Samples of the collated batch: a PyG batch copies the base graph for each, so no more than prove the point."""

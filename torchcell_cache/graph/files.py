@@ -31,8 +31,8 @@ from torchcell_cache.codec.layout import (
     store_to_json,
 )
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError
-from torchcell_cache.graph_fields import GraphFields, flatten, unflatten
-from torchcell_cache.graph_values import TORCH_DTYPES, to_array
+from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
+from torchcell_cache.graph.values import TORCH_DTYPES, to_array
 from torchcell_cache.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
 
 TENSORS_FILE = "base_graph.safetensors"

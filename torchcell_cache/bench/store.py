@@ -1,4 +1,4 @@
-"""Where the time of a batch goes, on this machine and with this store; what :mod:`.bench_advice` makes of it."""
+"""Where the time of a batch goes, on this machine and with this store; what :mod:`.advice` makes of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.bench_stages import (
+from torchcell_cache.bench.page_cache import CAN_DROP
+from torchcell_cache.bench.stages import (
     Stopwatch,
     Timing,
     cold_read,
@@ -25,7 +26,6 @@ from torchcell_cache.bench_stages import (
 from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loader import CacheLoader
-from torchcell_cache.page_cache import CAN_DROP
 from torchcell_cache.record import Int64Array
 
 _SWEEP_SHARE = 0.35

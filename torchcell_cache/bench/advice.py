@@ -1,4 +1,4 @@
-"""What a :class:`~torchcell_cache.bench_store.BenchReport` means: tables and plain advice."""
+"""What a :class:`~torchcell_cache.bench.store.BenchReport` means: tables and plain advice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from torchcell_cache.bench_store import BenchReport, WorkerTiming
+from torchcell_cache.bench.store import BenchReport, WorkerTiming
 from torchcell_cache.builder.progress import human_bytes
 
 LITTLE_WAIT = 0.01

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torchcell_cache.atomic import StrPath, storage_errors, temp_path
+from torchcell_cache.durable.atomic import StrPath, storage_errors, temp_path
+from torchcell_cache.durable.process import ProcessId, this_process
 from torchcell_cache.errors import BuildInProgressError, UnsafeContentError
-from torchcell_cache.process import ProcessId, this_process
 
 LOCK_NAME = ".lock"
 STATUS_NAME = ".status.json"

@@ -1,0 +1,1 @@
+"""Finding and mending damage: verification level by level, and repair shard by shard."""
