@@ -33,12 +33,25 @@ class CacheError(Exception):
 
 
 class CacheNotFoundError(CacheError, FileNotFoundError):
-    """No complete store at this root; carries the command that builds one."""
+    """No complete store at this root; carries the command that builds one.
+
+    One line: every rank of a training prints it.
+    """
 
     code = EXIT_CORRUPT_OR_STALE
 
+    def __init__(self, message: str, *, path: str | Path | None = None, fix: str | None = None) -> None:
+        super().__init__(message if fix is None else f"{message}; fix: {fix}", path=path)
+        self.fix = fix
+
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class WaitTimeoutError(CacheNotFoundError, TimeoutError):
+    """The store that was waited for was not published in time; says what was found instead."""
+
+    code = EXIT_INTERRUPTED
 
 
 class StaleCacheError(CacheError):
@@ -99,6 +112,12 @@ class SourceContractError(CacheError, ValueError):
     code = EXIT_USAGE
 
 
+class SourceUnavailableError(CacheError):
+    """The server that holds the samples does not answer; what was read is kept and the same call goes on."""
+
+    code = EXIT_INTERRUPTED
+
+
 class UnsupportedValueError(CacheError, TypeError):
     """A sample holds a value that no typed record can hold (an arbitrary object, a sparse tensor, ...)."""
 
@@ -127,6 +146,12 @@ class BuildInProgressError(CacheError):
 
 class BuildInterruptedError(CacheError):
     """The build was asked to stop (SIGTERM, SIGINT) and stopped cleanly; the same command resumes."""
+
+    code = EXIT_INTERRUPTED
+
+
+class BuildIncompleteError(CacheError):
+    """Shards of an array build are missing or damaged; names them, their tasks, and the line that repairs them."""
 
     code = EXIT_INTERRUPTED
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,35 +15,30 @@ from typing import Any
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.pool import StopRequest, forked_worker, light_worker, run_here, run_workers
+from torchcell_cache.builder.prepare import SharedFiles
 from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.resume import finished_shards, tidy
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
-    PLAN_FILE,
     RecordMaker,
     ShardPlan,
     StructuredMaker,
     build_shard,
     content_sums,
 )
-from torchcell_cache.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
+from torchcell_cache.columns import columns_bytes
 from torchcell_cache.durable.atomic import (
     file_digest,
     free_bytes,
-    fsync_dir,
-    fsync_file,
     make_dirs_durable,
-    replace_file,
     storage_errors,
-    temp_path,
     write_atomic,
 )
 from torchcell_cache.durable.lock import STATUS_NAME
 from torchcell_cache.errors import CacheError, StorageFullError
 from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.generation import GENERATION_MANIFEST
-from torchcell_cache.graph.io import save_base_graph
 from torchcell_cache.manifest import (
     FileEntry,
     Manifest,
@@ -94,22 +91,57 @@ class GenerationBuild:
     def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
         """Build everything that is not there yet and return the manifest, not yet published."""
         begun = time.perf_counter()
+        self.prepare(scratch, together=False)
+        status = processed_dir(self.root) / STATUS_NAME
+        report = partial(Progress, status_path=status, enabled=progress)
+        built, _ = self.build(range(self.shards.num_shards), num_workers, scratch, stop, report)
+        return self.finish(time.perf_counter() - begun, built)
+
+    def prepare(self, scratch: Path | None, together: bool) -> None:
+        """Make the directory, remove what the dead left, write what all samples share.
+
+        Args:
+            scratch: Node-local directory, or ``None``.
+            together: Whether several tasks do this at once.
+        """
         make_dirs_durable(self.directory)
         tidy(self.root, self.directory, scratch, self.exclusive)
         with storage_errors(self.directory):
-            self._write_shared()
-        done = {entry.index: entry for entry in finished_shards(self.directory, self.shards)}
-        todo = [k for k in range(self.shards.num_shards) if k not in done]
+            files = SharedFiles(self.plan, self.shards, self.directory, together, self.say)
+            files.write()
+            self.index_ms = files.index_ms
+
+    def build(
+        self,
+        share: Sequence[int],
+        num_workers: int,
+        scratch: Path | None,
+        stop: StopRequest,
+        progress: Callable[[int, int], Progress],
+    ) -> tuple[int, int]:
+        """Build those shards of ``share`` that are not there yet.
+
+        Args:
+            share: Numbers of shards.
+            num_workers: Worker processes; 0 builds in this one.
+            scratch: Node-local directory to write in first, or ``None``.
+            stop: Notes signals.
+            progress: Makes the reporter, from the number of samples and of those done before.
+
+        Returns:
+            Samples and shards built now.
+        """
+        done = {entry.index: entry for entry in finished_shards(self.directory, self.shards, share)}
+        todo = [k for k in share if k not in done]
         if done and todo:
-            self.say(f"resuming: {len(done)}/{self.shards.num_shards} shards complete")
+            self.say(f"resuming: {len(done)}/{len(share)} shards complete")
         maker = self._maker()
         self._check_space(maker, todo)
-        samples_done = sum(e.stop - e.start for e in done.values())
-        status = processed_dir(self.root) / STATUS_NAME
-        report = Progress(self.shards.num_samples, samples_done, status, enabled=progress)
+        total = sum(b - a for a, b in map(self.shards.span, share))
+        report = progress(total, sum(e.stop - e.start for e in done.values()))
         state = "failed"
         try:
-            self._build(todo, maker, num_workers, scratch, report, stop)
+            self._build(todo, maker, num_workers, scratch, report, stop, len(share))
             state = "complete"
         except CacheError as error:
             state = "interrupted" if error.code == 75 else "failed"
@@ -117,46 +149,7 @@ class GenerationBuild:
         finally:
             report.close(state)
         tidy(self.root, self.directory, scratch, self.exclusive)
-        return self._finish(maker, time.perf_counter() - begun, report.done - samples_done)
-
-    # What all samples share
-
-    def _write_shared(self) -> None:
-        graph = self.plan.source.base_graph
-        if graph is not None:
-            self._write_base_graph(graph)
-        columns: Arrays = {}
-        if self.plan.table is not None and self.plan.topology is not None:
-            columns = table_to_arrays(self.plan.table, self.plan.topology.num_nodes)
-            columns["removed_edges"] = _smallest(
-                count_removed_edges(graph, self.plan.topology, self.plan.table)
-            )
-            removal = self.plan.processor.build_removal(graph, self.plan.graph_digest)
-            index = removal.index
-            self.index_ms = index.build_ms
-            edges, types = index.num_edges, len(index.edge_types)
-            self.say(f"incidence index: {index.build_ms:.0f} ms for {edges:,} edges of {types} edge types")
-            write_atomic(self.directory / INCIDENCE_FILE, removal.to_bytes())
-        elif self.plan.table is not None:
-            columns = table_to_arrays(self.plan.table, int(self.plan.table.ids.max(initial=0)) + 1)
-        write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
-        write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
-
-    def _write_base_graph(self, graph: Any) -> None:
-        """Two files by a library that writes plainly: in a directory of their own first, then renamed."""
-        place = temp_path(self.directory / "base_graph")
-        place.mkdir()
-        try:
-            save_base_graph(graph, place)
-            for name in ("base_graph.safetensors", "base_graph.json"):
-                fsync_file(place / name)
-                (place / name).chmod(0o444)
-                replace_file(place / name, self.directory / name)
-            fsync_dir(self.directory)
-        finally:
-            for leftover in place.iterdir():
-                leftover.unlink()
-            place.rmdir()
+        return report.done - report.initial, len(todo)
 
     def _maker(self) -> RecordMaker:
         if self.shards.records == "structured":
@@ -195,11 +188,11 @@ class GenerationBuild:
         scratch: Path | None,
         report: Progress,
         stop: StopRequest,
+        total: int,
     ) -> None:
         def one(shard: int, note: Callable[[int], None]) -> None:
             build_shard(self.directory, self.shards, maker, shard, note, scratch)
 
-        total = self.shards.num_shards
         if num_workers == 0 or len(todo) < 2:
             run_here(todo, one, report, stop, total)
         elif self.shards.records == "structured":
@@ -209,14 +202,20 @@ class GenerationBuild:
 
     # The manifest
 
-    def _finish(self, maker: RecordMaker, seconds: float, built: int) -> Manifest:
+    def finish(self, seconds: float, built: int) -> Manifest:
+        """The manifest of a generation whose shards are all there, not yet published.
+
+        Args:
+            seconds: How long the build took, for information.
+            built: Samples built in that time.
+        """
         entries = [read_sidecar(self.directory, k) for k in range(self.shards.num_shards)]
         shards = [entry for entry in entries if entry is not None]
         schema = dict(self.shards.schema)
         if self.shards.records == "generic":
             schema["layouts"] = {k: v for e in shards for k, v in e.stats["layouts"].items()}
-            labels = label_columns([e.stats for e in shards])
-            if labels and self.plan.table is None:
+            if self.plan.table is None:
+                labels = label_columns([e.stats for e in shards])
                 write_atomic(self.directory / COLUMNS_FILE, columns_bytes(labels))
             shards = [_without_stats(entry) for entry in shards]
         names = (
@@ -265,15 +264,7 @@ class GenerationBuild:
         )
 
 
-def _smallest(values: Any) -> Any:
-    from torchcell_cache.columns import smallest_unsigned
-
-    return values.astype(smallest_unsigned(int(values.max(initial=0))))
-
-
 def _without_stats(entry: ShardEntry) -> ShardEntry:
-    from dataclasses import replace
-
     return replace(entry, stats={})
 
 

@@ -46,6 +46,7 @@ class Progress:
         enabled: ``False`` prints nothing.
         stream: Where to print.
         what: Name of the work, in front of every line.
+        facts: More to write into the status file.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Progress:
         enabled: bool = True,
         stream: TextIO | None = None,
         what: str = "preprocess",
+        facts: dict[str, Any] | None = None,
     ) -> None:
+        self.facts = facts or {}
         self.total, self.done, self.initial = total, done, done
         self.status_path, self.stream = status_path, stream or sys.stderr
         self.begun = self.last_status = self.last_line = time.monotonic()
@@ -98,7 +101,7 @@ class Progress:
         if self.status_path is not None:
             elapsed = time.monotonic() - self.begun
             status = {"state": state, "samples": self.done, "total": self.total, "seconds": round(elapsed, 1)}
-            write_status(self.status_path, {**status, "initial": self.initial})
+            write_status(self.status_path, {**self.facts, **status, "initial": self.initial})
 
     def close(self, state: str) -> None:
         """Finish with a last state: ``complete``, ``interrupted`` or ``failed``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchcell_cache.builder.shards import ShardPlan, shard_name
@@ -12,15 +13,16 @@ from torchcell_cache.manifest import ShardEntry, processed_dir, read_sidecar, si
 from torchcell_cache.verified import quick_digest
 
 
-def finished_shards(directory: Path, plan: ShardPlan) -> list[ShardEntry]:
+def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> list[ShardEntry]:
     """Shards of an earlier run that are whole, their digests checked; anything doubtful is built again.
 
     Args:
         directory: The generation being built.
         plan: Its plan.
+        share: Numbers of the shards to look at.
     """
     whole = []
-    for shard in range(plan.num_shards):
+    for shard in share:
         entry = None
         with contextlib.suppress(OSError):  # a file that cannot be read is replaced
             try:

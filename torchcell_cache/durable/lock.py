@@ -62,10 +62,11 @@ class BuilderLock:
 
     Args:
         path: The lock file; it is created, and never removed.
+        shared: Whether others may hold it too, as long as they share it as well: the tasks of an array build.
     """
 
-    def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+    def __init__(self, path: StrPath, shared: bool = False) -> None:
+        self.path, self.shared = Path(path), shared
         self.nonce = secrets.token_hex(8)
         self._descriptor: int | None = None
         self._unsupported = False
@@ -77,8 +78,8 @@ class BuilderLock:
 
     @property
     def exclusive(self) -> bool:
-        """Whether the kernel really keeps others out (false where the file system has no locks)."""
-        return self._descriptor is not None
+        """Whether the kernel really keeps all others out (false where the file system has no locks)."""
+        return self._descriptor is not None and not self.shared
 
     def acquire(self, timeout: float | None = 0) -> bool:
         """Take the lock.
@@ -109,7 +110,8 @@ class BuilderLock:
             with contextlib.suppress(
                 OSError
             ):  # the record is a hint; a full disk must not fail a finished build
-                os.ftruncate(self._descriptor, 0)
+                if not self.shared:
+                    os.ftruncate(self._descriptor, 0)
             with contextlib.suppress(OSError):  # frees it even if a child that knows no fork hooks has a copy
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._close()
@@ -146,7 +148,7 @@ class BuilderLock:
         if descriptor is None:
             return self._go_without("not permitted to open it")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return False
@@ -216,7 +218,8 @@ class BuilderLock:
             OSError
         ):  # read-only descriptor, full disk: the lock holds without its label
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            if not self.shared:  # one record cannot name several holders
+                os.pwrite(descriptor, json.dumps(record).encode(), 0)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
