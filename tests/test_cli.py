@@ -233,7 +233,7 @@ USAGE = {
     "misspelt storage": (["preprocess", "root=x", "source=ecoli", "storage=detla"], "did you mean 'delta'?"),
     "misspelt level": (["verify", "root=x", "level=ful"], "did you mean 'full'? valid: quick, full"),
     "misspelt rule": (["preprocess", "root=x", "source=ecoli", "processor.gpr=all"], "valid: any, rule"),
-    "no source": (["preprocess", "root=x"], "source= one of ecoli, table, python"),
+    "no source": (["preprocess", "root=x"], "source= one of ecoli, "),
     "no root": (["info"], "info needs root=..."),
     "no path": (["preprocess", "root=x", "source=table"], "needs source.path=..., source.base_graph=..."),
     "no equals sign": (["info", "here"], "not of the form key=value"),

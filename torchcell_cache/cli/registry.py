@@ -49,6 +49,10 @@ def _ecoli(values: dict[str, Any], progress: bool) -> Any:
     return source
 
 
+def _yeast(values: dict[str, Any], progress: bool) -> Any:
+    return sources.YeastKnockouts(**values)
+
+
 def _table(values: dict[str, Any], progress: bool) -> Any:
     path = existing_path("source.path", values["path"])
     rest = {key: value for key, value in values.items() if key not in ("path", "base_graph")}
@@ -135,11 +139,15 @@ def existing_path(key: str, value: str) -> Path:
     )
 
 
-BASE_GRAPHS: dict[str, Callable[[], Any]] = {"ecoli": lambda: sources.ecoli_base_graph()}
+BASE_GRAPHS: dict[str, Callable[[], Any]] = {
+    "ecoli": lambda: sources.ecoli_base_graph(),
+    "yeast": lambda: sources.yeast_base_graph(),
+}
 
 SOURCES: dict[str, Callable[[dict[str, Any], bool], Any]] = {
     "none": lambda values, progress: None,
     "ecoli": _ecoli,
+    "yeast": _yeast,
     "table": _table,
     "python": lambda values, progress: _python("source", values),
 }

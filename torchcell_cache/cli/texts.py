@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 GROUPS = {
-    "source": ("ecoli", "table", "python", "none"),
+    "source": ("ecoli", "yeast", "table", "python", "none"),
     "processor": ("lazy", "subgraph", "perturbation", "python", "none"),
 }
 """Choices of ``source=`` and ``processor=``."""

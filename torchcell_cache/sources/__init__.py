@@ -10,10 +10,11 @@ from torchcell_cache.sources.table import PerturbationTable
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
+    from torchcell_cache.sources.yeast import YeastKnockouts, yeast_base_graph, yeast_knockouts
 
 _LAZY = dict.fromkeys(
     ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
-)
+) | dict.fromkeys(("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast")
 
 __all__ = [
     "EcoliKnockouts",
@@ -21,9 +22,12 @@ __all__ = [
     "PerturbationTable",
     "PygSource",
     "Source",
+    "YeastKnockouts",
     "as_source",
     "ecoli_base_graph",
     "ecoli_knockouts",
+    "yeast_base_graph",
+    "yeast_knockouts",
 ]
 
 

@@ -58,7 +58,8 @@ def read_table(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def opened(path: Path) -> Iterator[TextIO]:
+    """The text of a file, plain or ``.gz``."""
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             yield file
@@ -69,7 +70,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 def _read_delimited(path: Path, suffixes: list[str]) -> dict[str, list[Any]]:
     delimiter = "\t" if ".tsv" in suffixes or ".tab" in suffixes else ","
-    with _opened(path) as file:
+    with opened(path) as file:
         rows = csv.reader(file, delimiter=delimiter)
         try:
             header = next(rows)

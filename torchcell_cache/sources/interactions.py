@@ -1,0 +1,98 @@
+"""Genetic interaction scores of double and triple knock-outs, derived from their fitness.
+
+The definitions are those of the trigenic screens (Kuzmin et al. 2018, https://doi.org/10.1126/science.aao1729), with
+fitness as a fraction of the wild type:
+
+- digenic, of a double: ``epsilon_ab = f_ab - f_a f_b``;
+- trigenic, of a triple: ``tau_abc = f_abc - f_a f_b f_c - epsilon_ab f_c - epsilon_ac f_b - epsilon_bc f_a``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.record import Float32Array, Int64Array
+
+Float64Array = npt.NDArray[np.float64]
+
+
+def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, Float32Array]:
+    """Digenic and trigenic scores of a table of knock-outs.
+
+    Args:
+        ids: Deleted genes of all samples, ``[num_ids] int64``; sample ``k`` is ``ids[ptr[k]:ptr[k + 1]]``.
+        ptr: ``[num_samples + 1] int64``.
+        fitness: As a fraction of the wild type, ``[num_samples]``; NaN is "not measured".
+
+    Returns:
+        ``epsilon`` and ``tau``, ``[num_samples] float32`` each, computed in double precision. NaN for samples that
+        are no double (no triple), and where a knock-out that the formula needs is not in the table.
+
+    Raises:
+        SettingError: If the arrays do not fit each other.
+        SourceContractError: If one knock-out stands in the table twice: its fitness would be ambiguous.
+    """
+    ids, ptr = np.asarray(ids, dtype=np.int64), np.asarray(ptr, dtype=np.int64)
+    fitness = np.asarray(fitness, dtype=np.float64)
+    if len(fitness) != len(ptr) - 1 or (len(ptr) and int(ptr[-1]) != len(ids)):
+        raise SettingError(f"{len(fitness)} fitness values and {len(ids)} ids for {len(ptr) - 1} knock-outs")
+    counts, width = np.diff(ptr), int(ids.max(initial=-1)) + 1
+    groups = {size: _Group.of(ids, ptr, np.flatnonzero(counts == size), fitness, width) for size in (1, 2, 3)}
+    single, double, triple = groups[1], groups[2], groups[3]
+
+    epsilon, tau = np.full((2, len(fitness)), np.nan)
+    a, b = double.genes.T
+    epsilon[double.rows] = double.fitness - single.of_genes(a) * single.of_genes(b)
+    pairs = _Group(double.genes, double.rows, epsilon[double.rows], double.keys, width)
+
+    a, b, c = triple.genes.T
+    f_a, f_b, f_c = (single.of_genes(gene) for gene in (a, b, c))
+    pairwise = pairs.of_genes(a, b) * f_c + pairs.of_genes(a, c) * f_b + pairs.of_genes(b, c) * f_a
+    tau[triple.rows] = triple.fitness - f_a * f_b * f_c - pairwise
+    return epsilon.astype(np.float32), tau.astype(np.float32)
+
+
+class _Group:
+    """Knock-outs of one size, ascending by their genes, and a number for each."""
+
+    def __init__(
+        self, genes: Int64Array, rows: Int64Array, fitness: Float64Array, keys: Int64Array, width: int
+    ) -> None:
+        self.genes, self.rows, self.fitness, self.keys, self.width = genes, rows, fitness, keys, width
+
+    @classmethod
+    def of(
+        cls, ids: Int64Array, ptr: Int64Array, rows: Int64Array, fitness: Float64Array, width: int
+    ) -> _Group:
+        size = int(ptr[rows[0] + 1] - ptr[rows[0]]) if len(rows) else 0
+        genes = np.sort(ids[ptr[rows][:, None] + np.arange(size)], axis=1)
+        keys = _keys(genes.T, width)
+        order = np.argsort(keys, kind="stable")
+        repeated = np.flatnonzero(np.diff(keys[order]) == 0)
+        if len(repeated):
+            first, second = rows[order[repeated[0]]], rows[order[repeated[0] + 1]]
+            raise SourceContractError(
+                f"rows {first} and {second} are the same knock-out, so its fitness is ambiguous",
+                fix="keep one of them, or their mean",
+            )
+        return cls(genes[order], rows[order], fitness[rows[order]], keys[order], width)
+
+    def of_genes(self, *genes: Int64Array) -> Float64Array:
+        """The value of each knock-out named by its genes, ascending; NaN where it is not in the table."""
+        wanted = _keys(genes, self.width)
+        if not len(self.keys):
+            return np.full(len(wanted), np.nan)
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[at] == wanted, self.fitness[at], np.nan)
+
+
+def _keys(columns: Any, width: int) -> Int64Array:
+    """One number per row of genes."""
+    out = np.zeros(len(columns[0]) if len(columns) else 0, dtype=np.int64)
+    for column in columns:
+        out = out * width + column
+    return out
