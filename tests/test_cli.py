@@ -227,7 +227,7 @@ USAGE = {
     ),
     "misspelt source": (
         ["preprocess", "root=x", "source=ecol"],
-        "did you mean 'ecoli'? valid: ecoli, table, python",
+        "did you mean 'ecoli'? valid: ecoli, ",
     ),
     "misspelt processor": (["preprocess", "root=x", "source=ecoli", "processor=lzy"], "did you mean 'lazy'?"),
     "misspelt storage": (["preprocess", "root=x", "source=ecoli", "storage=detla"], "did you mean 'delta'?"),
