@@ -14,10 +14,9 @@ from torch_geometric.data.data import BaseData
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method, whole_number
-from torchcell_cache.loading.distributed import DistributedCacheSampler
-from torchcell_cache.loading.epoch_plan import EpochPlan
 from torchcell_cache.loading.prefetch import on_device
 from torchcell_cache.loading.reading import SampleReader, SharedReader, pyg_collater
+from torchcell_cache.loading.sampling import CacheSampler, Plan
 from torchcell_cache.loading.view import StoreView, view_of
 from torchcell_cache.loading.workers import Job, WorkerProcesses
 
@@ -39,7 +38,7 @@ class CacheLoader:
         batch_size: Samples per batch and rank.
         shuffle: Whether to permute the samples, anew each epoch, by (``seed``, epoch).
         num_workers: Reading processes; 0 reads in this one.
-        sampler: A ``DistributedCacheSampler`` (its own batch size counts), or any iterable of indices; the latter is
+        sampler: One of this package's samplers (its own batch size counts), or any iterable of indices; the latter is
             taken as it is, so it must know about ranks itself.
         batch_sampler: Any iterable of lists of indices; excludes batch_size, shuffle, sampler and drop_last.
         drop_last: Leave out what does not fill a batch on every rank.
@@ -71,7 +70,7 @@ class CacheLoader:
         shuffle: bool = False,
         num_workers: int = 0,
         *,
-        sampler: Iterable[int] | DistributedCacheSampler | None = None,
+        sampler: Iterable[int] | CacheSampler | None = None,
         batch_sampler: Iterable[Sequence[int]] | None = None,
         drop_last: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -113,11 +112,11 @@ class CacheLoader:
         self.batch_size = getattr(self.batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
         self._samples = collate_fn is not None or self._view.transform is not None
-        self._own = self.batch_sampler if isinstance(self.batch_sampler, DistributedCacheSampler) else None
+        self._own = self.batch_sampler if isinstance(self.batch_sampler, CacheSampler) else None
         if self._own is not None and self._own.num_samples != len(self._view):
             raise SettingError(
                 f"the sampler is for {self._own.num_samples} samples, the dataset has {len(self._view)}",
-                fix="DistributedCacheSampler(dataset, ...) of the same dataset",
+                fix=f"{type(self._own).__name__}(dataset, ...) of the same dataset",
             )
         self._reader = self._make_reader()
         self._workers: WorkerProcesses | None = None
@@ -217,7 +216,7 @@ class CacheLoader:
         """
         self._stateful("load_state_dict").load_state_dict(state)
 
-    def _stateful(self, name: str) -> DistributedCacheSampler:
+    def _stateful(self, name: str) -> CacheSampler:
         if self._own is None:
             raise SettingError(
                 f"{name} is not known with a sampler of another kind ({type(self.sampler).__name__})",
@@ -240,7 +239,7 @@ def _view(dataset: Any) -> StoreView:
     return view
 
 
-def _jobs(plan: EpochPlan | None, view: StoreView, batches: Iterable[Any]) -> Iterator[Job]:
+def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterator[Job]:
     """What to read, step by step.
 
     No method of the loader: torch's iterator keeps it, the loader keeps that iterator, and a reference back would leave

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loading.distributed import DistributedCacheSampler
+from torchcell_cache.loading.sampling import CacheSampler
 from torchcell_cache.processors.base import choice
 
 
@@ -70,7 +71,7 @@ def samplers_of(
     if sampler is None and batch_sampler is None:
         ours = DistributedCacheSampler(dataset, batch_size, shuffle, drop_last=drop_last, **own)
         return ours, ours
-    ready = batch_sampler is not None or isinstance(sampler, DistributedCacheSampler)
+    ready = batch_sampler is not None or isinstance(sampler, CacheSampler)
     excluded = {"shuffle": shuffle, **own}
     if ready:
         excluded |= {"batch_size": batch_size != 1, "drop_last": drop_last}

@@ -10,15 +10,37 @@ import numpy.typing as npt
 from torchcell_cache.record import Int64Array
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64Array:
-    """The permutation of an epoch, ``[num_samples] int64``; the same on every machine and numpy version.
+def raw_numbers(count: int, seed: int, epoch: int, stream: int = 0, part: int = 0) -> npt.NDArray[np.uint64]:
+    """Random 64-bit numbers of an epoch, ``[count] uint64``; the same on every machine and numpy version.
 
-    Sorting random keys that carry the sample's number in their low bits: Philox' raw stream is fixed for good, where
-    numpy reserves the right to change ``Generator.permutation``, and keys that differ leave no ties to sort one way here
-    and another way there.
+    Philox' raw stream is fixed for good, where numpy reserves the right to change what ``Generator`` makes of it.
+
+    Args:
+        count: How many.
+        seed: First half of the key.
+        epoch: Second half of the key.
+        stream: What they are for; another stream has nothing in common with this one.
+        part: Which of many equal pieces of work (a shard, a window) they are for, likewise.
     """
     key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
-    keys = np.random.Philox(key=key).random_raw(num_samples)
+    counter = np.array([0, 0, part % 2**64, stream % 2**64], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, stream: int = 0, part: int = 0) -> Int64Array:
+    """The permutation of an epoch, ``[num_samples] int64``; the same on every machine and numpy version.
+
+    Sorting random keys that carry the sample's number in their low bits: keys that differ leave no ties to sort one way
+    here and another way there.
+
+    Args:
+        num_samples: Length.
+        seed: As in :func:`raw_numbers`, like the rest.
+        epoch: Likewise.
+        stream: Likewise.
+        part: Likewise.
+    """
+    keys = raw_numbers(num_samples, seed, epoch, stream, part)
     low = np.uint64((1 << max(num_samples - 1, 0).bit_length()) - 1)
     keys &= ~low
     keys |= np.arange(num_samples, dtype=np.uint64)
@@ -111,6 +133,10 @@ class EpochPlan:
 
     def __len__(self) -> int:
         return self.cut.steps
+
+    def place(self, done: int) -> int:
+        """Samples of the global order that are seen or left out after ``done`` steps."""
+        return self.cut.start if done == 0 else self.cut.seen_after(done - 1)
 
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
