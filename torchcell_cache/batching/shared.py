@@ -14,6 +14,7 @@ from torch import Tensor
 from torchcell_cache.batching import packing
 from torchcell_cache.batching.resident import find_generation
 from torchcell_cache.batching.sections import Sections
+from torchcell_cache.batching.selectable import Selectable
 from torchcell_cache.batching.travel import TravellingBatch
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
@@ -40,7 +41,7 @@ class Coordinates(NamedTuple):
     batch: Tensor
 
 
-class SharedGraphBatch(TravellingBatch):
+class SharedGraphBatch(Selectable, TravellingBatch):
     """Samples of a store that share one base graph: ids of what each lacks and its labels, nothing else.
 
     Made by ``dataset.read_batch(indices)`` and :meth:`read`. A batch is one buffer of a few kilobytes when it crosses a

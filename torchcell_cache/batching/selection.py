@@ -1,0 +1,215 @@
+"""Some nodes of the perturbed type and the edges among them, through the incidence index.
+
+A :class:`Selection` says which positions of the position space stay; :func:`subset` cuts a graph by it. Both keep the
+base graph's order, so the result is PyG's ``subgraph`` on the same nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torchcell_cache.incidence import IncidenceIndex, Positions, ragged_arange
+from torchcell_cache.record import Int64Array
+from torchcell_cache.topology import Domain, Topology, endpoints
+
+_INDICES = ("edge_index", "hyperedge_index")
+_SCAN = 0.5
+"""Listing entries and sorting them costs about twice what testing every edge once does; see docs/node_selection.md."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """An induced part of a base graph.
+
+    Attributes:
+        nodes: Selected nodes of the perturbed type, ascending, ``[k] int64``.
+        kept: Per domain the positions within it that stay, ascending int64; ``None`` where all stay.
+        topology: The position space of what stays.
+    """
+
+    nodes: Int64Array
+    kept: tuple[Int64Array | None, ...]
+    topology: Topology
+
+    @classmethod
+    def make(cls, whole: Topology, nodes: Int64Array, kept: Sequence[Int64Array | None]) -> Selection:
+        """Number what stays, domain after domain."""
+        domains: list[Domain] = []
+        for domain, local in zip(whole.domains, kept, strict=True):
+            start = domains[-1].stop if domains else 0
+            domains.append(
+                Domain(domain.role, domain.key, start, domain.size if local is None else len(local))
+            )
+        return cls(nodes, tuple(kept), Topology(whole.node_type, len(nodes), tuple(domains)))
+
+    def translate(self, whole: Topology, positions: Positions) -> tuple[Positions, Any]:
+        """Positions of the whole graph in this part's numbering.
+
+        Args:
+            whole: The position space of the whole graph.
+            positions: Positions there, in any order, ``[n]``.
+
+        Returns:
+            New positions of those that stay, in the order given, and which do, ``[n] bool``.
+        """
+        old, new = [], []
+        for before, after, local in zip(whole.domains, self.topology.domains, self.kept, strict=True):
+            if local is not None or before.role != "edge":  # all other edges have no end that can be deleted
+                old.append(before.start + (np.arange(before.size) if local is None else local))
+                new.append(after.start + np.arange(after.size))
+        table = np.concatenate([*old, [whole.size]])
+        at = np.searchsorted(table[:-1], positions)
+        stays = table[at] == positions
+        return np.concatenate([*new, [0]])[at[stays]].astype(self.topology.position_dtype), stays
+
+
+def ends_of(topology: Topology, domain: Domain) -> tuple[int, ...]:
+    """Rows of a domain's index that hold nodes of the perturbed type."""
+    if domain.role == "edge":
+        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+        return tuple(row for row, end in enumerate(ends) if end == topology.node_type)
+    return (0,) if domain.role == "gpr" else ()
+
+
+def select(index: IncidenceIndex, graph: Any, nodes: Int64Array) -> Selection:
+    """The part of a base graph that some nodes induce.
+
+    An edge between two nodes of the perturbed type stays if both are selected, an edge (or gpr entry) with one such end
+    if that end is; nodes of other types, and edges among them, all stay. Looks at the entries of the selected nodes; where
+    those are more than half of an edge type it tests each of its edges once instead, which is then quicker.
+
+    Args:
+        index: The base graph's incidence index.
+        graph: The base graph, on the CPU.
+        nodes: Nodes to keep, ascending and unique, ``[k] int64``.
+    """
+    topology = index.topology
+    selected = np.zeros(topology.num_nodes, dtype=bool)
+    selected[nodes] = True
+    kept: list[Int64Array | None] = []
+    for column, domain in enumerate(topology.domains):
+        rows = ends_of(topology, domain)
+        if not rows or len(nodes) == topology.num_nodes:
+            kept.append(None)
+            continue
+        ends = endpoints(graph, domain)
+        starts = index.ptr[nodes, column]
+        counts = index.ptr[nodes, column + 1] - starts
+        if int(counts.sum()) > _SCAN * domain.size:
+            stays = selected[ends[rows[0]]]
+            for row in rows[1:]:
+                stays &= selected[ends[row]]
+            kept.append(np.flatnonzero(stays))
+            continue
+        # An edge stands under both of its ends; it is taken where its first one is the owner.
+        local = index.positions[ragged_arange(starts, counts)].astype(np.int64) - domain.start
+        local = local[ends[rows[0]][local] == np.repeat(nodes, counts)]
+        for row in rows[1:]:
+            local = local[selected[ends[row][local]]]
+        local.sort()
+        kept.append(local)
+    return Selection.make(topology, nodes, kept)
+
+
+def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
+    """A graph cut to a selection, on the graph's device; tensors and lists that stay whole are the graph's own.
+
+    Args:
+        graph: The base graph on any device.
+        whole: Its position space.
+        selection: What stays.
+    """
+    cut = _Cut(graph, whole, selection)
+    out = copy.copy(graph)
+    if not isinstance(graph, HeteroData):
+        out._store._mapping = cut.homogeneous(graph._store._mapping)
+        return out
+    nodes = out[whole.node_type]
+    nodes._mapping = cut.rows_of(nodes._mapping, whole.num_nodes, cut.nodes, "num_nodes")
+    for domain, local in zip(whole.domains, selection.kept, strict=True):
+        if local is not None:
+            store = out[domain.key]
+            store._mapping = cut.edges(store._mapping, domain, local)
+    return out
+
+
+class _Cut:
+    """Cuts the fields of one graph."""
+
+    def __init__(self, graph: Any, whole: Topology, selection: Selection) -> None:
+        tensors = [v for store in graph.stores for v in store._mapping.values() if isinstance(v, Tensor)]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.whole, self.selection = whole, selection
+        self.nodes = self._there(selection.nodes)
+        new_id = torch.full((whole.num_nodes,), -1, dtype=torch.int64, device=self.device)
+        self.new_id = new_id.index_copy_(0, self.nodes, torch.arange(len(self.nodes), device=self.device))
+
+    def _there(self, array: Int64Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def rows_of(self, fields: dict[str, Any], size: int, wanted: Tensor, count: str) -> dict[str, Any]:
+        """Fields with the wanted rows of everything that has ``size`` of them, and the new ``count``."""
+        return {name: self._rows(name, value, size, wanted, count) for name, value in fields.items()}
+
+    def _rows(self, name: str, value: Any, size: int, wanted: Tensor, count: str) -> Any:
+        if name == count:
+            return len(wanted)
+        if name in _INDICES:
+            return value
+        if isinstance(value, Tensor):
+            return value.index_select(0, wanted) if value.dim() and value.size(0) == size else value
+        if isinstance(value, list | tuple) and len(value) == size:
+            own = self.selection.nodes if wanted is self.nodes else wanted.cpu().numpy()
+            return type(value)([value[k] for k in own.tolist()])
+        return value
+
+    def edges(self, fields: dict[str, Any], domain: Domain, local: Int64Array) -> dict[str, Any]:
+        """Fields of an edge type, its index in the new numbering."""
+        wanted = self._there(local)
+        out = self.rows_of(fields, domain.size, wanted, "num_edges")
+        name = "edge_index" if domain.role == "edge" else "hyperedge_index"
+        index = fields[name].index_select(1, wanted)
+        rows = list(index.unbind(0))
+        for row in ends_of(self.whole, domain):
+            rows[row] = self.new_id.index_select(0, rows[row]).to(index.dtype)
+        out[name] = torch.stack(rows)
+        return out
+
+    def homogeneous(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of ``Data``, where one store holds nodes and edges: told apart by size, then by name as PyG does."""
+        whole = self.whole
+        if not whole.domains:
+            return self._with_count(fields, fields)
+        domain, local = whole.domains[0], self.selection.kept[0]
+        if local is None:
+            return fields
+        per_edge = {
+            name
+            for name, value in fields.items()
+            if name == "num_edges"
+            or name in _INDICES
+            or (_length(value) == domain.size and (domain.size != whole.num_nodes or "edge" in name))
+        }
+        edges = self.edges({n: fields[n] for n in fields if n in per_edge}, domain, local)
+        nodes = self._with_count({n: v for n, v in fields.items() if n not in per_edge}, fields)
+        return {name: (edges if name in per_edge else nodes)[name] for name in fields} | nodes
+
+    def _with_count(self, fields: dict[str, Any], everything: dict[str, Any]) -> dict[str, Any]:
+        out = self.rows_of(fields, self.whole.num_nodes, self.nodes, "num_nodes")
+        if everything.get("num_nodes") is None:
+            out["num_nodes"] = len(self.nodes)
+        return out
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return int(value.size(0)) if value.dim() else -1
+    return len(value) if isinstance(value, list | tuple) else -1
