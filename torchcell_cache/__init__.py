@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
     from torchcell_cache.builder.api import build as build
+    from torchcell_cache.builder.array import build_part as build_part
+    from torchcell_cache.builder.array import finalize as finalize
     from torchcell_cache.checking.repairing import repair as repair
     from torchcell_cache.checking.verification import verify as verify
     from torchcell_cache.cleanup import gc as gc
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
+    from torchcell_cache.subsets.index_file import load_indices as load_indices
+    from torchcell_cache.subsets.index_file import save_indices as save_indices
+    from torchcell_cache.subsets.select import select as select
+    from torchcell_cache.subsets.split_sets import Splits as Splits
+    from torchcell_cache.subsets.splits import split_by_perturbation as split_by_perturbation
+    from torchcell_cache.subsets.splits import split_random as split_random
+    from torchcell_cache.subsets.substore import save_subset as save_subset
 
 __version__ = "0.1.0"
 
@@ -45,13 +54,22 @@ _PLACES = {
     "PreprocessedDataset": "dataset",
     "Sample": "record",
     "SharedGraphBatch": "batch",
+    "Splits": "subsets.split_sets",
     "SubgraphRepresentation": "processors",
     "build": "builder.api",
+    "build_part": "builder.array",
     "errors": "",
+    "finalize": "builder.array",
     "nn": "",
     "gc": "cleanup",
+    "load_indices": "subsets.index_file",
     "repair": "checking.repairing",
+    "save_indices": "subsets.index_file",
+    "save_subset": "subsets.substore",
+    "select": "subsets.select",
     "sources": "",
+    "split_by_perturbation": "subsets.splits",
+    "split_random": "subsets.splits",
     "testing": "",
     "verify": "checking.verification",
 }

@@ -42,11 +42,13 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         source_dataset: The source the store should stand for. A missing store is then no error until a sample is
             read, so that :meth:`preprocess_from_source` can build it (torchcell's calling style), and a store of
             another source is refused.
+        indices: Only these samples of the store: an index file (``.npy``, see :func:`save_indices`), or anything that
+            indexes a dataset. The dataset is then a view of them.
 
     Raises:
         CacheNotFoundError: If there is no store at ``root``; names the command that builds one.
         CorruptManifestError: If the manifest is damaged.
-        StaleCacheError: If ``source_dataset`` is not what the store was built from.
+        StaleCacheError: If ``source_dataset`` is not what the store was built from, or ``indices`` is of another store.
         SettingError: If an argument belongs to the build.
     """
 
@@ -62,6 +64,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         force_reload: bool = False,
         *,
         source_dataset: Any = None,
+        indices: Any = None,
     ) -> None:
         if root is None:
             raise SettingError("PreprocessedDataset needs the root directory of a store", fix="pass root=...")
@@ -83,6 +86,18 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
                 self._opened.manifest, source_dataset, self._root
             )
         super().__init__(str(self._root), transform, None, None, log=log)
+        if indices is not None:
+            self._restrict(indices)
+
+    def _restrict(self, indices: Any) -> None:
+        """Become a view of the given samples, or of those that an index file lists."""
+        if isinstance(indices, str | os.PathLike):
+            load = import_module("torchcell_cache.subsets.index_file").load_indices
+            chosen = load(indices, self.generation)
+        else:
+            chosen = self.positions(indices)
+        self.__dict__["_positions"] = chosen
+        self._indices = Positions(chosen)
 
     @classmethod
     def _of(cls, generation: Generation, transform: Callable[..., Any] | None = None) -> PreprocessedDataset:

@@ -1,0 +1,1 @@
+"""Which samples: expressions over stored columns, index files, splits, smaller stores."""
