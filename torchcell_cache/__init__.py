@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
+    from torchcell_cache.sources.anndata import AnnDataSource as AnnDataSource
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
     from torchcell_cache.subsets.index_file import load_indices as load_indices
     from torchcell_cache.subsets.index_file import save_indices as save_indices
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AnnDataSource": "sources.anndata",
     "CacheLoader": "loader",
     "DistributedCacheSampler": "loading.distributed",
     "GraphProcessor": "processors",

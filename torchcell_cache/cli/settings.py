@@ -23,18 +23,38 @@ from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
 from torchcell_cache.errors import SettingError, UnsafeContentError
 
 INTEGERS = {
-    "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
+    "task", "tasks", "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
     "batch_size", "num_batches", "source.num_samples", "source.seed",
 }  # fmt: skip
-NUMBERS = {"seconds", "step_ms"}
-BOOLEANS = {"progress", "debug", "json", "cold", "allow_empty", "unfinished", "dry_run", "source.self_loops"}
+INTEGERS |= {"n"}
+NUMBERS = {"seconds", "step_ms", "wait"}
+BOOLEANS = {
+    "overwrite",
+    "finalize",
+    "progress",
+    "debug",
+    "json",
+    "cold",
+    "allow_empty",
+    "unfinished",
+    "dry_run",
+    "source.self_loops",
+}
 INTEGER_LISTS = {"workers"}
-LISTS = {"source.phenotypes", "source.statistics", "exclude_keys"} | INTEGER_LISTS
+NUMBER_LISTS = {"fractions", "seen_fractions"}
+LISTS = (
+    {"source.phenotypes", "source.statistics", "exclude_keys", "genes", "without"}
+    | INTEGER_LISTS
+    | NUMBER_LISTS
+)
 MAPPINGS = {"source.settings", "processor.settings"}
 CHOICES = {
     "storage": ("auto", "perturbation", "delta", "full"),
     "on_stale": ("error", "rebuild", "warn"),
     "level": ("quick", "full"),
+    "match": ("any", "all", "only"),
+    "by": ("perturbation", "random"),
+    "names": ("unseen", "gears"),
     "processor.gpr": ("any", "rule"),
     "source.unknown": ("error", "drop"),
     "source.duplicate": ("error", "unique"),
@@ -215,13 +235,15 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     kind = _kind(key)
     if key in LISTS and not isinstance(value, list):
         value = [value]
-    item_kind = int if key in INTEGER_LISTS else str
+    item_kind = int if key in INTEGER_LISTS else float if key in NUMBER_LISTS else str
     if not _is_of(value, kind) or (key in LISTS and not all(_is_of(item, item_kind) for item in value)):
         names = {
             int: "a whole number",
             float: "a number",
             bool: "true or false",
-            list: "a list of whole numbers" if key in INTEGER_LISTS else "a list of names",
+            list: {int: "a list of whole numbers", float: "a list of numbers"}.get(
+                item_kind, "a list of names"
+            ),
             dict: "a mapping",
             str: "text",
         }
