@@ -236,6 +236,12 @@ class ShardFiles:
             )
         return handle
 
+    def close(self, shard: int) -> None:
+        """Let go of a shard's file and its mapping in this process; it is opened again when it is read again."""
+        with contextlib.suppress(OSError):
+            stat = Path(self.paths[shard]).stat()
+            _HANDLES.close((stat.st_dev, stat.st_ino))
+
     def _begin_with(self, shard: int) -> dict[int, Callable[[bytes], bytes | None]]:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
         while True:
