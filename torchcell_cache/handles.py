@@ -69,6 +69,14 @@ class Handles(Generic[H]):
             self._open.move_to_end(key)
             return handle
 
+    def close(self, key: Key) -> None:
+        """Retire the handle of a file if it is open; it is closed as soon as no thread is reading."""
+        with self.changed:
+            self._drop_inherited()
+            if key in self._open:
+                self._retire(key)
+                self._sweep()
+
     def close_all(self) -> None:
         """Retire every handle; those that no thread is reading are closed at once."""
         with self.changed:

@@ -15,7 +15,7 @@ from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method, whole_number
 from torchcell_cache.loading.prefetch import on_device
-from torchcell_cache.loading.reading import SampleReader, SharedReader, pyg_collater
+from torchcell_cache.loading.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
 from torchcell_cache.loading.sampling import CacheSampler, Plan
 from torchcell_cache.loading.view import StoreView, view_of
 from torchcell_cache.loading.workers import Job, WorkerProcesses
@@ -118,7 +118,8 @@ class CacheLoader:
                 f"the sampler is for {self._own.num_samples} samples, the dataset has {len(self._view)}",
                 fix=f"{type(self._own).__name__}(dataset, ...) of the same dataset",
             )
-        self._reader = self._make_reader()
+        reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
+        self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
         self._workers: WorkerProcesses | None = None
 
     def _make_reader(self) -> SharedReader | SampleReader:

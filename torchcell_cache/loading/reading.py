@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
@@ -12,6 +16,7 @@ from torchcell_cache.generation import Generation
 from torchcell_cache.record import Int64Array
 
 _NAMED_SAMPLES = 8
+_MOST_AHEAD_BYTES = 1 << 28
 
 
 class SharedReader:
@@ -70,6 +75,51 @@ class SampleReader:
         except Exception as error:
             error.add_note(f"in the dataset's transform of sample {position}")
             raise
+
+
+class ShardByShard:
+    """A reader for an order that goes from shard to shard: fetches a shard in one go and lets go of those behind.
+
+    The kernel is asked to read the whole file when its first sample is wanted (unless it is huge), so that a slow disk
+    sees one sequential read and not a seek per sample. Closing what lies behind keeps the mapped memory bounded.
+
+    Args:
+        reader: Reads the batches.
+        generation: The store's generation.
+        keep: Shards to hold open.
+    """
+
+    def __init__(self, reader: Any, generation: Generation, keep: int) -> None:
+        self.reader, self.generation, self.keep = reader, generation, keep
+        self._open: OrderedDict[int, None] = OrderedDict()
+
+    def __getitem__(self, positions: Int64Array) -> Any:
+        """What the reader makes of the given store positions."""
+        shards = np.unique(self.generation.files.shard_of(positions)).tolist()
+        for shard in shards:
+            if shard not in self._open:
+                self._fetch(shard)
+            self._open[shard] = None
+            self._open.move_to_end(shard)
+        batch = self.reader[positions]
+        while len(self._open) > max(self.keep, len(shards)):
+            self.generation.files.close(self._open.popitem(last=False)[0])
+        return batch
+
+    def _fetch(self, shard: int) -> None:
+        files = self.generation.files
+        if files.sizes[shard] <= _MOST_AHEAD_BYTES:
+            with contextlib.suppress(OSError):  # advice: whoever reads says what is wrong
+                descriptor = os.open(files.paths[shard], os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
+
+    def close(self) -> None:
+        """Let go of all shards that this reader opened."""
+        while self._open:
+            self.generation.files.close(self._open.popitem()[0])
 
 
 def pyg_collater(

@@ -56,7 +56,6 @@ class CacheSampler(abc.ABC):
         SettingError: If an argument is wrong.
     """
 
-    beginning: ClassVar[Any] = 0
     place_name: ClassVar[str] = "samples_seen"
 
     def __init__(
@@ -94,6 +93,11 @@ class CacheSampler(abc.ABC):
     @abc.abstractmethod
     def _steps(self, place: Any) -> int:
         """Steps from a place to the end of an epoch, the same on every rank."""
+
+    @property
+    def beginning(self) -> Any:
+        """The place at which an epoch begins, as JSON values."""
+        return 0
 
     def _settings(self) -> dict[str, Any]:
         """What else decides what is drawn, as JSON values: a state goes on only where these are the same."""
