@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from torchcell_cache.builder.shards import CHUNK
+from torchcell_cache.codec.bulk import encode_many
 from torchcell_cache.columns import Arrays
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.io import BaseFields, encode_graph
 from torchcell_cache.processors.base import apply_processor
-from torchcell_cache.sources.base import Source
+from torchcell_cache.sources.base import FieldSource, RunSource, Source
 
 _MAX_LABEL = 64
 _CHUNK_BYTES = 16 << 20
+_END = object()
 
 
 class GenericMaker:
@@ -36,28 +38,55 @@ class GenericMaker:
         self._layouts: dict[str, Any] = {}
         self._labels: list[Any] = []
 
-    def graph(self, index: int) -> Any:
-        """The processed graph of one sample.
+    def _graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
 
         Raises:
             SampleError: If the source or the processor raised; carries the original traceback.
+            SourceContractError: If the source gave too few.
         """
-        try:
-            return apply_processor(self.processor, self.source.base_graph, self.source[index])
-        except Exception as error:
-            name = type(self.processor).__name__
-            raise SampleError(
-                f"sample {index}: {type(error).__name__} in the source or in {name}: {error}\n{traceback.format_exc()}",
-                fix="correct the sample or the processor and run the same command again; finished shards are kept",
-            ) from None
+        run = self.source.items(start, stop) if isinstance(self.source, RunSource) else None
+        for index in range(start, stop):
+            try:
+                item = self.source[index] if run is None else next(run, _END)
+                if item is _END:
+                    raise _ended(self.source, start, stop, index)
+                graph = apply_processor(self.processor, self.source.base_graph, item)
+            except Exception as error:
+                raise self._failed(f"sample {index}", error) from None
+            yield index, graph
+
+    def _failed(self, where: str, error: Exception) -> SampleError:
+        name = type(self.processor).__name__
+        return SampleError(
+            f"{where}: {type(error).__name__} in the source or in {name}: {error}\n{traceback.format_exc()}",
+            fix="correct the sample or the processor and run the same command again; finished shards are kept",
+        )
+
+    def _field_bodies(self, source: FieldSource, start: int, stop: int) -> Iterator[list[bytes]]:
+        """Bodies from whole chunks of fields."""
+        chunks, at = source.field_chunks(start, stop), start
+        while at < stop:
+            try:
+                chunk = next(chunks, None)
+                if chunk is None or at + chunk.count > stop:
+                    raise _ended(source, start, stop, at if chunk is None else at + chunk.count)
+                bodies = encode_many(chunk, self.mode)
+            except Exception as error:
+                raise self._failed(f"samples from {at} on", error) from None
+            self._layouts[f"{chunk.layout.id:016x}"] = chunk.layout.to_dict()
+            at += len(bodies)
+            yield bodies
 
     def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
         """Bodies of samples ``start`` to ``stop``, in chunks of bounded size."""
         self._layouts, self._labels = {}, []
+        if self.processor is None and isinstance(self.source, FieldSource):
+            yield from self._field_bodies(self.source, start, stop)
+            return
         chunk: list[bytes] = []
         size, begun = 0, time.monotonic()
-        for index in range(start, stop):
-            graph = self.graph(index)
+        for index, graph in self._graphs(start, stop):
             try:
                 layout, body = encode_graph(graph, self.base, self.mode)
             except CacheError as error:
@@ -92,6 +121,12 @@ class GenericMaker:
                 "hex": stacked.tobytes().hex(),
             }
         return {"layouts": self._layouts, "stats": stats}
+
+
+def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractError:
+    return SourceContractError(
+        f"{type(source).__name__} was asked for samples {start} to {stop} and ended at {at}"
+    )
 
 
 def _label(graph: Any) -> Any:

@@ -70,6 +70,12 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
     built_in = (
         type(processor) in BUILT_IN.values()
     )  # a subclass may assemble otherwise: its graphs are stored whole
+    if built_in and getattr(source, "gives_graphs", False):
+        raise SourceContractError(
+            f"{type(processor).__name__} makes samples from perturbed ids alone; those of {type(source).__name__} are "
+            "graphs with features of their own, which would be lost",
+            fix="processor=None, or a transform of your own",
+        )
     if built_in and table is not None:
         topology = topology_of(graph, processor.node_type)
         given = getattr(source, "node_type", topology.node_type)

@@ -51,8 +51,8 @@ KIND = 0x21
 MAX_NDIM = 8
 MODES = ("full", "delta")
 
-_HEADER = struct.Struct("<BBHIQ")
-_FIELD = struct.Struct("<BBBBI")
+HEADER = struct.Struct("<BBHIQ")
+FIELD = struct.Struct("<BBBBI")
 _MAX_LENGTH = 0xFFFFFFFF
 
 
@@ -102,7 +102,7 @@ def encode(
         if value is None and not reference.same:
             raise TypeError(f"{field_label(key)} has no value and is not the base graph's")
         if value is None or reference.same or equals_base(value, reference.value, mode):
-            descriptors.append(_FIELD.pack(BASE, 0, 0, 0, 0))
+            descriptors.append(FIELD.pack(BASE, 0, 0, 0, 0))
             continue
         shape = value.array.shape if isinstance(value, TensorValue) else ()
         if len(shape) > MAX_NDIM:
@@ -114,14 +114,14 @@ def encode(
             raise too_large(f"the sample up to {field_label(key)}", decoded, max_bytes)
         encoding, fill, payload = encode_field(value, reference.value, mode)
         dtype = value.dtype if isinstance(value, TensorValue) else 0
-        descriptors.append(_FIELD.pack(encoding, dtype, len(shape), fill, len(payload)))
+        descriptors.append(FIELD.pack(encoding, dtype, len(shape), fill, len(payload)))
         descriptors.append(struct.pack(f"<{len(shape)}q", *shape))
         payloads.append(padded(payload))
     body = b"".join(descriptors + payloads)
-    length = _HEADER.size + len(body)
+    length = HEADER.size + len(body)
     if length > min(max_bytes, _MAX_LENGTH):
         raise too_large("the record", length, min(max_bytes, _MAX_LENGTH))
-    return _HEADER.pack(KIND, 0, len(layout.keys), length, layout.id) + body
+    return HEADER.pack(KIND, 0, len(layout.keys), length, layout.id) + body
 
 
 def decode(
@@ -150,9 +150,9 @@ def decode(
     """
     if len(body) > max_bytes:
         raise too_large("the record", len(body), max_bytes)
-    if len(body) < _HEADER.size:
+    if len(body) < HEADER.size:
         raise CorruptRecordError(f"a generic record of {len(body)} bytes is shorter than its header")
-    kind, reserved, num_fields, length, layout_id = _HEADER.unpack_from(body)
+    kind, reserved, num_fields, length, layout_id = HEADER.unpack_from(body)
     if kind != KIND or reserved:
         raise FormatError(
             f"record starts with 0x{kind:02x}{reserved:02x}, expected 0x{KIND:02x}00 (generic, version 1)"
@@ -183,7 +183,7 @@ def decode(
 
 def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[StoredField]:
     """Read and check all descriptors, their sizes and the padding, and place the payloads."""
-    position, decoded, out = _HEADER.size, 0, []
+    position, decoded, out = HEADER.size, 0, []
     for is_tensor, label in zip(layout.tensors, layout.labels, strict=True):
         field, position = _descriptor(body, position, label, is_tensor)
         if field.encoding != BASE:
@@ -206,10 +206,10 @@ def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[Store
 
 def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> tuple[StoredField, int]:
     """Read one descriptor and check that its parts go together; returns it and where the next one starts."""
-    end = position + _FIELD.size
+    end = position + FIELD.size
     if end > len(body):
         raise CorruptRecordError(f"record ends inside the descriptor of {label}")
-    encoding, dtype, ndim, fill, length = _FIELD.unpack_from(body, position)
+    encoding, dtype, ndim, fill, length = FIELD.unpack_from(body, position)
     if encoding == BASE:
         if dtype or ndim or fill or length:
             raise CorruptRecordError(f"{label} is the base graph's and says dtype {dtype} and {length} bytes")

@@ -9,14 +9,17 @@ from torchcell_cache.sources.pyg import PygSource, as_source
 from torchcell_cache.sources.table import PerturbationTable
 
 if TYPE_CHECKING:
+    from torchcell_cache.sources.anndata import AnnDataSource
     from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
     from torchcell_cache.sources.yeast import YeastKnockouts, yeast_base_graph, yeast_knockouts
 
-_LAZY = dict.fromkeys(
+_LAZY = {"AnnDataSource": "torchcell_cache.sources.anndata"}
+_LAZY |= dict.fromkeys(
     ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
 ) | dict.fromkeys(("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast")
 
 __all__ = [
+    "AnnDataSource",
     "EcoliKnockouts",
     "PerturbationSource",
     "PerturbationTable",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torchcell_cache.codec.bulk import FieldChunk
     from torchcell_cache.record import SampleTable
 
 
@@ -34,3 +37,19 @@ class PerturbationSource(Source, Protocol):
     @property
     def table(self) -> SampleTable:
         """All samples as ragged columns."""
+
+
+@runtime_checkable
+class RunSource(Source, Protocol):
+    """A source that reads consecutive samples faster than one by one; the build then asks for runs of them."""
+
+    def items(self, start: int, stop: int) -> Iterator[Any]:
+        """What indexing gives for ``start`` to ``stop``, in that order. Handles are closed when it ends or is dropped."""
+
+
+@runtime_checkable
+class FieldSource(RunSource, Protocol):
+    """A source of graphs that can give the fields of many samples as arrays; used where there is no processor."""
+
+    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
+        """The same samples as :meth:`items` gives, in chunks of consecutive ones; their records must be equal to the byte."""

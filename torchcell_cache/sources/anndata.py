@@ -1,0 +1,303 @@
+"""``AnnDataSource``: cells of H5AD files on one gene graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchcell_cache.codec.bulk import ChangedRows, FieldChunk
+from torchcell_cache.codec.layout import TensorValue
+from torchcell_cache.digest import array_digest
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.processors.base import choice
+from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.record import Int64Array, SampleTable
+from torchcell_cache.sources.cells.alignment import Alignment, align
+from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
+from torchcell_cache.sources.cells.h5ad import H5adFile
+from torchcell_cache.sources.cells.labels import Labels, Perturbations, read_labels
+from torchcell_cache.sources.cells.rows import Matrix
+from torchcell_cache.sources.cells.samples import CellSamples
+from torchcell_cache.sources.cells.variable import HighlyVariable, choose
+from torchcell_cache.topology import count_nodes, perturbable_type
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+
+class AnnDataSource:
+    """Cells of one or several H5AD files, each a sample on the base graph. Needs ``torchcell-cache[singlecell]``.
+
+    Files stay on disk and are read in runs of cells; what is held in memory per cell is its labels. A sample is the base
+    graph with the node field ``field`` in which one column is the cell's expression, and in the global store ``obs_values``
+    (``[1, num_phenotypes] float32``), ``obs_codes`` (``[1, num_categorical] int64``, -1 for none) and ``y``, as far as asked
+    for. With ``perturbation`` columns the nodes also have ``ids_pert`` and ``perturbation_indices``. The source's base graph
+    has the same field with that column zero, ``measured`` (``[num_nodes] bool``: which nodes can have expression) and
+    ``obs_categories`` (the names behind the codes).
+
+    Args:
+        files: Path or URL of an H5AD file, or several; cells are numbered file after file.
+        base_graph: The gene graph, with ``node_ids``.
+        layer: Layer to take; ``X`` if ``None``.
+        raw: Take ``raw.X`` and its variables.
+        gene_column: Column of ``var`` with gene names as in ``node_ids``; the index of ``var`` if ``None``.
+        field: Node field that holds the expression.
+        column: Column of an existing ``field`` to put it in; appended as the last one if ``None``.
+        phenotypes: Numeric columns of ``obs``.
+        categories: Columns of ``obs`` that hold names (cell type, batch), stored as codes.
+        y: One of these columns that samples carry as ``y`` (``[1]``, int64 for a column of names).
+        perturbation: Column or columns of ``obs`` with the perturbed genes of a cell.
+        separator: What joins several genes there.
+        control: What stands for no perturbation there; an empty entry does too.
+        unknown: ``error``, or ``drop`` perturbed genes that the base graph does not have.
+        target_sum: Scale each cell to this total (``scanpy.pp.normalize_total``).
+        log1p: Then take ``log(1 + value)`` (``scanpy.pp.log1p``).
+        n_top_genes: Keep the expression of so many highly variable genes, chosen by scanpy among those that files and base
+            graph share; the others are zero.
+        flavor: scanpy's way to choose: ``seurat``, ``cell_ranger`` or ``seurat_v3``.
+        hvg_cells: Cells that the choice looks at, evenly spaced runs of them if there are more.
+        node_type: Node type of the genes; ``gene`` or the only one by default.
+        version: A text that names the files' content, instead of reading each file once to digest it.
+        storage_options: Passed to fsspec for URLs.
+
+    Raises:
+        SourceContractError: If files, columns and base graph do not fit together; says what was found.
+        SettingError: If an argument has no such value, or a library is missing.
+    """
+
+    gives_graphs = True
+
+    def __init__(
+        self,
+        files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        base_graph: Data | HeteroData,
+        *,
+        layer: str | None = None,
+        raw: bool = False,
+        gene_column: str | None = None,
+        field: str = "x",
+        column: int | None = None,
+        phenotypes: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        y: str | None = None,
+        perturbation: str | Sequence[str] = (),
+        separator: str = "+",
+        control: str | Sequence[str] = "ctrl",
+        unknown: str = "error",
+        target_sum: float | None = None,
+        log1p: bool = False,
+        n_top_genes: int | None = None,
+        flavor: str = "seurat",
+        hvg_cells: int = 20_000,
+        node_type: str | None = None,
+        version: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        choice("unknown", unknown, ("error", "drop"))
+        how = Perturbations(_several(perturbation), separator, _several(control), unknown)
+        _check(layer, raw, target_sum, tuple(phenotypes), tuple(categories), y, separator)
+        self.phenotypes, self.target_sum, self.log1p = tuple(phenotypes), target_sum, log1p
+        self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
+        self.node_type = perturbable_type(base_graph, node_type)
+        self._names, num_nodes = _named_nodes(base_graph, self.node_type)
+        given = [files] if isinstance(files, str | os.PathLike) else list(files)
+        if not given:
+            raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
+        self.files = [H5adFile(file, storage_options) for file in given]
+        self.matrices = [Matrix(file, layer, raw) for file in self.files]
+        self.alignments = [align(file, self._names, gene_column, raw) for file in self.files]
+        _check_widths(self.matrices, self.alignments)
+        lengths = [matrix.shape[0] for matrix in self.matrices]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._labels: Labels = read_labels(
+            self.files, lengths, self._names, self.phenotypes, tuple(categories), how
+        )
+        self._version, self._digests = version, [""] * len(self.files)
+        self._settings = {
+            "layer": "raw" if raw else layer,
+            "gene_column": gene_column,
+            "node_type": self.node_type,
+            "field": field,
+            "column": column,
+            "phenotypes": list(self.phenotypes),
+            "categories": list(categories),
+            "y": y,
+            "perturbation": [*how.columns, separator, *how.control, unknown] if how.columns else None,
+            "target_sum": target_sum,
+            "log1p": log1p,
+        }
+        self._nodes = self._nodes_of_variables(num_nodes)
+        measured = np.zeros(num_nodes, dtype=np.bool_)
+        for nodes in self._nodes:
+            measured[nodes[nodes >= 0]] = True
+        self._samples = CellSamples(
+            base_graph,
+            self.node_type,
+            self._names,
+            field,
+            column,
+            measured,
+            self._labels,
+            self.phenotypes,
+            y,
+            how,
+        )
+        self.base_graph = self._samples.base_graph
+
+    def _nodes_of_variables(self, num_nodes: int) -> list[Int64Array]:
+        """Per file the node of each variable, -1 also for genes that are not among the chosen."""
+        nodes = [found.node_of for found in self.alignments]
+        if self.variable is None:
+            return nodes
+        counts = self.variable.flavor == "seurat_v3"
+        target, log1p = (None, False) if counts else (self.target_sum, self.log1p)
+        measured = np.unique(np.concatenate([part[part >= 0] for part in nodes]))
+
+        def read(start: int, stop: int) -> Iterator[Expression]:
+            return self._expression(start, stop, nodes, num_nodes, target, log1p)
+
+        chosen = choose(self.variable, len(self), read, measured, num_nodes)
+        return [np.where((part >= 0) & chosen[part], part, -1) for part in nodes]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"AnnDataSource({len(self):,} cells of {len(self.files)} files)"
+
+    def report(self) -> str:
+        """What matched between the files and the base graph, a line per file."""
+        lines = [str(found) for found in self.alignments]
+        if self.variable is not None:
+            chosen = int(self._samples.measured.sum())
+            lines.append(f"{chosen:,} highly variable genes keep their expression")
+        return "\n".join(lines)
+
+    @property
+    def table(self) -> SampleTable:
+        """Perturbed nodes and labels of all cells; columns of names as codes."""
+        return self._labels.table(self.phenotypes)
+
+    @property
+    def categories(self) -> dict[str, list[str]]:
+        """The names behind the codes, by column."""
+        return self._labels.categories
+
+    def __getitem__(self, index: int) -> Data | HeteroData:
+        """The graph of one cell, by opening its file: the slow and obvious way.
+
+        Raises:
+            IndexError: If it is out of range.
+        """
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"cell {index} of {len(self)}")
+        return next(self.items(position, position + 1))
+
+    def items(self, start: int, stop: int) -> Iterator[Data | HeteroData]:
+        """The graphs of cells ``start`` to ``stop``, files read in runs."""
+        at = start
+        for found in self._cells(start, stop):
+            for k in range(len(found.ptr) - 1):
+                part = slice(int(found.ptr[k]), int(found.ptr[k + 1]))
+                yield self._samples.graph(at, found.nodes[part], found.values[part])
+                at += 1
+
+    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
+        """The same cells, fields of a whole run at once, ready to be encoded."""
+        at = start
+        samples = self._samples
+        base = TensorValue(11, samples.base_field.numpy())
+        for found in self._cells(start, stop):
+            positions = found.nodes * samples.width + samples.column
+            yield samples.chunk(at, ChangedRows(base, found.ptr, positions, found.values))
+            at += len(found.ptr) - 1
+
+    def _cells(self, start: int, stop: int) -> Iterator[Expression]:
+        return self._expression(start, stop, self._nodes, len(self._names), self.target_sum, self.log1p)
+
+    def _expression(
+        self,
+        start: int,
+        stop: int,
+        nodes: list[Int64Array],
+        num_nodes: int,
+        target: float | None,
+        log1p: bool,
+    ) -> Iterator[Expression]:
+        for number, matrix in enumerate(self.matrices):
+            first, last = int(self._starts[number]), int(self._starts[number + 1])
+            for rows in matrix.runs(max(start, first) - first, min(stop, last) - first):
+                yield on_nodes(rows, transformed(rows, target, log1p), nodes[number], num_nodes)
+
+    def identity(self) -> dict[str, Any]:
+        """Content of the files, and every setting that changes a sample."""
+        out: dict[str, Any] = {"class": "AnnDataSource", "num_samples": len(self), **self._settings}
+        if self._version is not None:
+            out["version"] = self._version
+        else:
+            for number, file in enumerate(self.files):
+                file.check_unchanged()
+                self._digests[number] = self._digests[number] or file.digest()
+            out["files"] = list(self._digests)
+        if self.variable is not None:
+            out["highly_variable"] = {
+                "n_top_genes": self.variable.n_top_genes,
+                "flavor": self.variable.flavor,
+                "cells": min(self.variable.num_cells, len(self)),
+                "chosen": array_digest(self._samples.measured),
+            }
+        return out
+
+
+def _several(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _check(
+    layer: str | None,
+    raw: bool,
+    target_sum: float | None,
+    phenotypes: tuple[str, ...],
+    categories: tuple[str, ...],
+    y: str | None,
+    separator: str,
+) -> None:
+    if layer is not None and raw:
+        raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
+    if target_sum is not None and not target_sum > 0:
+        raise SettingError(f"target_sum={target_sum} must be a positive number, 1e4 for instance")
+    if not separator:
+        raise SettingError("separator is empty", fix='separator="+"')
+    columns = (*phenotypes, *categories)
+    if len(set(columns)) != len(columns):
+        raise SettingError(
+            f"obs columns {columns} name one twice", fix="name each as phenotype or as category"
+        )
+    if y is not None and y not in columns:
+        raise SettingError(f"y={y!r} is neither among phenotypes nor categories: {columns}")
+
+
+def _named_nodes(graph: Any, node_type: str | None) -> tuple[list[str], int]:
+    store = graph._store if node_type is None else graph[node_type]
+    names = node_names(store)
+    if names is None:
+        raise SourceContractError(
+            "the base graph has no node_ids: cells are aligned with it by gene name",
+            fix="set graph['gene'].node_ids to the list of gene names",
+        )
+    count = count_nodes(store, f"'{node_type}'")
+    if len(names) != count or len(set(names)) != count:
+        raise SourceContractError(f"node_ids has {len(set(names))} different names for {count} nodes")
+    return names, count
+
+
+def _check_widths(matrices: Sequence[Matrix], alignments: Sequence[Alignment]) -> None:
+    for matrix, found in zip(matrices, alignments, strict=True):
+        if matrix.shape[1] != len(found.node_of):
+            raise SourceContractError(
+                f"{found.url}: the matrix has {matrix.shape[1]} variables, var has {len(found.node_of)}"
+            )

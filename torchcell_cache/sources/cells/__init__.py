@@ -1,0 +1,1 @@
+"""Parts of :class:`torchcell_cache.sources.anndata.AnnDataSource`, one concern per file."""

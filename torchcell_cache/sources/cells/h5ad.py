@@ -1,0 +1,231 @@
+"""One H5AD file, read in runs of cells; the only place that opens HDF5.
+
+The file stays on disk: a run of cells costs the rows it has. Files of anndata before 0.7 keep their tables and categories
+where only anndata itself finds them; of those the tables are read through anndata's backed mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from torchcell_cache.errors import SettingError, SourceContractError
+
+if TYPE_CHECKING:
+    import h5py
+
+_BLOCK = 4 << 20
+_CSR, _CSC, _DENSE = "csr", "csc", "dense"
+
+
+def needs(name: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        SettingError: Naming the extra that brings it.
+    """
+    from importlib import import_module
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anndata and scanpy announce their own deprecations on import
+            return import_module(name)
+    except ImportError as error:
+        raise SettingError(
+            f"AnnDataSource needs the package {name.split('.')[0]} ({error})",
+            fix="pip install 'torchcell-cache[singlecell]'",
+        ) from None
+
+
+class H5adFile:
+    """A file by its path or URL; opened where it is used, never across a fork.
+
+    Args:
+        url: Path, or anything fsspec opens (``s3://...``, ``memory://...``).
+        storage_options: Passed to fsspec; local paths take none.
+
+    Raises:
+        SourceContractError: If there is no such file.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
+        self.url = os.fspath(url)
+        self.options = dict(storage_options or {})
+        self.is_remote = "://" in self.url
+        self.signature = self._stat()
+
+    def __repr__(self) -> str:
+        return self.url
+
+    def _stat(self) -> tuple[str, ...]:
+        """What changes when the file does, without reading it."""
+        try:
+            if self.is_remote:
+                fs, path = needs("fsspec").core.url_to_fs(self.url, **self.options)
+                return (str(fs.info(path)["size"]), str(fs.ukey(path)))
+            found = Path(self.url).stat()
+        except FileNotFoundError:
+            raise SourceContractError(
+                f"{self.url}: no such file", path=self.url, fix="pass the path or URL of an H5AD file"
+            ) from None
+        return tuple(map(str, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)))
+
+    def check_unchanged(self) -> None:
+        """Insist that the file is the one that was identified.
+
+        Raises:
+            SourceContractError: If it was written to since.
+        """
+        if self._stat() != self.signature:
+            raise SourceContractError(
+                f"{self.url} was changed while it was in use: what was identified is not what would be read",
+                path=self.url,
+                fix="let it be finished, then make the source and build again",
+            )
+
+    @contextlib.contextmanager
+    def _bytes(self) -> Iterator[Any]:
+        if self.is_remote:
+            with needs("fsspec").open(self.url, "rb", **self.options) as file:
+                yield file
+        else:
+            with Path(self.url).open("rb") as file:
+                yield file
+
+    def digest(self) -> str:
+        """XXH3-128 of the whole file, read once from start to end."""
+        hasher = xxhash.xxh3_128()
+        with self._bytes() as file:
+            while block := file.read(_BLOCK):
+                hasher.update(block)
+        self.check_unchanged()
+        return hasher.hexdigest()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[h5py.File]:
+        """The open file; closed on leaving, so that no handle lives through a fork.
+
+        Raises:
+            SourceContractError: If it is not an HDF5 file, or was changed.
+        """
+        h5 = needs("h5py")
+        needs("anndata")
+        self.check_unchanged()
+        with contextlib.ExitStack() as stack:
+            try:
+                if self.is_remote:
+                    file = stack.enter_context(h5.File(stack.enter_context(self._bytes()), "r"))
+                else:
+                    # No HDF5 lock: reading needs none, and read-only and network mounts refuse it.
+                    file = stack.enter_context(h5.File(self.url, "r", locking=False))
+            except OSError as error:
+                raise SourceContractError(f"{self.url} is not an H5AD file: {error}", path=self.url) from None
+            yield file
+
+    # Tables
+
+    def table(self, name: str, columns: tuple[str, ...], *, index: bool = False) -> dict[str, Any]:
+        """Columns of ``obs``, ``var`` or ``raw/var`` as pandas series or arrays; the index under ``""`` if asked for.
+
+        Raises:
+            SourceContractError: Naming the columns there are.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of anndata, about files written by older versions
+            with self.open() as file:
+                node = file.get(name)
+                if hasattr(node, "keys") and "encoding-type" in node.attrs:
+                    there = [str(column) for column in node.attrs["column-order"]]
+                    self._check_columns(name, columns, there)
+                    read = _element_reader()
+                    out = {column: read(node[column]) for column in columns}
+                    return {**out, "": read(node[node.attrs["_index"]])} if index else out
+                if node is None and (name != "raw/var" or "raw.var" not in file):
+                    raise SourceContractError(
+                        f"{self.url} has no {name}; it has {', '.join(file)}", path=self.url
+                    )
+            found = self._legacy_table(name)
+        self._check_columns(name, columns, list(map(str, found.columns)))
+        out = {column: found[column] for column in columns}
+        return {**out, "": found.index} if index else out
+
+    def _check_columns(self, name: str, columns: tuple[str, ...], there: list[str]) -> None:
+        for column in columns:
+            if column not in there:
+                raise SourceContractError(
+                    f"{self.url}: {name} has no column {column!r}; it has {', '.join(there)}", path=self.url
+                )
+
+    def _legacy_table(self, name: str) -> Any:
+        if self.is_remote:
+            raise SourceContractError(
+                f"{self.url} was written by anndata before 0.7, which is read from local disks only",
+                fix="anndata.read_h5ad(...).write_h5ad(...) once, and use the new file",
+            )
+        backed = needs("anndata").read_h5ad(self.url, backed="r")
+        try:
+            return backed.raw.var if name == "raw/var" else getattr(backed, name).copy()
+        finally:
+            backed.file.close()
+
+    # The matrix
+
+    def matrix(self, file: h5py.File, layer: str | None, raw: bool) -> Any:
+        """The HDF5 group or dataset of ``X``, ``raw/X`` or a layer.
+
+        Raises:
+            SourceContractError: Naming the layers there are.
+        """
+        if raw:
+            found = file.get("raw/X", file.get("raw.X"))
+        else:
+            found = file.get("X") if layer is None else file.get(f"layers/{layer}")
+        if found is None:
+            layers = sorted(file["layers"]) if "layers" in file else []
+            wanted = "raw/X" if raw else "X" if layer is None else f"layer {layer!r}"
+            raise SourceContractError(
+                f"{self.url} has no {wanted}; it has X: {'X' in file}, raw: {'raw' in file or 'raw.X' in file}, "
+                f"layers {layers}",
+                path=self.url,
+            )
+        return found
+
+
+def _element_reader() -> Any:
+    """``anndata.io.read_elem``, which stood elsewhere before anndata 0.11."""
+    anndata = needs("anndata")
+    return anndata.io.read_elem if hasattr(anndata, "io") else needs("anndata.experimental").read_elem
+
+
+def kind_of(matrix: Any) -> str:
+    """``csr``, ``csc`` or ``dense``."""
+    if not hasattr(matrix, "keys"):
+        return _DENSE
+    text = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", b"csr_matrix")))
+    return _CSC if "csc" in text else _CSR
+
+
+def shape_of(matrix: Any) -> tuple[int, int]:
+    """Cells and variables."""
+    shape = (
+        matrix.attrs.get("shape", matrix.attrs.get("h5sparse_shape"))
+        if hasattr(matrix, "keys")
+        else matrix.shape
+    )
+    return int(shape[0]), int(shape[1])
+
+
+def decoded_names(values: Any) -> npt.NDArray[Any]:
+    """Names as an array of ``str``; missing ones are empty."""
+    array = np.asarray(values, dtype=object)
+    return np.array(
+        [v.decode() if isinstance(v, bytes) else v if isinstance(v, str) else "" for v in array], dtype=object
+    )

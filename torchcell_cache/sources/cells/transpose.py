@@ -1,0 +1,96 @@
+"""A CSC matrix cell by cell: sorted once into buckets of cells on disk, then read as rows.
+
+A cell of a CSC matrix is spread over the whole file. One pass over the file, in blocks of bounded size, appends every
+element to the bucket of its cell; a bucket is small enough to be sorted in memory. Two passes over the data in all, and
+temporary space of 16 bytes or so per element.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchcell_cache.errors import SourceContractError
+
+if TYPE_CHECKING:
+    from torchcell_cache.sources.cells.rows import Rows
+
+_BLOCK = 2_000_000
+_BUCKET = 2_000_000
+
+
+class Transposed:
+    """The buckets of one matrix; removed when this object goes, or at the end of the process that made them.
+
+    Args:
+        group: The HDF5 group of the CSC matrix.
+        shape: Cells and variables.
+        url: Where it lies, for messages.
+    """
+
+    def __init__(self, group: Any, shape: tuple[int, int], url: str) -> None:
+        self.shape, self.url = shape, url
+        indptr = np.asarray(group["indptr"][:], dtype=np.int64)
+        total = int(indptr[-1])
+        if len(indptr) != shape[1] + 1 or total != len(group["data"]) or bool((np.diff(indptr) < 0).any()):
+            raise SourceContractError(f"{url}: column pointers do not fit the matrix", path=url)
+        self.element = np.dtype([("row", "<i8"), ("column", "<i4"), ("value", group["data"].dtype)])
+        buckets = min(max(1, -(-total // _BUCKET)), max(shape[0], 1))
+        self.size = -(-shape[0] // buckets)
+        self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
+        # finalize() runs in the process that made it only: a forked worker that ends leaves the files alone.
+        self._remove = weakref.finalize(self, _remove, str(self.directory), _pid())
+        for low in range(0, total, _BLOCK):
+            self._sort_in(group, indptr, low, min(low + _BLOCK, total))
+
+    def _sort_in(self, group: Any, indptr: Any, low: int, high: int) -> None:
+        rows = np.asarray(group["indices"][low:high], dtype=np.int64)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.shape[0]:
+            raise SourceContractError(f"{self.url}: the matrix names cells it does not have", path=self.url)
+        block = np.empty(high - low, dtype=self.element)
+        block["row"], block["value"] = rows, group["data"][low:high]
+        block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+        bucket = rows // self.size
+        order = np.argsort(bucket, kind="stable")
+        edges = np.searchsorted(bucket[order], np.arange(int(bucket.max(initial=0)) + 2))
+        for number in range(len(edges) - 1):
+            part = order[edges[number] : edges[number + 1]]
+            if len(part):
+                with (self.directory / str(number)).open("ab") as file:
+                    block[part].tofile(file)
+
+    def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
+        """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
+        from torchcell_cache.sources.cells.rows import canonical
+
+        for number in range(start // self.size, -(-stop // self.size)):
+            path = self.directory / str(number)
+            found = (
+                np.fromfile(path, dtype=self.element) if path.exists() else np.empty(0, dtype=self.element)
+            )
+            found = found[np.argsort(found["row"], kind="stable")]  # columns ascend already
+            first, last = max(start, number * self.size), min(stop, (number + 1) * self.size)
+            for low in range(first, last, max_cells):
+                high = min(low + max_cells, last)
+                edges = np.searchsorted(found["row"], np.arange(low, high + 1))
+                part = found[edges[0] : edges[-1]]
+                columns = part["column"].astype(np.int64)
+                values = np.ascontiguousarray(part["value"])
+                yield canonical(low, edges - edges[0], columns, values, self.shape[1], self.url)
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def _remove(directory: str, owner: int) -> None:
+    if _pid() == owner:
+        shutil.rmtree(directory, ignore_errors=True)
