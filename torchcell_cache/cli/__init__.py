@@ -36,9 +36,11 @@ COMMANDS = {
     "repair": "make damaged files again",
     "status": "how far a build is, from any process or node",
     "gc": "remove old generations of a store",
+    "select": "choose samples by their columns: an index file or a smaller store",
+    "split": "training, validation and test samples without leaks",
     "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
 }
-_WRITERS = ("preprocess", "repair", "gc")
+_WRITERS = ("preprocess", "select", "split", "repair", "gc")
 EXIT_BUG = 1
 
 
