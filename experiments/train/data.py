@@ -101,7 +101,7 @@ def load_data(cfg: DictConfig, rank: int, world_size: int, device: torch.device)
     if cfg.data.label not in table.phenotypes:
         raise SystemExit(f"data.label={cfg.data.label!r}: the source has the phenotypes {table.phenotypes}")
     column = table.phenotypes.index(cfg.data.label)
-    train, validation = _split(_labelled(table, column), float(cfg.val_share), int(cfg.seed))
+    train, validation = _parts(cfg, whole, _labelled(table, column))
     parts = []
     for indices, shuffle in ((train, True), (validation, False)):
         part = OnTheFly(whole.source, indices) if isinstance(whole, OnTheFly) else whole.index_select(indices)
@@ -157,6 +157,18 @@ def _store(cfg: DictConfig, rank: int) -> Any:
 def _labelled(table: Any, column: int) -> np.ndarray:
     owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
     return np.unique(owner[~np.isnan(table.values[:, column])])
+
+
+def _parts(cfg: DictConfig, whole: Any, labelled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation samples: of a saved split, else drawn; with ``indices`` among those samples only."""
+    if (cfg.indices or cfg.splits) and isinstance(whole, OnTheFly):
+        raise SystemExit("indices= and splits= belong to a store: mode=shared or mode=preprocessed")
+    if cfg.indices:
+        labelled = np.intersect1d(labelled, tc.load_indices(cfg.indices, whole))
+    if not cfg.splits:
+        return _split(labelled, float(cfg.val_share), int(cfg.seed))
+    splits = tc.Splits.load(cfg.splits, whole)
+    return np.intersect1d(splits["train"], labelled), np.intersect1d(splits["val"], labelled)
 
 
 def _split(indices: np.ndarray, val_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
