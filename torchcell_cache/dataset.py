@@ -18,7 +18,9 @@ from torch_geometric.data import Dataset
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import Positions, as_positions
+from torchcell_cache.lease import open_with_lease
 from torchcell_cache.record import Int64Array
+from torchcell_cache.waiting import wait_for_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         pre_filter: Not accepted, likewise.
         log: Kept for PyG's signature.
         force_reload: Not accepted: building is explicit.
+        wait: Seconds to wait for a store that another job is about to publish, ``True`` without limit.
         source_dataset: The source the store should stand for. A missing store is then no error until a sample is
             read, so that :meth:`preprocess_from_source` can build it (torchcell's calling style), and a store of
             another source is refused.
@@ -47,6 +50,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
 
     Raises:
         CacheNotFoundError: If there is no store at ``root``; names the command that builds one.
+        WaitTimeoutError: If ``wait`` seconds were not enough; says what was found.
         CorruptManifestError: If the manifest is damaged.
         StaleCacheError: If ``source_dataset`` is not what the store was built from, or ``indices`` is of another store.
         SettingError: If an argument belongs to the build.
@@ -63,6 +67,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         log: bool = True,
         force_reload: bool = False,
         *,
+        wait: bool | float = False,
         source_dataset: Any = None,
         indices: Any = None,
     ) -> None:
@@ -76,8 +81,9 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         self._root = Path(os.fspath(root)).expanduser().absolute()
         self._source_dataset = source_dataset
         self._opened: Generation | None = None
+        wait_for_store(self._root, wait)
         try:
-            self._opened = Generation.open(self._root)
+            self._opened = open_with_lease(self._root)
         except CacheNotFoundError:
             if self._missing_is_error and source_dataset is None:
                 raise
@@ -119,7 +125,7 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
             CacheNotFoundError: If the store has not been built yet.
         """
         if self._opened is None:
-            self._opened = Generation.open(self._root)
+            self._opened = open_with_lease(self._root)
         return self._opened
 
     # Reading
@@ -150,10 +156,19 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         within = np.arange(count) if indices is None else as_positions(indices, count)
         return within if self._positions is None else self._positions[within]
 
+    def _position(self, index: int) -> int:
+        """Store position of one sample of this view; what :meth:`positions` says, without arrays."""
+        chosen = self._positions
+        count = len(self.generation) if chosen is None else len(chosen)
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is out of range for {count} samples")
+        within = index + count if index < 0 else index
+        return within if chosen is None else int(chosen[within])
+
     def __getitem__(self, idx: Any) -> Any:
         """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
         if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
-            data = self.get(int(self.positions([idx])[0]))
+            data = self.get(self._position(int(idx)))
             return data if self.transform is None else self.transform(data)
         if (
             isinstance(idx, torch.Tensor | np.ndarray)

@@ -18,7 +18,7 @@ from typing import Any
 
 from torchcell_cache.builder.api import plan_build
 from torchcell_cache.builder.auto import choose_storage
-from torchcell_cache.builder.finished import TASKS_NAME, Finished, task_status_path
+from torchcell_cache.builder.finished import Finished
 from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.pool import StopRequest
@@ -28,11 +28,12 @@ from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.builder.steps import Say, acquire, begun_storage, look, publish, settle_storage
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.dataset import PreprocessedDataset
-from torchcell_cache.durable.atomic import make_dirs_durable, storage_errors
+from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.durable.process import this_process
 from torchcell_cache.errors import SettingError
 from torchcell_cache.manifest import processed_dir, sidecar_path
+from torchcell_cache.underway import task_status_path
 
 SCRIPT = "slurm/preprocess_array.slurm"
 
@@ -236,8 +237,10 @@ def _work(
 
 
 def _status_file(root: Path, task: int) -> Path:
-    make_dirs_durable(processed_dir(root) / TASKS_NAME)
-    return task_status_path(root, task)
+    path = task_status_path(root, task)
+    make_dirs_durable(path.parent)
+    remove_stale_temps(path.parent)
+    return path
 
 
 def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[str, Any]:

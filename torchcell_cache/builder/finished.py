@@ -9,33 +9,16 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from torchcell_cache.builder.progress import Progress
 from torchcell_cache.builder.shards import ShardPlan
-from torchcell_cache.durable.lock import read_status
 from torchcell_cache.errors import BuildIncompleteError, CorruptManifestError, CorruptShardError, FormatError
 from torchcell_cache.manifest import processed_dir, read_sidecar, shard_name
+from torchcell_cache.underway import TASKS_NAME, task_states
 from torchcell_cache.verified import ensure_verified
 
-TASKS_NAME = ".tasks"
 _THREADS = 4
 _LONGEST_LIST = 20
-
-
-def task_status_path(root: Path, task: int) -> Path:
-    """Where a task of an array build writes its progress."""
-    return processed_dir(root) / TASKS_NAME / f"{task:05d}.json"
-
-
-def task_states(root: Path, generation: str) -> list[dict[str, Any]]:
-    """Last words of all tasks that worked on a generation, by task; of any content that a JSON object can have."""
-    directory = processed_dir(root) / TASKS_NAME
-    names = sorted(path for path in directory.glob("[0-9]*.json")) if directory.is_dir() else []
-    states = [{**state, "path": str(path)} for path in names if (state := read_status(path)) is not None]
-    return [
-        state for state in states if state.get("generation") == generation and type(state.get("task")) is int
-    ]
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -23,7 +23,7 @@ def run(settings: Settings) -> int:
     """Print what is in the store."""
     if settings["bins"] < 1:
         raise SettingError(f"bins={settings['bins']}, expected at least 1")
-    dataset = PreprocessedDataset(settings["root"])
+    dataset = PreprocessedDataset(settings["root"], wait=settings["wait"])
     facts = store_facts(dataset, settings["bins"])
     if settings["plot"] is not None:
         path = Path(settings["plot"]).expanduser()
