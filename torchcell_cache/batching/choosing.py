@@ -216,6 +216,11 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
     perturbed = np.unique(batch.sections["perturbed"]).astype(np.int64)
     k = check_count(k, len(perturbed), strategy)
     if strategy == "perturbed_neighbourhood":
+        if len(perturbed) == 0:
+            raise SettingError(
+                "the samples of this batch perturb no node, so there is no neighbourhood of one",
+                fix='strategy="most_expressed", or batches with at least one perturbed sample',
+            )
         return neighbourhood(index, graph, perturbed, k, settings["edge_types"])
     base = graph._store if topology.node_type is None else graph[topology.node_type]
     scores = scores_of(settings["values"], base, topology.num_nodes, len(batch))

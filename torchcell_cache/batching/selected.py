@@ -68,7 +68,7 @@ class SelectedGeneration(Generation):
         ids = self._perturbed
         starts, stops = index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist()
         parts = [index.positions[a:b] for a, b in zip(starts, stops, strict=True)]
-        old = np.concatenate(parts) if parts else index.positions[:0]
+        old = np.concatenate([index.positions[:0], *parts])  # fresh: what is mapped cannot be written to
         new, stays = self.selection.translate(index.topology, old)
         width = len(topology.domains)
         counts = np.zeros((len(nodes), width), dtype=np.int64)

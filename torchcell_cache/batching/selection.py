@@ -60,9 +60,11 @@ class Selection:
         Returns:
             New positions of those that stay, in the order given, and which do, ``[n] bool``.
         """
+        if all(local is None for local in self.kept):
+            return positions, np.ones(len(positions), dtype=bool)
         old, new = [], []
         for before, after, local in zip(whole.domains, self.topology.domains, self.kept, strict=True):
-            if local is not None or before.role != "edge":  # all other edges have no end that can be deleted
+            if before.role != "edge" or ends_of(whole, before):  # no other edge can be removed
                 old.append(before.start + (np.arange(before.size) if local is None else local))
                 new.append(after.start + np.arange(after.size))
         table = np.concatenate([*old, [whole.size]])
