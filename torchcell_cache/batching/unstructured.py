@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, HeteroData
 
+from torchcell_cache.batching.features import dense_features
 from torchcell_cache.batching.masks import owners
 from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels
 from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, require_sections
@@ -20,7 +21,7 @@ from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import decode_graph
 from torchcell_cache.record import Int64Array, SampleTable
-from torchcell_cache.topology import EdgeType
+from torchcell_cache.topology import EdgeType, perturbable_type
 
 _KEPT, _REMOVED = ("mask", "edge_mask"), ("pert_mask", "edge_pert_mask")
 
@@ -142,6 +143,26 @@ class GraphBatch(SharedGraphBatch):
         topology = self.generation.topology
         key = topology.node_type if node_type is None and topology is not None else node_type
         return self._masks(key, ("mask", "pert_mask"))
+
+    def features(self, node_type: str | None = None, name: str = "x") -> Tensor:
+        """A node feature of every sample, made on the batch's device: the base graph's, and what differs from it.
+
+        The batch holds differences only, so nothing dense is made on the host or sent to a device.
+
+        Args:
+            node_type: The node type; ``gene`` or the only one by default, none for ``Data``.
+            name: Name of the field.
+
+        Returns:
+            ``[batch, *shape of the field]``, contiguous. Clone it before you change it.
+
+        Raises:
+            SettingError: If the samples do not all have this field with one shape and dtype.
+        """
+        graph = self.generation.base_graph
+        if node_type is None and graph is not None:
+            node_type = perturbable_type(graph)
+        return dense_features(self, (node_type, name))
 
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`SharedGraphBatch.removed_edges`."""
