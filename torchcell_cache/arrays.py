@@ -46,20 +46,39 @@ def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
     """
     path = Path(path)
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(_MAX_HEADER, size - 8):
-            raise FormatError(f"{path}: header of {length} bytes in a file of {size}", path=path)
-        try:
-            header = json.loads(file.read(length).decode())
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: header is not JSON ({error})", path=path) from None
+        if os.fstat(file.fileno()).st_size < 8:
+            raise FormatError(f"{path}: too short for a safetensors file", path=path)
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return arrays_from_bytes(mapping, path)
+
+
+def arrays_from_bytes(
+    data: bytes | mmap.mmap, path: str | Path
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """View the arrays of a safetensors file that is in memory or mapped.
+
+    Args:
+        data: The whole file.
+        path: What errors call it.
+
+    Returns:
+        The arrays by name (read-only views of ``data``) and the file's metadata.
+
+    Raises:
+        FormatError: If it is not a well-formed safetensors file of known dtypes.
+    """
+    path = Path(path)
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
+        raise FormatError(f"{path}: header of {length} bytes in a file of {len(data)}", path=path)
+    try:
+        header = json.loads(data[8 : 8 + length].decode())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: header is not JSON ({error})", path=path) from None
     if not isinstance(header, dict):
         raise FormatError(f"{path}: header is not a JSON object", path=path)
     metadata = _metadata(path, header.pop("__metadata__", {}))
-    body = np.frombuffer(mapping, dtype=np.uint8, offset=8 + length)
+    body = np.frombuffer(data, dtype=np.uint8, offset=8 + length)
     return {name: _view(path, name, info, body) for name, info in header.items()}, metadata
 
 

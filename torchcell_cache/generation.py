@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,11 @@ from torchcell_cache.removal import Removal
 from torchcell_cache.schema import check_schema
 from torchcell_cache.storage_errors import storage_errors
 from torchcell_cache.store import ShardFiles
+from torchcell_cache.table_reader import MAX_BYTES, TableReader
 from torchcell_cache.topology import Topology
 from torchcell_cache.verified import ensure_verified
 
+T = TypeVar("T")
 GENERATION_MANIFEST = "manifest.json"
 
 _SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
@@ -167,6 +169,17 @@ class Generation:
         )
 
     @cached_property
+    def table_reader(self) -> TableReader | None:
+        """This process's own copy of the table, for batches; ``None`` if there is none or it is too large."""
+        entry = next((e for e in self.manifest.files if e.name == "columns.safetensors"), None)
+        if not self.is_structured or entry is None or entry.size > MAX_BYTES:
+            return None
+        names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
+        path = self.directory / entry.name
+        with storage_errors(path, "read"):
+            return TableReader.load(path, entry.xxh3, *names)
+
+    @cached_property
     def structured(self) -> StructuredSchema:
         """Schema of structured records."""
         return StructuredSchema.from_dict(self.schema["structured"])
@@ -209,11 +222,30 @@ class Generation:
         wanted = array.tolist()
         shards = self.files.shard_of(array)
         records = self.files.read(wanted, shards.tolist())
+        self._check(records, wanted, shards)
+        return records
+
+    def visit(self, indices: npt.NDArray[np.int64], use: Callable[[Sequence[envelope.Buffer]], T]) -> T:
+        """What ``use`` makes of the samples' records, which it sees verified but not copied and must not keep.
+
+        Raises:
+            CorruptRecordError: If a record is missing or damaged.
+            CorruptShardError: If a file is.
+        """
+        wanted = indices.tolist()
+        shards = self.files.shard_of(indices)
+
+        def checked(records: Sequence[envelope.Buffer]) -> T:
+            self._check(records, wanted, shards)
+            return use(records)
+
+        return self.files.visit(wanted, shards.tolist(), checked)
+
+    def _check(self, records: Sequence[envelope.Buffer], wanted: list[int], shards: Any) -> None:
         try:
             envelope.check(records, wanted, self.seeds[shards])
         except CorruptRecordError as error:
             raise self._located(error, wanted, shards) from None
-        return records
 
     def _located(self, error: CacheError, wanted: list[int], shards: Any) -> CorruptRecordError:
         index = int(str(error).split("sample ", 1)[1].split(":", 1)[0])

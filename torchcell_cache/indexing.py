@@ -24,6 +24,8 @@ def as_positions(index: Any, count: int) -> Int64Array:
     Raises:
         IndexError: If a position is out of range, a mask has another length, or ``index`` is none of these.
     """
+    if type(index) is np.ndarray and index.dtype == np.int64 and index.ndim == 1 and all_within(index, count):
+        return index.copy()  # what loaders ask for, in the fewest steps
     if isinstance(index, slice):
         return np.arange(count)[_whole(index, count)]
     if isinstance(index, range):
@@ -51,6 +53,11 @@ def as_positions(index: Any, count: int) -> Int64Array:
         if low < 0:
             positions = np.where(positions < 0, positions + count, positions)
     return positions
+
+
+def all_within(positions: Int64Array, count: int) -> bool:
+    """Whether all positions are from 0 to ``count - 1``: negative ones are huge when read as unsigned."""
+    return len(positions) > 0 and int(positions.view(np.uint64).max()) < count
 
 
 def _whole(index: slice, count: int) -> slice:

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import lmdb
 import numpy as np
@@ -25,6 +25,10 @@ from torchcell_cache.storage_errors import storage_error
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+_REPAIR = "torchcell-cache repair root=<root>"
+T = TypeVar("T")
+Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
+Buffer: TypeAlias = bytes | memoryview
 _NOT_THE_FILES_FAULT = (
     ((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "raise the limit (ulimit -n, ulimit -v)"),
     ((errno.EIO, errno.ESTALE), "look at the system log and the mount, then open the dataset again"),
@@ -145,14 +149,14 @@ class _Handle:
         self.local = threading.local()
         self.retired = False
 
-    def get(self) -> Any:
-        """``get`` of this thread's transaction."""
-        try:
-            return self.local.get
-        except AttributeError:
-            self.local.txn = self.env.begin(buffers=False)
-            self.local.get = self.local.txn.get
-            return self.local.get
+    def get(self, views: bool) -> Any:
+        """``get`` of this thread's transaction, giving copies or views of the mapping."""
+        name = "view" if views else "copy"
+        found = getattr(self.local, name, None)
+        if found is None:
+            found = self.env.begin(buffers=views).get  # the method keeps its transaction alive
+            setattr(self.local, name, found)
+        return found
 
     def close(self) -> None:
         self.local = threading.local()
@@ -165,7 +169,7 @@ _HANDLES: Handles[_Handle] = Handles()
 
 def _open(path: str, expected_size: int) -> _Handle:
     """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
-    fix = "torchcell-cache repair root=<root>"
+    fix = _REPAIR
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
@@ -205,6 +209,11 @@ class ShardFiles:
         self.paths, self.sizes = list(paths), list(sizes)
         self.starts = np.asarray(starts, dtype=np.int64)
         self.before_open = before_open
+        sizes_of = np.diff(self.starts)
+        even = (
+            len(sizes_of) > 0 and bool((sizes_of[:-1] == sizes_of[0]).all()) and sizes_of[-1] <= sizes_of[0]
+        )
+        self._stride = int(sizes_of[0]) if even else 0  # a division is quicker than a search
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -216,6 +225,8 @@ class ShardFiles:
 
     def shard_of(self, indices: Any) -> Any:
         """Shard number of each sample index."""
+        if self._stride:
+            return indices // self._stride
         return np.searchsorted(self.starts, indices, side="right") - 1
 
     def open(self, shard: int) -> _Handle:
@@ -232,7 +243,7 @@ class ShardFiles:
             raise CorruptShardError(
                 f"{self.paths[shard]} holds {handle.entries} records, the manifest says {wanted}",
                 path=self.paths[shard],
-                fix="torchcell-cache repair root=<root>",
+                fix=_REPAIR,
             )
         return handle
 
@@ -242,23 +253,24 @@ class ShardFiles:
             stat = Path(self.paths[shard]).stat()
             _HANDLES.close((stat.st_dev, stat.st_ino))
 
-    def _begin_with(self, shard: int) -> dict[int, Callable[[bytes], bytes | None]]:
+    def _begin_with(self, shard: int) -> Gets:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
         while True:
             _HANDLES.end()
             handle = self.open(shard)
-            gets = self._known(_HANDLES.begin())
+            known = self._known(_HANDLES.begin())
             if not handle.retired:  # by another thread, before we began
-                gets[shard] = handle.get()
-                return gets
+                for views, gets in enumerate(known):
+                    gets[shard] = handle.get(bool(views))
+                return known
 
-    def _known(self, epoch: int) -> dict[int, Callable[[bytes], bytes | None]]:
-        """What this thread has open, empty again after a fork or when a file was closed."""
+    def _known(self, epoch: int) -> Gets:
+        """What this thread has open, to copy from and to view; empty again after a fork or when a file was closed."""
         local = self._local
         if getattr(local, "epoch", -1) != epoch:
-            local.epoch, local.gets = epoch, {}
-        gets: dict[int, Callable[[bytes], bytes | None]] = local.gets
-        return gets
+            local.epoch, local.gets = epoch, ({}, {})
+        known: Gets = local.gets
+        return known
 
     def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
         """Records of the given samples, copied out, in the order asked for.
@@ -271,26 +283,49 @@ class ShardFiles:
             CorruptRecordError: If a key is missing.
             CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
         """
-        out: list[bytes] = []
-        gets = self._known(_HANDLES.begin())
+        gets = self._known(_HANDLES.begin())[0]
         try:
-            for index, shard in zip(indices, shards, strict=True):
-                if shard not in gets:
-                    gets = self._begin_with(shard)
-                value = gets[shard](index.to_bytes(8, "big"))
-                if value is None:
-                    raise CorruptRecordError(
-                        f"sample {index} is missing from {self.paths[shard]}",
-                        path=self.paths[shard],
-                        fix="torchcell-cache repair root=<root>",
-                    )
-                out.append(value)
-        except lmdb.Error as error:
-            raise CorruptShardError(
-                f"{self.paths[shard]}: {error}",
-                path=self.paths[shard],
-                fix="torchcell-cache repair root=<root>",
-            ) from error
+            return self._get_all(gets, indices, shards)
         finally:
             _HANDLES.end()
+
+    def visit(self, indices: Sequence[int], shards: Sequence[int], use: Callable[[Sequence[Buffer]], T]) -> T:
+        """Let ``use`` work on records where they lie in the page cache; copies of files that are not open yet.
+
+        Args:
+            indices: Sample indices.
+            shards: Shard number of each, from :meth:`shard_of`.
+            use: Called once with the records, in the order asked for; must not keep any of them.
+
+        Raises:
+            CorruptRecordError: If a key is missing.
+            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
+        """
+        gets = self._known(_HANDLES.begin())[1]
+        try:
+            if all(map(gets.__contains__, shards)):
+                return use(self._get_all(gets, indices, shards))
+        finally:
+            _HANDLES.end()
+        return use(self.read(indices, shards))
+
+    def _get_all(
+        self, gets: dict[int, Callable[[bytes], Any]], indices: Sequence[int], shards: Sequence[int]
+    ) -> list[Any]:
+        fix = _REPAIR
+        out: list[Any] = []
+        try:
+            for index, shard in zip(indices, shards, strict=True):
+                if (
+                    shard not in gets
+                ):  # what was read so far is a copy, so other files may be closed for this one
+                    gets = self._begin_with(shard)[0]
+                value = gets[shard](index.to_bytes(8, "big"))
+                if value is None:
+                    path = self.paths[shard]
+                    raise CorruptRecordError(f"sample {index} is missing from {path}", path=path, fix=fix)
+                out.append(value)
+        except lmdb.Error as error:
+            path = self.paths[shard]
+            raise CorruptShardError(f"{path}: {error}", path=path, fix=fix) from error
         return out

@@ -33,6 +33,12 @@ Places = dict[str, tuple[int, int, tuple[int, ...]]]
 """Per section its first byte, its end and its shape."""
 
 
+def entry_words(number: int) -> tuple[int, int]:
+    """Where an entry of the head keeps its section's offset and number of rows, in 8-byte words of the buffer."""
+    at = (_HEAD.size + number * _ENTRY.size) >> 3
+    return at + 3, at + 4
+
+
 def pack(generation: str, sections: Sections) -> tuple[Buffer, Places]:
     """Lay sections into one fresh buffer.
 
@@ -127,6 +133,14 @@ def _check_lengths(sections: Sections) -> None:
         same = f"{kind}_values" if part in ("types", "samples") else "indices" if name == "labels" else name
         if len(array) != len(sections.get(same, ())):
             raise FormatError(f"'{name}' and '{same}' of a packed batch differ in length")
+
+
+def arrays(buffer: Buffer, places: Places) -> Sections:
+    """The sections as views of the buffer."""
+    return {
+        name: buffer[start:end].view(_DTYPES[name]).reshape(shape)
+        for name, (start, end, shape) in places.items()
+    }
 
 
 def views(tensor: Tensor, places: Places) -> dict[str, Tensor]:

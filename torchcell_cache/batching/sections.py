@@ -73,7 +73,6 @@ def structured_sections(
     values = columns.values
     out: Sections = {
         "indices": indices,
-        "perturbed": columns.ids,
         "perturbed_ptr": columns.ptr,
         "values": values,
         "value_ptr": columns.value_ptr,
@@ -84,8 +83,12 @@ def structured_sections(
     _coordinates(out, "phenotype", values[:, :num_phenotypes], columns.value_ptr, once, fill=True)
     if values.shape[1] > num_phenotypes:
         _coordinates(out, "statistic", values[:, num_phenotypes:], columns.value_ptr, once, fill=False)
+    # What is of another length in every batch comes last, see direct.py.
     if has_removed:
-        out["words"], out["word_ptr"] = columns.words, columns.word_ptr
+        out["word_ptr"] = columns.word_ptr
+    out["perturbed"] = columns.ids
+    if has_removed:
+        out["words"] = columns.words
     elif by_rule is not None:
         out["removed"], out["removed_ptr"] = by_rule.removed(columns.ids, columns.ptr)
     return out

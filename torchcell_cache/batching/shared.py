@@ -18,6 +18,7 @@ from torchcell_cache.batching.selectable import Selectable
 from torchcell_cache.batching.travel import TravellingBatch
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
+from torchcell_cache.indexing import all_within
 from torchcell_cache.topology import EdgeType
 
 MASKS = ("mask", "edge_mask")
@@ -73,7 +74,7 @@ class SharedGraphBatch(Selectable, TravellingBatch):
         wanted = np.asarray(positions, dtype=np.int64)
         if wanted.ndim != 1 or len(wanted) == 0:
             raise SettingError(f"a batch needs at least one sample, got positions of shape {wanted.shape}")
-        if int(wanted.min()) < 0 or int(wanted.max()) >= len(generation):
+        if not all_within(wanted, len(generation)):
             raise IndexError(f"positions {wanted.min()}..{wanted.max()} of {len(generation)} samples")
         kind = PerturbationBatch if generation.is_structured else GraphBatch
         return kind.of_records(generation, wanted)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from torchcell_cache.batching.collation import collate, is_plain
+from torchcell_cache.batching.direct import gather, pack_directly
 from torchcell_cache.batching.fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batching.filtered import FilteredFields
 from torchcell_cache.batching.masks import Regions, node_flags, owners, regions
@@ -37,9 +38,12 @@ class PerturbationBatch(SharedGraphBatch):
 
     @classmethod
     def of_records(cls, generation: Generation, positions: Int64Array) -> PerturbationBatch:
-        """Read a batch."""
+        """Read a batch: removed positions from records, the rest from memory where it fits there."""
         batch = cls(generation)
-        batch._indices, batch._columns = positions, generation.read_columns(positions)
+        batch._indices = positions
+        batch._packed = pack_directly(generation, positions)
+        if batch._packed is None:
+            batch._columns = gather(generation, positions)
         return batch
 
     def _make_sections(self) -> Sections:

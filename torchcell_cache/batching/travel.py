@@ -47,7 +47,7 @@ class TravellingBatch(abc.ABC):
     def sections(self) -> Sections:
         """The batch as arrays on the host; see :mod:`torchcell_cache.batching.sections`."""
         if self._given is None:
-            self._given = self._make_sections()
+            self._given = self._make_sections() if self._packed is None else packing.arrays(*self._packed)
         return self._given
 
     @cached_property
