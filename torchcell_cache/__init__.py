@@ -26,13 +26,19 @@ if TYPE_CHECKING:
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.loader import CacheLoader as CacheLoader
     from torchcell_cache.loading.distributed import DistributedCacheSampler as DistributedCacheSampler
+    from torchcell_cache.loading.costs import BalancedCostBatchSampler as BalancedCostBatchSampler
+    from torchcell_cache.loading.shard_sampler import DistributedShardSampler as DistributedShardSampler
+    from torchcell_cache.loading.streaming import StreamingCacheDataset as StreamingCacheDataset
+    from torchcell_cache.loading.weighted import WeightedCacheSampler as WeightedCacheSampler
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
     from torchcell_cache.sources.anndata import AnnDataSource as AnnDataSource
+    from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset as Neo4jCellDataset
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
+    from torchcell_cache.staging import stage as stage
     from torchcell_cache.subsets.index_file import load_indices as load_indices
     from torchcell_cache.subsets.index_file import save_indices as save_indices
     from torchcell_cache.subsets.select import select as select
@@ -45,11 +51,14 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "AnnDataSource": "sources.anndata",
+    "BalancedCostBatchSampler": "loading.costs",
     "CacheLoader": "loader",
     "DistributedCacheSampler": "loading.distributed",
+    "DistributedShardSampler": "loading.shard_sampler",
     "GraphProcessor": "processors",
     "IncidenceIndex": "incidence",
     "LazySubgraphRepresentation": "processors",
+    "Neo4jCellDataset": "sources.neo4j_cell",
     "Neo4jPreprocessedCellDataset": "dataset",
     "Perturbation": "processors",
     "PerturbationTable": "sources.table",
@@ -57,7 +66,9 @@ _PLACES = {
     "Sample": "record",
     "SharedGraphBatch": "batch",
     "Splits": "subsets.split_sets",
+    "StreamingCacheDataset": "loading.streaming",
     "SubgraphRepresentation": "processors",
+    "WeightedCacheSampler": "loading.weighted",
     "build": "builder.api",
     "build_part": "builder.array",
     "errors": "",
@@ -72,6 +83,7 @@ _PLACES = {
     "sources": "",
     "split_by_perturbation": "subsets.splits",
     "split_random": "subsets.splits",
+    "stage": "staging",
     "testing": "",
     "verify": "checking.verification",
 }

@@ -10,25 +10,39 @@ from torchcell_cache.sources.table import PerturbationTable
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.anndata import AnnDataSource
+    from torchcell_cache.sources.bolt import embedded_bolt
     from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
+    from torchcell_cache.sources.experiment_loader import load_experiments
+    from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset
+    from torchcell_cache.sources.networks import cell_graph
     from torchcell_cache.sources.yeast import YeastKnockouts, yeast_base_graph, yeast_knockouts
 
 _LAZY = {"AnnDataSource": "torchcell_cache.sources.anndata"}
 _LAZY |= dict.fromkeys(
     ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
 ) | dict.fromkeys(("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast")
+_LAZY |= {
+    "Neo4jCellDataset": "torchcell_cache.sources.neo4j_cell",
+    "cell_graph": "torchcell_cache.sources.networks",
+    "embedded_bolt": "torchcell_cache.sources.bolt",
+    "load_experiments": "torchcell_cache.sources.experiment_loader",
+}
 
 __all__ = [
     "AnnDataSource",
     "EcoliKnockouts",
+    "Neo4jCellDataset",
     "PerturbationSource",
     "PerturbationTable",
     "PygSource",
     "Source",
     "YeastKnockouts",
     "as_source",
+    "cell_graph",
     "ecoli_base_graph",
     "ecoli_knockouts",
+    "embedded_bolt",
+    "load_experiments",
     "yeast_base_graph",
     "yeast_knockouts",
 ]

@@ -1,0 +1,247 @@
+"""The official Neo4j driver, and what its errors mean. The only file that imports neo4j.
+
+Everything goes over as a parameter. A :class:`Login` is made just before it is used and kept by nobody: it is
+neither shown, nor logged, nor pickled, and no message holds more of an address than its host and port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import neo4j
+from neo4j import exceptions as refused
+
+from torchcell_cache.errors import CacheError, SettingError, SourceUnavailableError
+
+_SCHEMES = ("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")
+_CONNECT_SECONDS = 10.0
+# Text in quotes or backticks and comments name no parameters.
+_TOKENS = re.compile(
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`|//[^\n]*|/\*.*?\*/|\$([A-Za-z_]\w*)", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Address and credentials of a server.
+
+    Attributes:
+        uri: Address, without credentials in it.
+        username: User.
+        password: Password; not shown by ``repr``, refused by ``pickle``.
+        database: Database, or ``None`` for the user's home database.
+    """
+
+    uri: str
+    username: str
+    password: str = field(repr=False)
+    database: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        uri: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        database: str | None = None,
+    ) -> Login:
+        """From arguments, and from ``NEO4J_URI``, ``NEO4J_USER``, ``NEO4J_PASSWORD``, ``NEO4J_DATABASE`` otherwise.
+
+        Raises:
+            SettingError: If something is missing, or the address is not one.
+        """
+        env = os.environ
+        uri = uri or env.get("NEO4J_URI")
+        username = username or env.get("NEO4J_USER") or env.get("NEO4J_USERNAME")
+        password = password or env.get("NEO4J_PASSWORD")
+        given = {"NEO4J_URI": uri, "NEO4J_USER": username, "NEO4J_PASSWORD": password}
+        if missing := [name for name, value in given.items() if not value]:
+            raise SettingError(
+                f"the database cannot be reached: {', '.join(missing)} not set",
+                fix=" ".join(f"export {name}=..." for name in missing),
+            )
+        assert uri is not None
+        assert username is not None
+        assert password is not None
+        parts = _address(uri)
+        if parts.username is not None or parts.password is not None:
+            raise SettingError(
+                "the address holds credentials, which end up in logs",
+                fix="put them into NEO4J_USER and NEO4J_PASSWORD, the address alone into NEO4J_URI",
+            )
+        return cls(uri, username, password, database or env.get("NEO4J_DATABASE"))
+
+    @property
+    def place(self) -> str:
+        """Host and port, for messages."""
+        parts = _address(self.uri)
+        return f"{parts.hostname}:{parts.port or 7687}"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("credentials are not pickled; pass them again, or set NEO4J_PASSWORD")
+
+
+def _address(uri: str) -> Any:
+    wanted = f"expected an address such as bolt://localhost:7687 ({', '.join(_SCHEMES)})"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise SettingError(f"NEO4J_URI is malformed; {wanted}") from None
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise SettingError(f"the address has scheme {parts.scheme[:20]!r}; {wanted}")
+    return parts
+
+
+def parameters_of(query: str) -> set[str]:
+    """Names of the parameters a Cypher query takes."""
+    return {match[1] for match in _TOKENS.finditer(query) if match[1]}
+
+
+def check_parameters(query: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a query whose parameters are not all given: some servers take a missing one for null.
+
+    Raises:
+        SettingError: Naming them.
+    """
+    if missing := sorted(parameters_of(query) - parameters.keys()):
+        raise SettingError(
+            f"the query takes {', '.join('$' + name for name in missing)}, given are "
+            f"{', '.join('$' + name for name in sorted(parameters)) or 'none'}",
+            fix=f"pass parameters={{{missing[0]!r}: ...}}",
+        )
+
+
+def stream(
+    login: Login, query: str, parameters: Mapping[str, Any], fetch_size: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of a query, read only, as they arrive; at most about ``fetch_size`` are held here.
+
+    Args:
+        login: Where.
+        query: Cypher.
+        parameters: Its parameters.
+        fetch_size: Rows the server sends at a time.
+
+    Yields:
+        Values by column; nodes and relationships as their properties.
+
+    Raises:
+        SettingError: If user, password, database or query are wrong.
+        SourceUnavailableError: If the server cannot be reached, or is gone.
+    """
+    with _meaning(login), _driver(login) as driver:
+        session = driver.session(
+            database=login.database, default_access_mode=neo4j.READ_ACCESS, fetch_size=fetch_size
+        )
+        with session:
+            for record in session.run(query, dict(parameters)):
+                values = list(record.values())
+                yield {key: _plain(value) for key, value in zip(record.keys(), values, strict=True)}
+                _forget(values)
+
+
+@contextlib.contextmanager
+def writing(login: Login) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """A function that runs statements which may write, each in a transaction of its own.
+
+    ``run(query, parameters)`` returns the rows; with ``optional=True`` a statement that the server does not know is
+    passed over.
+
+    Args:
+        login: Where.
+
+    Raises:
+        SettingError, SourceUnavailableError: As :func:`stream`.
+    """
+    with _meaning(login), _driver(login) as driver, driver.session(database=login.database) as session:
+
+        def run(
+            query: str, parameters: Mapping[str, Any] | None = None, optional: bool = False
+        ) -> list[dict[str, Any]]:
+            try:
+                return [record.data() for record in session.run(query, dict(parameters or {}))]
+            except (refused.ClientError, refused.DatabaseError) as error:
+                if not optional or isinstance(error, refused.AuthError | refused.Forbidden):
+                    raise
+                return []
+
+        yield run
+
+
+def _driver(login: Login) -> neo4j.Driver:
+    return neo4j.GraphDatabase.driver(
+        login.uri,
+        auth=(login.username, login.password),
+        connection_timeout=_CONNECT_SECONDS,
+        connection_acquisition_timeout=2 * _CONNECT_SECONDS,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, neo4j.graph.Node | neo4j.graph.Relationship):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "iso_format"):
+        return value.iso_format()
+    return value
+
+
+def _forget(values: list[Any]) -> None:
+    """Drop nodes from the driver's own graph of the result, which otherwise grows to hold all of them."""
+    for value in values:
+        if isinstance(value, neo4j.graph.Entity):
+            for name in ("_nodes", "_relationships"):
+                kept = getattr(value.graph, name, None)
+                if isinstance(kept, dict):
+                    kept.clear()
+
+
+@contextlib.contextmanager
+def _meaning(login: Login) -> Iterator[None]:
+    """Turn the driver's errors into ours, without their chain: a driver's frame holds the credentials."""
+    failure: CacheError | None = None
+    try:
+        yield
+    except (refused.Neo4jError, refused.DriverError, OSError) as error:
+        failure = _explain(error, login)
+    except ValueError as error:  # what the driver raises for settings it cannot use
+        failure = SettingError(f"the driver refuses the address or a parameter: {error}")
+    if failure is not None:
+        raise failure
+
+
+def _explain(error: Exception, login: Login) -> CacheError:
+    code = str(getattr(error, "code", None) or "")
+    said = str(getattr(error, "message", None) or error).splitlines()[0][:400].replace(login.password, "***")
+    where = login.place
+    if isinstance(error, refused.AuthError):
+        return SettingError(
+            f"{where} refused user {login.username!r}: {said}", fix="correct NEO4J_USER and NEO4J_PASSWORD"
+        )
+    if code.endswith(("DatabaseNotFound", "InvalidDatabase")):
+        return SettingError(
+            f"{where} has no database {login.database!r}",
+            fix="set NEO4J_DATABASE, or pass database=...; SHOW DATABASES lists them",
+        )
+    if isinstance(error, refused.Forbidden):
+        return SettingError(
+            f"user {login.username!r} may not do that on {where}: {said}", fix="grant the user read access"
+        )
+    if isinstance(error, refused.ConfigurationError):
+        return SettingError(f"the driver cannot use these settings: {said}", fix="correct NEO4J_URI")
+    if isinstance(error, refused.ClientError):
+        return SettingError(f"{where} refused the query: {said}", fix="correct the query")
+    return SourceUnavailableError(
+        f"{where} does not answer ({type(error).__name__}: {said})",
+        fix="check NEO4J_URI and that the server runs; the same call goes on where it stopped",
+    )
