@@ -17,7 +17,7 @@ from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start
 from torchcell_cache.loading.prefetch import on_device
 from torchcell_cache.loading.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
 from torchcell_cache.loading.sampling import CacheSampler, Plan
-from torchcell_cache.loading.view import StoreView, view_of
+from torchcell_cache.loading.view import StoreView, restricted, view_of
 from torchcell_cache.loading.workers import Job, WorkerProcesses
 
 
@@ -58,6 +58,7 @@ class CacheLoader:
         world_size: Number of ranks, likewise.
         uneven: Which ranks get the last samples: ``drop_last``, ``pad`` (``batch.is_padding`` marks samples that are
             repeated) or ``exact``; see ``DistributedCacheSampler``.
+        indices: Only these samples: an index file (``.npy``) of the store, or anything that indexes the dataset.
 
     Raises:
         SettingError: If an argument is unknown, wrong or contradicts another.
@@ -88,10 +89,12 @@ class CacheLoader:
         rank: int | None = None,
         world_size: int | None = None,
         uneven: str = "drop_last",
+        indices: Any = None,
         **unknown: Any,
     ) -> None:
         valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
         refuse_unknown("CacheLoader", unknown, valid)
+        dataset = dataset if indices is None else restricted(dataset, indices)
         self.dataset, self._view = dataset, _view(dataset)
         self.collate_fn, self.expand = collate_fn, bool(expand)
         self.follow_batch, self.exclude_keys = follow_batch, exclude_keys

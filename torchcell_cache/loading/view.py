@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import xxhash
 from torch.utils.data import ConcatDataset, Subset
 
 from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import as_positions
 from torchcell_cache.record import Int64Array
@@ -65,6 +67,26 @@ def view_of(dataset: Any) -> StoreView | None:
     if isinstance(dataset, ConcatDataset):
         return _joined([view_of(part) for part in dataset.datasets])
     return None
+
+
+def restricted(dataset: Any, indices: Any) -> PreprocessedDataset:
+    """The samples of a dataset that an index file of its store lists, or that ``indices`` index.
+
+    Raises:
+        SettingError: If the dataset is no ``PreprocessedDataset``, or a view that lacks one of the samples.
+        StaleCacheError: If the file was made for another store.
+    """
+    if not isinstance(dataset, PreprocessedDataset):
+        raise SettingError(
+            f"indices= chooses samples of a PreprocessedDataset, got {type(dataset).__name__}",
+            fix="make the view before: dataset[indices]",
+        )
+    if isinstance(indices, str | os.PathLike):
+        from torchcell_cache.subsets.index_file import load_indices
+        from torchcell_cache.subsets.select import into_view
+
+        indices = into_view(dataset, load_indices(indices, dataset), os.fspath(indices))
+    return dataset.index_select(indices)
 
 
 def _joined(views: list[StoreView | None]) -> StoreView | None:
