@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -156,6 +156,19 @@ class LaneCut:
         """Where a step's samples lie in the rank's stretch."""
         start = self.lane_start(step % self.lanes) + self._upto(step)
         return start, start + self.size(step)
+
+    def stretches(self, lane: int) -> Iterator[tuple[range, int, int]]:
+        """A lane's steps, each with where its samples lie in the rank's stretch."""
+        for step in range(lane, self.steps, self.lanes):
+            yield (range(step, step + 1), *self.span(step))
+
+    def singles(self, lane: int, count: int) -> Iterator[tuple[range, int, int]]:
+        """The same for steps of one sample, several at a time."""
+        start, stop = self.lane_span(lane)
+        for at in range(start, stop, count):
+            upto = min(at + count, stop)
+            first, last = (lane + (k - start) * self.lanes for k in (at, upto))
+            yield range(first, last, self.lanes), at, upto
 
 
 @dataclass(frozen=True, eq=False)

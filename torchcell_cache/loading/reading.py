@@ -106,6 +106,11 @@ class ShardByShard:
             self.generation.files.close(self._open.popitem(last=False)[0])
         return batch
 
+    def samples(self, positions: Int64Array) -> list[Any]:
+        """The reader's result for several samples, where that is a list of them."""
+        found: list[Any] = self[positions]
+        return found
+
     def _fetch(self, shard: int) -> None:
         files = self.generation.files
         if files.sizes[shard] <= _MOST_AHEAD_BYTES:

@@ -6,21 +6,11 @@ import itertools
 from typing import Any
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.loading.arguments import whole_number
 from torchcell_cache.loading.lanes import Intervals, LanePlan, Shares
 from torchcell_cache.loading.line import Line, ShardLayout
 from torchcell_cache.loading.sampling import CacheSampler
 from torchcell_cache.loading.view import StoreView, view_of
-
-
-def least(name: str, value: Any, lowest: int) -> int:
-    """``value`` if it is a whole number from ``lowest`` on.
-
-    Raises:
-        SettingError: If not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise SettingError(f"{name}={value!r}: expected a whole number from {lowest} on")
-    return value
 
 
 def store_view(dataset: Any, what: str) -> StoreView:
@@ -61,7 +51,7 @@ class LaneSampler(CacheSampler):
     ) -> None:
         super().__init__(dataset, batch_size, **common)
         self.layout, self.shuffle = layout, bool(shuffle)
-        self.lanes = max(1, least("num_workers", num_workers, 0))
+        self.lanes = max(1, whole_number("num_workers", num_workers, 0))
         if self.num_samples and not len(self):
             raise SettingError(
                 f"{self.num_samples} samples in {len(layout.sizes)} shards, in batches of {batch_size} on "
@@ -184,8 +174,8 @@ class StreamSampler(LaneSampler):
         buffer: int,
         **common: Any,
     ) -> None:
-        self.chunk_size = least("chunk_size", chunk_size, 1)
-        self.buffer = least("shuffle_buffer_size", buffer, 1)
+        self.chunk_size = whole_number("chunk_size", chunk_size, 1)
+        self.buffer = whole_number("shuffle_buffer_size", buffer, 1)
         super().__init__(dataset, layout, batch_size, shuffle, 0, **common)
 
     def plan(self, rank: int, lanes: int) -> LanePlan:

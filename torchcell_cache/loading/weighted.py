@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.loading.arguments import whole_number
 from torchcell_cache.loading.draws import Float64Array, draw_with_replacement, draw_without_replacement
 from torchcell_cache.loading.groups import Bins, inverse_frequency
 from torchcell_cache.loading.sampling import OrderSampler
@@ -84,16 +85,13 @@ class WeightedCacheSampler(OrderSampler):
         )
         self.replacement = bool(replacement)
         self.num_draws = self._checked_draws(num_samples)
-        if isinstance(warmup_epochs, bool) or not isinstance(warmup_epochs, int) or warmup_epochs < 0:
-            raise SettingError(f"warmup_epochs={warmup_epochs!r}: expected a whole number from 0 on")
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs, 0)
         self._check_steps()
 
     def _checked_draws(self, wanted: int | None) -> int:
         able = int(np.count_nonzero(self.weights))
         count = (self.num_samples if self.replacement else able) if wanted is None else wanted
-        if isinstance(count, bool) or not isinstance(count, int) or count < (0 if wanted is None else 1):
-            raise SettingError(f"num_samples={wanted!r}: expected a whole number from 1 on")
+        whole_number("num_samples", count, 0 if wanted is None else 1)
         if not self.replacement and count > able:
             raise SettingError(
                 f"num_samples={count}, but only {able} of {self.num_samples} samples have a weight above 0",

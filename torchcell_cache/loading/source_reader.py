@@ -1,0 +1,104 @@
+"""Samples straight from a source: a window at a time, fetched in the source's own order, processed when handed out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.errors import CacheError, SampleError
+from torchcell_cache.loading.lanes import LanePlan
+from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.record import Int64Array
+
+
+class SourceReader:
+    """Processes samples of a source.
+
+    Args:
+        source: What ``build`` takes.
+        processor: What ``build`` takes.
+        collate: Makes a batch of a list of graphs.
+    """
+
+    def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any]) -> None:
+        # Imported here: a stream of a store needs no sources.
+        self.source = import_module("torchcell_cache.sources.pyg").as_source(source)
+        self.processor, self.collate = processor, collate
+
+    def window(self, plan: LanePlan, lane: int) -> WindowReader:
+        """A reader of one lane of an epoch."""
+        return WindowReader(self, plan, lane)
+
+    def fetch(self, index: int) -> Any:
+        """A sample as the source has it.
+
+        Raises:
+            SampleError: If the source raises.
+        """
+        try:
+            return self.source[index]
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._failed(index, error) from None
+
+    def graph(self, index: int, item: Any) -> Any:
+        """The graph of a fetched sample.
+
+        Raises:
+            SampleError: If the processor raises.
+        """
+        try:
+            return apply_processor(self.processor, self.source.base_graph, item)
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._failed(index, error) from None
+
+    def _failed(self, index: int, error: Exception) -> SampleError:
+        return SampleError(
+            f"sample {index}: {type(error).__name__} in the source or in {type(self.processor).__name__}: {error}\n"
+            f"{traceback.format_exc()}",
+            fix="correct the sample or the processor",
+        )
+
+
+class WindowReader:
+    """Reads one lane's samples: those of a window are fetched together, in ascending order, and let go one by one."""
+
+    def __init__(self, reader: SourceReader, plan: LanePlan, lane: int) -> None:
+        self.reader = reader
+        self._held: dict[int, Any] = {}
+        self._windows = self._fetches(plan, lane)
+
+    def _fetches(self, plan: LanePlan, lane: int) -> Iterator[Int64Array]:
+        """Indices to fetch together, in the order in which they are needed."""
+        start, stop = plan.cuts[plan.rank].lane_span(lane)
+        window = plan.line.buffer if plan.line.shuffle and plan.line.buffer else 1
+        for at in range(start, stop, window):
+            yield plan.take(at, min(at + window, stop))[0]
+
+    def _take(self, index: int) -> Any:
+        while index not in self._held:
+            wanted = next(self._windows, None)
+            if wanted is None:  # padding, handed out a second time
+                return self.reader.graph(index, self.reader.fetch(index))
+            for k in np.unique(wanted).tolist():
+                self._held[k] = self.reader.fetch(k)
+        return self.reader.graph(index, self._held.pop(index))
+
+    def samples(self, indices: Int64Array) -> Iterator[Any]:
+        """Graphs of samples, in the order asked for."""
+        return (self._take(k) for k in indices.tolist())
+
+    def __getitem__(self, indices: Int64Array) -> Any:
+        """The batch of samples."""
+        return self.reader.collate(list(self.samples(indices)))
+
+    def close(self) -> None:
+        """Let go of what was fetched."""
+        self._held.clear()
