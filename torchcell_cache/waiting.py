@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from torchcell_cache.errors import CacheNotFoundError, SettingError, WaitTimeoutError
-from torchcell_cache.manifest import manifest_path, read_manifest, root_argument
+from torchcell_cache.manifest import manifest_path, read_manifest
+from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.underway import found_at
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0

@@ -47,6 +47,7 @@ class Progress:
         stream: Where to print.
         what: Name of the work, in front of every line.
         facts: More to write into the status file.
+        unit: What is counted: ``samples`` or ``bytes``.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Progress:
         stream: TextIO | None = None,
         what: str = "preprocess",
         facts: dict[str, Any] | None = None,
+        unit: str = "samples",
     ) -> None:
-        self.facts = facts or {}
+        self.facts, self.unit = facts or {}, unit
         self.total, self.done, self.initial = total, done, done
         self.status_path, self.stream = status_path, stream or sys.stderr
         self.begun = self.last_status = self.last_line = time.monotonic()
@@ -70,7 +72,8 @@ class Progress:
         if enabled and self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, unit="sample", desc=what, file=self.stream)
+            sized = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": "sample"}
+            self.bar = tqdm(total=total, initial=done, desc=what, file=self.stream, **sized)
             self.lines = False
         self._write_status("building")
 
@@ -95,7 +98,10 @@ class Progress:
         rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = human_seconds(left) if rate else "unknown"
-        return f"{self.done:,}/{self.total:,} samples ({100 * self.done / max(self.total, 1):.0f} %), {rate:,.0f}/s, {eta} left"
+        share = f"({100 * self.done / max(self.total, 1):.0f} %)"
+        if self.unit == "bytes":
+            return f"{human_bytes(self.done)} of {human_bytes(self.total)} {share}, {human_bytes(rate)}/s, {eta} left"
+        return f"{self.done:,}/{self.total:,} samples {share}, {rate:,.0f}/s, {eta} left"
 
     def _write_status(self, state: str) -> None:
         if self.status_path is not None:

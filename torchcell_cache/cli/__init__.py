@@ -35,12 +35,13 @@ COMMANDS = {
     "verify": "check a store; level=full reads every record, source=... compares with the source",
     "repair": "make damaged files again",
     "status": "how far a build is, from any process or node",
+    "stage": "copy a store to local disk, verified; prints the copy's root",
     "gc": "remove old generations of a store",
     "select": "choose samples by their columns: an index file or a smaller store",
     "split": "training, validation and test samples without leaks",
     "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
 }
-_WRITERS = ("preprocess", "select", "split", "repair", "gc")
+_WRITERS = ("stage", "preprocess", "select", "split", "repair", "gc")
 EXIT_BUG = 1
 
 

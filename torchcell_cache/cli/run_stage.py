@@ -1,0 +1,20 @@
+"""``torchcell-cache stage``."""
+
+from __future__ import annotations
+
+from torchcell_cache.cli.settings import Settings
+from torchcell_cache.errors import EXIT_OK
+from torchcell_cache.staging import stage
+
+
+def run(settings: Settings) -> int:
+    """Copy the store and print the copy's root, and nothing else, on stdout."""
+    root = stage(
+        settings["root"],
+        settings["to"],
+        keep=settings["keep"],
+        wait=settings["wait"],
+        progress=settings["progress"],
+    )
+    print(root)
+    return EXIT_OK

@@ -1,0 +1,186 @@
+"""The files of a manifest, brought into a directory from anywhere: digests checked in the stream, finished ones kept.
+
+Where bytes come from is the caller's business (:data:`Fetch`); what they must be is the manifest's. Only files with digests
+travel: everything else of a generation is written again from the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from torchcell_cache.durable.atomic import (
+    free_bytes,
+    fsync_file,
+    make_dirs_durable,
+    remove_stale_temps,
+    replace_file,
+    storage_errors,
+    temp_path,
+    write_atomic,
+)
+from torchcell_cache.errors import CacheError, CorruptShardError, StorageFullError, StorageLostError
+from torchcell_cache.generation import GENERATION_MANIFEST
+from torchcell_cache.manifest import FileEntry, Manifest, manifest_path, processed_dir, write_sidecar
+from torchcell_cache.verified import ensure_verified, note_verified
+
+Fetch = Callable[[str], AbstractContextManager[BinaryIO]]
+"""Opens one file of the generation by name, to be read once from its beginning."""
+
+_CHUNK = 4 << 20
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where files come from.
+
+    Attributes:
+        name: As messages call it.
+        fetch: Opens a file.
+        fix: What to type if it does not hold what the manifest says.
+    """
+
+    name: str
+    fetch: Fetch
+    fix: str
+
+
+def entries_of(manifest: Manifest) -> list[FileEntry]:
+    """All files with digests: those beside the shards first."""
+    return [*manifest.files, *(shard.file for shard in manifest.shards)]
+
+
+def missing_files(manifest: Manifest, root: Path) -> list[FileEntry]:
+    """Files that are not there or not whole; sizes and, unless this node has checked them before, digests are compared."""
+    directory = processed_dir(root) / manifest.generation
+    missing = []
+    for entry in entries_of(manifest):
+        try:
+            ensure_verified(directory / entry.name, entry.size, entry.xxh3)
+        except (CorruptShardError, StorageLostError):
+            missing.append(entry)
+    return missing
+
+
+def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:
+    """Refuse before the first byte if the files cannot fit.
+
+    Raises:
+        StorageFullError: Naming what is needed and what is free.
+    """
+    need, free = sum(entry.size for entry in wanted), free_bytes(directory)
+    if need > free:
+        raise StorageFullError(
+            f"{need:,} bytes are to be copied to {directory}, {free:,} are free",
+            path=directory,
+            fix="free space there (stage ... keep=1 removes old copies), or choose another directory",
+        )
+
+
+def fill(
+    manifest: Manifest, root: Path, wanted: list[FileEntry], origin: Origin, note: Callable[[int], None]
+) -> None:
+    """Bring files to ``root``, several at a time; each appears under its name once its digests are right.
+
+    Args:
+        manifest: The manifest.
+        root: Root of the copy.
+        wanted: Which of its files.
+        origin: Where they come from.
+        note: Told the number of bytes since its last call, by one thread at a time.
+
+    Raises:
+        CorruptShardError: If the origin does not hold what the manifest says.
+        StorageError: If a file system refuses.
+    """
+    directory = make_dirs_durable(processed_dir(root) / manifest.generation)
+    remove_stale_temps(directory)
+    stop, turn = threading.Event(), threading.Lock()
+
+    def told(count: int) -> None:
+        with turn:
+            note(count)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for _ in pool.map(lambda entry: _bring(entry, directory, origin, told, stop), wanted):
+                pass
+        finally:
+            stop.set()  # an error or a signal ends the other files too
+
+
+def write_rest(manifest: Manifest, root: Path) -> None:
+    """Write what follows from the manifest: side files, the generation's own manifest and, last, ``manifest.json``."""
+    directory = processed_dir(root) / manifest.generation
+    for shard in manifest.shards:
+        write_sidecar(directory, shard)
+    write_atomic(directory / GENERATION_MANIFEST, manifest.to_bytes())
+    write_atomic(manifest_path(root), manifest.to_bytes())
+
+
+def _bring(
+    entry: FileEntry, directory: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
+) -> None:
+    if stop.is_set():
+        return
+    target = directory / entry.name
+    temporary = temp_path(target)
+    try:
+        with storage_errors(target, "copy"):
+            if not _stream(entry, temporary, origin, note, stop):
+                return
+            temporary.chmod(0o444)
+            fsync_file(temporary)
+            replace_file(temporary, target)
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    note_verified(target, entry.xxh3)
+
+
+def _stream(
+    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
+) -> bool:
+    """Copy the bytes and check them on the way; ``False`` if asked to stop."""
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    try:
+        with origin.fetch(entry.name) as source, temporary.open("xb", buffering=0) as sink:
+            while block := source.read(_CHUNK):
+                sha.update(block)
+                xxh.update(block)
+                view = memoryview(block)
+                while view:
+                    view = view[sink.write(view) :]
+                size += len(block)
+                note(len(block))
+                if stop.is_set():
+                    return False
+                if size > entry.size:
+                    break
+    except CacheError:
+        raise
+    except FileNotFoundError as error:
+        raise CorruptShardError(
+            f"{entry.name} is missing at {origin.name} ({error})", path=origin.name, fix=origin.fix
+        ) from None
+    if (size, sha.hexdigest(), xxh.hexdigest()) != (entry.size, entry.sha256, entry.xxh3):
+        raise CorruptShardError(
+            f"{entry.name} at {origin.name} has {size:,} bytes and SHA-256 {sha.hexdigest()[:16]}..., "
+            f"the manifest says {entry.size:,} and {entry.sha256[:16]}...",
+            path=origin.name,
+            fix=origin.fix,
+        )
+    return True
