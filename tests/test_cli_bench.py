@@ -19,7 +19,7 @@ from torchcell_cache.bench.store import BenchReport, WorkerTiming
 from torchcell_cache.cli import main
 from torchcell_cache.store import open_count
 
-LIGHT = ("read", "decode", "collate")
+LIGHT = ("read", "decode", "batch")
 HEAVY = ("masks", "expand", "samples", "pyg collate", "on the fly")
 QUICK = ["num_batches=6", "seconds=1", "batch_size=4", "progress=false"]
 
@@ -52,7 +52,7 @@ def test_every_number_is_there_and_makes_sense(store: Path, capsys) -> None:
     assert facts["batch_size"] == 4
     assert facts["content_digest"] == tc.PreprocessedDataset(store).content_digest
     assert not facts["skipped"]
-    assert set(facts["stages"]) == {*LIGHT, *HEAVY, "read, cold"}
+    assert set(facts["stages"]) == {*LIGHT, *HEAVY, "batch, cold"}
     for name, stage in facts["stages"].items():
         assert 0 < stage["p50_ms"] <= stage["p90_ms"] <= stage["p99_ms"], name
         assert 1 <= stage["samples"] <= 4
@@ -126,13 +126,13 @@ def test_cold_files_are_cold_and_reading_goes_on(store: Path, capsys) -> None:
     dataset = tc.PreprocessedDataset(store)
     before = dataset[3]["gene"].perturbation_indices
     facts = facts_of(capsys, f"root={store}", *QUICK, "workers=[0]", "cold=true")
-    assert "read, cold" in facts["stages"]
+    assert "batch, cold" in facts["stages"]
     assert facts["stayed_in_memory"] is None or 0 <= facts["stayed_in_memory"] <= 1
     assert torch.equal(dataset[3]["gene"].perturbation_indices, before)
     dataset.close()
     assert open_count() == 0
     facts = facts_of(capsys, f"root={store}", *QUICK, "workers=[0]", "cold=false")
-    assert "read, cold" not in facts["stages"]
+    assert "batch, cold" not in facts["stages"]
     assert facts["stayed_in_memory"] is None
 
 
@@ -208,7 +208,7 @@ def test_missing_stores_and_devices(store: Path, capsys) -> None:
 
 # Advice from numbers made up, batches of 10: what would be right is plain from them.
 
-CHEAP = {"read": 0.1, "decode": 0.1, "collate": 0.1, "expand": 20, "samples": 5, "masks": 1}
+CHEAP = {"read": 0.1, "decode": 0.1, "batch": 0.3, "expand": 20, "samples": 5, "masks": 1}
 
 
 def made_up(step_ms, waits: dict[int, float], **stages: float) -> BenchReport:
@@ -237,9 +237,9 @@ def test_the_fewest_workers_that_will_do() -> None:
     assert advice(made_up(85, {0: 40, 1: 9, 2: 0.5, 4: 0.1}, **CHEAP, **dear))[0] == (
         "2 workers; data wait 0.58 % of your 85 ms step"
     )
-    slow = {**CHEAP, "read": 30.0}
+    slow = {**CHEAP, "batch": 30.0}
     assert advice(made_up(100, {0: 100, 1: 25}, **slow, **dear))[0] == (
-        "1 worker; data wait 20 % of your 100 ms step; most of it is 'read'"
+        "1 worker; data wait 20 % of your 100 ms step; reading a batch takes 30.0 ms"
     )
     assert advice(made_up(None, {0: 1.0, 1: 0.9}, **CHEAP, **dear))[0].startswith(
         "0 workers; a batch every 1.00 ms,"
@@ -270,6 +270,6 @@ def test_whether_the_cache_helps() -> None:
     assert "you would wait 0.6 % of your step: the cache is not needed" in told(
         2000, pyg_collate=10, on_the_fly=2
     )
-    assert "reading costs 9.00 ms cold and 0.100 ms warm: 9.6 %" in told(
-        85, pyg_collate=9, on_the_fly=9, **{"read, cold": 9.0}
+    assert "reading costs 9.00 ms cold and 0.300 ms warm: 9.6 %" in told(
+        85, pyg_collate=9, on_the_fly=9, **{"batch, cold": 9.0}
     )

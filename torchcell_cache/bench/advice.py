@@ -13,12 +13,12 @@ LITTLE_WAIT = 0.01
 """Share of waiting that nobody needs to care about."""
 
 _NO_GAIN = 0.8
-_ON_THE_WAY = ("read", "decode", "collate")
+_ON_THE_WAY = ("batch",)
 _WHAT = {
     "read": "records from LMDB, checksums verified",
-    "read, cold": "the same after the kernel forgot the shards",
+    "batch, cold": "the same after the kernel forgot the shards",
     "decode": "records to arrays",
-    "collate": "one buffer of the batch",
+    "batch": "a shared batch, from the store to one buffer",
     "copy": "the buffer to the device",
     "masks": "node mask and all edge masks",
     "expand": "to_pyg(): the PyG batch",
@@ -145,8 +145,7 @@ def _workers(report: BenchReport) -> Iterator[str]:
     )
     text = f"{_count(best)}; data wait {human_share(shares[best.num_workers])} of your {step:g} ms step"
     if not fine:
-        slowest = max(_ON_THE_WAY, key=lambda name: report.stages[name].percentile(50))
-        text += f"; most of it is '{slowest}'"
+        text += f"; reading a batch takes {human_ms(report.stages['batch'].percentile(50))}"
     yield text
 
 
@@ -206,7 +205,7 @@ def _expanding(report: BenchReport) -> Iterator[str]:
 
 
 def _cold(report: BenchReport) -> Iterator[str]:
-    cold, warm, step = report.cost("read, cold"), report.cost("read"), report.step_ms
+    cold, warm, step = report.cost("batch, cold"), report.cost("batch"), report.step_ms
     if cold is None or warm is None:
         return
     text = f"reading costs {human_ms(cold)} cold and {human_ms(warm)} warm"

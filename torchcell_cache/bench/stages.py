@@ -95,7 +95,7 @@ def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[
 
     yield Stage("read", generation.read, lambda positions: positions)
     yield Stage("decode", _decoder(generation), generation.read)
-    yield Stage("collate", lambda batch: batch.pack(), here)
+    yield Stage("batch", lambda positions: here(positions).pack(), lambda positions: positions)
     if device.type != "cpu":
         yield Stage("copy", lambda batch: batch.to(device, non_blocking=True), lambda p: here(p).pin_memory())
     yield Stage("masks", _masks, there, weight=1, may_fail=True)
@@ -227,7 +227,10 @@ def cold_read(generation: Generation) -> Stage:
         drop_pages(files.paths)
         return positions
 
-    return Stage("read, cold", generation.read, forget)
+    def batch(positions: Int64Array) -> Any:
+        return SharedGraphBatch.read(generation, positions).pack()
+
+    return Stage("batch, cold", batch, forget)
 
 
 def still_in_memory(generation: Generation) -> float | None:

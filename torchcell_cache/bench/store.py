@@ -218,12 +218,19 @@ def _time_stages(
     """Time the stages; returns the batches whose samples are in memory now."""
     generation, seconds = dataset.generation, report.facts["seconds"]
     watch, sample_bytes = Stopwatch(draws, device), graph_bytes(dataset.get(0))
-    if cold and CAN_DROP:
-        note("read, cold")
+    from_memory = (
+        generation.is_structured
+        and not generation.structured.has_removed
+        and generation.table_reader is not None
+    )
+    if cold and from_memory:
+        report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
+    elif cold and CAN_DROP:
+        note("batch, cold")
         report.stayed = still_in_memory(generation)
-        report.stages["read, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds, 0)
+        report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds, 0)
     elif cold:
-        report.skipped["read, cold"] = "this system cannot be asked to forget files"
+        report.skipped["batch, cold"] = "this system cannot be asked to forget files"
     watch.warm_up(generation, 2 * _LIGHT_SHARE * seconds)
     todo = list(stages(generation, device, report.facts["exclude_keys"]))
     weights = sum(stage.weight for stage in todo)
@@ -251,7 +258,7 @@ def _time_loader(
 ) -> WorkerTiming:
     step = report.step_ms
     flat = seconds if step is None else seconds / 3
-    expected = (report.cost("read", "decode", "collate") or 0.0) / 1e3
+    expected = (report.cost("batch") or 0.0) / 1e3
     first, waits = _waits(dataset, draws, device, count, 0.0, flat, expected)
     stepped = None
     if step is not None:
