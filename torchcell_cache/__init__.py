@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.loader import CacheLoader as CacheLoader
-    from torchcell_cache.loading.distributed import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.loading.costs import BalancedCostBatchSampler as BalancedCostBatchSampler
+    from torchcell_cache.loading.distributed import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.loading.shard_sampler import DistributedShardSampler as DistributedShardSampler
     from torchcell_cache.loading.streaming import StreamingCacheDataset as StreamingCacheDataset
     from torchcell_cache.loading.weighted import WeightedCacheSampler as WeightedCacheSampler
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
+    from torchcell_cache.processors import KHopSubgraph as KHopSubgraph
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
@@ -57,6 +58,7 @@ _PLACES = {
     "DistributedShardSampler": "loading.shard_sampler",
     "GraphProcessor": "processors",
     "IncidenceIndex": "incidence",
+    "KHopSubgraph": "processors",
     "LazySubgraphRepresentation": "processors",
     "Neo4jCellDataset": "sources.neo4j_cell",
     "Neo4jPreprocessedCellDataset": "dataset",
