@@ -6,6 +6,7 @@ of a whole chunk are gap-coded in one pass, and a sample costs one join of slice
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
-from torchcell_cache.codec.fields import BASE, DIFF, RAW, padded, too_large
+from torchcell_cache.codec.fields import (
+    BASE,
+    DIFF,
+    MAX_ENTRIES,
+    PALETTE,
+    PALETTE_LIMIT,
+    RAW,
+    padded,
+    too_large,
+)
 from torchcell_cache.codec.gap import encode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, MODES
 from torchcell_cache.codec.layout import BOOL, DTYPES, Layout, Payload, TensorValue
@@ -166,32 +176,89 @@ def _row(field: ChangedRows, k: int) -> TensorValue:
 
 
 def _changed(field: ChangedRows, count: int) -> Parts:
-    """DIFF payloads of a whole chunk in one buffer; a sample for which RAW is no longer takes that instead."""
+    """DIFF or PALETTE payloads of a whole chunk in one buffer; a sample for which neither is shorter takes RAW."""
     carrier, shape = DTYPES[field.base.dtype].carrier, field.base.array.shape
     size, plain = carrier.itemsize, field.base.array.size * carrier.itemsize
     assert size <= 8
     words, word_ptr = encode_gaps_ragged(field.positions, field.ptr)
     num_words, num_values = np.diff(word_ptr), np.diff(field.ptr)
+    elements = np.ascontiguousarray(field.values, dtype=carrier).view(f"<u{size}")
     first = _DIFF_HEAD.size + (2 * num_words + 7) // 8 * 8
-    lengths = first + size * num_values
+    palette = _Palettes(elements, field.ptr, first, plain)
+    lengths = np.where(palette.chosen, palette.lengths, first + size * num_values)
     starts = np.zeros(count + 1, dtype=np.int64)
     np.cumsum((lengths + 7) // 8 * 8, out=starts[1:])
     buffer = np.zeros(int(starts[-1]), dtype=np.uint8)
     buffer.view("<u4")[starts[:-1] // 4] = num_words
     buffer.view("<u2")[_places((starts[:-1] + _DIFF_HEAD.size) // 2, word_ptr)] = words
-    elements = np.ascontiguousarray(field.values, dtype=carrier).view(f"<u{size}")
-    buffer.view(f"<u{size}")[_places((starts[:-1] + first) // size, field.ptr)] = elements
+    tails = starts[:-1] + first
+    plainly = ~np.repeat(palette.chosen, num_values)
+    buffer.view(f"<u{size}")[_places(tails // size, field.ptr)[plainly]] = elements[plainly]
+    palette.write(buffer, starts[:-1], tails)
     data, out = buffer.tobytes(), []
     spans = zip(starts.tolist(), starts[1:].tolist(), lengths.tolist(), num_values.tolist(), strict=False)
+    codes = np.where(palette.chosen, PALETTE, DIFF).tolist()
     for k, (start, stop, length, changed) in enumerate(spans):
         if changed == 0:
             out.append(_SHARED)
         elif length >= plain:
             out.append(_raw(_row(field, k)))
         else:
-            descriptor = _descriptor(DIFF, field.base.dtype, shape, length)
-            out.append((descriptor, data[start:stop], plain))
+            out.append((_descriptor(codes[k], field.base.dtype, shape, length), data[start:stop], plain))
     return out
+
+
+class _Palettes:
+    """The distinct elements of every sample of a chunk, and for which samples a table of them pays.
+
+    Args:
+        elements: New elements as unsigned integers, ``[nnz]``.
+        ptr: Where each sample starts, ``[n + 1] int64``.
+        first: Bytes of each payload before the elements, ``[n] int64``.
+        plain: Bytes of the whole tensor.
+    """
+
+    def __init__(self, elements: npt.NDArray[Any], ptr: Int64Array, first: Int64Array, plain: int) -> None:
+        self.size, self.ptr, counts = elements.itemsize, ptr, np.diff(ptr)
+        possible = (counts > 0) & (counts <= PALETTE_LIMIT) & (self.size >= 2)
+        self.entries, self.entry_ptr, self.numbers = _distinct(elements, ptr, possible)
+        num_entries = np.diff(self.entry_ptr)
+        self.lengths = first + (num_entries * self.size + 7) // 8 * 8 + counts
+        otherwise = np.minimum(first + self.size * counts, plain)
+        self.chosen = possible & (num_entries <= MAX_ENTRIES) & (self.lengths < otherwise)
+
+    def write(self, buffer: npt.NDArray[np.uint8], heads: Int64Array, tails: Int64Array) -> None:
+        """Number of entries to ``heads + 4``, entries and the elements' numbers to ``tails``."""
+        counts, num_entries = np.diff(self.ptr), np.diff(self.entry_ptr)
+        buffer.view("<u4")[heads[self.chosen] // 4 + 1] = num_entries[self.chosen]
+        kept = np.repeat(self.chosen, num_entries)
+        buffer.view(f"<u{self.size}")[_places(tails // self.size, self.entry_ptr)[kept]] = self.entries[kept]
+        after = tails + (num_entries * self.size + 7) // 8 * 8
+        kept = np.repeat(self.chosen, counts)
+        buffer[_places(after, self.ptr)[kept]] = self.numbers[kept]
+
+
+def _distinct(
+    elements: npt.NDArray[Any], ptr: Int64Array, possible: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[Any], Int64Array, Int64Array]:
+    """Distinct elements per sample, ascending, their offsets, and the number of each element among those of its sample."""
+    counts = np.diff(ptr)
+    if elements.itemsize > 4:  # no room for the sample's number beside the element
+        found = [np.unique(elements[a:b], return_inverse=True) for a, b in itertools.pairwise(ptr)]
+        entry_ptr = np.concatenate([[0], np.cumsum([len(part[0]) for part in found])]).astype(np.int64)
+        numbers = [part[1].astype(np.int64) for part in found]
+        return np.concatenate([part[0] for part in found]), entry_ptr, np.concatenate(numbers)
+    owner = np.repeat(np.arange(len(counts), dtype=np.uint64), counts) << np.uint64(32)
+    keys = owner | elements
+    ordered = np.sort(keys)
+    new = np.ones(len(keys), dtype=np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    ordered = ordered[new]
+    entry_ptr = np.searchsorted(ordered, np.arange(len(counts) + 1, dtype=np.uint64) << np.uint64(32)).astype(
+        np.int64
+    )
+    numbers = np.searchsorted(ordered, keys) - np.repeat(entry_ptr[:-1], counts)
+    return ordered.astype(np.uint32).astype(elements.dtype), entry_ptr, numbers
 
 
 def _places(starts: Int64Array, ptr: Int64Array) -> Int64Array:

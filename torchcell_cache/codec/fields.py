@@ -19,6 +19,10 @@ from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 from torchcell_cache.record import Int64Array
 
 RAW, BASE, BITS, SPARSE, DIFF = range(5)
+PALETTE = 16
+MAX_ENTRIES = 256
+PALETTE_LIMIT = 1 << 16
+"""Changes of one field up to which a palette is tried: finding the distinct elements of more takes too long."""
 
 _DIFF_HEAD = struct.Struct("<II")
 _CHUNK = 1 << 18
@@ -79,6 +83,8 @@ def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
         reference = _reference(value, base)
         diff = None if reference is None else _diff(TensorValue(value.dtype, array), reference, len(best[2]))
         best = diff or best
+        if reference is not None and 2 <= array.itemsize <= 8:
+            best = _palette(TensorValue(value.dtype, array), reference, len(best[2])) or best
     return best
 
 
@@ -112,14 +118,36 @@ def _sparse(array: Array, limit: int) -> Encoded | None:
 
 def _diff(value: TensorValue, base: Array, limit: int) -> Encoded | None:
     """Positions and new elements where ``value`` differs from ``base``, if less than ``limit`` bytes."""
-    changed = _bits(value.array) != _bits(base)
-    positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
+    positions = _changed(value.array, base)
     if len(positions) * (2 + value.array.itemsize) >= limit:
         return None
     words = encode_gaps(positions).astype("<u2", copy=False)
     new = _little_endian(value.array.reshape(-1)[positions], value.dtype)
     payload = _DIFF_HEAD.pack(len(words), 0) + padded(words.tobytes()) + new
     return (DIFF, 0, payload) if len(payload) < limit else None
+
+
+def _palette(value: TensorValue, base: Array, limit: int) -> Encoded | None:
+    """The same with a byte per new element and a table of the distinct ones, if less than ``limit`` bytes."""
+    positions = _changed(value.array, base)
+    if not 0 < 3 * len(positions) < min(limit, 3 * PALETTE_LIMIT + 1):
+        return None
+    new = _bits(value.array)[positions]
+    if len(np.unique(new[: 4 * MAX_ENTRIES])) > MAX_ENTRIES:
+        return None
+    entries, indices = np.unique(new, return_inverse=True)
+    if len(entries) > MAX_ENTRIES:
+        return None
+    words = encode_gaps(positions).astype("<u2", copy=False)
+    table = padded(entries.astype(f"<u{new.itemsize}", copy=False).tobytes())
+    head = _DIFF_HEAD.pack(len(words), len(entries)) + padded(words.tobytes())
+    payload = head + table + indices.astype(np.uint8).tobytes()
+    return (PALETTE, 0, payload) if len(payload) < limit else None
+
+
+def _changed(array: Array, base: Array) -> Int64Array:
+    changed = _bits(array) != _bits(base)
+    return np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
 
 
 def decoded_size(field: StoredField, max_bytes: int) -> int:
@@ -194,13 +222,16 @@ def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Ar
     """The base field with the stored elements put in."""
     if not isinstance(base, TensorValue) or (base.dtype, base.array.shape) != (field.dtype, field.shape):
         raise CorruptRecordError(f"{field.label} changes a base field of another shape or dtype")
-    num_words, zero = _DIFF_HEAD.unpack_from(stored) if len(stored) >= _DIFF_HEAD.size else (0, 1)
+    num_words, entries = _DIFF_HEAD.unpack_from(stored) if len(stored) >= _DIFF_HEAD.size else (0, 1 << 31)
     end = _DIFF_HEAD.size + 2 * num_words
     first = end + -end % 8
-    spare = (len(stored) - first) % DTYPES[field.dtype].carrier.itemsize
-    if zero or first > len(stored) or spare or any(stored[end:first]):
+    if first > len(stored) or any(stored[end:first]) or (field.encoding == DIFF and entries):
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
-    new = _native(stored[first:], field)
+    new = (
+        _new_elements(stored[first:], field)
+        if field.encoding == DIFF
+        else _looked_up(stored[first:], entries, field)
+    )
     flat: Array = base.array.reshape(-1).copy()
     done = 0
     for positions in _positions(stored[_DIFF_HEAD.size : end], flat.size, field.label):
@@ -211,6 +242,24 @@ def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Ar
     if done != len(new):
         raise CorruptRecordError(f"{field.label} changes {done} positions and has {len(new)} new elements")
     return flat
+
+
+def _new_elements(stored: memoryview, field: StoredField) -> Array:
+    if len(stored) % DTYPES[field.dtype].carrier.itemsize:
+        raise CorruptRecordError(f"{field.label} has a malformed list of changes")
+    return _native(stored, field)
+
+
+def _looked_up(stored: memoryview, num_entries: int, field: StoredField) -> Array:
+    """New elements from their table and a byte each."""
+    end = num_entries * DTYPES[field.dtype].carrier.itemsize
+    first = end + -end % 8
+    if not 0 < num_entries <= MAX_ENTRIES or first > len(stored) or any(stored[end:first]):
+        raise CorruptRecordError(f"{field.label} has a malformed table of elements")
+    indices = np.frombuffer(stored[first:], dtype=np.uint8)
+    if len(indices) and int(indices.max()) >= num_entries:
+        raise CorruptRecordError(f"{field.label} refers to element {int(indices.max())} of {num_entries}")
+    return _native(stored[:end], field)[indices]
 
 
 def _positions(stored: memoryview, count: int, label: str) -> Iterator[Int64Array]:

@@ -18,9 +18,13 @@ Encodings::
     4 DIFF    shape and dtype of the base field, all elements equal to it but some:
               u32 num_words | u32 0 | u16[num_words] gap-coded positions | zeros up to a multiple of 8 |
               the new elements
+    16 PALETTE  elements of 2 to 8 bytes: as DIFF, with at most 256 distinct new elements:
+              u32 num_words | u32 num_entries | u16[num_words] gap-coded positions | zeros up to a multiple of 8 |
+              the distinct elements | zeros up to a multiple of 8 | u8 per new element, its number among them
 
-``fill`` is 0 in every other encoding. SPARSE and DIFF stand only where shorter than BITS (bool, n > 8) or
-RAW, which also bounds what decoding them can take. The gap code is that of :mod:`torchcell_cache.codec.gap`.
+``fill`` is 0 in every other encoding. SPARSE, DIFF and PALETTE stand only where shorter than BITS (bool, n > 8)
+or RAW, which also bounds what decoding them can take; PALETTE only where shorter than DIFF too, for up to 65,536
+changes. The gap code is that of :mod:`torchcell_cache.codec.gap`.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from torchcell_cache.codec.fields import (
     BASE,
     BITS,
     DIFF,
+    PALETTE,
     RAW,
     SPARSE,
     StoredField,
@@ -54,6 +59,7 @@ MODES = ("full", "delta")
 HEADER = struct.Struct("<BBHIQ")
 FIELD = struct.Struct("<BBBBI")
 _MAX_LENGTH = 0xFFFFFFFF
+_OF_BASE = (BASE, DIFF, PALETTE)
 
 
 class BaseField(NamedTuple):
@@ -169,8 +175,8 @@ def decode(
     for key, is_tensor, field in zip(
         layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True
     ):
-        reference = base.get(key) if field.encoding in (BASE, DIFF) else None
-        if field.encoding in (BASE, DIFF) and (
+        reference = base.get(key) if field.encoding in _OF_BASE else None
+        if field.encoding in _OF_BASE and (
             reference is None or isinstance(reference, TensorValue) != is_tensor
         ):
             raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
@@ -218,7 +224,11 @@ def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) ->
         raise CorruptRecordError(f"{label} says {ndim} dimensions")
     shape: tuple[int, ...] = struct.unpack_from(f"<{ndim}q", body, end)
     known = dtype in DTYPES if is_tensor else dtype == 0 and ndim == 0
-    possible = (RAW, BITS, SPARSE, DIFF) if dtype == BOOL else (RAW, DIFF) if is_tensor else (RAW,)
+    possible: tuple[int, ...] = (
+        (RAW, BITS, SPARSE, DIFF) if dtype == BOOL else (RAW, DIFF) if is_tensor else (RAW,)
+    )
+    if is_tensor and known and 2 <= DTYPES[dtype].carrier.itemsize <= 8:
+        possible = (RAW, DIFF, PALETTE)
     if not known or encoding not in possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
         raise CorruptRecordError(
             f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}"

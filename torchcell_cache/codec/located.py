@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.codec.fields import BASE, DIFF
+from torchcell_cache.codec.fields import BASE, DIFF, MAX_ENTRIES, PALETTE
 from torchcell_cache.codec.gap import ESCAPE, decode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
 from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
@@ -141,7 +141,7 @@ def _like_base(
     data: Bytes, at: Int64Array, encoding: Int64Array, ndim: Int64Array, reference: TensorValue
 ) -> bool:
     """Whether each record holds the field as the base's own, or as a difference of its dtype and shape."""
-    differs = encoding == DIFF
+    differs = (encoding == DIFF) | ((encoding == PALETTE) & (reference.array.itemsize > 1))
     if not bool((differs | (encoding == BASE)).all()):
         return False
     shape = reference.array.shape
@@ -154,25 +154,56 @@ def _like_base(
 
 def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -> Changes:
     carrier = DTYPES[reference.dtype].carrier
-    size, differs = carrier.itemsize, found.encoding == DIFF
+    size, differs, palette = carrier.itemsize, found.encoding != BASE, found.encoding == PALETTE
     if bool((found.length[differs] < _DIFF_HEAD_BYTES).any()) or bool(found.length[~differs].any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     heads = data.view("<u4")
-    num_words = np.zeros(len(found.start), dtype=np.int64)
+    num_words, num_entries = np.zeros((2, len(found.start)), dtype=np.int64)
     num_words[differs] = heads[found.start[differs] // 4]
+    num_entries[differs] = heads[found.start[differs] // 4 + 1]
+    if bool(num_entries[~palette].any()) or bool(
+        (palette & ((num_entries < 1) | (num_entries > MAX_ENTRIES))).any()
+    ):
+        raise CorruptRecordError(f"{label} has a malformed table of elements")
     first = _DIFF_HEAD_BYTES + (2 * num_words + 7) // 8 * 8
-    rest = np.where(differs, found.length - first, 0)
-    if bool((rest < 0).any() or (rest % size).any()) or bool(heads[found.start[differs] // 4 + 1].any()):
+    table = (num_entries * size + 7) // 8 * 8
+    rest = np.where(differs, found.length - first - table, 0)
+    step = np.where(palette, 1, size)
+    if bool((rest < 0).any() or (rest % step).any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
-    word_ptr, ptr = _offsets(num_words), _offsets(rest // size)
+    word_ptr, ptr = _offsets(num_words), _offsets(rest // step)
     words = data.view("<u2")[_places((found.start + _DIFF_HEAD_BYTES) // 2, word_ptr)]
-    values = data.view(f"<u{size}")[_places((found.start + first) // size, ptr)].view(carrier)
     ends = word_ptr[1:][num_words > 0] - 1
     if len(words) and bool((words[ends] == ESCAPE).any()):
         raise CorruptRecordError(f"positions of {label} end inside a gap")
     positions, position_ptr = decode_gaps_ragged(words, word_ptr)
     _check_positions(positions, position_ptr, ptr, reference.array.size, label)
-    return Changes(positions, values, ptr)
+    tails = found.start + first
+    if palette.any():
+        numbers = _numbers(data, tails + table, ptr, palette, num_entries, label)
+        places = np.repeat(tails // size, np.diff(ptr)) + numbers
+    else:
+        places = _places(tails // size, ptr)
+    return Changes(positions, data.view(f"<u{size}")[places].view(carrier), ptr)
+
+
+def _numbers(
+    data: Bytes,
+    starts: Int64Array,
+    ptr: Int64Array,
+    palette: npt.NDArray[np.bool_],
+    num_entries: Int64Array,
+    label: str,
+) -> Int64Array:
+    """Where each new element stands behind its record's first one: its number in the table, or its own number."""
+    counts = np.diff(ptr)
+    numbers = np.arange(int(ptr[-1])) - np.repeat(ptr[:-1], counts)
+    looked_up = np.repeat(palette, counts)
+    found = data[(np.repeat(starts, counts) + numbers)[looked_up]].astype(np.int64)
+    if bool((found >= np.repeat(num_entries, counts)[looked_up]).any()):
+        raise CorruptRecordError(f"{label} refers to an element that its table does not have")
+    numbers[looked_up] = found
+    return numbers
 
 
 def _check_positions(
