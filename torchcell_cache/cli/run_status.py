@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.progress import human_seconds
-from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
+from torchcell_cache.cli.array_status import array_facts, array_lines
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.durable.lock import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheError, CacheNotFoundError
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
+from torchcell_cache.underway import unfinished
 
 _WAITS = ("dead", "interrupted", "failed")
 _NUMBERS = ("samples", "total", "seconds", "initial")
@@ -27,8 +28,10 @@ def run(settings: Settings) -> int:
         print(json.dumps(facts, indent=1))
     else:
         print("\n".join(_lines(facts, root)))
-    waits = facts["build"] is not None and facts["build"]["state"] in _WAITS
-    return EXIT_INTERRUPTED if waits and facts["unfinished"] else EXIT_OK
+    waits = facts["build"] is not None and facts["build"]["state"] in _WAITS and bool(facts["unfinished"])
+    arrays = [work["array"] for work in facts["unfinished"] if work["array"] is not None]
+    waits = waits or any(not array["running"] for array in arrays)
+    return EXIT_INTERRUPTED if waits else EXIT_OK
 
 
 def build_status(root: Path) -> dict[str, Any]:
@@ -44,9 +47,9 @@ def build_status(root: Path) -> dict[str, Any]:
         published = read_manifest(root)
     except CacheNotFoundError as error:
         missing = error
-    unfinished = [_unfinished(path) for path in generation_dirs(root) if own_manifest(path) is None]
+    begun = [_unfinished(root, path) for path in generation_dirs(root) if own_manifest(path) is None]
     build = _build(root)
-    if published is None and not unfinished and build is None and missing is not None:
+    if published is None and not begun and build is None and missing is not None:
         raise missing
     return {
         "root": str(root),
@@ -59,18 +62,19 @@ def build_status(root: Path) -> dict[str, Any]:
             "content_digest": published.content_digest,
         },
         "build": build,
-        "unfinished": unfinished,
+        "unfinished": begun,
     }
 
 
-def _unfinished(directory: Path) -> dict[str, Any]:
-    """Shards finished so far: each has a side file."""
-    done = len(list(directory.glob("shard-*.json")))
-    try:
-        total: int | None = ShardPlan.from_bytes((directory / PLAN_FILE).read_bytes()).num_shards
-    except (OSError, CacheError):
-        total = None
-    return {"generation": directory.name, "shards_done": done, "shards": total}
+def _unfinished(root: Path, directory: Path) -> dict[str, Any]:
+    """Shards finished so far and, of an array build, its tasks."""
+    work = unfinished(directory)
+    return {
+        "generation": work.name,
+        "shards_done": len(work.done),
+        "shards": work.num_shards,
+        "array": array_facts(root, work),
+    }
 
 
 def _build(root: Path) -> dict[str, Any] | None:
@@ -110,6 +114,7 @@ def _lines(facts: dict[str, Any], root: Path) -> list[str]:
     for each in facts["unfinished"]:
         total = "?" if each["shards"] is None else f"{each['shards']:,}"
         lines.append(f"unfinished: {each['generation']}, {each['shards_done']:,}/{total} shards finished")
+        lines += [] if each["array"] is None else array_lines(each["array"])
     return lines
 
 
