@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from torchcell_cache.batching.selection import ends_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.incidence import IncidenceIndex, ragged_arange
+from torchcell_cache.incidence import IncidenceIndex
+from torchcell_cache.induced import hop_columns, neighbours
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
-from torchcell_cache.topology import EdgeType, Topology, endpoints
+from torchcell_cache.topology import Topology
 
 STRATEGIES = ("most_expressed", "random_expressed", "all", "perturbed_neighbourhood")
 
@@ -119,39 +119,6 @@ def neighbourhood(
         chosen.append(hop)
         left -= len(hop)
     return np.sort(np.concatenate(chosen))
-
-
-def neighbours(index: IncidenceIndex, graph: Any, nodes: Int64Array, columns: list[int]) -> Int64Array:
-    """Other ends of the nodes' edges, one per edge and node, in no particular order."""
-    found = [np.empty(0, dtype=np.int64)]
-    for column in columns:
-        domain = index.topology.domains[column]
-        starts = index.ptr[nodes, column]
-        counts = index.ptr[nodes, column + 1] - starts
-        local = index.positions[ragged_arange(starts, counts)].astype(np.int64) - domain.start
-        source, target = endpoints(graph, domain)
-        found.append(source[local] + target[local] - np.repeat(nodes, counts))
-    return np.concatenate(found)
-
-
-def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
-    """Domains whose edges join two nodes of the perturbed type; all of them, or those asked for.
-
-    Raises:
-        SettingError: Naming the valid edge types.
-    """
-    valid: dict[EdgeType | str | None, int] = {
-        d.key: column for column, d in enumerate(topology.domains) if len(ends_of(topology, d)) == 2
-    }
-    if edge_types is None:
-        return list(valid.values())
-    wanted = [tuple(t) if isinstance(t, list | tuple) else t for t in edge_types]
-    unknown = [t for t in wanted if t not in valid]
-    if unknown:
-        raise SettingError(
-            f"edge_types={unknown} do not join two '{topology.node_type}' nodes of the base graph; valid: {list(valid)}"
-        )
-    return sorted({valid[t] for t in wanted})
 
 
 def scores_of(values: Any, base: Any, num_nodes: int, batch_size: int) -> Scores:

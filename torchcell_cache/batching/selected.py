@@ -11,13 +11,13 @@ import torch
 from torchcell_cache.batching import packing
 from torchcell_cache.batching.resident import DeviceGraph, device_graph, find_generation, register
 from torchcell_cache.batching.sections import Sections
-from torchcell_cache.batching.selection import Selection, select, subset
 from torchcell_cache.batching.structured import PerturbationBatch
 from torchcell_cache.codec.structured import StructuredSchema
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.incidence import IncidenceIndex
+from torchcell_cache.induced import Selection, select, subset
 from torchcell_cache.processors.deletion import extra_tensors
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 from torchcell_cache.processors.subgraph import SubgraphRepresentation

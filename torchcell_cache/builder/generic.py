@@ -16,6 +16,7 @@ from torchcell_cache.columns import Arrays
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.io import BaseFields, encode_graph
 from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 
 _MAX_LABEL = 64
@@ -35,8 +36,14 @@ class GenericMaker:
     def __init__(self, source: Source, processor: Any, mode: str) -> None:
         self.source, self.processor, self.mode = source, processor, mode
         self.base = BaseFields(source.base_graph)
+        # A quicker way to the same graphs, which verification does not take.
+        indexed = isinstance(processor, KHopSubgraph)
+        self._apply = processor.with_index(source.base_graph) if indexed else self._by_definition
         self._layouts: dict[str, Any] = {}
         self._labels: list[Any] = []
+
+    def _by_definition(self, item: Any) -> Any:
+        return apply_processor(self.processor, self.source.base_graph, item)
 
     def _graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
@@ -51,7 +58,7 @@ class GenericMaker:
                 item = self.source[index] if run is None else next(run, _END)
                 if item is _END:
                     raise _ended(self.source, start, stop, index)
-                graph = apply_processor(self.processor, self.source.base_graph, item)
+                graph = self._apply(item)
             except Exception as error:
                 raise self._failed(f"sample {index}", error) from None
             yield index, graph

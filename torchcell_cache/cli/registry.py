@@ -157,5 +157,6 @@ PROCESSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lazy": lambda values: processors.LazySubgraphRepresentation(**values),
     "subgraph": lambda values: processors.SubgraphRepresentation(**values),
     "perturbation": lambda values: processors.Perturbation(**values),
+    "khop": lambda values: processors.KHopSubgraph(**values),
     "python": lambda values: _python("processor", values),
 }

@@ -26,7 +26,7 @@ INTEGERS = {
     "task", "tasks", "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
     "batch_size", "num_batches", "source.num_samples", "source.seed",
 }  # fmt: skip
-INTEGERS |= {"n"}
+INTEGERS |= {"n", "processor.num_hops"}
 NUMBERS = {"seconds", "step_ms", "wait"}
 BOOLEANS = {
     "overwrite",
@@ -43,7 +43,7 @@ BOOLEANS = {
 INTEGER_LISTS = {"workers"}
 NUMBER_LISTS = {"fractions", "seen_fractions"}
 LISTS = (
-    {"source.phenotypes", "source.statistics", "exclude_keys", "genes", "without"}
+    {"source.phenotypes", "source.statistics", "processor.edge_types", "exclude_keys", "genes", "without"}
     | INTEGER_LISTS
     | NUMBER_LISTS
 )
@@ -56,6 +56,8 @@ CHOICES = {
     "by": ("perturbation", "random"),
     "names": ("unseen", "gears"),
     "processor.gpr": ("any", "rule"),
+    "processor.flow": ("both", "source_to_target", "target_to_source"),
+    "processor.perturbed": ("keep", "delete"),
     "source.unknown": ("error", "drop"),
     "source.duplicate": ("error", "unique"),
     "source.empty": ("error", "keep"),

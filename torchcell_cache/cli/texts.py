@@ -8,7 +8,7 @@ from importlib import resources
 
 GROUPS = {
     "source": ("ecoli", "yeast", "table", "python", "none"),
-    "processor": ("lazy", "subgraph", "perturbation", "python", "none"),
+    "processor": ("lazy", "subgraph", "perturbation", "khop", "python", "none"),
 }
 """Choices of ``source=`` and ``processor=``."""
 

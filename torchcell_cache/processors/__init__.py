@@ -2,6 +2,7 @@
 
 from torchcell_cache.processors.base import GraphProcessor, apply_processor
 from torchcell_cache.processors.deletion import DeletionProcessor
+from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.lazy import LazySubgraphRepresentation
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.processors.subgraph import SubgraphRepresentation
@@ -15,6 +16,7 @@ __all__ = [
     "BUILT_IN",
     "DeletionProcessor",
     "GraphProcessor",
+    "KHopSubgraph",
     "LazySubgraphRepresentation",
     "Perturbation",
     "SubgraphRepresentation",

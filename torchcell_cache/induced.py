@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from torchcell_cache.errors import SettingError
 from torchcell_cache.incidence import IncidenceIndex, Positions, ragged_arange
 from torchcell_cache.record import Int64Array
 from torchcell_cache.topology import Domain, Topology, endpoints
@@ -119,6 +120,59 @@ def select(index: IncidenceIndex, graph: Any, nodes: Int64Array) -> Selection:
         local.sort()
         kept.append(local)
     return Selection.make(topology, nodes, kept)
+
+
+def neighbours(
+    index: IncidenceIndex, graph: Any, nodes: Int64Array, columns: Sequence[int], flow: str = "both"
+) -> Int64Array:
+    """Other ends of the nodes' edges, one per edge and node, in no particular order.
+
+    Args:
+        index: The base graph's incidence index.
+        graph: The base graph, on the CPU.
+        nodes: Where to look from, ``[n] int64``.
+        columns: Domains to walk along, from :func:`hop_columns`.
+        flow: ``source_to_target`` looks at edges into the nodes, as PyG's ``k_hop_subgraph`` does, ``target_to_source`` at edges
+            out of them, ``both`` at either.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    for column in columns:
+        domain = index.topology.domains[column]
+        starts = index.ptr[nodes, column]
+        counts = index.ptr[nodes, column + 1] - starts
+        local = index.positions[ragged_arange(starts, counts)].astype(np.int64) - domain.start
+        owner = np.repeat(nodes, counts)
+        source, target = (row[local] for row in endpoints(graph, domain))
+        if flow == "source_to_target":
+            found.append(source[target == owner])
+        elif flow == "target_to_source":
+            found.append(target[source == owner])
+        else:
+            found.append(source + target - owner)
+    return np.concatenate(found)
+
+
+def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
+    """Domains whose edges join two nodes of the perturbed type; all of them, or those asked for.
+
+    Args:
+        topology: The position space.
+        edge_types: Edge types, or their relations' names; ``None`` for all.
+
+    Raises:
+        SettingError: Naming the valid edge types.
+    """
+    valid = {d.key: column for column, d in enumerate(topology.domains) if len(ends_of(topology, d)) == 2}
+    if edge_types is None:
+        return list(valid.values())
+    named = {key[1]: key for key in valid if isinstance(key, tuple)}
+    wanted = [tuple(t) if isinstance(t, list | tuple) else named.get(t, t) for t in edge_types]
+    unknown = [t for t in wanted if t not in valid]
+    if unknown:
+        raise SettingError(
+            f"edge_types={unknown} do not join two '{topology.node_type}' nodes of the base graph; valid: {list(valid)}"
+        )
+    return sorted({valid[t] for t in wanted})
 
 
 def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
