@@ -69,7 +69,11 @@ def split_by_perturbation(
     * Any other sample belongs to ``val`` if its held-out nodes are all validation nodes, to ``test`` if they are all test
       nodes, and to ``mixed`` if it has both: scoring those would test on nodes that chose the model.
 
-    So no training sample perturbs a held-out node, no validation sample a test node, and no test sample a validation node.
+    * A training node may happen to be in no training sample; a test sample that shares such a node with a validation sample
+      is ``mixed`` too.
+
+    So no training sample perturbs a held-out node, and a node that training never saw is in validation samples or in test
+    samples, never in both.
     Groups count what training really saw: ``test_unseen1`` has one node that no training sample perturbs, whatever set the
     node was put in.
 
@@ -103,6 +107,7 @@ def split_by_perturbation(
     known = np.flatnonzero(part == 0)
     strata = _sample_strata(dataset, stratify, bins)[known]
     part[known] = divide(strata, seen_parts, seed, _SAMPLES)
+    part[_shared_with_validation(part, ids, owner)] = 3
 
     made_by = _made_by("split_by_perturbation", fractions, seed, stratify, bins)
     made_by |= {"seen_fractions": None if seen_fractions is None else list(map(float, seen_fractions))}
@@ -127,6 +132,16 @@ def unseen_counts(ids: Int64Array, ptr: Int64Array, train: Int64Array) -> Int64A
     seen = np.zeros(int(ids.max(initial=-1)) + 1, dtype=bool)
     seen[ids[training[owner]]] = True
     return np.bincount(owner[~seen[ids]], minlength=count).astype(np.int64)
+
+
+def _shared_with_validation(part: Int64Array, ids: Int64Array, owner: Int64Array) -> npt.NDArray[np.bool_]:
+    """Test samples that perturb a node which validation samples perturb and training samples do not, ``[n] bool``."""
+    seen, validated = (np.zeros(int(ids.max(initial=-1)) + 1, dtype=bool) for _ in range(2))
+    seen[ids[part[owner] == 0]] = True
+    validated[ids[part[owner] == 1]] = True
+    shared = np.bincount(owner[(validated & ~seen)[ids]], minlength=len(part)) > 0
+    found: npt.NDArray[np.bool_] = shared & (part == 2)
+    return found
 
 
 def gears_name(num_perturbed: int, num_unseen: int) -> str:
