@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
@@ -238,7 +239,9 @@ def _view(dataset: Any) -> StoreView:
         raise SettingError(
             f"CacheLoader reads one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of "
             f"such views with one transform; got {dataset!r:.200}",
-            fix="torch_geometric.loader.DataLoader reads anything else",
+            fix="stream.batches(num_workers=...)"
+            if isinstance(dataset, IterableDataset)
+            else "torch_geometric.loader.DataLoader reads anything else",
         )
     return view
 
