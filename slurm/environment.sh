@@ -50,17 +50,20 @@ step() {
   done
 }
 
-# End the job. 75 says: interrupted, the same command goes on; so the job goes back into the queue.
+# End the job. 75 says: interrupted, the same command goes on; so the job goes back into the queue - unless SLURM does that
+# itself, or somebody has cancelled the job: then it no longer runs.
 finish() {
-  local status=$1
+  local status=$1 state
+  state="$(scontrol --oneliner show job "$JOB" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')" || state=unknown
   if [ "$status" -ne 75 ]; then
     say "job $JOB ended with exit status $status"
+  elif [ "$state" != RUNNING ]; then
+    say "job $JOB was interrupted and is $state now"
   elif [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_REQUEUES" ]; then
-    say "job $JOB was interrupted and has been requeued ${SLURM_RESTART_COUNT:-0} times: it stays out of the queue"
+    say "job $JOB was interrupted and has been requeued $SLURM_RESTART_COUNT times: it stays out of the queue"
   else
     say "job $JOB was interrupted: back into the queue"
-    # Refused when SLURM requeues the job itself, which comes to the same.
-    scontrol requeue "$JOB" || say "SLURM did not requeue job $JOB; unless it did so itself, submit it again"
+    scontrol requeue "$JOB" || say "SLURM refused; submit job $JOB again"
   fi
   exit "$status"
 }

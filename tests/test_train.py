@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.train.data import load_data, targets
-from experiments.train.train import run
+from experiments.train.preemption import listen, stop_listening
+from experiments.train.train import Trainer, run
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("on_the_fly", "preprocessed", "shared")
@@ -95,6 +98,57 @@ def test_a_killed_run_drops_what_came_after_its_checkpoint(trained: Path) -> Non
     assert torch.equal(losses(trained / "killed")["steps"], losses(trained / "shared")["steps"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_in_a_checkpoint_and_75(trained: Path, number: int) -> None:
+    name = f"signalled-{number}"
+    cfg = configured(trained, run_dir=name, log_samples="true")
+    device = torch.device("cpu")
+    heard = 0
+
+    class Signalled(Trainer):
+        def _step(self, batch: Any) -> None:
+            nonlocal heard
+            super()._step(batch)
+            if self.steps_run == 9:
+                os.kill(os.getpid(), number)
+                heard += 1
+
+    listen()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            Signalled(cfg, load_data(cfg, 0, 1, device), device, 0, 1).fit()
+    finally:
+        stop_listening()
+    assert (stopped.value.code, heard) == (75, 1)
+    assert len(column(trained / name / "steps.csv", "loss")) == 9
+    run(cfg)
+    for key, expected in losses(trained / "shared").items():
+        assert torch.equal(losses(trained / name)[key], expected), key
+    with (trained / name / "samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == EPOCHS * 7
+    for epoch in range(EPOCHS):
+        seen = [int(k) for row in rows if row["epoch"] == str(epoch) for k in row["samples"].split()]
+        assert len(seen) == len(set(seen)) == 28
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_whoever_listened_before_is_told_after_the_checkpoint(trained: Path) -> None:
+    """As submitit's handler, which puts its job back into the queue."""
+    told = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number))
+    try:
+        listen()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert told == []
+        with pytest.raises(SystemExit):
+            run(configured(trained, run_dir="told"))
+        assert told == [signal.SIGUSR1]
+        assert (trained / "told" / "last.pt").is_file()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(trained: Path) -> None:
     with pytest.raises(SystemExit, match="batch_size: 4 then, 5 now"):
         run(configured(trained, run_dir="shared", batch_size=5))
@@ -126,6 +180,7 @@ def test_labels_of_both_kinds_of_batches(trained: Path) -> None:
 
 def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Path) -> None:
     """Over gloo: all modes agree, and two ranks with half the batch each take one rank's steps."""
+    shutil.copytree(trained / "store", tmp_path / "store")  # several ranks never build one
     start(
         "torch.distributed.run",
         "--nproc_per_node",

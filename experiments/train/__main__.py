@@ -1,3 +1,7 @@
-from experiments.train.train import main
+from experiments.train.preemption import listen
 
-main()
+if __name__ == "__main__":
+    listen()  # before the seconds that importing torch takes
+    from experiments.train.train import main
+
+    main()

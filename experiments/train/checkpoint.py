@@ -60,10 +60,12 @@ class CsvLog:
             with path.open(newline="") as file:
                 kept = list(csv.reader(file))[1:]
             rows = [row for row in kept if (int(row[0]), int(row[1])) < before]
-        self.file = path.open("w", newline="")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            csv.writer(file).writerows([list(columns), *rows])
+        temporary.replace(path)  # a run killed here keeps its rows
+        self.file = path.open("a", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerows([list(columns), *rows])
-        self.file.flush()
 
     def add(self, *row: Any) -> None:
         self.writer.writerow(row)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
+from experiments.train.preemption import ignore
 from torchcell_cache.errors import CacheNotFoundError
 
 MODES = ("on_the_fly", "preprocessed", "shared")
@@ -44,9 +45,12 @@ class OnTheFly(Dataset):  # type: ignore[type-arg]
 class StockLoader:
     """PyG's own ``DataLoader`` over the order of a ``DistributedCacheSampler``, resumable in the middle of an epoch."""
 
-    def __init__(self, dataset: Any, sampler: tc.DistributedCacheSampler, num_workers: int) -> None:
+    def __init__(
+        self, dataset: Any, sampler: tc.DistributedCacheSampler, num_workers: int, source_indices: np.ndarray
+    ) -> None:
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
         self.batch_sampler = sampler
+        self.source_indices, self.indices = source_indices, source_indices[:0]
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -60,11 +64,17 @@ class StockLoader:
             batch_sampler=chosen,
             num_workers=self.num_workers,
             follow_batch=["phenotype_values"],
+            worker_init_fn=quiet_worker,
         )
         for step, batch in enumerate(loader):
             self.sampler.note_step(plan, step)
+            self.indices = self.source_indices[chosen[step]]
             yield batch
         self.sampler.end_epoch(plan)
+
+    @property
+    def steps_left(self) -> int:
+        return self.sampler.steps_left
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
@@ -88,7 +98,7 @@ class Data:
 
 
 def load_data(cfg: DictConfig, rank: int, world_size: int, device: torch.device) -> Data:
-    """Base graph and loaders of the configured mode; rank 0 builds the store if there is none."""
+    """Base graph and loaders of the configured mode; one process alone builds the store if there is none."""
     if cfg.mode not in MODES:
         raise SystemExit(f"mode={cfg.mode!r} is none of {', '.join(MODES)}")
     if cfg.mode == "on_the_fly":
@@ -96,7 +106,7 @@ def load_data(cfg: DictConfig, rank: int, world_size: int, device: torch.device)
         whole: Any = OnTheFly(source, np.arange(len(source)))
         table, base_graph = source.table, source.base_graph
     else:
-        whole = _store(cfg, rank)
+        whole = open_store(cfg, world_size)
         table, base_graph = whole.generation.table, whole.base_graph
     if cfg.data.label not in table.phenotypes:
         raise SystemExit(f"data.label={cfg.data.label!r}: the source has the phenotypes {table.phenotypes}")
@@ -115,9 +125,17 @@ def load_data(cfg: DictConfig, rank: int, world_size: int, device: torch.device)
             uneven="drop_last" if shuffle else "exact",
         )
         if cfg.mode == "shared":
-            parts.append(tc.CacheLoader(part, sampler=sampler, num_workers=cfg.num_workers, device=device))
+            parts.append(
+                tc.CacheLoader(
+                    part,
+                    sampler=sampler,
+                    num_workers=cfg.num_workers,
+                    device=device,
+                    worker_init_fn=quiet_worker if cfg.num_workers else None,
+                )
+            )
         else:
-            parts.append(StockLoader(part, sampler, cfg.num_workers))
+            parts.append(StockLoader(part, sampler, cfg.num_workers, indices))
     return Data(base_graph, parts[0], parts[1], cfg.data.label, column)
 
 
@@ -133,10 +151,18 @@ def targets(batch: Any, data: Data) -> torch.Tensor:
     return total / count
 
 
-def _store(cfg: DictConfig, rank: int) -> Any:
-    """Open the store; ranks other than 0 wait until rank 0 has built it."""
-    root = Path(os.fspath(cfg.root))
-    if rank == 0:
+def open_store(cfg: DictConfig, world_size: int) -> Any:
+    """Open the store, or its verified copy in the node-local directory ``stage``.
+
+    One process alone builds a store that is not there. Of several ranks none does: all raise the same error, unless
+    ``wait`` says how long a build somewhere else may take. No collective calls: a copy of many gigabytes may take longer
+    than a process group waits.
+
+    Raises:
+        CacheError: If there is no store, or it cannot be staged.
+    """
+    root, wait = Path(os.fspath(cfg.root)), False if cfg.wait is None else cfg.wait
+    if world_size == 1 and not wait:
         try:
             tc.PreprocessedDataset(root)
         except CacheNotFoundError:
@@ -149,9 +175,22 @@ def _store(cfg: DictConfig, rank: int) -> Any:
                 storage=cfg.storage,
                 progress=bool(cfg.progress),
             )
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    return tc.PreprocessedDataset(root)
+    if cfg.stage is not None:
+        root = tc.stage(root, Path(os.fspath(cfg.stage)), keep=cfg.stage_keep, wait=wait)
+        print(f"reading the copy {root}", flush=True)
+    return tc.PreprocessedDataset(root, wait=wait)
+
+
+def sample_indices(loader: Any, batch: Any) -> list[int]:
+    """Source indices of the samples of the batch that a loader has just given, in its order."""
+    indices = batch.indices if isinstance(batch, tc.SharedGraphBatch) else loader.indices
+    found: list[int] = indices.tolist()
+    return found
+
+
+def quiet_worker(_: int) -> None:
+    """A loader's worker leaves signals to its rank."""
+    ignore()
 
 
 def _labelled(table: Any, column: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from tqdm import tqdm
 
 import torchcell_cache as tc
 from experiments.train.checkpoint import CsvLog, load_checkpoint, restore, save_checkpoint, training_state
-from experiments.train.data import Data, load_data, targets
+from experiments.train.data import Data, load_data, sample_indices, targets
 from experiments.train.model import HeteroGin
+from experiments.train.preemption import StopSignal, leave, listen, stop_listening
+from torchcell_cache.errors import CacheError
 
 EPOCH_COLUMNS = ("epoch", "steps", "train_loss", "val_loss", "seconds", "it_per_s", "data_wait_share")
 
@@ -46,11 +49,14 @@ class Trainer:
         self.path = Path(cfg.run_dir) / "last.pt"
         self.epoch, self.step, self.loss_sum, self.steps_run = 0, 0, 0.0, 0
         self.pending: list[Tensor] = []
-        state = load_checkpoint(self.path, signature(cfg, world_size)) if cfg.resume else None
+        self.samples: list[list[int]] = []
+        self.stop_signal, self.preempted = StopSignal(world_size), False
+        state = load_checkpoint(self.path, signature(cfg)) if cfg.resume else None
         if state is not None:
             restore(state, self.model, self.optimizer)
             self.epoch, self.step, self.loss_sum = state["epoch"], state["step"], state["loss_sum"]
             data.train.load_state_dict(state["loader"])
+            self._say(f"going on at epoch {self.epoch}, step {self.step}, from {self.path}")
         self.logs: list[CsvLog] = []
         if rank == 0:
             at = self.epoch, self.step
@@ -58,9 +64,20 @@ class Trainer:
                 CsvLog(self.path.with_name("steps.csv"), ("epoch", "step", "loss"), at),
                 CsvLog(self.path.with_name("epochs.csv"), EPOCH_COLUMNS, (self.epoch, 0)),
             ]
+            if cfg.log_samples:
+                columns = ("epoch", "step", "rank", "samples")
+                self.logs.append(CsvLog(self.path.with_name("samples.csv"), columns, at))
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
 
     def fit(self) -> None:
-        """Train to the last epoch, or to ``stop_after``."""
+        """Train to the last epoch, to ``stop_after``, or to a signal.
+
+        Raises:
+            SystemExit: With 75, after a signal; the same command goes on.
+        """
         while self.epoch < self.cfg.epochs:
             self.data.train.set_epoch(self.epoch)
             begun, waited, steps = self._train_epoch()
@@ -75,20 +92,28 @@ class Trainer:
                 row = (self.epoch, self.step, train_loss, val_loss, seconds, rate, share)
                 self.logs[1].add(*row)
                 self.logs[1].flush()
-                print(
+                self._say(
                     f"epoch {self.epoch}: train {train_loss:.5f}, validation {val_loss:.5f}, {rate:.2f} it/s, "
-                    f"waiting for data {share:.2%}",
-                    flush=True,
+                    f"waiting for data {share:.2%}"
                 )
             self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
             self._save()
         for log in self.logs:
             log.close()
+        self.stop_signal.barrier()  # the checkpoint is there before any rank ends, and with it, perhaps, its job
+        if self.preempted:
+            self._say(
+                f"{self.stop_signal.name}: stopped at epoch {self.epoch}, step {self.step}, which {self.path} holds; "
+                "the same command goes on"
+            )
+            leave()
 
     def _train_epoch(self) -> tuple[float, float, int]:
         self.runner.train()
-        left = len(self.data.train) - self.step
-        hidden = not self.cfg.progress or self.rank > 0
+        left = self.data.train.steps_left
+        hidden = (
+            not self.cfg.progress or self.rank > 0 or not sys.stderr.isatty()
+        )  # bars are unreadable in logs
         begun, waited, steps = time.perf_counter(), 0.0, 0
         with tqdm(total=left, desc=f"epoch {self.epoch}", unit="it", disable=hidden, leave=False) as bar:
             batches = iter(self.data.train)
@@ -97,9 +122,12 @@ class Trainer:
                 batch = next(batches, None)
                 if batch is None:
                     break
+                if self.cfg.log_samples:
+                    self.samples.append(sample_indices(self.data.train, batch))
                 batch = batch.to(self.device)
                 waited += time.perf_counter() - asked
                 self._step(batch)
+                self.preempted = self.stop_signal.agreed()
                 steps += 1
                 bar.update()
                 if self._stopping() or (
@@ -123,7 +151,7 @@ class Trainer:
         self.steps_run += 1
 
     def _stopping(self) -> bool:
-        return self.cfg.stop_after is not None and self.steps_run >= self.cfg.stop_after
+        return self.preempted or (self.cfg.stop_after is not None and self.steps_run >= self.cfg.stop_after)
 
     def _write_losses(self) -> None:
         """Losses of the steps since the last call, the mean over ranks; one transfer for all of them."""
@@ -140,6 +168,18 @@ class Trainer:
                 self.logs[0].add(self.epoch, k, value)
             self.logs[0].flush()
         self.pending.clear()
+        if self.cfg.log_samples:
+            self._write_samples()
+
+    def _write_samples(self) -> None:
+        """Which rank saw which samples in the steps since the last call, ``samples.csv``."""
+        ranks = self.stop_signal.gathered(self.samples)
+        if self.rank == 0:
+            for k, steps in enumerate(zip(*ranks, strict=True), self.step - len(self.samples)):
+                for rank, indices in enumerate(steps):
+                    self.logs[2].add(self.epoch, k, rank, " ".join(map(str, indices)))
+            self.logs[2].flush()
+        self.samples.clear()
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -165,7 +205,7 @@ class Trainer:
             "step": self.step,
             "loss_sum": self.loss_sum,
             "loader": self.data.train.state_dict(),
-            "signature": signature(self.cfg, self.world_size),
+            "signature": signature(self.cfg),
         }
         save_checkpoint(self.path, state)
 
@@ -176,30 +216,36 @@ def make_model(cfg: DictConfig, data: Data) -> HeteroGin:
     return HeteroGin(data.base_graph, **cfg.model)
 
 
-def signature(cfg: DictConfig, world_size: int) -> dict[str, Any]:
-    """What must not change between a checkpoint and its resumption."""
+def signature(cfg: DictConfig) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resumption; the number of ranks may."""
     names = ("mode", "seed", "batch_size", "val_share")
     return {
         **{name: cfg[name] for name in names},
-        "world_size": world_size,
         "data": OmegaConf.to_container(cfg.data, resolve=True),
         "model": OmegaConf.to_container(cfg.model, resolve=True),
     }
 
 
-@contextmanager
-def process_group(cfg: DictConfig) -> Iterator[tuple[torch.device, int, int]]:
-    """Device, rank and number of ranks; joins the group if ``torchrun`` started this process and it has not yet."""
+def place(cfg: DictConfig) -> tuple[torch.device, int, int]:
+    """Device, rank and number of ranks of this process, as ``torchrun`` or a SLURM job step tells them."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    cuda = cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    if cfg.device != "cuda" and not (cfg.device == "auto" and torch.cuda.is_available()):
+        return torch.device("cpu"), rank, world_size
+    # A job step may show each task its own GPU only, which is then number 0.
+    local = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device, rank, world_size
+
+
+@contextmanager
+def process_group(device: torch.device, world_size: int) -> Iterator[None]:
+    """Join the group of all ranks if there are several and this process has not joined yet."""
     joins = world_size > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield device, rank, world_size
+        yield
     finally:
         if joins:
             dist.destroy_process_group()
@@ -211,17 +257,28 @@ def run(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.threads)
     if cfg.trainer not in ("plain", "lightning"):
         raise SystemExit(f"trainer={cfg.trainer!r} is none of plain, lightning")
-    with process_group(cfg) as (device, rank, world_size):
-        if cfg.trainer == "lightning":
-            from experiments.train.lightning_trainer import fit
+    device, rank, world_size = place(cfg)
+    if cfg.trainer == "lightning":
+        from experiments.train.lightning_trainer import fit
 
+        stop_listening()  # Lightning has its own way with signals
+        with process_group(device, world_size):
             fit(cfg, device, rank, world_size)
-            return
+        return
+    listen()
+    try:
         data = load_data(cfg, rank, world_size, device)
-        Trainer(cfg, data, device, rank, world_size).fit()
+        with process_group(device, world_size):
+            Trainer(cfg, data, device, rank, world_size).fit()
+    finally:
+        stop_listening()
 
 
 @hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Entry point of ``python -m experiments.train``."""
-    run(cfg)
+    try:
+        run(cfg)
+    except CacheError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.code) from None

@@ -1,0 +1,236 @@
+"""The batch scripts on a real SLURM of two nodes: array and repair, the chain, preemption without a sample lost or repeated."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cluster import NODES, Cluster, two_nodes, until
+
+import torchcell_cache as tc
+
+ROOT = Path(__file__).resolve().parents[1]
+SLURM = ROOT / "slurm"
+SCRIPTS = sorted([*SLURM.glob("*.slurm"), *SLURM.glob("*.sh")])
+SAMPLES, SHARD_SIZE = 48, 8
+EPOCHS, BATCH = 30, 2
+SOURCE = f"""\
+import os, pathlib, time
+
+import torchcell_cache as tc
+
+
+def make_source():
+    hold = pathlib.Path(__file__).with_name("hold-" + os.environ.get("SLURM_ARRAY_TASK_ID", ""))
+    while hold.exists():
+        hold.with_suffix(".pid").write_text(str(os.getpid()))
+        time.sleep(0.1)
+    return tc.testing.tiny_source({SAMPLES}, tc.testing.tiny_graph(24))
+"""
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with two_nodes() as running:
+        yield running
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory whose name needs quoting everywhere."""
+    place = tmp_path / "it's a place, 100% [odd]"
+    (place / "logs").mkdir(parents=True)
+    (place / "knockouts.py").write_text(SOURCE, encoding="utf-8")
+    return place
+
+
+def settings_of(place: Path) -> dict[str, str]:
+    return {
+        "ROOT": str(place / "store"),
+        "PROJECT": str(ROOT),
+        "PYTHON": sys.executable,
+        "SCRATCH": str(place / "scratch"),
+        "LOGS": str(place / "logs"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def source_of(place: Path) -> list[str]:
+    return [
+        "source=python",
+        f"source.file={place / 'knockouts.py'}",
+        f"shard_size={SHARD_SIZE}",
+        "storage=delta",
+    ]
+
+
+def local_digest(tmp_path: Path) -> str:
+    ds = tc.build(
+        tmp_path / "local",
+        source=tc.testing.tiny_source(SAMPLES, tc.testing.tiny_graph(24)),
+        processor=tc.LazySubgraphRepresentation(),
+        shard_size=SHARD_SIZE,
+        storage="delta",
+        progress=False,
+    )
+    return str(ds.content_digest)
+
+
+def logs(place: Path) -> str:
+    return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted((place / "logs").glob("*.out")))
+
+
+def number_in(path: Path) -> int:
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+def log(place: Path, pattern: str) -> str:
+    """A job's log; readable without a terminal."""
+    (path,) = (place / "logs").glob(pattern)
+    text = path.read_bytes().decode()
+    assert "\r" not in text
+    assert "\x1b" not in text
+    return text
+
+
+def test_scripts_are_clean() -> None:
+    assert len(SCRIPTS) == 7
+    for path in SCRIPTS:
+        subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck"):
+        done = subprocess.run(
+            ["shellcheck", "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [({}, "ROOT="), ({"ROOT": "/nowhere/store"}, "RUN_DIR=")], ids=["root", "run_dir"]
+)
+def test_what_is_missing_is_said_before_anything_is_submitted(given: dict[str, str], missing: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("ROOT", "RUN_DIR")} | given
+    done = subprocess.run(
+        [SLURM / "submit.sh", "source=ecoli", "--"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert missing in done.stderr
+
+
+def test_a_killed_task_and_one_never_run_are_named_and_repaired(
+    cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    settings, source = {**settings_of(place), "TASKS": "3"}, source_of(place)
+    (place / "hold-1").touch()
+
+    def submit(name: str, *options: str) -> str:
+        output = f"--output={place / 'logs'}/{name}.out".replace("100%", "100%%")
+        script = SLURM / ("finalize.slurm" if name.startswith("finalize") else "preprocess_array.slurm")
+        return cluster.sbatch(output, *options, "--cpus-per-task=1", script, *source, **settings)
+
+    array = submit("array-%a", "--array=0-1")  # the third task is never submitted
+    first = submit("finalize", f"--dependency=afterany:{array}")
+    until(lambda: number_in(place / "hold-1.pid"), 30, lambda: logs(place))
+    os.kill(number_in(place / "hold-1.pid"), signal.SIGKILL)
+    assert cluster.wait(array) == "COMPLETED+FAILED", logs(place)
+    assert cluster.wait(first) == "FAILED"
+    text = log(place, "finalize.out")
+    assert re.search(r"\(task 1\).*missing", text), text
+    assert re.search(r"\(task 2\).*missing", text), text
+    assert not re.search(r"\(task 0\)", text), text
+    with pytest.raises(tc.errors.CacheNotFoundError):
+        tc.PreprocessedDataset(place / "store")
+
+    (place / "hold-1").unlink()
+    repair, publish = re.findall(r"^(?:repair|then): *(.*)$", text, re.MULTILINE)
+    assert re.search(r"--array=1[,-]2 ", repair), repair
+    for line in (repair, publish):
+        given = {**settings, "SBATCH_OUTPUT": str(place / "logs" / "again-%j.out").replace("100%", "100%%")}
+        done = cluster.run(["bash", "-c", line], given)
+        assert cluster.wait(done.stdout.split()[-1]) == "COMPLETED", logs(place)
+    assert tc.PreprocessedDataset(place / "store").content_digest == local_digest(tmp_path)
+    assert tc.verify(place / "store", level="full").ok
+    assert not list((place / "scratch").iterdir())
+
+
+def rows(directory: Path, name: str) -> list[dict[str, str]]:
+    path = directory / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sample(
+    cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    settings = {
+        **settings_of(place),
+        "TASKS": "2",
+        "CPUS_PER_TASK": "1",
+        "CPUS_PER_RANK": "1",
+        "RUN_DIR": str(place / "preempted"),
+        "STAGE_DIR": str(place / "disk of %N"),
+        "CHECKPOINT_EVERY": "5",
+    }
+    training = ["data=tiny", f"epochs={EPOCHS}", f"batch_size={BATCH}", "model.hidden=8", "log_samples=true"]
+    done = cluster.run([SLURM / "submit.sh", *source_of(place), "--", *training], settings)
+    names, jobs = zip(*(line.split()[:2] for line in done.stdout.splitlines()), strict=True)
+    assert names == ("build", "finalize", "train")
+    build, finalize, train = jobs
+    # The same training undisturbed, at the same time.
+    quiet = {**settings, "RUN_DIR": str(place / "quiet")}
+    output = f"--output={place / 'logs'}/quiet.out".replace("100%", "100%%")
+    after = f"--dependency=afterok:{finalize}"
+    whole = cluster.sbatch(output, after, "--cpus-per-task=1", SLURM / "train_ddp.slurm", *training, **quiet)
+    assert cluster.wait(finalize) == "COMPLETED", logs(place)
+    assert cluster.state(build) == "COMPLETED"
+    assert f"content digest {local_digest(tmp_path)}" in log(place, f"finalize-{finalize}.out")
+
+    steps = lambda run: len(rows(place / run, "steps"))  # noqa: E731
+    until(lambda: steps("preempted") > 10 and steps("quiet"), 60, lambda: logs(place))
+    # From here on only the copies on the nodes' own disks are left.
+    shards = [*(place / "store").rglob("shard-*.lmdb")]
+    assert len(shards) == SAMPLES // SHARD_SIZE
+    for shard in shards:
+        shard.unlink()
+
+    cluster.run(["scancel", "--signal=TERM", train])  # the job checkpoints and requeues itself
+    until(lambda: "start 1" in log(place, f"train-{train}.out"), 60, lambda: logs(place))
+    after = steps("preempted")
+    until(lambda: steps("preempted") > after + 5, 60, lambda: logs(place))
+    cluster.run(["scontrol", "requeue", train])  # as a preemption does
+    assert cluster.wait(whole) == "COMPLETED", logs(place)
+    until(lambda: "start 2" in log(place, f"train-{train}.out"), 60, lambda: logs(place))
+    assert cluster.wait(train) == "COMPLETED", logs(place)
+
+    text = log(place, f"train-{train}.out")
+    assert text.count("the same command goes on") == 2, text
+    assert text.count("going on at epoch") == 2, text
+    assert sorted(path.name for path in place.glob("disk of *")) == [f"disk of {node}" for node in NODES]
+    same_run(place / "preempted", place / "quiet")
+
+
+def same_run(found: Path, expected: Path) -> None:
+    """The same steps with the same samples on the same ranks, the same losses, the same weights, each sample once."""
+    for name in ("steps", "samples"):
+        assert rows(found, name) == rows(expected, name)
+    states = [torch.load(run / "last.pt", weights_only=True) for run in (found, expected)]
+    weights: list[dict[str, Any]] = [state["model"] for state in states]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    for epoch in range(EPOCHS):
+        here = [row["samples"].split() for row in rows(found, "samples") if int(row["epoch"]) == epoch]
+        seen = [int(k) for indices in here for k in indices]
+        assert len(seen) == len(set(seen)) > SAMPLES // 2
