@@ -1,55 +1,27 @@
 """Law 1 on real yeast data: STRING networks, yeast-GEM and FBA knock-outs. Set TORCHCELL_CACHE_YEAST to the folder."""
 
-import csv
-import gzip
 import os
 from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
-import torch
 from torch_geometric.data import HeteroData
+from yeast_folder import graph_by_hand
 
 import torchcell_cache as tc
 
 pytestmark = pytest.mark.real_data
 FOLDER = os.environ.get("TORCHCELL_CACHE_YEAST")
-NETWORKS = ("neighborhood", "fusion", "cooccurence", "database")
 
 
 @pytest.fixture(scope="module")
 def yeast() -> tuple[HeteroData, Path]:
     if not FOLDER or not Path(FOLDER).is_dir():
         pytest.skip("TORCHCELL_CACHE_YEAST does not name the yeast data folder")
-    cobra_io = pytest.importorskip("cobra.io")
-    from torchcell_cache.sources.metabolic import metabolic_base_graph
-
+    pytest.importorskip("cobra.io")
     folder = Path(FOLDER)
-    with gzip.open(folder / "yeast-GEM-9.0.2.yml.gz", "rt") as file:
-        model = cobra_io.from_yaml(file.read())
-    cell = metabolic_base_graph(model)
-    names = sorted({*(folder / "genes.txt").read_text().split(), *cell["gene"].node_ids})
-    number = {name: k for k, name in enumerate(names)}
-    graph = HeteroData()
-    graph["gene"].node_ids = names
-    graph["gene"].num_nodes = len(names)
-    graph["reaction"].update(cell["reaction"]._mapping)
-    graph["metabolite"].update(cell["metabolite"]._mapping)
-    for network in NETWORKS:
-        with gzip.open(folder / f"string_v9_1_{network}.tsv.gz", "rt") as file:
-            rows = [(number[r["gene_a"]], number[r["gene_b"]]) for r in csv.DictReader(file, delimiter="\t")]
-        edges = torch.tensor(rows, dtype=torch.int64).t()
-        store = graph["gene", network, "gene"]
-        store.edge_index = torch.cat([edges, edges.flip(0)], dim=1)
-        store.num_edges = store.edge_index.size(1)
-    old = torch.tensor([number[name] for name in cell["gene"].node_ids])
-    gpr = cell["gene", "gpr", "reaction"].hyperedge_index.clone()
-    gpr[0] = old[gpr[0]]
-    graph["gene", "gpr", "reaction"].hyperedge_index = gpr
-    graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
-    graph["reaction", "rmr", "metabolite"].update(cell["reaction", "rmr", "metabolite"]._mapping)
-    return graph, folder
+    return graph_by_hand(folder), folder
 
 
 @pytest.mark.parametrize("gpr", ["any", "rule"])

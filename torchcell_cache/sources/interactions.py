@@ -40,9 +40,9 @@ def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, 
     fitness = np.asarray(fitness, dtype=np.float64)
     if len(fitness) != len(ptr) - 1 or (len(ptr) and int(ptr[-1]) != len(ids)):
         raise SettingError(f"{len(fitness)} fitness values and {len(ids)} ids for {len(ptr) - 1} knock-outs")
-    counts, width = np.diff(ptr), int(ids.max(initial=-1)) + 1
-    groups = {size: _Group.of(ids, ptr, np.flatnonzero(counts == size), fitness, width) for size in (1, 2, 3)}
-    single, double, triple = groups[1], groups[2], groups[3]
+    names, ids = np.unique(ids, return_inverse=True)  # small numbers: three of them must fit into one
+    counts, width = np.diff(ptr), max(len(names), 1)
+    single, double, triple = (_Group.of(ids, ptr, size, counts == size, fitness, width) for size in (1, 2, 3))
 
     epsilon, tau = np.full((2, len(fitness)), np.nan)
     a, b = double.genes.T
@@ -66,9 +66,9 @@ class _Group:
 
     @classmethod
     def of(
-        cls, ids: Int64Array, ptr: Int64Array, rows: Int64Array, fitness: Float64Array, width: int
+        cls, ids: Int64Array, ptr: Int64Array, size: int, chosen: Any, fitness: Float64Array, width: int
     ) -> _Group:
-        size = int(ptr[rows[0] + 1] - ptr[rows[0]]) if len(rows) else 0
+        rows = np.flatnonzero(chosen)
         genes = np.sort(ids[ptr[rows][:, None] + np.arange(size)], axis=1)
         keys = _keys(genes.T, width)
         order = np.argsort(keys, kind="stable")

@@ -38,8 +38,10 @@ def knockout_rows(
         {
             "id": f"fba-{row:0{width}d}",
             "genes": knockouts[row],
-            # JSON has no NaN; a score that is not defined is not there.
-            "labels": {name: column[row] for name, column in columns.items() if not math.isnan(column[row])},
+            # JSON has no NaN. A score that is not defined is null, so that every row has the same labels.
+            "labels": {
+                name: None if math.isnan(column[row]) else column[row] for name, column in columns.items()
+            },
         }
         for row in chosen_rows(len(knockouts), num_samples, seed).tolist()
     ]
