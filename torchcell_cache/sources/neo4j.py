@@ -160,27 +160,34 @@ def writing(login: Login) -> Iterator[Callable[..., list[dict[str, Any]]]]:
     Raises:
         SettingError, SourceUnavailableError: As :func:`stream`.
     """
-    with _meaning(login), _driver(login) as driver, driver.session(database=login.database) as session:
+    with _driver(login) as driver, driver.session(database=login.database) as session:
 
         def run(
             query: str, parameters: Mapping[str, Any] | None = None, optional: bool = False
         ) -> list[dict[str, Any]]:
-            try:
-                return [record.data() for record in session.run(query, dict(parameters or {}))]
-            except (refused.ClientError, refused.DatabaseError) as error:
-                if not optional or isinstance(error, refused.AuthError | refused.Forbidden):
-                    raise
-                return []
+            with _meaning(login):
+                try:
+                    return [record.data() for record in session.run(query, dict(parameters or {}))]
+                except (refused.ClientError, refused.DatabaseError) as error:
+                    if not optional or isinstance(error, refused.AuthError | refused.Forbidden):
+                        raise
+            return []
 
         yield run
 
 
 def _driver(login: Login) -> neo4j.Driver:
-    return neo4j.GraphDatabase.driver(
-        login.uri,
-        auth=(login.username, login.password),
-        connection_timeout=_CONNECT_SECONDS,
-        connection_acquisition_timeout=2 * _CONNECT_SECONDS,
+    try:
+        return neo4j.GraphDatabase.driver(
+            login.uri,
+            auth=(login.username, login.password),
+            connection_timeout=_CONNECT_SECONDS,
+            connection_acquisition_timeout=2 * _CONNECT_SECONDS,
+        )
+    except (ValueError, refused.DriverError) as error:
+        said = str(error)
+    raise SettingError(
+        f"the driver cannot use this address: {said.replace(login.password, '***')}", fix="correct NEO4J_URI"
     )
 
 
@@ -212,10 +219,10 @@ def _meaning(login: Login) -> Iterator[None]:
     failure: CacheError | None = None
     try:
         yield
+    except CacheError:
+        raise
     except (refused.Neo4jError, refused.DriverError, OSError) as error:
         failure = _explain(error, login)
-    except ValueError as error:  # what the driver raises for settings it cannot use
-        failure = SettingError(f"the driver refuses the address or a parameter: {error}")
     if failure is not None:
         raise failure
 
