@@ -22,8 +22,6 @@ from torchcell_cache.record import Int64Array
 from torchcell_cache.topology import Domain, Topology, endpoints
 
 _INDICES = ("edge_index", "hyperedge_index")
-_SCAN = 0.5
-"""Listing entries and sorting them costs about twice what testing every edge once does; see docs/node_selection.md."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,74 +80,95 @@ def ends_of(topology: Topology, domain: Domain) -> tuple[int, ...]:
     return (0,) if domain.role == "gpr" else ()
 
 
-def select(index: IncidenceIndex, graph: Any, nodes: Int64Array) -> Selection:
+@dataclass(frozen=True, slots=True, eq=False)
+class FarEnds:
+    """The other end of each entry of an incidence index, so that looking around a node reads one run of memory.
+
+    Attributes:
+        index: The index.
+        far: Per entry of ``index.positions``, ``[nnz] int32`` (int64 from 2**31 nodes on): under an edge's first end (its source)
+            the other end ``n``, under its second end ``-1 - n`` with ``n`` its first; where only one end is of the perturbed
+            type, ``num_nodes`` under that end, and -1 under whatever else takes the position with it.
+    """
+
+    index: IncidenceIndex
+    far: Any
+
+    @classmethod
+    def of(cls, index: IncidenceIndex, graph: Any) -> FarEnds:
+        """Look every entry's edge up once; 0.2 s and 20 MB for 2.5 million edges.
+
+        Args:
+            index: The base graph's incidence index.
+            graph: The base graph, on the CPU.
+        """
+        topology = index.topology
+        num_nodes = topology.num_nodes
+        far = np.full(len(index.positions), -1, dtype=np.int32 if num_nodes < 1 << 31 else np.int64)
+        for column, domain in enumerate(topology.domains):
+            rows = ends_of(topology, domain)
+            if not rows:
+                continue
+            counts = index.ptr[:, column + 1] - index.ptr[:, column]
+            at = ragged_arange(index.ptr[:, column], counts)
+            owner = np.repeat(np.arange(num_nodes), counts)
+            ends = endpoints(graph, domain)
+            local = index.positions[at] - domain.start
+            first = ends[rows[0]][local]
+            if len(rows) == 1:
+                far[at[first == owner]] = num_nodes
+            else:
+                far[at] = np.where(first == owner, ends[1][local], -1 - first)
+        return cls(index, far)
+
+
+def select(ends: FarEnds, nodes: Int64Array) -> Selection:
     """The part of a base graph that some nodes induce.
 
     An edge between two nodes of the perturbed type stays if both are selected, an edge (or gpr entry) with one such end
-    if that end is; nodes of other types, and edges among them, all stay. Looks at the entries of the selected nodes; where
-    those are more than half of an edge type it tests each of its edges once instead, which is then quicker.
+    if that end is; nodes of other types, and edges among them, all stay. Looks at the entries of the selected nodes only.
 
     Args:
-        index: The base graph's incidence index.
-        graph: The base graph, on the CPU.
+        ends: Incidence index and far ends of the base graph.
         nodes: Nodes to keep, ascending and unique, ``[k] int64``.
     """
-    topology = index.topology
-    selected = np.zeros(topology.num_nodes, dtype=bool)
-    selected[nodes] = True
+    index, topology = ends.index, ends.index.topology
+    size = topology.num_nodes
+    if len(nodes) == size:
+        return Selection.make(topology, nodes, [None] * len(topology.domains))
+    # Negative far ends count from the back and find False: an edge is taken under its first end only.
+    takes = np.zeros(2 * size + 1, dtype=bool)
+    takes[nodes] = takes[size] = True
+    runs = list(zip(index.ptr[nodes, 0].tolist(), index.ptr[nodes, -1].tolist(), strict=True))
+    far = np.concatenate([ends.far[:0], *(ends.far[a:b] for a, b in runs)])
+    positions = np.concatenate([index.positions[:0], *(index.positions[a:b] for a, b in runs)])[takes[far]]
+    positions.sort()
     kept: list[Int64Array | None] = []
-    for column, domain in enumerate(topology.domains):
-        rows = ends_of(topology, domain)
-        if not rows or len(nodes) == topology.num_nodes:
-            kept.append(None)
-            continue
-        ends = endpoints(graph, domain)
-        starts = index.ptr[nodes, column]
-        counts = index.ptr[nodes, column + 1] - starts
-        if int(counts.sum()) > _SCAN * domain.size:
-            stays = selected[ends[rows[0]]]
-            for row in rows[1:]:
-                stays &= selected[ends[row]]
-            kept.append(np.flatnonzero(stays))
-            continue
-        # An edge stands under both of its ends; it is taken where its first one is the owner.
-        local = index.positions[ragged_arange(starts, counts)].astype(np.int64) - domain.start
-        local = local[ends[rows[0]][local] == np.repeat(nodes, counts)]
-        for row in rows[1:]:
-            local = local[selected[ends[row][local]]]
-        local.sort()
-        kept.append(local)
+    for domain in topology.domains:
+        begin, end = np.searchsorted(positions, [domain.start, domain.stop])
+        whole = not ends_of(topology, domain)
+        kept.append(None if whole else positions[begin:end].astype(np.int64) - domain.start)
     return Selection.make(topology, nodes, kept)
 
 
-def neighbours(
-    index: IncidenceIndex, graph: Any, nodes: Int64Array, columns: Sequence[int], flow: str = "both"
-) -> Int64Array:
+def neighbours(ends: FarEnds, nodes: Int64Array, columns: Sequence[int], flow: str = "both") -> Int64Array:
     """Other ends of the nodes' edges, one per edge and node, in no particular order.
 
     Args:
-        index: The base graph's incidence index.
-        graph: The base graph, on the CPU.
+        ends: Incidence index and far ends of the base graph.
         nodes: Where to look from, ``[n] int64``.
         columns: Domains to walk along, from :func:`hop_columns`.
         flow: ``source_to_target`` looks at edges into the nodes, as PyG's ``k_hop_subgraph`` does, ``target_to_source`` at edges
             out of them, ``both`` at either.
     """
-    found = [np.empty(0, dtype=np.int64)]
-    for column in columns:
-        domain = index.topology.domains[column]
-        starts = index.ptr[nodes, column]
-        counts = index.ptr[nodes, column + 1] - starts
-        local = index.positions[ragged_arange(starts, counts)].astype(np.int64) - domain.start
-        owner = np.repeat(nodes, counts)
-        source, target = (row[local] for row in endpoints(graph, domain))
-        if flow == "source_to_target":
-            found.append(source[target == owner])
-        elif flow == "target_to_source":
-            found.append(target[source == owner])
-        else:
-            found.append(source + target - owner)
-    return np.concatenate(found)
+    ptr = ends.index.ptr
+    parts = [ragged_arange(ptr[nodes, c], ptr[nodes, c + 1] - ptr[nodes, c]) for c in columns]
+    far: Int64Array = ends.far[np.concatenate([np.empty(0, dtype=np.int64), *parts])].astype(np.int64)
+    if flow == "source_to_target":
+        return -1 - far[far < 0]
+    if flow == "target_to_source":
+        return far[far >= 0]
+    return np.where(far < 0, -1 - far, far)
 
 
 def hop_columns(topology: Topology, edge_types: Any) -> list[int]:

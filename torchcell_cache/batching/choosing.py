@@ -6,6 +6,8 @@ first whatever the strategy: a sample whose perturbed node were left out would l
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,28 @@ import numpy.typing as npt
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.incidence import IncidenceIndex
-from torchcell_cache.induced import hop_columns, neighbours
+from torchcell_cache.generation import Generation
+from torchcell_cache.induced import FarEnds, hop_columns, neighbours
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
 from torchcell_cache.topology import Topology
 
+_FAR_ENDS: weakref.WeakKeyDictionary[Generation, FarEnds] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
 STRATEGIES = ("most_expressed", "random_expressed", "all", "perturbed_neighbourhood")
 
 Scores = npt.NDArray[np.float64]
+
+
+def far_ends(generation: Generation) -> FarEnds:
+    """Incidence index and far ends of a store's base graph, made on first use in a process."""
+    with _LOCK:
+        found = _FAR_ENDS.get(generation)
+        if found is None:
+            assert generation.removal is not None
+            found = _FAR_ENDS[generation] = FarEnds.of(generation.removal.index, generation.base_graph)
+        return found
 
 
 def check_count(k: Any, num_perturbed: int, strategy: str) -> int:
@@ -96,22 +111,20 @@ def at_random(scores: Scores, weighted: bool, key: tuple[int, int, int]) -> Int6
     return expressed[np.argsort(drawn[expressed] / weights, kind="stable")]
 
 
-def neighbourhood(
-    index: IncidenceIndex, graph: Any, perturbed: Int64Array, k: int, edge_types: Any
-) -> Int64Array:
+def neighbourhood(ends: FarEnds, perturbed: Int64Array, k: int, edge_types: Any) -> Int64Array:
     """The perturbed nodes and those fewest hops away from any of them, up to ``k``, ascending.
 
     Edges count in both directions. Of the nodes of the last hop, those with most edges to the hop before come first, then
     those with the lowest ids.
     """
-    topology = index.topology
+    topology = ends.index.topology
     columns = hop_columns(topology, edge_types)
     reached = np.zeros(topology.num_nodes, dtype=bool)
     reached[perturbed] = True
     chosen, hop = [perturbed], perturbed
     left = k - len(perturbed)
     while left and len(hop):
-        others = neighbours(index, graph, hop, columns)
+        others = neighbours(ends, hop, columns)
         hop, links = np.unique(others[~reached[others]], return_counts=True)
         if len(hop) > left:
             hop = hop[np.lexsort((hop, -links))[:left]]
@@ -188,7 +201,7 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
                 "the samples of this batch perturb no node, so there is no neighbourhood of one",
                 fix='strategy="most_expressed", or batches with at least one perturbed sample',
             )
-        return neighbourhood(index, graph, perturbed, k, settings["edge_types"])
+        return neighbourhood(far_ends(batch.generation), perturbed, k, settings["edge_types"])
     base = graph._store if topology.node_type is None else graph[topology.node_type]
     scores = scores_of(settings["values"], base, topology.num_nodes, len(batch))
     if strategy == "most_expressed":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from torchcell_cache.batching import packing
+from torchcell_cache.batching.choosing import far_ends
 from torchcell_cache.batching.resident import DeviceGraph, device_graph, find_generation, register
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.batching.structured import PerturbationBatch
@@ -169,7 +170,6 @@ class SelectedBatch(PerturbationBatch):
             SettingError: If a perturbed node is not among them.
         """
         whole = batch.generation
-        assert whole.removal is not None
         batch._check_removals()
         perturbed = np.unique(batch.sections["perturbed"]).astype(np.int64)
         lost = perturbed[~np.isin(perturbed, nodes)]
@@ -179,7 +179,7 @@ class SelectedBatch(PerturbationBatch):
                 "not selected: these samples would look like the wild type",
                 fix="select them too, or pass allow_wild_type=True",
             )
-        selection = select(whole.removal.index, whole.base_graph, nodes)
+        selection = select(far_ends(whole), nodes)
         out = cls(SelectedGeneration(whole, selection, perturbed[np.isin(perturbed, nodes)]), None)
         out._given = out._sections_of(batch)
         out.is_padding = batch.is_padding

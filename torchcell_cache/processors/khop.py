@@ -12,7 +12,7 @@ from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.incidence import IncidenceIndex
-from torchcell_cache.induced import ends_of, hop_columns, neighbours, select
+from torchcell_cache.induced import FarEnds, ends_of, hop_columns, neighbours, select
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import extra_tensors, node_names, perturbation_fields
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
@@ -135,23 +135,22 @@ class KHopSubgraph:
             return lambda sample: self.process(None, sample)
         index = IncidenceIndex.build(base_graph, node_type=self.node_type, graph_digest="")
         columns = hop_columns(index.topology, self.edge_types)
+        ends = FarEnds.of(index, base_graph)
 
         def process(sample: Any) -> Data | HeteroData:
             _check(base_graph, sample)
-            nodes = self._near(index, base_graph, columns, sample.perturbed)
-            selection = select(index, base_graph, nodes)
+            nodes = self._near(ends, columns, sample.perturbed)
+            selection = select(ends, nodes)
             return _assemble(base_graph, index.topology, sample, nodes, selection.kept)
 
         return process
 
-    def _near(
-        self, index: IncidenceIndex, graph: Any, columns: list[int], perturbed: Int64Array
-    ) -> Int64Array:
-        near = np.zeros(index.topology.num_nodes, dtype=bool)
+    def _near(self, ends: FarEnds, columns: list[int], perturbed: Int64Array) -> Int64Array:
+        near = np.zeros(ends.index.topology.num_nodes, dtype=bool)
         near[perturbed] = True
         hop = perturbed
         for _ in range(self.num_hops):
-            others = neighbours(index, graph, hop, columns, self.flow)
+            others = neighbours(ends, hop, columns, self.flow)
             hop = np.unique(others[~near[others]])
             near[hop] = True
         if self.perturbed == "delete":
