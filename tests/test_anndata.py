@@ -466,6 +466,31 @@ def test_graphs_and_files_that_do_not_fit(tmp_path: Path) -> None:
     assert first_difference(source[-1], source[4]) is None
 
 
+# The command line
+
+
+def test_the_command_line_builds_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torchcell_cache.cli import main
+    from torchcell_cache.graph.io import save_base_graph
+
+    cells = made_up(20, GENES)
+    path = write(cells, tmp_path / "c.h5ad")
+    (tmp_path / "graph").mkdir()
+    save_base_graph(gene_graph(NODES), tmp_path / "graph")
+    root = f"root={tmp_path / 'store'}"
+    chosen = ["source=anndata", f"source.files=[{path}]", f"source.base_graph={tmp_path / 'graph'}"]
+    chosen += ["source.categories=[batch]", "source.y=batch", "source.log1p=true", "processor=none"]
+    assert main(["preprocess", root, *chosen, "storage=delta", "num_workers=0"]) == 0
+    assert "50 of 52 genes of the base graph measured" in capsys.readouterr().err
+    ds = tc.PreprocessedDataset(tmp_path / "store")
+    np.testing.assert_array_equal(features(ds), np.log1p(dense_on(cells, NODES)))
+    assert main(["verify", root, *chosen]) == 0
+    assert main(["preprocess", root, *chosen[:-1], "processor=lazy"]) == 2
+    assert "processor=none" in capsys.readouterr().err
+    assert main(["preprocess", root, chosen[0], f"source.files={tmp_path}/d.h5ad", *chosen[2:]]) == 2
+    assert "did you mean 'c.h5ad'" in capsys.readouterr().err
+
+
 # Memory
 
 PEAK = """

@@ -74,7 +74,7 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
         raise SourceContractError(
             f"{type(processor).__name__} makes samples from perturbed ids alone; those of {type(source).__name__} are "
             "graphs with features of their own, which would be lost",
-            fix="processor=None, or a transform of your own",
+            fix="processor=None (processor=none on the command line), or a transform of your own",
         )
     if built_in and table is not None:
         topology = topology_of(graph, processor.node_type)

@@ -59,6 +59,51 @@ def _table(values: dict[str, Any], progress: bool) -> Any:
     return sources.PerturbationTable.from_csv(path, make_base_graph(values["base_graph"]), **rest)
 
 
+def _anndata(values: dict[str, Any], progress: bool) -> Any:
+    given = values["files"]
+    files = [given] if isinstance(given, str) else list(given)
+    paths = [file if "://" in file else existing_path("source.files", file) for file in files]
+    rest = {key: value for key, value in values.items() if key not in ("files", "base_graph")}
+    source = sources.AnnDataSource(paths, make_base_graph(values["base_graph"]), **rest)
+    if progress:
+        print(source.report(), file=sys.stderr)
+    return source
+
+
+def _neo4j(values: dict[str, Any], progress: bool) -> Any:
+    """The password is no setting: settings are printed, logged and kept in shell histories."""
+    rest = {key: value for key, value in values.items() if key not in _NEO4J_OURS}
+    if values["base_graph"] is not None:
+        rest["base_graph"] = make_base_graph(values["base_graph"])
+    elif values["genes"] is None and not values["graphs"]:
+        raise SettingError(
+            "source=neo4j needs a base graph",
+            fix="source.base_graph=..., or source.genes=genes.txt source.graphs={physical:physical.tsv}",
+        )
+    graphs = {name: existing_path(f"source.graphs.{name}", path) for name, path in values["graphs"].items()}
+    if values["genes"] is not None:
+        lines = existing_path("source.genes", values["genes"]).read_text(encoding="utf-8").splitlines()
+        rest["gene_set"] = [line.strip() for line in lines if line.strip()]
+    if values["query_file"] is not None:
+        rest["query"] = existing_path("source.query_file", values["query_file"])
+    if values["perturbed"] is not None or values["id_column"] is not None:
+        rest["columns"] = {key: values[key] for key in ("perturbed", "phenotypes", "statistics")}
+        rest["columns"]["id"] = values["id_column"]
+    return sources.Neo4jCellDataset(**rest, graphs=graphs, progress=progress)
+
+
+_NEO4J_OURS = (
+    "base_graph",
+    "genes",
+    "graphs",
+    "query_file",
+    "id_column",
+    "perturbed",
+    "phenotypes",
+    "statistics",
+)
+
+
 def _python(group: str, values: dict[str, Any]) -> Any:
     """Call a function of a Python file the user named on the command line."""
     path = existing_path(f"{group}.file", values["file"]).resolve()
@@ -149,6 +194,8 @@ SOURCES: dict[str, Callable[[dict[str, Any], bool], Any]] = {
     "ecoli": _ecoli,
     "yeast": _yeast,
     "table": _table,
+    "anndata": _anndata,
+    "neo4j": _neo4j,
     "python": lambda values, progress: _python("source", values),
 }
 

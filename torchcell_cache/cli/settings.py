@@ -26,7 +26,7 @@ INTEGERS = {
     "task", "tasks", "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
     "batch_size", "num_batches", "source.num_samples", "source.seed",
 }  # fmt: skip
-INTEGERS |= {"n", "processor.num_hops"}
+INTEGERS |= {"n", "processor.num_hops", "source.page_size", "source.retries"}
 NUMBERS = {"seconds", "step_ms", "wait"}
 BOOLEANS = {
     "overwrite",
@@ -39,6 +39,7 @@ BOOLEANS = {
     "unfinished",
     "dry_run",
     "source.self_loops",
+    "source.refresh",
 }
 INTEGER_LISTS = {"workers"}
 NUMBER_LISTS = {"fractions", "seen_fractions"}
@@ -47,7 +48,11 @@ LISTS = (
     | INTEGER_LISTS
     | NUMBER_LISTS
 )
-MAPPINGS = {"source.settings", "processor.settings"}
+INTEGERS |= {"source.column", "source.n_top_genes", "source.hvg_cells"}
+NUMBERS |= {"source.target_sum"}
+BOOLEANS |= {"source.raw", "source.log1p"}
+LISTS |= {"source.files", "source.categories", "source.perturbation", "source.control"}
+MAPPINGS = {"source.settings", "processor.settings", "source.parameters", "source.graphs"}
 CHOICES = {
     "storage": ("auto", "perturbation", "delta", "full"),
     "on_stale": ("error", "rebuild", "warn"),
@@ -58,10 +63,13 @@ CHOICES = {
     "processor.gpr": ("any", "rule"),
     "processor.flow": ("both", "source_to_target", "target_to_source"),
     "processor.perturbed": ("keep", "delete"),
-    "source.unknown": ("error", "drop"),
+    "source.flavor": ("seurat", "cell_ranger", "seurat_v3"),
+    "source.unknown": ("error", "drop", "skip"),  # skip: source=neo4j
     "source.duplicate": ("error", "unique"),
     "source.empty": ("error", "keep"),
     "source.nan": ("error", "keep"),
+    "source.duplicates": ("keep", "group", "mean"),
+    "source.malformed": ("error", "skip"),
 }
 _EXECUTES = "_target_"
 

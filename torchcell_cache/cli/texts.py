@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from importlib import resources
 
 GROUPS = {
-    "source": ("ecoli", "yeast", "table", "python", "none"),
+    "source": ("ecoli", "yeast", "table", "anndata", "neo4j", "python", "none"),
     "processor": ("lazy", "subgraph", "perturbation", "khop", "python", "none"),
 }
 """Choices of ``source=`` and ``processor=``."""
 
-WITH_GROUPS = ("preprocess", "verify", "repair")
+WITH_GROUPS = ("preprocess", "append", "update", "verify", "repair")
 
 _EXIT_CODES = (
     "exit codes: 0 fine, 2 usage, 65 corrupt or stale, 73 cannot write, 75 interrupted (same command resumes)"
