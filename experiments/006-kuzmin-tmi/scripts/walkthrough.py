@@ -52,8 +52,9 @@ class Walk:
         self.digests.update(re.findall(r"content digest (\w+)", done.stdout))
         return time.perf_counter() - begun, done.stdout
 
-    def note(self, step: str, seconds: float, path: Path | None, more: str = "") -> None:
-        self.rows.append((step, f"{seconds:.1f}", f"{size_bytes(path):,}" if path else "-", more))
+    def note(self, step: str, seconds: float | None, path: Path | None, more: str = "") -> None:
+        took = "-" if seconds is None else f"{seconds:.1f}"
+        self.rows.append((step, took, f"{size_bytes(path):,}" if path else "-", more))
 
     def table(self) -> str:
         lines = ["| step | seconds | bytes on disk | |", "|---|---:|---:|---|"]
@@ -74,14 +75,14 @@ def walk(out: Path, num_samples: str, steps: int, database: bool) -> Walk:
     walked = Walk(out)
     part = [f"data.source.num_samples={num_samples}"] if num_samples else []
     name, below = f"yeast-{num_samples or 146_207}", out / "outputs" / "006-kuzmin-tmi"
-    walked.note("raw files", 0.0, yeast_folder())
+    walked.note("raw files", None, yeast_folder())
     if database:
         took, said = walked.run("load_database.py", *([f"num_samples={num_samples}"] if num_samples else []))
         walked.note("load the database", took, below / "database", said.strip().rpartition(": ")[2])
         took, _ = walked.run("preprocess_lazy_dataset.py", "data=yeast_database", "progress=false")
         raw, store = (below / "yeast-database" / kind for kind in ("raw", "processed"))
-        walked.note("query, keep the records", took, raw, "and preprocess, in one command")
-        walked.note("the store it makes", 0.0, store)
+        walked.note("query, keep the records", took, raw, "and preprocess, one command")
+        walked.note("the store it makes", None, store)
     took, _ = walked.run("preprocess_lazy_dataset.py", *part, "progress=false")
     walked.note("preprocess from the table", took, below / name / "processed")
     for mode in MODES:
@@ -95,7 +96,7 @@ def walk(out: Path, num_samples: str, steps: int, database: bool) -> Walk:
 
 
 def timed_steps(walked: Walk, mode: str, part: list[str], steps: int) -> float:
-    extra = ["storage=perturbation", "progress=false", "resume=false", f"stop_after={steps}"]
+    extra = ["progress=false", "resume=false", f"stop_after={steps}"]
     return walked.run("train.py", mode, *part, *extra)[0]
 
 
