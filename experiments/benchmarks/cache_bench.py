@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.benchmarks.harness import Budget, Machine, single_thread
 
-SECTIONS = ("index", "build", "read", "batch", "loader", "readers", "cold", "memory", "train")
+SECTIONS = ("index", "build", "read", "batch", "loader", "readers", "streaming", "cold", "memory", "train")
 # Steps per epoch and size of the graph of the training section: it runs three times on two ranks.
 TRAIN_STEPS, TRAIN_SCALE, QUICK_TRAIN_STEPS = 10, 0.02, 2
 
@@ -115,6 +115,7 @@ def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
         bench_memory,
         bench_read,
         bench_readers,
+        bench_streaming,
         bench_training,
     )
 
@@ -125,6 +126,7 @@ def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
         "batch": bench_batch.run,
         "loader": bench_loader.run,
         "readers": bench_readers.run,
+        "streaming": bench_streaming.run,
         "cold": bench_cold.run,
         "memory": lambda ctx: bench_memory.run(ctx, options.scale),
         "train": lambda ctx: bench_training.run(ctx, steps, min(TRAIN_SCALE, options.scale)),

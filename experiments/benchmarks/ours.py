@@ -66,6 +66,11 @@ def loader(dataset: Any, limit: int, batch_size: int, num_workers: int, context:
     )
 
 
+def stream(dataset: Any, batch_size: int, buffer: int) -> Any:
+    """The samples from shard to shard through a shuffle buffer."""
+    return tc.StreamingCacheDataset(dataset, batch_size, shuffle_buffer_size=buffer, drop_last=True)
+
+
 def forget_buffers(batch: Any) -> None:
     """Makes the next expansion write into memory that was never used."""
     batch.resident.pool.clear()
