@@ -32,7 +32,7 @@ def main(scale: float = 1.0) -> None:
     counts = [None, *(max(BATCH * 3, round(k * scale)) for k in (2_000, 1_000, 500))]
     with tempfile.TemporaryDirectory() as root:
         ds = tc.build(root, source=source, processor=tc.LazySubgraphRepresentation(), progress=False)
-        print("| nodes | edges | base graph | masks | `to_pyg` | select | masks made | GCN layer, fast |")
+        print("| nodes | edges | base graph | masks | `to_pyg` | select | masks made | nine GIN layers |")
         print("|---|---|---|---|---|---|---|---|")
         for k in counts:
             print(row(ds, k, values))
@@ -69,6 +69,7 @@ def edge_types(batch: Any) -> list[Any]:
 def convolve(batch: Any) -> None:
     """One GIN layer per edge type, forward and backward, on 64 features."""
     from torch_geometric.nn import GINConv
+
     from torchcell_cache.nn import shared_conv, shared_edges
 
     torch.manual_seed(0)

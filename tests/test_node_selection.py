@@ -400,3 +400,11 @@ def test_it_travels_like_any_batch_and_is_not_taken_for_one_of_the_store(tmp_pat
     assert smaller < ds.generation.topology.size
     with pytest.raises(KeyError, match="physical"):
         part.edge_mask(("gene", "unknown", "gene"))
+
+
+def test_the_documents_example_prints_what_it_shows(tmp_path):
+    from test_docs import ROOT, blocks_of, run_blocks
+
+    path = ROOT / "docs/node_selection.md"
+    shown = [body for language, body in blocks_of(path) if language == "text"]
+    assert run_blocks(path, tmp_path) == shown
