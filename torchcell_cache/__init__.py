@@ -71,6 +71,7 @@ _PLACES = {
     "StreamingCacheDataset": "loading.streaming",
     "SubgraphRepresentation": "processors",
     "WeightedCacheSampler": "loading.weighted",
+    "append": "growing.update",
     "build": "builder.api",
     "build_part": "builder.array",
     "errors": "",
@@ -87,6 +88,7 @@ _PLACES = {
     "split_random": "subsets.splits",
     "stage": "staging",
     "testing": "",
+    "update": "growing.update",
     "verify": "checking.verification",
 }
 

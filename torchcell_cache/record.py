@@ -119,7 +119,25 @@ class SampleTable:
             source_ids=None if self.source_ids is None else self.source_ids[start:stop],
         )
 
+    def take(self, rows: Int64Array) -> SampleTable:
+        """Any rows, ``[n] int64``, in that order, as columns of their own."""
+        ids, ptr = segments(self.ids, self.ptr, rows)
+        values, value_ptr = segments(self.values, self.value_ptr, rows)
+        names = None if self.source_ids is None else [self.source_ids[k] for k in rows.tolist()]
+        return SampleTable(ids, ptr, values, value_ptr, self.phenotypes, self.statistics, names)
+
     def chunks(self, size: int) -> Iterator[SampleTable]:
         """Consecutive slices of at most ``size`` samples."""
         for start in range(0, len(self), size):
             yield self.slice(start, min(start + size, len(self)))
+
+
+def segments(
+    data: npt.NDArray[Any], ptr: Int64Array, rows: Int64Array
+) -> tuple[npt.NDArray[Any], Int64Array]:
+    """Segments of a ragged array, one after the other, and their offsets ``[len(rows) + 1] int64``."""
+    starts = ptr[rows]
+    counts = ptr[rows + 1] - starts
+    out = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return data[np.arange(int(out[-1])) + np.repeat(starts - out[:-1], counts)], out

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.arrays import arrays_from_bytes
-from torchcell_cache.columns import arrays_to_table, offsets
+from torchcell_cache.columns import arrays_to_table
 from torchcell_cache.errors import CorruptShardError
-from torchcell_cache.record import Float32Array, Int64Array, SampleTable
+from torchcell_cache.record import Float32Array, Int64Array, SampleTable, segments
 
 MAX_BYTES = 64 << 20
 """Largest columns file that a reading process copies."""
@@ -79,7 +79,7 @@ class TableReader:
         if self._rows is not None and self._each is not None:
             return self._rows[indices].reshape(-1), np.arange(len(indices) + 1) * self._each
         assert self._ptr is not None
-        return _gather(self.ids, self._ptr, indices)
+        return segments(self.ids, self._ptr, indices)
 
     def measurements(self, indices: Int64Array) -> tuple[Float32Array, Int64Array | None]:
         """Measurements of the samples, ``[num_measurements, num_columns] float32``, and their offsets.
@@ -88,21 +88,9 @@ class TableReader:
         """
         if self._value_ptr is None:
             return self.values[indices], None
-        return _gather(self.values, self._value_ptr, indices)
+        return segments(self.values, self._value_ptr, indices)
 
 
 def _same(counts: npt.NDArray[Any]) -> int | None:
     """The number that all of them are, or ``None``."""
     return int(counts[0]) if len(counts) and bool((counts == counts[0]).all()) else None
-
-
-def _gather(
-    data: npt.NDArray[Any], ptr: Int64Array, indices: Int64Array
-) -> tuple[npt.NDArray[Any], Int64Array]:
-    """Segments of a ragged array, one after the other, and their offsets."""
-    starts = ptr[indices]
-    counts = ptr[indices + 1] - starts
-    out = offsets(counts)
-    where = np.arange(int(out[-1]))
-    where += np.repeat(starts - out[:-1], counts)
-    return data[where], out

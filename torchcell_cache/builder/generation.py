@@ -135,7 +135,7 @@ class GenerationBuild:
         todo = [k for k in share if k not in done]
         if done and todo:
             self.say(f"resuming: {len(done)}/{len(share)} shards complete")
-        maker = self._maker()
+        maker = self.maker()
         self._check_space(maker, todo)
         total = sum(b - a for a, b in map(self.shards.span, share))
         report = progress(total, sum(e.stop - e.start for e in done.values()))
@@ -151,7 +151,8 @@ class GenerationBuild:
         tidy(self.root, self.directory, scratch, self.exclusive)
         return report.done - report.initial, len(todo)
 
-    def _maker(self) -> RecordMaker:
+    def maker(self) -> RecordMaker:
+        """What makes the records."""
         if self.shards.records == "structured":
             return StructuredMaker.open(self.directory, self.shards)
         return GenericMaker(

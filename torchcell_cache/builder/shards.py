@@ -117,11 +117,17 @@ class StructuredMaker:
     def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
         """Bodies of samples ``start`` to ``stop``."""
         for chunk in self.table.slice(start, stop).chunks(CHUNK):
-            if self.removal is None:
-                yield encode(self.schema, chunk)
-            else:
-                positions, ptr = self.removal.removed(chunk.ids, chunk.ptr)
-                yield encode(self.schema, chunk, *encode_gaps_ragged(positions, ptr))
+            yield self._encoded(chunk)
+
+    def bodies_of(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[bytes]:
+        """Bodies of any samples, ``rows`` being ``[n] int64``."""
+        return self._encoded(self.table.take(rows))
+
+    def _encoded(self, table: SampleTable) -> list[bytes]:
+        if self.removal is None:
+            return encode(self.schema, table)
+        positions, ptr = self.removal.removed(table.ids, table.ptr)
+        return encode(self.schema, table, *encode_gaps_ragged(positions, ptr))
 
     def extras(self, start: int, stop: int) -> dict[str, Any]:
         """Nothing: the columns hold it all already."""

@@ -31,6 +31,8 @@ from torchcell_cache.errors import (
 
 COMMANDS = {
     "preprocess": "build a store from a source, or continue an interrupted build",
+    "append": "add samples to a store; what is there is shared, not made again",
+    "update": "bring a store up to date with a changed source; only what can differ is computed",
     "info": "what is in a store: sizes, schema, fingerprint, histograms",
     "verify": "check a store; level=full reads every record, source=... compares with the source",
     "repair": "make damaged files again",
@@ -41,7 +43,7 @@ COMMANDS = {
     "split": "training, validation and test samples without leaks",
     "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
 }
-_WRITERS = ("stage", "preprocess", "select", "split", "repair", "gc")
+_WRITERS = ("stage", "preprocess", "append", "update", "select", "split", "repair", "gc")
 EXIT_BUG = 1
 
 

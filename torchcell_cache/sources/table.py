@@ -122,6 +122,21 @@ class PerturbationTable:
         except SourceContractError as error:
             raise SourceContractError(f"{path}: {error}", path=path) from None
 
+    @classmethod
+    def of_table(
+        cls, base_graph: Data | HeteroData, table: SampleTable, node_type: str | None
+    ) -> PerturbationTable:
+        """A source from columns that were a source's before; nothing is checked again.
+
+        Args:
+            base_graph: The graph all samples share.
+            table: The samples.
+            node_type: Perturbed node type.
+        """
+        source = cls.__new__(cls)
+        source.base_graph, source.node_type, source._table = base_graph, node_type, table
+        return source
+
     @property
     def table(self) -> SampleTable:
         """All samples as ragged columns."""

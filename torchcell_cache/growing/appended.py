@@ -1,0 +1,151 @@
+"""A source that goes on where a store ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.codec.bulk import FieldChunk
+from torchcell_cache.errors import SourceContractError, StaleCacheError
+from torchcell_cache.fingerprint import explain
+from torchcell_cache.generation import Generation
+from torchcell_cache.graph.io import graph_digests
+from torchcell_cache.record import SampleTable
+from torchcell_cache.sources.base import FieldSource, RunSource, Source
+from torchcell_cache.sources.table import PerturbationTable
+
+
+class AppendedSource:
+    """The samples of a store, followed by those of another source. The store's own are never made again.
+
+    Args:
+        old: The store's generation.
+        tail: The samples that follow, on the same base graph.
+    """
+
+    def __init__(self, old: Generation, tail: Source) -> None:
+        self.base_graph = old.base_graph
+        self.first, self.tail = len(old), tail
+        self._stored = old.manifest.fingerprint["source"]
+        if old.topology is not None:
+            self.node_type = old.topology.node_type
+
+    def __len__(self) -> int:
+        return self.first + len(self.tail)
+
+    def _within(self, index: int) -> int:
+        if index < self.first:
+            raise SourceContractError(
+                f"sample {index} is the store's own and its record cannot be read, so it would have to be made again",
+                fix="torchcell-cache repair root=<root>, then append again",
+            )
+        return index - self.first
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tail[self._within(index)]
+
+    def identity(self) -> dict[str, Any]:
+        """Those of both parts; a source that holds all samples at once has another."""
+        return {"class": "AppendedSource", "stored": self._stored, "appended": self.tail.identity()}
+
+
+class AppendedTable(AppendedSource):
+    """Samples that are perturbed ids and measurements."""
+
+    def __init__(self, old: Generation, tail: Source, table: SampleTable) -> None:
+        super().__init__(old, tail)
+        self.table = table
+
+    def __getitem__(self, index: int) -> Any:
+        return self.table.sample(index, self.base_graph)
+
+
+class AppendedRuns(AppendedSource):
+    """Samples whose tail is read in runs."""
+
+    def items(self, start: int, stop: int) -> Iterator[Any]:
+        """Samples ``start`` to ``stop``, all of them of the tail."""
+        assert isinstance(self.tail, RunSource)
+        return self.tail.items(self._within(start), stop - self.first)
+
+
+class AppendedFields(AppendedRuns):
+    """Samples whose tail gives fields of whole chunks."""
+
+    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
+        """Samples ``start`` to ``stop``, all of them of the tail."""
+        assert isinstance(self.tail, FieldSource)
+        return self.tail.field_chunks(self._within(start), stop - self.first)
+
+
+def appended(old: Generation, tail: Source) -> Source:
+    """The source of a store that has grown by ``tail``.
+
+    Where both are ``PerturbationTable``, it is the table of all samples, so that a build from that table finds the grown
+    store up to date.
+
+    Raises:
+        StaleCacheError: If the tail stands on another base graph.
+        SourceContractError: If store and tail do not hold the same kind of samples.
+    """
+    graph = tail.base_graph
+    stored = {"base_graph": old.manifest.fingerprint["base_graph"]}
+    wanted = {"base_graph": {} if graph is None else graph_digests(graph)}
+    if stored != wanted:
+        raise StaleCacheError(
+            f"the samples to append stand on another base graph than the store at {old.root}:\n    "
+            + "\n    ".join(explain(stored, wanted)),
+            path=old.root,
+            fix="use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source",
+        )
+    table = getattr(tail, "table", None)
+    if (old.table is None) != (not isinstance(table, SampleTable)):
+        raise SourceContractError(
+            f"the store's samples are {'graphs' if old.table is None else 'perturbations'}, those of "
+            f"{type(tail).__name__} are {'perturbations' if old.table is None else 'graphs'}"
+        )
+    if old.table is None or not isinstance(table, SampleTable):
+        kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
+        kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
+        return kind(old, tail)
+    whole = _joined(old.table, table)
+    if (
+        type(tail) is PerturbationTable
+        and old.manifest.fingerprint["source"].get("class") == "PerturbationTable"
+    ):
+        return PerturbationTable.of_table(graph, whole, tail.node_type)
+    return AppendedTable(old, tail, whole)
+
+
+def _joined(first: SampleTable, then: SampleTable) -> SampleTable:
+    for what in ("phenotypes", "statistics"):
+        if getattr(first, what) != getattr(then, what):
+            raise SourceContractError(
+                f"the store's {what} are {list(getattr(first, what))}, those to append {list(getattr(then, what))}"
+            )
+    if (first.source_ids is None) != (then.source_ids is None):
+        named, other = (
+            ("store", "samples to append") if then.source_ids is None else ("samples to append", "store")
+        )
+        raise SourceContractError(f"the {named} have names (source_ids), the {other} have none")
+    names = None
+    if first.source_ids is not None and then.source_ids is not None:
+        names = list(chain(first.source_ids, then.source_ids))
+        if len(set(names)) < len(names):
+            seen = set(first.source_ids)
+            again = next(name for name in then.source_ids if name in seen)
+            raise SourceContractError(
+                f"the store has a sample {again!r} already", fix="append new samples only"
+            )
+    return SampleTable(
+        ids=np.concatenate([first.ids.astype(np.int64), then.ids.astype(np.int64)]),
+        ptr=np.concatenate([first.ptr, then.ptr[1:] + first.ptr[-1]]),
+        values=np.concatenate([first.values, then.values]),
+        value_ptr=np.concatenate([first.value_ptr, then.value_ptr[1:] + first.value_ptr[-1]]),
+        phenotypes=first.phenotypes,
+        statistics=first.statistics,
+        source_ids=names,
+    )
