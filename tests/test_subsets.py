@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import xxhash
 from graphs import cell_graph, plain_graph, random_case
 from torch_geometric.data import Data
 
@@ -15,6 +16,7 @@ from torchcell_cache.durable.sealedjson import unseal
 from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,
+    CorruptRecordError,
     FormatError,
     SettingError,
     StaleCacheError,
@@ -155,6 +157,8 @@ def test_lists_of_positions_and_of_names(ds, named, tmp_path) -> None:
         ({"n": 41}, "n=41: 40 samples fulfil"),
         ({"n": -1}, "whole number from 0"),
         ({"n": 2.5}, "whole number from 0"),
+        ({"n": 2, "seed": "a"}, "seed='a'"),
+        ({"n": 2, "bins": 0}, "bins=0"),
         ({"n": 3, "stratify": "fitnes"}, "did you mean 'fitness'"),
     ],
 )
@@ -281,6 +285,21 @@ def test_damaged_and_foreign_index_files(ds, tmp_path) -> None:
             tc.save_indices(*arguments)
 
 
+def test_the_bytes_of_an_index_file(ds, tmp_path) -> None:
+    """Pinned: files that are out in the world must stay readable."""
+    path = tc.save_indices(tmp_path / "a.npy", ds[[3, 1]], made_by={"n": 2})
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }"
+    assert path.read_bytes() == (
+        b"\x93NUMPY\x01\x00v\x00" + header.ljust(117) + b"\n" + bytes([3, *[0] * 7, 1, *[0] * 7])
+    )
+    note = unseal(tmp_path.joinpath("a.npy.json").read_bytes())
+    assert set(note) == {"format", "version", "store", "count", "xxh3", "made_by"}
+    assert set(note["store"]) == {"content_digest", "num_samples", "fingerprint"}
+    assert (note["format"], note["version"], note["count"]) == ("torchcell_cache indices", 1, 2)
+    assert note["xxh3"] == xxhash.xxh3_128_hexdigest(path.read_bytes()[128:])
+    assert note["store"]["fingerprint"] == ds.generation.manifest.fingerprint
+
+
 # Stores of their own
 
 
@@ -384,6 +403,68 @@ def test_a_smaller_store_is_repaired_from_what_it_has(ds, tmp_path) -> None:
         sub = tc.PreprocessedDataset(tmp_path / "s")
     for got, graph in zip(sub, want, strict=True):
         assert_same_graph(got, graph)
+
+
+def degree(graph):
+    """A processor of somebody's own."""
+    graph = graph.clone()
+    graph["gene"].lost = torch.tensor([len(graph["gene"].perturbation_indices)])
+    return graph
+
+
+class Own:
+    def process(self, base_graph, sample):
+        return degree(tc.Perturbation().process(base_graph, sample))
+
+    def settings(self):
+        return {}
+
+
+def test_a_smaller_store_of_a_processor_of_ones_own(tmp_path) -> None:
+    whole = build(tmp_path / "whole", processor=Own(), storage="delta")
+    assert not whole.generation.is_structured
+    sub = tc.save_subset(
+        whole[tc.select(whole, "perturbed_count == 2")], tmp_path / "sub", shard_size=2, progress=False
+    )
+    for k, position in enumerate(tc.select(whole, "perturbed_count == 2").tolist()):
+        assert_same_graph(sub[k], whole[position])
+    assert set(sub.columns["perturbed_count"].tolist()) == {2}
+    report = tc.verify(tmp_path / "sub", level="full", progress=False)
+    assert report.ok, report
+
+
+def test_an_interrupted_copy_goes_on(ds, tmp_path) -> None:
+    """As a killed one leaves it: some shards whole, one half written, no manifest."""
+    view = ds[3:23]
+    first = tc.save_subset(view, tmp_path / "s", shard_size=4, progress=False)
+    manifest, directory = first.generation.manifest, first.generation.directory
+    first.close()
+    (tmp_path / "s" / "processed" / "manifest.json").unlink()
+    (directory / "manifest.json").unlink()
+    (directory / "shard-00003.lmdb").unlink()
+    (directory / "shard-00004.json").unlink()
+    kept = (directory / "shard-00001.lmdb").stat().st_ino
+    with pytest.raises(CacheNotFoundError):
+        tc.PreprocessedDataset(tmp_path / "s")
+    again = tc.save_subset(view, tmp_path / "s", shard_size=4, progress=False)
+    assert (directory / "shard-00001.lmdb").stat().st_ino == kept
+    assert again.generation.manifest.content_digest == manifest.content_digest
+    assert again.generation.manifest.shards == manifest.shards
+
+
+def test_a_damaged_record_is_not_copied(tmp_path) -> None:
+    whole = build(tmp_path / "whole")
+    shard = whole.generation.directory / "shard-00001.lmdb"
+    at = shard.read_bytes().index(whole.generation.read([9])[0]) + 9
+    with shard.open("r+b") as file:  # after its digest was checked: only the record's own checksum is left
+        file.seek(at)
+        byte = file.read(1)[0] ^ 1
+        file.seek(at)
+        file.write(bytes([byte]))
+    with pytest.raises(CorruptRecordError, match="sample 9"):
+        tc.save_subset(whole[[1, 9]], tmp_path / "s", progress=False)
+    assert not (tmp_path / "s" / "processed" / "manifest.json").exists()
+    assert len(tc.save_subset(whole[[1, 2]], tmp_path / "s", progress=False)) == 2
 
 
 # Command line

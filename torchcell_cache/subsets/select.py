@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.indexing import as_positions
+from torchcell_cache.loading.arguments import whole_number
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
@@ -98,14 +99,16 @@ def _where(dataset: Any, where: str) -> npt.NDArray[np.bool_]:
 
 def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
     """Which of ``rows`` are drawn, ascending."""
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-        raise SettingError(f"n={n!r}: expected a whole number from 0 on")
+    n = whole_number("n", n.item() if hasattr(n, "item") else n, 0)
+    whole_number("bins", bins, 1)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise SettingError(f"seed={seed!r}: expected a whole number")
     if n > len(rows):
         raise SettingError(
             f"n={n:,}: {len(rows):,} samples fulfil the conditions", fix="a smaller n, or fewer conditions"
         )
     if stratify is None:
-        return np.sort(epoch_order(len(rows), seed, 0)[: int(n)])
+        return np.sort(epoch_order(len(rows), seed, 0)[:n])
     return draw(strata_of(column(dataset, stratify, "stratify")[rows], bins), int(n), seed)
 
 

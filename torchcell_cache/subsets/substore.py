@@ -269,5 +269,8 @@ class _SubsetBuild(GenerationBuild):
             write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
             write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
 
-    def _maker(self) -> RecordMaker:
+    def maker(self) -> RecordMaker:
+        """Copies records."""
         return _CopyMaker(self.origin, self.positions)
+
+    _maker = maker
