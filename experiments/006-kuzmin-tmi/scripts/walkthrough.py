@@ -1,9 +1,9 @@
 """Run every step of the README once and print its seconds and bytes as a table.
 
-    python experiments/006-kuzmin-tmi/scripts/walkthrough.py [out=DIR] [num_samples=N] [steps=20] [database=true]
+    python experiments/006-kuzmin-tmi/scripts/walkthrough.py [out=DIR] [num_samples=N] [steps=20] [database=true] [write=false]
 
 ``num_samples`` takes a part of the knock-outs, ``steps`` is the number of training steps that are timed in each mode,
-``database=false`` leaves the graph database out. Everything is written below ``out`` (a temporary directory that is
+``database=false`` leaves the graph database out, ``write=true`` puts the table into README.md. Everything is written below ``out`` (a temporary directory that is
 removed afterwards, by default). The seconds are those of whole commands, start of Python included.
 """
 
@@ -26,7 +26,7 @@ from torchcell_cache.sources.yeast import yeast_folder
 
 MODES = ("on_the_fly", "preprocessed", "shared")
 WARM_UP = 3
-KEYS = {"out": "", "num_samples": "", "steps": "20", "database": "true"}
+KEYS = {"out": "", "num_samples": "", "steps": "20", "database": "true", "write": "false"}
 
 
 class Walk:
@@ -100,6 +100,16 @@ def timed_steps(walked: Walk, mode: str, part: list[str], steps: int) -> float:
     return walked.run("train.py", mode, *part, *extra)[0]
 
 
+def write_figures(table: str) -> None:
+    """Put a table between the marks in the README."""
+    readme = EXPERIMENT / "README.md"
+    before, start, rest = readme.read_text(encoding="utf-8").partition("<!-- figures:start -->\n")
+    _, end, after = rest.partition("<!-- figures:end -->")
+    if not start or not end:
+        raise SystemExit(f"{readme} has no place for figures")
+    readme.write_text(f"{before}{start}{table}\n{end}{after}", encoding="utf-8")
+
+
 @contextlib.contextmanager
 def directory(named: str) -> Iterator[Path]:
     if named:
@@ -120,6 +130,8 @@ def main(arguments: list[str]) -> int:
     with directory(given["out"]) as out:
         walked = walk(out, given["num_samples"], int(given["steps"]), given["database"] == "true")
     print(walked.table())
+    if given["write"] == "true":
+        write_figures(walked.table())
     if given["database"] == "true" and not given["num_samples"]:
         same = len(walked.digests) == 1
         print(
