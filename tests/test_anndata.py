@@ -491,6 +491,14 @@ def test_the_command_line_builds_and_verifies(tmp_path: Path, capsys: pytest.Cap
     assert "did you mean 'c.h5ad'" in capsys.readouterr().err
 
 
+def test_the_example_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from experiments.single_cell.__main__ import main
+
+    assert main([f"root={tmp_path / 'store'}", "epochs=1"]) > 0.5
+    assert "the largest type is 34%" in capsys.readouterr().out
+
+
 # Memory
 
 PEAK = """
