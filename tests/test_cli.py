@@ -219,7 +219,7 @@ def test_info_without_matplotlib_says_what_to_install(
 
 USAGE = {
     "unknown command": (["verfy"], "did you mean 'verify'?"),
-    "no such command": (["zzz"], "valid: preprocess, info"),
+    "no such command": (["zzz"], "valid: preprocess, append, update, info"),
     "unknown key": (["verify", "root=x", "levl=full"], "did you mean 'level'?"),
     "unknown source key": (
         ["preprocess", "root=x", "source=ecoli", "source.sed=1"],
@@ -269,7 +269,7 @@ def test_missing_files_name_what_is_there(table: list[str], tmp_path: Path, stor
     assert main([*arguments, f"source.path={tmp_path}/k.csv"]) == 2
     assert "did you mean 'ko.csv'?" in capsys.readouterr().err
     assert main([*arguments, f"source.base_graph={tmp_path}/none"]) == 2
-    assert "one of ecoli, or torchcell_cache.graph.io.save_base_graph" in capsys.readouterr().err
+    assert "one of ecoli, yeast, or torchcell_cache.graph.io.save_base_graph" in capsys.readouterr().err
     assert main([*arguments, "source.perturbed=gene"]) == 2
     assert "it has ['genes', 'fitness', 'size']" in capsys.readouterr().err
     assert main(["info", f"root={store.parent}/bad"]) == 65
