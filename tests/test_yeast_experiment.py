@@ -9,6 +9,7 @@ import importlib
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -39,6 +40,8 @@ EXPERIMENT = REPOSITORY / "experiments" / "006-kuzmin-tmi"
 sys.path.insert(0, str(REPOSITORY))
 MODES = ("on_the_fly", "preprocessed", "shared")
 STEPS = 50
+LOGIN = ("uri", "username", "password", "database")
+HELPERS = {"arguments.py", "graph_database.py"}
 
 
 @pytest.fixture(scope="module")
@@ -340,22 +343,61 @@ def test_from_the_table_through_the_database(
 ) -> None:
     """Loaded, queried and preprocessed, the database gives the store that the table gives."""
     require(importlib.util.find_spec("arcadedb_embedded"), "the extra graphdb is not installed")
-    monkeypatch.delenv("NEO4J_URI", raising=False)
-    directory = tmp_path / "database"
-    assert script("load_database").main([f"directory={directory}", f"folder={folder}"]) == 0
-    cfg = configured(
-        "shared", tmp_path, folder, data="yeast_database", **{"data.source.directory": directory}
-    )
-    stores = []
-    for name, source in (("database", instantiate(cfg.data.source)), ("table", YeastKnockouts(folder))):
-        stores.append(
-            tc.build(tmp_path / name, source=source, processor=tc.LazySubgraphRepresentation(),
-                     storage="delta", progress=False)
-        )  # fmt: skip
+    for name in ("NEO4J_URI", "NEO4J_USER", "NEO4J_PASSWORD", "NEO4J_DATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    load = script("load_database").main
+    where = {"data": "yeast_database", "data.source.directory": tmp_path / "database"}
+    cfg = configured("shared", tmp_path, folder, **where)
+    with script("graph_database").login(tmp_path / "database") as server:
+        for name, value in zip(("URI", "USER", "PASSWORD", "DATABASE"), map(server.get, LOGIN), strict=True):
+            monkeypatch.setenv(f"NEO4J_{name}", value)  # one server for all that follows
+        assert load([f"folder={folder}"]) == 0
+        source = instantiate(cfg.data.source)
+        cfg.data.source.update(query="trigenic.cql", raw=str(tmp_path / "trigenic"))
+        triples = instantiate(cfg.data.source)
+    stores = [
+        tc.build(tmp_path / name, source=given, processor=tc.LazySubgraphRepresentation(), progress=False)
+        for name, given in (("database", source), ("table", YeastKnockouts(folder)))
+    ]
     assert stores[0].content_digest == stores[1].content_digest
-    assert len(stores[0]) == len(yeast_knockouts(folder)[0])
-    monkeypatch.setattr(script("graph_database"), "login", None)  # what is kept needs no server
-    assert len(instantiate(cfg.data.source)) == len(stores[0])
+    knockouts, labels = yeast_knockouts(folder)
+    assert len(stores[0]) == len(knockouts)
+    wanted = [labels["tau"][k] for k, knockout in enumerate(knockouts) if len(knockout) == 3]
+    np.testing.assert_array_equal(triples.table.values[:, triples.table.phenotypes.index("tau")], wanted)
+    # The server is gone, and no longer needed.
+    assert len(instantiate(cfg.data.source)) == len(triples)
+
+
+def test_commands_of_the_page_have_settings_that_exist(monkeypatch: pytest.MonkeyPatch, script: Any) -> None:
+    from torchcell_cache.cli.settings import read_settings
+
+    monkeypatch.setenv("TORCHCELL_CACHE_YEAST", "data/yeast")
+    text = (EXPERIMENT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = [line.split("#")[0].split() for block in blocks for line in block.splitlines()]
+    seen = []
+    for words in lines:
+        found = [word for word in words if "006-kuzmin-tmi/scripts/" in word]
+        if words[0] == "torchcell-cache":
+            assert read_settings(words[1], words[2:]).command == words[1]
+        elif found:
+            assert (REPOSITORY / found[0]).is_file()
+            seen.append(Path(found[0]).name)
+            if seen[-1] in ("train.py", "preprocess_lazy_dataset.py"):
+                check_overrides(
+                    script("arguments").hydra_arguments(words[words.index(found[0]) + 1 :], "shared")
+                )
+        elif "experiments.train" in words:
+            check_overrides(words[words.index("experiments.train") + 1 :])
+    assert set(seen) >= {path.name for path in (EXPERIMENT / "scripts").glob("*.py")} - HELPERS
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Compose what a command line says; fails for a key that is not there."""
+    assert arguments[0] == "--config-dir"
+    search = f"hydra.searchpath=[file://{(REPOSITORY / arguments[1]).resolve()}]"
+    with initialize_config_dir(str(REPOSITORY / "experiments/train/conf"), version_base="1.3"):
+        assert compose("config", [search, *arguments[2:]]).mode in MODES
 
 
 class _Files(http.server.BaseHTTPRequestHandler):

@@ -3,8 +3,9 @@
     python experiments/006-kuzmin-tmi/scripts/walkthrough.py [out=DIR] [num_samples=N] [steps=20] [database=true] [write=false]
 
 ``num_samples`` takes a part of the knock-outs, ``steps`` is the number of training steps that are timed in each mode,
-``database=false`` leaves the graph database out, ``write=true`` puts the table into README.md. Everything is written below ``out`` (a temporary directory that is
-removed afterwards, by default). The seconds are those of whole commands, start of Python included.
+``database=false`` leaves the graph database out, ``write=true`` puts the table into README.md. Everything is written
+below ``out`` (a temporary directory that is removed afterwards, by default). The seconds are those of whole commands,
+start of Python included.
 """
 
 from __future__ import annotations
