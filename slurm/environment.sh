@@ -19,11 +19,18 @@ JOB="${JOB:-${SLURM_JOB_ID:?this is a batch script: submit it with sbatch}}"
 
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }
 
-# SLURM signals job steps; some sites and `scancel --batch` only this script, which passes it on to its step.
+job_state() {
+  scontrol --oneliner show job "$JOB" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p'
+}
+
+# SLURM signals job steps; some sites and `scancel --batch` only this script, which passes it on to its step. A job that is
+# being ended needs that no more, and scancel would try for a minute, long enough to meet the job's next start.
 stopped=0
 pass_on() {
   stopped=1
-  scancel --signal=TERM "$JOB" 2>/dev/null || true
+  if [ "$(job_state)" = RUNNING ]; then
+    timeout 3 scancel --quiet --signal=TERM "$JOB" || true
+  fi
 }
 trap pass_on TERM USR1
 
@@ -54,7 +61,7 @@ step() {
 # itself, or somebody has cancelled the job: then it no longer runs.
 finish() {
   local status=$1 state
-  state="$(scontrol --oneliner show job "$JOB" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')" || state=unknown
+  state="$(job_state)" || state=unknown
   if [ "$status" -ne 75 ]; then
     say "job $JOB ended with exit status $status"
   elif [ "$state" != RUNNING ]; then
