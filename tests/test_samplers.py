@@ -5,11 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from graphs import cell_graph, random_case
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from loading import build, graphs_of, rows
 from torch.utils.data import DataLoader, Subset
+from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.errors import SettingError
@@ -336,6 +338,18 @@ def test_labels_are_binned(ds) -> None:
         1 / ds.columns["perturbed_count"][[10, 15, 17]].tolist().count(v)
         for v in ds.columns["perturbed_count"][[10, 15, 17]].tolist()
     ]
+
+
+def test_classes_of_generic_stores_are_labels(tmp_path) -> None:
+    kinds = [0, 0, 0, 0, 1, 2, 2, 0, 0]
+    one = [Data(x=torch.ones(2, 1), y=torch.tensor([k])) for k in kinds]
+    two = [Data(x=torch.ones(2, 1), y=torch.tensor([[k, k % 2]])) for k in kinds]
+    for number, graphs in enumerate((one, two)):
+        ds = tc.build(tmp_path / str(number), source=graphs, progress=False)
+        sampler = tc.WeightedCacheSampler(ds, 9, by="y")
+        assert sampler.weights.tolist() == [1 / kinds.count(k) for k in kinds]
+    with pytest.raises(SettingError, match="2 values per sample, bins= need one"):
+        tc.WeightedCacheSampler(ds, 9, by="y", bins=2)
 
 
 def test_warm_up_goes_from_equal_to_given_weights() -> None:

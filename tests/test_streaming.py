@@ -371,6 +371,31 @@ def test_single_samples_resume(ds) -> None:
     assert flat(rows(other)) == order[20:]
 
 
+def test_the_state_of_samples_that_torch_batches_in_workers_is_not_guessed(ds) -> None:
+    streaming = stream(ds, None)
+    seen = flat(taken(DataLoader(streaming, batch_size=6, num_workers=1, collate_fn=_positions), 3))
+    state = streaming.state_dict(steps=18, num_workers=1)
+    rest = stream(ds)
+    rest.load_state_dict(state)
+    assert [ids_of(ds, k) for k in order_of(stream(ds))[:18]] == seen
+    assert flat(rows(rest)) == order_of(stream(ds))[18:]
+    with pytest.raises(SettingError, match="give the stream its batch_size"):
+        streaming.state_dict(steps=18, num_workers=2)
+
+
+def taken(loader, count):
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(count)]
+
+
+def _positions(samples):
+    return [tuple(sample["gene"].ids_pert) for sample in samples]
+
+
+def ids_of(ds, k):
+    return tuple(ds[k]["gene"].ids_pert)
+
+
 def test_padding_is_marked(ds) -> None:
     streams = [stream(ds, 7, rank=r, world_size=3, uneven="pad") for r in range(3)]
     for each in (lambda s: list(s), lambda s: list(s.batches()), lambda s: list(s.batches(num_workers=2))):
@@ -384,6 +409,21 @@ def test_padding_is_marked(ds) -> None:
 def test_a_stream_travels(ds) -> None:
     again = pickle.loads(pickle.dumps(stream(ds)))
     assert flat(rows(again)) == order_of(stream(ds))
+
+
+def test_a_spawned_worker_keeps_its_rank(ds, monkeypatch) -> None:
+    """Torch's spawned workers find no process group: the rank travels, unless there is none yet."""
+    alone = pickle.dumps(stream(ds))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sent = pickle.dumps(stream(ds))
+    assert pickle.loads(alone).sampler.world_size == 3
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    arrived = pickle.loads(sent)
+    assert (arrived.sampler.rank, arrived.sampler.world_size) == (1, 3)
+    assert rows(arrived) == rows(stream(ds, rank=1, world_size=3))
+    assert stream(ds).sampler.world_size == 1
 
 
 # Memory

@@ -63,10 +63,14 @@ def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Ar
     Raises:
         SettingError: If a column of real numbers comes without bins, or bins make no sense.
     """
-    if column.ndim > 1:
+    count = len(column)
+    width = column.size // count if count else 1
+    if width > 1:
         if bins is not None:
-            raise SettingError(f"column {name!r} has {column.shape[1]} values per sample, bins= need one")
-        return np.unique(column, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+            raise SettingError(f"column {name!r} has {width} values per sample, bins= need one")
+        rows = column.reshape(count, width)
+        return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    column = column.reshape(count)
     if bins is None:
         if np.issubdtype(column.dtype, np.floating):
             raise SettingError(

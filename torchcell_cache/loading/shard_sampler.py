@@ -178,6 +178,11 @@ class StreamSampler(LaneSampler):
         self.buffer = whole_number("shuffle_buffer_size", buffer, 1)
         super().__init__(dataset, layout, batch_size, shuffle, 0, **common)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them.
+        known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
+        return {**self.__dict__, **known}
+
     def plan(self, rank: int, lanes: int) -> LanePlan:
         """The epoch's plan for a given number of lanes; for processes that torch's loader started."""
         return self._plan_of(self.epoch, self._place, rank, lanes)

@@ -51,7 +51,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         drop_last: Leave out what does not fill a batch on every rank.
         rank: This process; by default found.
         world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``, as in ``DistributedCacheSampler``.
+        uneven: ``drop_last``, ``pad`` or ``exact``, as in ``DistributedCacheSampler``; single samples carry no mark.
 
     Raises:
         SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
@@ -76,13 +76,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
         self._view = store_view(self.dataset, "StreamingCacheDataset")
         self._source: SourceReader | None = None
-        common = {
-            "seed": seed,
-            "drop_last": drop_last,
-            "rank": rank,
-            "world_size": world_size,
-            "uneven": uneven,
-        }
+        common = (seed, drop_last, rank, world_size, uneven)
         layout = ShardLayout.of_view(self._view)
         self._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
 
@@ -137,13 +131,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         stream._source = reader = SourceReader(source, processor, collate_fn or pyg_collater(None, None))
         stream.dataset = reader.source
         layout = ShardLayout.of_runs(len(reader.source), whole_number("run_size", run_size, 1))
-        common = {
-            "seed": seed,
-            "drop_last": drop_last,
-            "rank": rank,
-            "world_size": world_size,
-            "uneven": uneven,
-        }
+        common = (seed, drop_last, rank, world_size, uneven)
         stream._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
         return stream
 
@@ -154,11 +142,12 @@ class StreamingCacheDataset(IterableDataset[Any]):
         shuffle: bool,
         chunk_size: int,
         buffer: int,
-        common: dict[str, Any],
+        common: tuple[Any, ...],
     ) -> None:
         self.batch_size = batch_size
         size = 1 if batch_size is None else batch_size
-        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **common)
+        named = dict(zip(_COMMON[3:], common, strict=True))
+        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **named)
 
     # Iterating
 
@@ -220,11 +209,13 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def _store_reader(self) -> Any:
         view, generation = self._view, self._view.generation
-        reader: Any = SharedReader(generation, packed=False)
-        if self.batch_size is None:
-            reader = SampleReader(generation, view.transform, _same)
-        elif view.transform is not None:
-            reader = SampleReader(generation, view.transform, pyg_collater(None, None))
+        single = self.batch_size is None
+        if single or view.transform is not None:
+            reader: Any = SampleReader(
+                generation, view.transform, _same if single else pyg_collater(None, None)
+            )
+        else:
+            reader = SharedReader(generation, packed=False)
         return ShardByShard(reader, generation, self.sampler.shards_at_once)
 
     def __len__(self) -> int:
@@ -235,7 +226,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that runs, or the next one if none does."""
+        """The epoch that runs, or the next one."""
         return self.sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -246,15 +237,25 @@ class StreamingCacheDataset(IterableDataset[Any]):
         """Where the run stands, as JSON values, the same on every rank.
 
         Args:
-            steps: Batches (single samples without ``batch_size``) taken from this epoch by way of torch's ``DataLoader``,
-                whose workers read ahead and cannot be asked; not needed otherwise.
+            steps: Batches taken from this epoch by way of torch's ``DataLoader``, whose workers read ahead and cannot
+                be asked; not needed otherwise.
             num_workers: That loader's number of workers.
+
+        Raises:
+            SettingError: If torch's loader makes the batches in several workers: which samples it took is not known.
         """
         if steps is None:
             return self.sampler.state_dict()
+        if self.batch_size is None and num_workers > 1:
+            raise SettingError(
+                "the state of single samples in several workers depends on how torch's loader batches them",
+                fix="give the stream its batch_size, and DataLoader(stream, batch_size=None, num_workers=...)",
+            )
         plan = self.sampler.plan(0, max(1, whole_number("num_workers", num_workers, 0)))
-        state = self.sampler.state_dict()
-        return {**state, self.sampler.place_name: plan.place(whole_number("steps", steps, 0))}
+        return {
+            **self.sampler.state_dict(),
+            self.sampler.place_name: plan.place(whole_number("steps", steps, 0)),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, whatever the number of ranks, workers and the batch size now.
@@ -271,8 +272,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
             epoch: Which epoch.
             batch_size: Of what is said about batches; the stream's own by default, else 256.
         """
-        line = self.sampler.line(epoch)
-        size = batch_size or self.batch_size or 256
+        line, size = self.sampler.line(epoch), batch_size or self.batch_size or 256
         return shuffle_quality(line.indices(0, len(line)), whole_number("batch_size", size, 1))
 
     def __repr__(self) -> str:
