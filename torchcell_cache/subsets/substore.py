@@ -272,5 +272,3 @@ class _SubsetBuild(GenerationBuild):
     def maker(self) -> RecordMaker:
         """Copies records."""
         return _CopyMaker(self.origin, self.positions)
-
-    _maker = maker
