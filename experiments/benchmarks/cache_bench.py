@@ -18,9 +18,23 @@ from typing import Any
 
 from experiments.benchmarks.harness import Budget, Machine, single_thread
 
-SECTIONS = ("index", "build", "read", "batch", "loader", "readers", "streaming", "cold", "memory", "train")
+SECTIONS = (
+    "index",
+    "build",
+    "read",
+    "batch",
+    "loader",
+    "readers",
+    "streaming",
+    "cold",
+    "memory",
+    "train",
+    "cells",
+)
 # Steps per epoch and size of the graph of the training section: it runs three times on two ranks.
 TRAIN_STEPS, TRAIN_SCALE, QUICK_TRAIN_STEPS = 10, 0.02, 2
+# Cells and genes of the single-cell section.
+CELLS, QUICK_CELLS = (200_000, 2_000), (20_000, 2_000)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,7 +102,13 @@ def run(options: argparse.Namespace, root: Path) -> str:
     if "index" in options.sections:
         print("index", flush=True)
         bench_index.run(report, workload.base_graph, options.seed, options.scale, budget, not options.quick)
-    if set(options.sections) - {"index"}:
+    if "cells" in options.sections:
+        print("cells", flush=True)
+        from experiments.benchmarks import bench_cells
+
+        cells = QUICK_CELLS if options.quick else CELLS
+        bench_cells.run(report, root, *cells, options.workers, budget)
+    if set(options.sections) - {"index", "cells"}:
         ctx = _context(options, root, report, workload, budget)
         for name, reason in report.skipped.items():
             print(f"left out: {name}: {reason}", flush=True)
@@ -126,7 +146,7 @@ def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
         "batch": bench_batch.run,
         "loader": bench_loader.run,
         "readers": bench_readers.run,
-        "streaming": bench_streaming.run,
+        "streaming": lambda ctx: bench_streaming.run(ctx, options.scale),
         "cold": bench_cold.run,
         "memory": lambda ctx: bench_memory.run(ctx, options.scale),
         "train": lambda ctx: bench_training.run(ctx, steps, min(TRAIN_SCALE, options.scale)),
