@@ -17,7 +17,7 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.testing import assert_same_graph
 
 FLOWS = ("both", "source_to_target", "target_to_source")
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def size_of(base):

@@ -12,7 +12,7 @@ from batch_cases import STATISTICS, Case, cases, hetero_graphs, processors, pyg_
 from graphs import cell_graph, random_case
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_batch_equality import assert_same_batch
+from test_batch_equality import _every_buffer_is_used_again, assert_same_batch, scribble  # noqa: F401
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATConv, GCNConv, GINConv
 from torch_geometric.utils import k_hop_subgraph, subgraph
@@ -88,7 +88,7 @@ def exclude_of(graphs):
     return list(STATISTICS) if any(has) and not all(has) else []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), data=st.data())
 def test_a_restricted_batch_is_one_of_the_induced_base_graph(case, data):
     processor = data.draw(st.sampled_from(processors(case)), label="processor")
@@ -113,7 +113,10 @@ def test_a_restricted_batch_is_one_of_the_induced_base_graph(case, data):
         assert_same_graph(got.base_graph, part.base)
         assert got.nodes.tolist() == nodes
         want = pyg_batch(part.source(), processor, positions, exclude_keys=exclude)
-        assert_same_batch(got.to_pyg(exclude_keys=exclude), want)
+        pyg = got.to_pyg(exclude_keys=exclude)
+        assert_same_batch(pyg, want)
+        scribble(pyg)  # in place: must reach neither this batch nor the whole one
+        del pyg
         again = pickle.loads(pickle.dumps(got))
         assert_same_batch(again.to_pyg(exclude_keys=exclude), want)
         for k in range(len(positions)):
@@ -139,7 +142,7 @@ def check_against_whole(batch, part, nodes):
         assert torch.equal(removed, torch.nonzero(~mask))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(base=hetero_graphs(), data=st.data())
 def test_to_pyg_is_the_batch_of_each_samples_own_subgraph(base, data):
     """Masks and all: ``HeteroData.subgraph`` of the finished sample."""
@@ -260,7 +263,7 @@ def test_weighted_draws_match_their_weights(tmp_path):
     assert drawn.nodes[1] == at_random(values.numpy().astype(float), True, (1, 2, 3))[0]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(base=hetero_graphs(), data=st.data())
 def test_the_neighbourhood_grows_hop_by_hop(base, data):
     size = base["gene"].num_nodes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.incidence import IncidenceIndex, Positions, ragged_arange
 from torchcell_cache.record import Int64Array
 from torchcell_cache.topology import Domain, Topology, endpoints
+
+Rows: TypeAlias = tuple[Int64Array, Tensor]
+"""The wanted rows twice: on the host and on the graph's device, so that neither has to ask the other."""
 
 _INDICES = ("edge_index", "hyperedge_index")
 
@@ -208,7 +211,7 @@ def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
         out._store._mapping = cut.homogeneous(graph._store._mapping)
         return out
     nodes = out[whole.node_type]
-    nodes._mapping = cut.rows_of(nodes._mapping, whole.num_nodes, cut.nodes, "num_nodes")
+    nodes._mapping = cut.rows_of(nodes._mapping, whole.num_nodes, cut.rows, "num_nodes")
     for domain, local in zip(whole.domains, selection.kept, strict=True):
         if local is not None:
             store = out[domain.key]
@@ -224,32 +227,33 @@ class _Cut:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.whole, self.selection = whole, selection
         self.nodes = self._there(selection.nodes)
+        self.rows: Rows = selection.nodes, self.nodes
         new_id = torch.full((whole.num_nodes,), -1, dtype=torch.int64, device=self.device)
         self.new_id = new_id.index_copy_(0, self.nodes, torch.arange(len(self.nodes), device=self.device))
 
     def _there(self, array: Int64Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
-    def rows_of(self, fields: dict[str, Any], size: int, wanted: Tensor, count: str) -> dict[str, Any]:
+    def rows_of(self, fields: dict[str, Any], size: int, rows: Rows, count: str) -> dict[str, Any]:
         """Fields with the wanted rows of everything that has ``size`` of them, and the new ``count``."""
-        return {name: self._rows(name, value, size, wanted, count) for name, value in fields.items()}
+        return {name: self._rows(name, value, size, rows, count) for name, value in fields.items()}
 
-    def _rows(self, name: str, value: Any, size: int, wanted: Tensor, count: str) -> Any:
+    def _rows(self, name: str, value: Any, size: int, rows: Rows, count: str) -> Any:
+        here, there = rows
         if name == count:
-            return len(wanted)
+            return len(here)
         if name in _INDICES:
             return value
         if isinstance(value, Tensor):
-            return value.index_select(0, wanted) if value.dim() and value.size(0) == size else value
+            return value.index_select(0, there) if value.dim() and value.size(0) == size else value
         if isinstance(value, list | tuple) and len(value) == size:
-            own = self.selection.nodes if wanted is self.nodes else wanted.cpu().numpy()
-            return type(value)([value[k] for k in own.tolist()])
+            return type(value)([value[k] for k in here.tolist()])
         return value
 
     def edges(self, fields: dict[str, Any], domain: Domain, local: Int64Array) -> dict[str, Any]:
         """Fields of an edge type, its index in the new numbering."""
         wanted = self._there(local)
-        out = self.rows_of(fields, domain.size, wanted, "num_edges")
+        out = self.rows_of(fields, domain.size, (local, wanted), "num_edges")
         name = "edge_index" if domain.role == "edge" else "hyperedge_index"
         index = fields[name].index_select(1, wanted)
         rows = list(index.unbind(0))
@@ -278,7 +282,7 @@ class _Cut:
         return {name: (edges if name in per_edge else nodes)[name] for name in fields} | nodes
 
     def _with_count(self, fields: dict[str, Any], everything: dict[str, Any]) -> dict[str, Any]:
-        out = self.rows_of(fields, self.whole.num_nodes, self.nodes, "num_nodes")
+        out = self.rows_of(fields, self.whole.num_nodes, self.rows, "num_nodes")
         if everything.get("num_nodes") is None:
             out["num_nodes"] = len(self.nodes)
         return out

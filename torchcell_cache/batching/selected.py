@@ -254,4 +254,6 @@ def _rebuild_selected(
     whole = find_generation(root, name)
     assert whole.topology is not None
     selection = Selection.make(whole.topology, nodes, kept)
-    return SelectedBatch(SelectedGeneration(whole, selection, perturbed), sections)
+    generation = SelectedGeneration(whole, selection, perturbed)
+    SelectedBatch.check_sections(generation, sections)
+    return SelectedBatch(generation, sections)
