@@ -124,8 +124,7 @@ def test_a_signal_ends_in_a_checkpoint_and_75(trained: Path, number: int) -> Non
     run(cfg)
     for key, expected in losses(trained / "shared").items():
         assert torch.equal(losses(trained / name)[key], expected), key
-    with (trained / name / "samples.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = samples(trained / name)
     assert len(rows) == EPOCHS * 7
     for epoch in range(EPOCHS):
         seen = [int(k) for row in rows if row["epoch"] == str(epoch) for k in row["samples"].split()]
@@ -199,6 +198,27 @@ def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Pa
         assert torch.equal(stored[name], expected), name
         torch.testing.assert_close(shared[name], expected, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(shared[name], wide[name], rtol=1e-4, atol=1e-6)
+    for mode in MODES[1:]:
+        fewer_ranks_go_on(tmp_path, mode, trained)
+
+
+def fewer_ranks_go_on(base: Path, mode: str, trained: Path) -> None:
+    """What two ranks began one rank ends: each sample once in every epoch, the order as ever."""
+    name = f"fewer-{mode}"
+    run(configured(base, mode=mode, run_dir=name, log_samples="true"))
+    run(configured(trained, mode=mode, run_dir=f"alone-{mode}", log_samples="true", resume="false"))
+    found, alone = (
+        [[int(row["epoch"]), int(k)] for row in samples(path) for k in row["samples"].split()]
+        for path in (base / name, trained / f"alone-{mode}")
+    )
+    assert found == alone
+    assert len(alone) == EPOCHS * len({k for _, k in alone})
+    assert [row["rank"] for row in samples(base / name)][:6] == ["0", "1", "0", "1", "0", "0"]
+
+
+def samples(directory: Path) -> list[dict[str, str]]:
+    with (directory / "samples.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -15,4 +15,11 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     for mode in MODES:
         run(configured(Path(sys.argv[1]), mode=mode))
+    # For a run that goes on with another number of ranks, in either kind of loader.
+    for mode in MODES[1:]:
+        run(
+            configured(
+                Path(sys.argv[1]), mode=mode, run_dir=f"fewer-{mode}", stop_after=2, log_samples="true"
+            )
+        )
     torch.distributed.destroy_process_group()
