@@ -328,14 +328,12 @@ def test_documented_commands_preprocess_and_train(folder: Path, tmp_path: Path) 
     said = run("train.py", "shared", part, "batch_size=6", "progress=false", folder=folder, cwd=tmp_path)
     assert "epoch 0: train" in said
     assert len(losses(tmp_path / "outputs/006-kuzmin-tmi/runs/yeast-60-fitness-shared")) == 9
-    mistaken = subprocess.run(
-        [sys.executable, str(EXPERIMENT / "scripts/train.py"), "sharde"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert mistaken.returncode == 1
-    assert "one of on_the_fly, preprocessed, shared" in mistaken.stderr
+
+
+def test_a_misspelt_experiment_is_answered_with_those_there_are(script: Any) -> None:
+    for typed in (["sharde"], ["mode=shared"]):
+        with pytest.raises(SystemExit, match="one of on_the_fly, preprocessed, shared"):
+            script("arguments").hydra_arguments(typed)
 
 
 def test_from_the_table_through_the_database(
@@ -345,7 +343,10 @@ def test_from_the_table_through_the_database(
     require(importlib.util.find_spec("arcadedb_embedded"), "the extra graphdb is not installed")
     for name in ("NEO4J_URI", "NEO4J_USER", "NEO4J_PASSWORD", "NEO4J_DATABASE"):
         monkeypatch.delenv(name, raising=False)
-    load = script("load_database").main
+    load, folder = (
+        script("load_database").main,
+        write_folder(tmp_path / "yeast", num_genes=12, num_triples=15),
+    )
     where = {"data": "yeast_database", "data.source.directory": tmp_path / "database"}
     cfg = configured("shared", tmp_path, folder, **where)
     with script("graph_database").login(tmp_path / "database") as server:

@@ -22,7 +22,7 @@ RULES = [
 ]
 
 
-def write_folder(folder: Path, num_genes: int = 24, seed: int = 0) -> Path:
+def write_folder(folder: Path, num_genes: int = 24, num_triples: int = 60, seed: int = 0) -> Path:
     """Networks, a model that grows, and knock-outs with some of the sub-knock-outs left out."""
     draw = random.Random(seed)
     genes = [f"Y{k:02}" for k in range(num_genes)]
@@ -35,7 +35,9 @@ def write_folder(folder: Path, num_genes: int = 24, seed: int = 0) -> Path:
             file.write("gene_a\tgene_b\tscore\n" + rows)
     with gzip.open(folder / "yeast-GEM-9.0.2.yml.gz", "wt") as file:
         file.write(model_text())
-    knockouts = [(gene,) for gene in genes] + sorted(draw.sample(list(itertools.combinations(genes, 3)), 60))
+    knockouts = [(gene,) for gene in genes] + sorted(
+        draw.sample(list(itertools.combinations(genes, 3)), num_triples)
+    )
     doubles = {pair for triple in knockouts[num_genes:] for pair in itertools.combinations(triple, 2)}
     knockouts += draw.sample(sorted(doubles), len(doubles) - 10)
     with gzip.open(folder / "fba_knockouts.tsv.gz", "wt") as file:
