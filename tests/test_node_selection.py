@@ -401,6 +401,8 @@ def test_it_travels_like_any_batch_and_is_not_taken_for_one_of_the_store(tmp_pat
         tc.SharedGraphBatch.unpack(ds.generation, part.pack())
     smaller = part.generation.topology.size
     assert smaller < ds.generation.topology.size
+    with pytest.raises(SettingError, match="restricted to 5 nodes already"):
+        part.select_nodes("gene", 4, values=0)
     with pytest.raises(KeyError, match="physical"):
         part.edge_mask(("gene", "unknown", "gene"))
 

@@ -97,9 +97,17 @@ class Selectable:
 
     def _selectable(self, node_type: str | None) -> Any:
         """This batch, if nodes of the given type can be selected from it."""
+        from torchcell_cache.batching.selected import SelectedBatch
         from torchcell_cache.batching.structured import PerturbationBatch
 
         topology = self.generation.topology
+        if isinstance(
+            self, SelectedBatch
+        ):  # it knows what its perturbed nodes take with them, and of no other node
+            raise SettingError(
+                f"this batch is restricted to {len(self.generation.selection.nodes)} nodes already",
+                fix="select from the batch that the store gave: batch.restrict(node_type, nodes)",
+            )
         if not isinstance(self, PerturbationBatch) or topology is None:
             raise SettingError(
                 f"nodes are selected from batches of stores of node deletions; {self.generation.root} holds whole graphs",
