@@ -1,5 +1,6 @@
 """Staged copies: the same store, verified, once per node, never a stale one, never taken from under a reader."""
 
+import gc
 import io
 import os
 import shutil
@@ -45,7 +46,7 @@ def inodes(directory: Path):
 
 
 def make_old(copy: Path) -> None:
-    old = os.stat(copy / LEASE_NAME).st_mtime - KEPT_SECONDS - 10
+    old = (copy / LEASE_NAME).stat().st_mtime - KEPT_SECONDS - 10
     os.utime(copy / LEASE_NAME, (old, old))
 
 
@@ -84,7 +85,7 @@ def test_of_many_processes_one_copies(tmp_path: Path, store: Path) -> None:
     assert said.count("is there, checked") == 5
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """What ends a copier in the middle."""
 
 
@@ -95,10 +96,10 @@ def test_what_a_stopped_copier_finished_is_kept(tmp_path: Path, store: Path) -> 
 
     def fetch(name: str):
         if name == entries[5].name:
-            raise Stop
+            raise StoppedError
         return real.fetch(name)
 
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         fill(manifest, work, entries, Origin("here", fetch, ""), lambda count: None)
     kept = inodes(directory_of_partial(work))
     assert {e.name for e in entries} > set(kept)
@@ -177,6 +178,7 @@ def test_old_copies_go_but_never_one_that_is_read_or_young(tmp_path: Path, store
     assert len(list(reader)) == len(reader)
     make_old(copies[0])
     del reader
+    gc.collect()
     stage(store, local, keep=2)
     assert copies[0].is_dir()
     stage(store, local, keep=1)
