@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from experiments.benchmarks.bench_loader import Stream
 from experiments.benchmarks.harness import Budget, Timing, Way, alternate
 from experiments.benchmarks.peers import GENERAL_PEERS, Peer, TorchcellScheme
 from experiments.benchmarks.peers.loading import peer_loader
+from experiments.benchmarks.peers.streams import STREAMS
 from experiments.benchmarks.peers.torchcell_scheme import index_cost
 from experiments.benchmarks.plots import draw_all
 from experiments.benchmarks.records import Records, make_records, to_typed_object
@@ -143,6 +145,25 @@ def test_peer_loader_hands_out_every_record_of_an_epoch(
     assert sum(len(b.removed) for b in batches) == len(records.removed)
     if closing is not None:
         closing.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [k for kinds in STREAMS.values() for k in kinds], ids=lambda k: k.name)
+def test_peer_stream_hands_out_every_record_of_an_epoch(kind: Any, records: Records, tmp_path: Path) -> None:
+    peer_class = next(peer for peer, kinds in STREAMS.items() if kind in kinds)
+    reason = peer_class.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    peer = peer_class(tmp_path / "store")
+    peer.write(records)
+    peer.open()
+    stream = kind(peer, NUM_SAMPLES, 8)
+    batches = list(stream)
+    stream.close()
+    peer.close()
+    rows = [tuple(row) for batch in batches for row in batch.perturbed]
+    assert sorted(rows) == sorted(map(tuple, records.perturbed))
+    assert rows != list(map(tuple, records.perturbed))
 
 
 def test_typed_object_counts_positions_from_the_start_of_their_edge_type(

@@ -16,12 +16,15 @@ import numpy as np
 from experiments.benchmarks import ours
 from experiments.benchmarks.bench_memory import _high_water_mb, _reset_peak
 from experiments.benchmarks.context import Context
-from experiments.benchmarks.harness import Way, alternate
+from experiments.benchmarks.harness import Budget, Way, alternate, drop_page_cache
 from experiments.benchmarks.peers.streams import STREAMS
 from experiments.benchmarks.processes import in_processes
 from experiments.benchmarks.report import FLOOR, OURS
 
 SIZE, BUFFER, STRETCH = 256, 8192, 8
+# A window far smaller than a tenth of the samples, so that both sizes fill it; samples straight from a source.
+MEMORY_BUFFER, SOURCE_SAMPLES = 1024, 20_000
+COLD_ROUNDS = Budget(min_rounds=3, max_rounds=3, seconds=0)
 LIGHT = ("delta", "perturbation")
 BUFFERS = (256, 1024, 8192, 65536)
 QUALITY = {
@@ -57,10 +60,12 @@ class Endless:
         self.batches = None
 
 
-def run(ctx: Context) -> None:
+def run(ctx: Context, scale: float) -> None:
     """Adds the rows; needs the stores of the build section."""
     _throughput(ctx)
+    _cold(ctx)
     _memory(ctx)
+    _source_memory(ctx, scale)
     _quality(ctx)
 
 
@@ -73,11 +78,9 @@ def _throughput(ctx: Context) -> None:
         ways[f"{storage}, full shuffle"] = Endless(full, pack=True)
     roles: dict[str, tuple[str, str]] = {}
     for peer in ctx.peers.values():
-        kind = STREAMS.get(type(peer))
-        if kind is None:
-            continue
-        ways[kind.name] = Endless(kind(peer, ctx.sizes.peers, SIZE), pack=False)
-        roles[kind.name] = (peer.role, kind.note)
+        for kind in STREAMS.get(type(peer), ()):
+            ways[kind.name] = Endless(kind(peer, ctx.sizes.peers, SIZE), pack=False)
+            roles[kind.name] = (peer.role, kind.note)
     try:
         timings = alternate({name: Way(way.run) for name, way in ways.items()}, ctx.budget)
     finally:
@@ -96,6 +99,55 @@ def _throughput(ctx: Context) -> None:
             row.add(f"torchcell_cache `{storage}`" + (f", {rest}" if rest else ""), OURS, rate, note)
 
 
+def _cold(ctx: Context) -> None:
+    """An epoch right after the kernel has forgotten the shards; opening the store is not timed."""
+    dataset = ctx.datasets["delta"]
+    orders = {
+        f"buffer of {BUFFER:,}": ours.stream(dataset, SIZE, BUFFER).batches(),
+        "shards to ranks": ours.by_shard(dataset, SIZE),
+        "full shuffle": ours.loader(dataset, len(dataset), SIZE, 0),
+    }
+
+    def forget(_: int) -> None:
+        dataset.close()
+        gc.collect()
+        drop_page_cache(Path(dataset.root))
+
+    def epoch(batches: Any) -> Any:
+        def read(_: int) -> None:
+            for batch in batches:
+                batch.pack()
+
+        return Way(read, forget, COLD_ROUNDS.max_rounds)
+
+    timings = alternate({name: epoch(batches) for name, batches in orders.items()}, COLD_ROUNDS)
+    work = f"an epoch of {len(dataset):,} samples, `delta`, cold page cache"
+    row = ctx.report.row("streaming_cold", work, "s", None, f"buffer of {BUFFER:,}")
+    for name, timing in timings.items():
+        row.add(name, OURS, timing)
+
+
+def _source_memory(ctx: Context, scale: float) -> None:
+    """Peak of a process that streams straight from a source, ids and labels only."""
+    most = min(SOURCE_SAMPLES, ctx.sizes.samples)
+    work = "peak memory of streaming straight from a source, on top of the source"
+    row = ctx.report.row("streaming_memory_source", work, "MB", None, f"{most:,} samples")
+    for count in (most // 10, most):
+        row.add(f"{count:,} samples", OURS, in_processes(1, _source_peak, ctx.seed, scale, count)[0])
+
+
+def _source_peak(_: Barrier, seed: int, scale: float, count: int) -> float:
+    from experiments.benchmarks.workload import make_workload
+
+    workload = make_workload(seed, scale, count)
+    source = ours.make_source(workload, workload.samples)
+    ours.warm_imports()
+    before = _reset_peak()
+    for _sample in ours.stream_source(source, MEMORY_BUFFER):
+        pass
+    return _high_water_mb() - before
+
+
 def _memory(ctx: Context) -> None:
     """Peak of a process that streams a whole epoch, on top of its imports, at a tenth of the samples and at all."""
     for storage in LIGHT:
@@ -106,8 +158,8 @@ def _memory(ctx: Context) -> None:
         ours.build(root, source, storage, ctx.workers)[0].close()
         work = f"peak memory of streaming an epoch, `{storage}`"
         row = ctx.report.row(f"streaming_memory_{storage}", work, "MB", None, f"streaming, {many:,} samples")
-        for count, where in ((few, root), (many, ctx.root / f"ours-{storage}")):
-            for name, buffer in (("streaming", BUFFER), ("full shuffle", 0)):
+        for count, where in ((few, root), (many, ctx.datasets[storage].root)):
+            for name, buffer in (("streaming", MEMORY_BUFFER), ("full shuffle", 0)):
                 total, own = in_processes(1, _peak, str(where), buffer)[0]
                 note = f"{own:,.0f} MB without mapped files"
                 row.add(f"{name}, {count:,} samples", OURS if buffer else FLOOR, total, note)

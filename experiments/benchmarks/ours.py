@@ -71,6 +71,16 @@ def stream(dataset: Any, batch_size: int, buffer: int) -> Any:
     return tc.StreamingCacheDataset(dataset, batch_size, shuffle_buffer_size=buffer, drop_last=True)
 
 
+def stream_source(source: Any, buffer: int) -> Any:
+    """Ids and labels straight from a source, nothing stored."""
+    return tc.StreamingCacheDataset.from_source(source, tc.Perturbation(), shuffle_buffer_size=buffer)
+
+
+def by_shard(dataset: Any, batch_size: int) -> Any:
+    """Batches of one shard after the other, each shard permuted."""
+    return tc.CacheLoader(dataset, sampler=tc.DistributedShardSampler(dataset, batch_size, drop_last=True))
+
+
 def forget_buffers(batch: Any) -> None:
     """Makes the next expansion write into memory that was never used."""
     batch.resident.pool.clear()
