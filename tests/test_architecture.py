@@ -37,7 +37,12 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
-    [("lmdb", {"torchcell_cache.store"}), ("neo4j", {"torchcell_cache.sources.neo4j"}), ("cobra", None)],
+    [
+        ("lmdb", {"torchcell_cache.store"}),
+        ("neo4j", {"torchcell_cache.sources.neo4j"}),
+        ("yaml", {"torchcell_cache.sources.yeast_gem"}),
+        ("cobra", None),
+    ],
 )
 def test_a_risky_library_is_imported_in_its_own_file_only(library: str, allowed: set[str] | None) -> None:
     users = {

@@ -50,6 +50,8 @@ def _ecoli(values: dict[str, Any], progress: bool) -> Any:
 
 
 def _yeast(values: dict[str, Any], progress: bool) -> Any:
+    if progress:
+        print("reading networks, model and knock-outs, some seconds", file=sys.stderr, flush=True)
     return sources.YeastKnockouts(**values)
 
 

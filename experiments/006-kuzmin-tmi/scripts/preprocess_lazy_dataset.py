@@ -20,6 +20,8 @@ from torchcell_cache.errors import CacheError
 @hydra.main(config_path=str(TRAIN_CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Read the source, process every sample, publish the store."""
+    if cfg.progress:
+        print("reading base graph and knock-outs, some seconds", file=sys.stderr, flush=True)
     dataset = tc.build(
         cfg.root,
         source=instantiate(cfg.data.source),
