@@ -65,7 +65,15 @@ def run_blocks(path: Path, directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/tutorial.md", "docs/sampling.md", "docs/single_cell.md", "docs/subsets.md"]
+    "name",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/clusters.md",
+        "docs/sampling.md",
+        "docs/single_cell.md",
+        "docs/subsets.md",
+    ],
 )
 def test_code_runs_and_prints_what_the_document_shows(name: str, tmp_path: Path) -> None:
     printed = iter(run_blocks(ROOT / name, tmp_path))
@@ -169,7 +177,15 @@ def test_demo_arguments_are_checked_before_any_work() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/tutorial.md", "docs/sampling.md", "docs/single_cell.md", "docs/subsets.md"]
+    "name",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/clusters.md",
+        "docs/sampling.md",
+        "docs/single_cell.md",
+        "docs/subsets.md",
+    ],
 )
 def test_commands_in_documents_have_keys_that_exist(name: str) -> None:
     from torchcell_cache.cli.settings import read_settings
