@@ -154,7 +154,8 @@ class _Handle:
         name = "view" if views else "copy"
         found = getattr(self.local, name, None)
         if found is None:
-            found = self.env.begin(buffers=views).get  # the method keeps its transaction alive
+            begun: Any = self.env.begin(buffers=True) if views else self.env.begin(buffers=False)
+            found = begun.get  # the method keeps its transaction alive
             setattr(self.local, name, found)
         return found
 
