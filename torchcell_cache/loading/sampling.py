@@ -131,7 +131,7 @@ class CacheSampler(abc.ABC):
     @property
     def steps_left(self) -> int:
         """Steps to the end of the epoch that runs, or of the next one if none does."""
-        return self._steps(self._place)
+        return self._steps(self._next_place) if self._plan is None else len(self._plan) - self._done
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
