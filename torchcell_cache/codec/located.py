@@ -172,18 +172,18 @@ def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -
     if bool((rest < 0).any() or (rest % step).any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     word_ptr, ptr = _offsets(num_words), _offsets(rest // step)
-    words = data.view("<u2")[_places((found.start + _DIFF_HEAD_BYTES) // 2, word_ptr)]
+    words = _cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
     ends = word_ptr[1:][num_words > 0] - 1
     if len(words) and bool((words[ends] == ESCAPE).any()):
         raise CorruptRecordError(f"positions of {label} end inside a gap")
     positions, position_ptr = decode_gaps_ragged(words, word_ptr)
     _check_positions(positions, position_ptr, ptr, reference.array.size, label)
-    tails = found.start + first
-    if palette.any():
-        numbers = _numbers(data, tails + table, ptr, palette, num_entries, label)
-        places = np.repeat(tails // size, np.diff(ptr)) + numbers
-    else:
-        places = _places(tails // size, ptr)
+    tails, counts = (found.start + first) // size, np.diff(ptr)
+    if not palette.any():
+        return Changes(positions, _cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
+    numbers = _numbers(data, found.start + first + table, ptr, palette, num_entries, label)
+    places = np.repeat(tails, counts)
+    places += numbers
     return Changes(positions, data.view(f"<u{size}")[places].view(carrier), ptr)
 
 
@@ -194,15 +194,20 @@ def _numbers(
     palette: npt.NDArray[np.bool_],
     num_entries: Int64Array,
     label: str,
-) -> Int64Array:
+) -> npt.NDArray[Any]:
     """Where each new element stands behind its record's first one: its number in the table, or its own number."""
     counts = np.diff(ptr)
+    found = _cut(data, starts[palette], counts[palette])
+    edges = _offsets(counts[palette])
+    filled = edges[:-1] < edges[1:]
+    if len(found):
+        largest = np.maximum.reduceat(found, edges[:-1][filled])
+        if bool((largest >= num_entries[palette][filled]).any()):
+            raise CorruptRecordError(f"{label} refers to an element that its table does not have")
+    if palette.all():
+        return found
     numbers = np.arange(int(ptr[-1])) - np.repeat(ptr[:-1], counts)
-    looked_up = np.repeat(palette, counts)
-    found = data[(np.repeat(starts, counts) + numbers)[looked_up]].astype(np.int64)
-    if bool((found >= np.repeat(num_entries, counts)[looked_up]).any()):
-        raise CorruptRecordError(f"{label} refers to an element that its table does not have")
-    numbers[looked_up] = found
+    numbers[np.repeat(palette, counts)] = found
     return numbers
 
 
@@ -226,5 +231,7 @@ def _offsets(counts: Int64Array) -> Int64Array:
     return out
 
 
-def _places(starts: Int64Array, ptr: Int64Array) -> Int64Array:
-    return np.repeat(starts - ptr[:-1], np.diff(ptr)) + np.arange(int(ptr[-1]))
+def _cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:
+    """``array[start : start + count]`` of every record, one after the other; slices cost less than indices."""
+    spans = zip(starts.tolist(), (starts + counts).tolist(), strict=True)
+    return np.concatenate([array[start:stop] for start, stop in spans]) if len(starts) else array[:0]
