@@ -26,6 +26,8 @@ from torchcell_cache.raw_store import RawRecords, RawWriter
 from torchcell_cache.sources import Neo4jCellDataset, load_experiments, neo4j_fetch
 from torchcell_cache.sources.neo4j import Login, writing
 
+pytestmark = pytest.mark.xdist_group("neo4j")  # one server for all of them
+
 SMALL, MANY = 1_000, 20_000
 
 

@@ -152,7 +152,11 @@ def _started(where: Path, password: str, port: int, database: str, heap: str, se
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=where,
-            env={**os.environ, "ARCADEDB_JVM_ARGS": f"{os.environ.get('ARCADEDB_JVM_ARGS', '')} -Xmx{heap}", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={
+                **os.environ,
+                "ARCADEDB_JVM_ARGS": f"{os.environ.get('ARCADEDB_JVM_ARGS', '')} -Xmx{heap}",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             start_new_session=True,  # Ctrl-C in the terminal is the client's to answer
         )
         order = {"password": password, "bolt": bolt, "http": http, "database": database}
