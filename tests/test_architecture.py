@@ -41,6 +41,9 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
         ("lmdb", {"torchcell_cache.store"}),
         ("neo4j", {"torchcell_cache.sources.neo4j"}),
         ("yaml", {"torchcell_cache.sources.yeast_gem"}),
+        ("h5py", {"torchcell_cache.sources.cells.h5ad"}),
+        ("anndata", set()),
+        ("scanpy", set()),
         ("cobra", None),
     ],
 )
@@ -79,6 +82,12 @@ def test_the_dataset_needs_neither_build_nor_sources() -> None:
 )
 def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
     script = f"import sys; import torchcell_cache.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_single_cell_libraries_are_loaded_where_a_file_is_opened() -> None:
+    libraries = "('h5py', 'anndata', 'scanpy', 'scipy.sparse')"
+    script = f"import sys; import torchcell_cache.sources.anndata; sys.exit(any(m in sys.modules for m in {libraries}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
