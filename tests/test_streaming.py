@@ -225,6 +225,20 @@ def test_a_source_streams_without_a_store(source, graphs, ds, workers) -> None:
     assert list(counted) == [8] * 7 + [5]
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [tc.LazySubgraphRepresentation(gpr="rule"), tc.SubgraphRepresentation(), tc.Perturbation()],
+    ids=lambda p: type(p).__name__,
+)
+def test_built_in_processors_give_their_own_graphs(processor) -> None:
+    """Through the incidence index, equal to the definition that scans every edge; several measurements, missing values."""
+    case = random_case(cell_graph(), num_samples=30, seed=4)
+    source = case.source()
+    streaming = tc.StreamingCacheDataset.from_source(source, processor, **SMALL, run_size=7)
+    for k, graph in zip(order_of(streaming), streaming, strict=True):
+        tc.testing.assert_same_graph(graph, processor.process(source.base_graph, source[k]))
+
+
 class Made:
     """A source that makes its samples when asked and knows how many are alive."""
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from torchcell_cache.errors import CacheError, SampleError
+from torchcell_cache.assemble import Assembler
+from torchcell_cache.codec.structured import StructuredColumns
+from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.loading.lanes import LanePlan
+from torchcell_cache.processors import BUILT_IN, Perturbation
 from torchcell_cache.processors.base import apply_processor
-from torchcell_cache.record import Int64Array
+from torchcell_cache.record import Int64Array, Sample, SampleTable
+from torchcell_cache.topology import topology_of
 
 
 class SourceReader:
@@ -53,11 +58,37 @@ class SourceReader:
             SampleError: If the processor raises.
         """
         try:
+            if self.assembler is not None and isinstance(item, Sample):
+                return self.assembler.graphs(_columns(item))[0]
             return apply_processor(self.processor, self.source.base_graph, item)
         except CacheError:
             raise
         except Exception as error:
             raise self._failed(index, error) from None
+
+    @cached_property
+    def assembler(self) -> Assembler | None:
+        """The quick way to the graphs of a table's samples, as a store takes it; ``None`` for any other processor.
+
+        A built-in processor is defined by a scan of every edge, 10 ms a sample for a yeast cell; through the incidence
+        index it takes less than one.
+        """
+        table, processor = getattr(self.source, "table", None), self.processor
+        if type(processor) not in BUILT_IN.values() or not isinstance(table, SampleTable):
+            return None
+        graph = self.source.base_graph
+        topology = topology_of(graph, processor.node_type)
+        if getattr(self.source, "node_type", topology.node_type) != topology.node_type:
+            raise SourceContractError(
+                f"the source perturbs '{self.source.node_type}' nodes, the processor deletes '{topology.node_type}' nodes",
+                fix="pass the same node_type to both",
+            )
+        removal = None if isinstance(processor, Perturbation) else processor.build_removal(graph, "")
+        names = table.phenotypes, table.statistics
+        return Assembler(processor, graph, topology, removal, *names, has_removed=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "assembler"}
 
     def _failed(self, index: int, error: Exception) -> SampleError:
         return SampleError(
@@ -65,6 +96,15 @@ class SourceReader:
             f"{traceback.format_exc()}",
             fix="correct the sample or the processor",
         )
+
+
+def _columns(sample: Sample) -> StructuredColumns:
+    """One sample as the columns of a batch of one."""
+    ptr, value_ptr = (np.array([0, len(part)], dtype=np.int64) for part in (sample.perturbed, sample.values))
+    words = np.empty(0, dtype=np.uint16)
+    return StructuredColumns(
+        sample.perturbed, ptr, sample.values, value_ptr, words, np.zeros(2, dtype=np.int64)
+    )
 
 
 class WindowReader:
