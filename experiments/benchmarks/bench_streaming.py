@@ -23,7 +23,7 @@ from experiments.benchmarks.report import FLOOR, OURS
 
 SIZE, BUFFER, STRETCH = 256, 8192, 8
 # A window far smaller than a tenth of the samples, so that both sizes fill it; samples straight from a source.
-MEMORY_BUFFER, SOURCE_SAMPLES = 1024, 20_000
+MEMORY_BUFFER, SOURCE_SAMPLES = 1024, 10_000
 COLD_ROUNDS = Budget(min_rounds=3, max_rounds=3, seconds=0)
 LIGHT = ("delta", "perturbation")
 BUFFERS = (256, 1024, 8192, 65536)
@@ -128,7 +128,7 @@ def _cold(ctx: Context) -> None:
 
 
 def _source_memory(ctx: Context, scale: float) -> None:
-    """Peak of a process that streams straight from a source, ids and labels only."""
+    """Peak of a process that streams straight from a source."""
     most = min(SOURCE_SAMPLES, ctx.sizes.samples)
     work = "peak memory of streaming straight from a source, on top of the source"
     row = ctx.report.row("streaming_memory_source", work, "MB", None, f"{most:,} samples")

@@ -72,8 +72,10 @@ def stream(dataset: Any, batch_size: int, buffer: int) -> Any:
 
 
 def stream_source(source: Any, buffer: int) -> Any:
-    """Ids and labels straight from a source, nothing stored."""
-    return tc.StreamingCacheDataset.from_source(source, tc.Perturbation(), shuffle_buffer_size=buffer)
+    """Samples straight from a source, masks and all, nothing stored."""
+    return tc.StreamingCacheDataset.from_source(
+        source, tc.LazySubgraphRepresentation(), shuffle_buffer_size=buffer
+    )
 
 
 def by_shard(dataset: Any, batch_size: int) -> Any:
