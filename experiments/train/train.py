@@ -81,9 +81,11 @@ class Trainer:
         while self.epoch < self.cfg.epochs:
             self.data.train.set_epoch(self.epoch)
             begun, waited, steps = self._train_epoch()
-            if self._stopping():
-                break
             seconds = time.perf_counter() - begun
+            if self._stopping():
+                rate, share = steps / max(seconds, 1e-9), waited / max(seconds, 1e-9)
+                self._say(f"stopped after {steps} steps: {rate:.3f} it/s, waiting for data {share:.2%}")
+                break
             self._write_losses()
             val_loss = self._validate()
             rate, share = steps / max(seconds, 1e-9), waited / max(seconds, 1e-9)

@@ -26,7 +26,6 @@ from torchcell_cache.errors import CacheError
 from torchcell_cache.sources.yeast import yeast_folder
 
 MODES = ("on_the_fly", "preprocessed", "shared")
-WARM_UP = 3
 KEYS = {"out": "", "num_samples": "", "steps": "20", "database": "true", "write": "false"}
 
 
@@ -87,18 +86,15 @@ def walk(out: Path, num_samples: str, steps: int, database: bool) -> Walk:
     took, _ = walked.run("preprocess_lazy_dataset.py", *part, "progress=false")
     walked.note("preprocess from the table", took, below / name / "processed")
     for mode in MODES:
-        # Start-up and steps apart: the same command with few and with more steps.
-        few, many = (timed_steps(walked, mode, part, count) for count in (WARM_UP, WARM_UP + steps))
-        walked.note(f"train, {mode}: until the first step", few - (many - few) / steps * WARM_UP, None)
+        extra = ["progress=false", "resume=false", f"stop_after={steps}"]
+        took, said = walked.run("train.py", mode, *part, *extra)
+        rate = float(re.search(r"([\d.]+) it/s", said)[1])
+        walked.note(f"train, {mode}: before the first step", took - steps / rate, None)
+        waiting = said.partition("it/s, ")[2].strip()
         walked.note(
-            f"train, {mode}: {steps} steps of 28", many - few, None, f"{(many - few) / steps:.2f} s per step"
+            f"train, {mode}: {steps} steps of 28", steps / rate, None, f"{1 / rate:.2f} s per step, {waiting}"
         )
     return walked
-
-
-def timed_steps(walked: Walk, mode: str, part: list[str], steps: int) -> float:
-    extra = ["progress=false", "resume=false", f"stop_after={steps}"]
-    return walked.run("train.py", mode, *part, *extra)[0]
 
 
 def write_figures(table: str) -> None:
