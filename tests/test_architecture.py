@@ -40,6 +40,8 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     [
         ("lmdb", {"torchcell_cache.store"}),
         ("neo4j", {"torchcell_cache.sources.neo4j"}),
+        ("arcadedb_embedded", {"torchcell_cache.sources.bolt"}),
+        ("networkx", set()),
         ("yaml", {"torchcell_cache.sources.yeast_gem"}),
         ("h5py", {"torchcell_cache.sources.cells.h5ad"}),
         ("anndata", set()),

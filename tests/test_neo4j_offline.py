@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
+from torchcell_cache.cli import main
 from torchcell_cache.errors import (
     CacheError,
     CorruptManifestError,
@@ -286,3 +287,35 @@ def test_damage_of_raw_records_is_an_error(tmp_path, where):
         with pytest.raises(error):
             list(RawRecords.open(tmp_path))
         path.write_bytes(good)
+
+
+def test_the_command_line_opens_what_is_stored(tmp_path, capsys, monkeypatch):
+    for name in ("NEO4J_URI", "NEO4J_USER", "NEO4J_USERNAME", "NEO4J_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "genes.txt").write_text("YAL001C\nYAL002W\n")
+    (tmp_path / "net.tsv").write_text("YAL001C\tYAL002W\n")
+    (tmp_path / "query.cql").write_text("MATCH (e:Experiment) RETURN e")
+    command = [
+        "preprocess", f"root={tmp_path / 'store'}", "source=neo4j", f"source.genes={tmp_path / 'genes.txt'}",
+        f"source.graphs={{net:{tmp_path / 'net.tsv'}}}", "source.duplicates=mean", "progress=false",
+    ]  # fmt: skip
+    assert main(command) == 2
+    assert "NEO4J_URI, NEO4J_USER, NEO4J_PASSWORD not set" in capsys.readouterr().err
+    writer = RawWriter(tmp_path / "store", {"query": "MATCH ...", "parameters": {}, "columns": None})
+    writer.append([json.dumps([name, json.dumps(EXPERIMENT), None]).encode() for name in ("a", "b")], "b")
+    writer.publish()
+    assert main(command) == 0
+    dataset = tc.PreprocessedDataset(tmp_path / "store")
+    assert dataset.columns["fitness_count"].tolist() == [2]
+    assert dataset[0]["gene"].ids_pert == ["YAL001C"]
+    assert main([*command, f"source.query_file={tmp_path / 'query.cql'}"]) == 65
+    assert "holds the rows of another query" in capsys.readouterr().err
+    for wrong, message in (
+        ("source.password=x", "no key 'source.password'"),
+        ("source.duplicates=median", "keep, group, mean"),
+        ("source.query_file=no.cql", "no such file"),
+    ):
+        assert main([*command, wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["preprocess", f"root={tmp_path / 'store'}", "source=neo4j"]) == 2
+    assert "source.base_graph=" in capsys.readouterr().err
