@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -292,6 +294,33 @@ def test_homogeneous_and_named_samples(tmp_path: Path) -> None:
     assert verify(root, "full", source=named, progress=False).ok
     sidecar = json.loads((generation_of(root) / "shard-00000.json").read_text())
     assert sidecar["generation"] == generation_of(root).name
+
+
+READER = """
+import sys, torchcell_cache as tc
+ds = tc.PreprocessedDataset(sys.argv[1])
+print(ds[0] is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_gc_keeps_what_somebody_reads(tmp_path: Path) -> None:
+    root = store(tmp_path)
+    first = generation_of(root)
+    command = [sys.executable, "-c", READER, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout.readline() == b"True\n"
+        held = tc.PreprocessedDataset(root)
+        for seed in (2, 3):
+            settings = {"processor": tc.Perturbation(), "on_stale": "rebuild", "progress": False}
+            tc.build(root, source=source(seed=seed), **settings)
+        assert first.name not in tc.gc(root, keep=1)
+        reader.kill()
+    assert tc.gc(root, keep=1, dry_run=True) == []
+    sample = held[1]
+    del held
+    assert tc.gc(root, keep=1) == [first.name]
+    assert sample.num_nodes
 
 
 def test_gc_keeps_what_is_published_and_the_youngest(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torchcell_cache.durable.atomic import fsync_dir, storage_errors
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST
+from torchcell_cache.lease import is_in_use
 from torchcell_cache.manifest import processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
 
@@ -19,8 +20,9 @@ def gc(
 ) -> list[str]:
     """Remove old generations of a store.
 
-    The published generation stays, and so do the ``keep`` youngest finished ones, the published one counted: a training
-    job that opened the one before may still need it. Unfinished builds stay too, because the same command resumes them.
+    The published generation stays, and so do the ``keep`` youngest finished ones, the published one counted, and those that
+    a process reads, as far as the file system tells (local disks; NFS does not). Unfinished builds stay too, because the
+    same command resumes them.
 
     Args:
         root: Root of the store.
@@ -49,6 +51,7 @@ def gc(
         doomed = finished[keep - 1 :]
         if unfinished:
             doomed += [directory for directory in others if directory not in finished]
+        doomed = [directory for directory in doomed if not is_in_use(directory)]
         for directory in [] if dry_run else doomed:
             # Without its manifest it is unfinished, whatever happens to the rest of this loop.
             (directory / GENERATION_MANIFEST).unlink(missing_ok=True)

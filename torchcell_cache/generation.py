@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +54,9 @@ class Generation:
         self.seeds = np.array([s.seed for s in shards], dtype=np.uint64)
         starts = [*(s.start for s in shards), manifest.num_samples]
         paths = [str(self.directory / s.file.name) for s in shards]
-        self.files = ShardFiles(paths, [s.file.size for s in shards], starts, self._before_open)
+        # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
+        before_open = partial(_verify_shard, self.directory, manifest)
+        self.files = ShardFiles(paths, [s.file.size for s in shards], starts, before_open)
 
     @classmethod
     def open(cls, root: Path, generation: str | None = None) -> Generation:
@@ -84,10 +86,6 @@ class Generation:
 
     def __len__(self) -> int:
         return self.manifest.num_samples
-
-    def _before_open(self, shard: int) -> None:
-        entry = self.manifest.shards[shard].file
-        ensure_verified(self.directory / entry.name, entry.size, entry.xxh3)
 
     def file(self, name: str) -> Path:
         """Path of one of the generation's fixed files, its digest checked."""
@@ -274,3 +272,8 @@ class Generation:
                 path=self.directory,
                 fix=f"torchcell-cache verify root={self.root} level=full",
             ) from error
+
+
+def _verify_shard(directory: Path, manifest: Manifest, shard: int) -> None:
+    entry = manifest.shards[shard].file
+    ensure_verified(directory / entry.name, entry.size, entry.xxh3)

@@ -22,7 +22,7 @@ from torchcell_cache.errors import (
     StaleCacheError,
 )
 from torchcell_cache.fingerprint import explain, sha256_json
-from torchcell_cache.generation import Generation
+from torchcell_cache.lease import open_with_lease
 from torchcell_cache.manifest import STORAGES as STORED_AS
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
 from torchcell_cache.verified import note_verified
@@ -62,14 +62,14 @@ def look(
         return None, None
     wanted = plan.fingerprint(manifest.storage if storage == "auto" else storage).to_dict()
     if manifest.fingerprint == wanted:
-        return manifest, PreprocessedDataset._of(Generation.open(root))
+        return manifest, PreprocessedDataset._of(open_with_lease(root))
     if on_stale == "rebuild":
         return manifest, None
     lines = explain(manifest.fingerprint, wanted)
     message = f"the store at {root} was built from something else:\n    " + "\n    ".join(lines)
     if on_stale == "warn":
         warnings.warn(f"{message}\n  using it all the same (on_stale='warn')", stacklevel=3)
-        return manifest, PreprocessedDataset._of(Generation.open(root))
+        return manifest, PreprocessedDataset._of(open_with_lease(root))
     raise StaleCacheError(
         message,
         path=root,
@@ -131,4 +131,4 @@ def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Say) 
     for entry in (*manifest.files, *(s.file for s in manifest.shards)):
         note_verified(directory / entry.name, entry.xxh3)  # digests were taken while writing
     say(f"published {manifest.generation} in {(time.perf_counter() - begun) * 1e3:.0f} ms")
-    return PreprocessedDataset._of(Generation.open(root))
+    return PreprocessedDataset._of(open_with_lease(root))
