@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchcell_cache.codec.bulk import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
 from torchcell_cache.digest import array_digest
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import SettingError
 from torchcell_cache.processors.base import choice
-from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Int64Array, SampleTable
-from torchcell_cache.sources.cells.alignment import Alignment, align
+from torchcell_cache.sources.cells.alignment import align, gene_names
 from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
 from torchcell_cache.sources.cells.h5ad import H5adFile
 from torchcell_cache.sources.cells.labels import Labels, Perturbations, read_labels
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
 from torchcell_cache.sources.cells.variable import HighlyVariable, choose
-from torchcell_cache.topology import count_nodes, perturbable_type
+from torchcell_cache.topology import perturbable_type
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
@@ -102,50 +102,49 @@ class AnnDataSource:
         self.phenotypes, self.target_sum, self.log1p = tuple(phenotypes), target_sum, log1p
         self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
         self.node_type = perturbable_type(base_graph, node_type)
-        self._names, num_nodes = _named_nodes(base_graph, self.node_type)
+        self._names = gene_names(base_graph, self.node_type)
+        self._open(files, storage_options, layer, raw, gene_column)
+        self._labels: Labels = read_labels(
+            self.files, np.diff(self._starts).tolist(), self._names, self.phenotypes, tuple(categories), how
+        )
+        self._version, self._digests = version, [""] * len(self.files)
+        perturbed = [*how.columns, separator, *how.control, unknown] if how.columns else None
+        self._settings = {
+            **{"layer": layer, "raw": raw, "gene_column": gene_column, "node_type": self.node_type},
+            **{"field": field, "column": column, "phenotypes": list(phenotypes), "y": y},
+            **{"categories": list(categories), "perturbation": perturbed},
+            **{"target_sum": target_sum, "log1p": log1p},
+        }
+        self._nodes = self._nodes_of_variables(len(self._names))
+        self._samples = CellSamples(
+            *(base_graph, self.node_type, self._names, field, column, self._measured()),
+            *(self._labels, self.phenotypes, y, how),
+        )
+        self.base_graph = self._samples.base_graph
+
+    def _open(
+        self,
+        files: Any,
+        options: Mapping[str, Any] | None,
+        layer: str | None,
+        raw: bool,
+        gene_column: str | None,
+    ) -> None:
         given = [files] if isinstance(files, str | os.PathLike) else list(files)
         if not given:
             raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
-        self.files = [H5adFile(file, storage_options) for file in given]
+        self.files = [H5adFile(file, options) for file in given]
         self.matrices = [Matrix(file, layer, raw) for file in self.files]
-        self.alignments = [align(file, self._names, gene_column, raw) for file in self.files]
-        _check_widths(self.matrices, self.alignments)
+        self.alignments = [align(matrix, self._names, gene_column) for matrix in self.matrices]
         lengths = [matrix.shape[0] for matrix in self.matrices]
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._labels: Labels = read_labels(
-            self.files, lengths, self._names, self.phenotypes, tuple(categories), how
-        )
-        self._version, self._digests = version, [""] * len(self.files)
-        self._settings = {
-            "layer": "raw" if raw else layer,
-            "gene_column": gene_column,
-            "node_type": self.node_type,
-            "field": field,
-            "column": column,
-            "phenotypes": list(self.phenotypes),
-            "categories": list(categories),
-            "y": y,
-            "perturbation": [*how.columns, separator, *how.control, unknown] if how.columns else None,
-            "target_sum": target_sum,
-            "log1p": log1p,
-        }
-        self._nodes = self._nodes_of_variables(num_nodes)
-        measured = np.zeros(num_nodes, dtype=np.bool_)
+
+    def _measured(self) -> npt.NDArray[np.bool_]:
+        """Which nodes can have expression, ``[num_nodes] bool``."""
+        out = np.zeros(len(self._names), dtype=np.bool_)
         for nodes in self._nodes:
-            measured[nodes[nodes >= 0]] = True
-        self._samples = CellSamples(
-            base_graph,
-            self.node_type,
-            self._names,
-            field,
-            column,
-            measured,
-            self._labels,
-            self.phenotypes,
-            y,
-            how,
-        )
-        self.base_graph = self._samples.base_graph
+            out[nodes[nodes >= 0]] = True
+        return out
 
     def _nodes_of_variables(self, num_nodes: int) -> list[Int64Array]:
         """Per file the node of each variable, -1 also for genes that are not among the chosen."""
@@ -279,25 +278,3 @@ def _check(
         )
     if y is not None and y not in columns:
         raise SettingError(f"y={y!r} is neither among phenotypes nor categories: {columns}")
-
-
-def _named_nodes(graph: Any, node_type: str | None) -> tuple[list[str], int]:
-    store = graph._store if node_type is None else graph[node_type]
-    names = node_names(store)
-    if names is None:
-        raise SourceContractError(
-            "the base graph has no node_ids: cells are aligned with it by gene name",
-            fix="set graph['gene'].node_ids to the list of gene names",
-        )
-    count = count_nodes(store, f"'{node_type}'")
-    if len(names) != count or len(set(names)) != count:
-        raise SourceContractError(f"node_ids has {len(set(names))} different names for {count} nodes")
-    return names, count
-
-
-def _check_widths(matrices: Sequence[Matrix], alignments: Sequence[Alignment]) -> None:
-    for matrix, found in zip(matrices, alignments, strict=True):
-        if matrix.shape[1] != len(found.node_of):
-            raise SourceContractError(
-                f"{found.url}: the matrix has {matrix.shape[1]} variables, var has {len(found.node_of)}"
-            )

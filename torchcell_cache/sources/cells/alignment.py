@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Int64Array
-from torchcell_cache.sources.cells.h5ad import H5adFile, decoded_names
+from torchcell_cache.sources.cells.h5ad import decoded_names
+from torchcell_cache.sources.cells.rows import Matrix
+from torchcell_cache.topology import count_nodes
 
 _SHOWN = 8
 
@@ -40,20 +44,26 @@ class Alignment:
         )
 
 
-def align(file: H5adFile, names: list[str], column: str | None, raw: bool) -> Alignment:
-    """Match the variables of a file with node names.
+def align(matrix: Matrix, names: list[str], column: str | None) -> Alignment:
+    """Match the variables of a matrix with node names.
 
     Args:
-        file: The file.
+        matrix: The matrix.
         names: Node names of the base graph.
         column: Column of ``var`` with the genes' names; the index of ``var`` if ``None``.
-        raw: Take the variables of ``raw``.
 
     Raises:
         SourceContractError: If a name occurs twice, or none matches.
     """
-    table = file.table("raw/var" if raw else "var", () if column is None else (column,), index=column is None)
+    file = matrix.file
+    table = file.table(
+        "raw/var" if matrix.raw else "var", () if column is None else (column,), index=column is None
+    )
     found = decoded_names(table["" if column is None else column])
+    if matrix.shape[1] != len(found):
+        raise SourceContractError(
+            f"{file.url}: the matrix has {matrix.shape[1]} variables, var has {len(found)}", path=file.url
+        )
     where = "the index of var" if column is None else f"var column {column!r}"
     named = found[found != ""]
     unique, counts = np.unique(named.astype(str), return_counts=True)
@@ -78,6 +88,25 @@ def align(file: H5adFile, names: list[str], column: str | None, raw: bool) -> Al
     missing = tuple(name for k, name in enumerate(names) if k not in measured)
     unused = tuple(found[node_of < 0].tolist())
     return Alignment(file.url, node_of, len(node_of) - len(unused), missing, unused)
+
+
+def gene_names(graph: Any, node_type: str | None) -> list[str]:
+    """``node_ids`` of the genes.
+
+    Raises:
+        SourceContractError: If there are none, or not one for each node.
+    """
+    store = graph._store if node_type is None else graph[node_type]
+    names = node_names(store)
+    if names is None:
+        raise SourceContractError(
+            "the base graph has no node_ids: cells are aligned with it by gene name",
+            fix="set graph['gene'].node_ids to the list of gene names",
+        )
+    count = count_nodes(store, f"'{node_type}'")
+    if len(names) != count or len(set(names)) != count:
+        raise SourceContractError(f"node_ids has {len(set(names))} different names for {count} nodes")
+    return names
 
 
 def _some(names: tuple[str, ...], what: str) -> str:
