@@ -108,6 +108,28 @@ def test_values_that_are_not_counts_are_scanpys_to_rounding(tmp_path: Path) -> N
     )
 
 
+def test_scaled_values_are_not_taken_for_counts(tmp_path: Path) -> None:
+    cells = read(real_file())
+    source = tc.AnnDataSource(real_file(), gene_graph(list(cells.var_names)), log1p=True)
+    with pytest.raises(tc.errors.SampleError, match="target_sum and log1p are for counts\n  fix: raw=True"):
+        built(source, tmp_path)
+
+
+def test_nullable_and_bool_columns(tmp_path: Path) -> None:
+    cells = made_up(4, GENES)
+    cells.obs["day"] = pd.array([1, None, 3, 4], dtype="Int64")
+    cells.obs["treated"] = pd.array([True, False, None, True], dtype="boolean")
+    source = tc.AnnDataSource(
+        write(cells, tmp_path / "c.h5ad"),
+        gene_graph(NODES),
+        phenotypes=["day"],
+        categories=["treated", "doublet"],
+    )
+    assert np.array_equal(source.table.values[:, 0], [1, np.nan, 3, 4], equal_nan=True)
+    assert source.categories["treated"] == ["False", "True"]
+    assert [source[k].obs_codes[0, 0].item() for k in range(4)] == [1, 0, -1, 1]
+
+
 def test_layers_and_wide_whole_numbers(tmp_path: Path) -> None:
     cells = made_up(50, GENES)
     cells.layers["counts"] = cells.X.astype(np.int64)
@@ -249,6 +271,12 @@ def test_perturbed_genes(tmp_path: Path) -> None:
     path = write(cells, tmp_path / "d.h5ad")
     with pytest.raises(tc.errors.SourceContractError, match="'G55' is neither a node"):
         tc.AnnDataSource(path, gene_graph(NODES), perturbation="guide", control=["ctrl", "non-targeting"])
+    cells.obs["guide"] = pd.Categorical(["ctrl", "G3", None, "ctrl", "ctrl", "ctrl"])
+    unsaid = write(cells, tmp_path / "e.h5ad")
+    with pytest.raises(
+        tc.errors.SourceContractError, match=r"no value for 1 cells, the first is cell 2.*\n.*'ctrl'"
+    ):
+        tc.AnnDataSource(unsaid, gene_graph(NODES), perturbation="guide")
     dropped = tc.AnnDataSource(path, gene_graph(NODES), perturbation="guide", unknown="drop")
     assert [list(dropped[k]["gene"].ids_pert) for k in range(3)] == [[], ["G3"], []]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.errors import SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
 from torchcell_cache.sources.cells.rows import Rows
 
@@ -39,7 +40,17 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
 
     Returns:
         ``[nnz]`` floats.
+
+    Raises:
+        SourceContractError: If values to be normalised are negative, and so no counts.
     """
+    if (target_sum is not None or log1p) and len(rows.values) and bool((rows.values < 0).any()):
+        at = int(np.argmax(rows.values < 0))
+        cell = rows.start + int(np.searchsorted(rows.ptr, at, side="right")) - 1
+        raise SourceContractError(
+            f"cell {cell} of its file has the value {rows.values[at]:g}: target_sum and log1p are for counts",
+            fix="raw=True or layer=... for the counts, or neither of the two for scaled values",
+        )
     values = rows.values if rows.values.dtype.kind == "f" else rows.values.astype(np.float32)
     if target_sum is not None:
         totals = _sums(values, rows.ptr).astype(values.dtype) / target_sum

@@ -129,6 +129,7 @@ class H5adFile:
             except OSError as error:
                 raise SourceContractError(f"{self.url} is not an H5AD file: {error}", path=self.url) from None
             yield file
+        self.check_unchanged()  # nor while it was being read
 
     # Tables
 

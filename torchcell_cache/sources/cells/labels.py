@@ -146,8 +146,14 @@ def _perturbed(
     owners, found = [], []
     for column in how.columns:
         codes, names = _text(table[column])
+        if bool((codes < 0).any()):
+            raise SourceContractError(
+                f"{file.url}: obs column {column!r} has no value for {int((codes < 0).sum()):,} cells, the first is cell "
+                f"{int(np.argmax(codes < 0))}: that does not say whether they are perturbed",
+                path=file.url,
+                fix=f"drop these cells, or fill them with {how.control[0] if how.control else 'a control'!r}",
+            )
         parsed = [_nodes(file, column, name, how, lookup) for name in names]
-        parsed.append([])
         counts = np.array([len(nodes) for nodes in parsed], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         flat = np.array([node for nodes in parsed for node in nodes], dtype=np.int64)
