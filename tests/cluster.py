@@ -173,9 +173,7 @@ def _start(cluster: Cluster) -> None:
     key.chmod(0o600)
     for name in ("state", "spool"):
         (place / name).mkdir()
-    conf = CONF.format(
-        name=secrets.token_hex(4), host=socket.gethostname(), place=place, ports=free_ports(3)
-    )
+    conf = CONF.format(name=secrets.token_hex(4), host=socket.gethostname(), place=place, ports=free_ports(3))
     (place / "slurm.conf").write_text(conf)
     path = SYSTEM_PATH
     files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "seed"}
@@ -212,3 +210,17 @@ def _stop(cluster: Cluster) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+    for pid in _left(cluster):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _left(cluster: Cluster) -> list[int]:
+    """Processes of jobs that outlived the cluster: those whose environment names its configuration."""
+    wanted = f"SLURM_CONF={cluster.place / 'slurm.conf'}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if wanted in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]

@@ -98,7 +98,7 @@ def test_a_killed_run_drops_what_came_after_its_checkpoint(trained: Path) -> Non
     assert torch.equal(losses(trained / "killed")["steps"], losses(trained / "shared")["steps"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_ends_in_a_checkpoint_and_75(trained: Path, number: int) -> None:
     name = f"signalled-{number}"
     cfg = configured(trained, run_dir=name, log_samples="true")

@@ -1,4 +1,4 @@
-"""Stopping in time: SIGTERM and SIGUSR1 ask for a checkpoint after the step that runs, on all ranks after the same one.
+"""Stopping in time: SIGTERM, SIGUSR1 and SIGUSR2 ask for a checkpoint after the step that runs, on all ranks after the same one.
 
 Nothing here imports torch until it is needed, so that signals are heard from the first moment of a process.
 """
@@ -13,7 +13,7 @@ from typing import Any
 EXIT_INTERRUPTED = 75
 """The same command goes on; batch scripts put the job back into the queue."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _Heard:
@@ -22,7 +22,7 @@ class _Heard:
 
 
 def listen() -> None:
-    """Note SIGTERM and SIGUSR1 instead of ending; a second call changes nothing."""
+    """Note these signals instead of ending; a second call changes nothing."""
     for number in SIGNALS:
         if number not in _Heard.before:
             _Heard.before[number] = signal.signal(number, _note)
