@@ -545,7 +545,7 @@ for path in sys.argv[3:]:
 
 def written(path: Path, count: int, genes: int) -> Path:
     """Many cells by repeating some, with obs that differ."""
-    some = made_up(1000, [f"G{k}" for k in range(genes)], density=0.3)
+    some = made_up(1000, [f"G{k}" for k in range(genes)], density=0.6)
     cells = anndata.concat([some] * (count // 1000), index_unique="-")
     cells.obs["n"] = np.arange(count)
     cells.write_h5ad(path)
