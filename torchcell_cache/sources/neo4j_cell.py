@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torchcell_cache.errors import CacheNotFoundError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.fingerprint import explain, sha256_json
-from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.raw_store import RawRecords, raw_dir
 from torchcell_cache.sources.experiment_table import TableBuilder
-from torchcell_cache.sources.experiments import DUPLICATES, POLICIES, Columns, parse_experiment, parse_row
+from torchcell_cache.sources.experiments import Columns, parse_experiment, parse_row
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.topology import perturbable_type
 
@@ -100,46 +99,28 @@ class Neo4jCellDataset(PerturbationTable):
         refresh: bool = False,
         progress: bool = True,
     ) -> None:
-        for name, value, valid in (
-            ("duplicates", duplicates, DUPLICATES),
-            ("unknown", unknown, POLICIES),
-            ("malformed", malformed, POLICIES),
-        ):
-            choice(name, value, valid)
         if page_size < 1 or retries < 1:
             raise SettingError(f"page_size={page_size} and retries={retries} must be at least 1")
         self.root = Path(os.fspath(root)).expanduser().absolute()
-        self.base_graph = _base_graph(base_graph, gene_set, graphs, incidence_graphs, self_loops)
+        genes = None if gene_set is None else sorted(set(gene_set))
+        self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
         self.node_type = perturbable_type(self.base_graph, None)
-        names = node_names(self.base_graph[self.node_type])
-        if names is None:
-            raise SourceContractError(
-                "the base graph has no node_ids, which experiments name", fix="set node_ids"
-            )
+        names = _names(self.base_graph[self.node_type])
+        builder = TableBuilder(names, duplicates=duplicates, unknown=unknown, malformed=malformed)
         wanted = Columns.of(columns)
         text = _query_text(query)
-        given = {"gene_set": sorted(set(gene_set) if gene_set is not None else names), **(parameters or {})}
-        if refresh:
-            from torchcell_cache.sources.neo4j_fetch import forget
-
-            forget(self.root)
-        raw = _stored(self.root, text, given, wanted)
+        given = {"gene_set": sorted(names) if genes is None else genes, **(parameters or {})}
+        raw = None if refresh else _stored(self.root, text, given, wanted)
         if raw is None:
             from torchcell_cache.sources.neo4j import Login
-            from torchcell_cache.sources.neo4j_fetch import fetch
+            from torchcell_cache.sources.neo4j_fetch import fetch, forget
 
-            raw = fetch(
-                self.root,
-                _plan(text or TORCHCELL_QUERY, given, wanted),
-                Login.of(uri, username, password, database),
-                text or TORCHCELL_QUERY,
-                given,
-                wanted,
-                page_size=page_size,
-                retries=retries,
-                progress=progress,
-            )
-        builder = TableBuilder(names, duplicates=duplicates, unknown=unknown, malformed=malformed)
+            login = Login.of(uri, username, password, database)
+            if refresh:
+                forget(self.root)
+            text = text or TORCHCELL_QUERY
+            options: dict[str, Any] = {"page_size": page_size, "retries": retries, "progress": progress}
+            raw = fetch(self.root, _plan(text, given, wanted), login, text, given, wanted, **options)
         _fill(builder, raw)
         self.skipped = builder.skipped
         self._table = builder.table()
@@ -150,6 +131,15 @@ class Neo4jCellDataset(PerturbationTable):
     def identity(self) -> dict[str, Any]:
         """Digests of every column."""
         return {**super().identity(), "class": "Neo4jCellDataset"}
+
+
+def _names(store: Any) -> list[str]:
+    names = node_names(store)
+    if names is None:
+        raise SourceContractError(
+            "the base graph has no node_ids, which experiments name", fix="set node_ids"
+        )
+    return names
 
 
 def _base_graph(
