@@ -128,6 +128,15 @@ class Neo4jCellDataset(PerturbationTable):
     def __repr__(self) -> str:
         return f"Neo4jCellDataset({len(self)}, phenotypes={list(self._table.phenotypes)}, root={str(self.root)!r})"
 
+    @classmethod
+    def from_csv(cls, *args: Any, **settings: Any) -> PerturbationTable:
+        """Not of this class: a table needs no database.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError("a table is no database", fix="PerturbationTable.from_csv(...)")
+
     def identity(self) -> dict[str, Any]:
         """Digests of every column."""
         return {**super().identity(), "class": "Neo4jCellDataset"}
