@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import itertools
 import os
 import pickle
 import subprocess
@@ -305,6 +307,21 @@ def test_highly_variable_genes_are_scanpys(flavor: str, tmp_path: Path) -> None:
     )
 
 
+def test_seurat_v3_looks_at_counts(tmp_path: Path) -> None:
+    cells = made_up(200, GENES)
+    path = write(cells, tmp_path / "c.h5ad")
+    kwargs = {"target_sum": 1e4, "log1p": True, "n_top_genes": 10, "flavor": "seurat_v3"}
+    if importlib.util.find_spec("skmisc") is None:
+        with pytest.raises(tc.errors.SettingError, match="pip install scikit-misc"):
+            tc.AnnDataSource(path, gene_graph(NODES), **kwargs)
+        return
+    counts = cells[:, [name for name in NODES if name in GENES]].copy()
+    scanpy.pp.highly_variable_genes(counts, n_top_genes=10, flavor="seurat_v3")
+    source = tc.AnnDataSource(path, gene_graph(NODES), **kwargs)
+    chosen = {NODES[k] for k in torch.nonzero(source.base_graph["gene"].measured).flatten()}
+    assert chosen == set(counts.var_names[counts.var.highly_variable])
+
+
 def test_the_choice_looks_at_a_bounded_sample_of_cells(tmp_path: Path) -> None:
     path = write(made_up(900, GENES), tmp_path / "c.h5ad")
     some = tc.AnnDataSource(path, gene_graph(NODES), log1p=True, n_top_genes=5, hvg_cells=128)
@@ -331,6 +348,24 @@ def test_chunks_single_cells_and_workers_make_the_same_store(tmp_path: Path) -> 
         assert bodies == [encode_graph(source[k], base, storage)[1] for k in range(0, 150, 7)]
     assert tc.verify(tmp_path / "delta0", source=source, progress=False).ok
     assert len(list((tmp_path / "delta0/processed").glob("gen-*/shard-*.lmdb"))) == 5
+
+
+class Short(tc.AnnDataSource if INSTALLED else object):
+    """Ends early."""
+
+    def items(self, start, stop):
+        return itertools.islice(super().items(start, stop), 3)
+
+    def field_chunks(self, start, stop):
+        return iter(())
+
+
+def test_a_source_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    source = Short(write(made_up(10, GENES), tmp_path / "c.h5ad"), gene_graph(NODES))
+    with pytest.raises(tc.errors.SampleError, match="asked for samples 0 to 10 and ended at 0"):
+        built(source, tmp_path / "s")
+    with pytest.raises(tc.errors.SampleError, match=r"sample 3: .*asked for samples 0 to 10 and ended at 3"):
+        tc.build(tmp_path / "t", source=source, processor=double, storage="delta", progress=False)
 
 
 def double(graph):
@@ -563,7 +598,7 @@ def check_peak(tmp_path: Path, count: int, genes: int) -> None:
     small, large = (int(line) / 1024 for line in done.stdout.split())
     size = files[1].stat().st_size / 2**20
     assert size > 40
-    assert large - small < 0.4 * size, (small, large, size)
+    assert large - small < 0.5 * size, (small, large, size)
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_cells(tmp_path: Path) -> None:
