@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(PY) -m experiments.demo root=$(ROOT) samples=$(SAMPLES)
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -q -n $(JOBS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
 campaign: $(VENV)/.dev
 	$(PY) -m pytest -q -m campaign
