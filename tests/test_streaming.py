@@ -507,5 +507,7 @@ def test_wrong_uses_are_refused(ds, source) -> None:
         tc.StreamingCacheDataset.from_source(source, shard_size=3)
     with pytest.raises(SettingError, match="another dataset or order: shuffle_buffer_size 9, here 8"):
         stream(ds, shuffle_buffer_size=8).load_state_dict(stream(ds).state_dict())
+    with pytest.raises(SettingError, match="another dataset or order: chunk_size 2, here 3"):
+        stream(ds, chunk_size=3).load_state_dict(stream(ds).state_dict())
     with pytest.raises(SettingError, match=r"batches\(num_workers"):
         tc.CacheLoader(stream(ds), 4)
