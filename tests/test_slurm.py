@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cluster import NODES, Cluster, two_nodes, until
+from services import require
 
 import torchcell_cache as tc
 
@@ -197,11 +199,11 @@ def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sampl
     names, jobs = zip(*(line.split()[:2] for line in done.stdout.splitlines()), strict=True)
     assert names == ("build", "finalize", "train")
     build, finalize, train = jobs
-    # The same training undisturbed, at the same time.
+    # The same training undisturbed; it depends on nothing and waits for the store itself.
     quiet = {**settings, "RUN_DIR": str(place / "quiet")}
     output = f"--output={place / 'logs'}/quiet.out".replace("100%", "100%%")
-    after = f"--dependency=afterok:{finalize}"
-    whole = cluster.sbatch(output, after, "--cpus-per-task=1", SLURM / "train_ddp.slurm", *training, **quiet)
+    script = SLURM / "train_ddp.slurm"
+    whole = cluster.sbatch(output, "--cpus-per-task=1", script, *training, "wait=120", **quiet)
     assert cluster.wait(finalize) == "COMPLETED", logs(place)
     assert cluster.state(build) == "COMPLETED"
     assert f"content digest {local_digest(tmp_path)}" in log(place, f"finalize-{finalize}.out")
@@ -228,6 +230,46 @@ def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sampl
     assert text.count("going on at epoch") == 2, text
     assert sorted(path.name for path in place.glob("disk of *")) == [f"disk of {node}" for node in NODES]
     same_run(place / "preempted", place / "quiet")
+
+
+@pytest.mark.campaign
+def test_a_sweep_by_submitit_goes_on_after_its_signal(cluster: Cluster, place: Path, tmp_path: Path) -> None:
+    require(find_spec("submitit"), "hydra-submitit-launcher is not installed: the extra 'cluster'")
+    local_digest(tmp_path)
+    runs = tmp_path / "sweep"
+    settings = [
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.timeout_min=10",
+        "hydra.launcher.max_num_timeout=2",
+        "hydra.launcher.cpus_per_task=1",
+        f"hydra.launcher.submitit_folder={runs}/logs",
+        f"hydra.sweep.dir={runs}",
+        "data=tiny",
+        "epochs=60",
+        "threads=1",
+        f"root={tmp_path}/local",
+        f"run_dir={runs}/seed-${{seed}}",
+        "seed=0,1",
+        "log_samples=true",
+    ]
+    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "experiments.train", "-m", *settings]
+    with (tmp_path / "out").open("w") as out:
+        sweep = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    try:
+        until(lambda: len(rows(runs / "seed-0", "steps")) > 5, 60, (tmp_path / "out").read_text)
+        job = cluster.run(["squeue", "-h", "-o", "%A %j"]).stdout.split()[0]
+        cluster.run(["scancel", "--signal=USR2", job])
+        assert sweep.wait(120) == 0, (tmp_path / "out").read_text()
+    finally:
+        sweep.kill()
+    assert " Restarts=1 " in cluster.run(["scontrol", "--oneliner", "show", "job"]).stdout
+    for seed in (0, 1):
+        seen = [tuple(row.values()) for row in rows(runs / f"seed-{seed}", "samples")]
+        per_epoch = len(seen) / 60
+        assert [(int(row[0]), int(row[1])) for row in seen] == [
+            (epoch, step) for epoch in range(60) for step in range(int(per_epoch))
+        ]
 
 
 def same_run(found: Path, expected: Path) -> None:
