@@ -176,18 +176,18 @@ def test_labels_of_a_folder_and_what_is_not_defined(folder: Path) -> None:
         np.testing.assert_array_equal(sample.values[0, 2], value)
 
 
-@pytest.mark.parametrize("self_loops", [False, True])
-def test_base_graph_is_the_one_put_together_by_hand(folder: Path, self_loops: bool) -> None:
+@pytest.mark.parametrize("more", [False, True], ids=["plain", "self loops and scores"])
+def test_base_graph_is_the_one_put_together_by_hand(folder: Path, more: bool) -> None:
     pytest.importorskip("cobra.io")
-    wanted = graph_by_hand(folder)
-    if self_loops:
+    wanted = graph_by_hand(folder, scores=more)
+    if more:
         loops = torch.arange(wanted["gene"].num_nodes)
         for channel in NETWORKS:
             store = wanted["gene", channel, "gene"]
             store.edge_index = torch.cat([store.edge_index, torch.stack([loops, loops])], dim=1)
             store.score = torch.cat([store.score, torch.ones(len(loops))])
             store.num_edges = store.edge_index.size(1)
-    check_graph(yeast_base_graph(folder, self_loops), wanted)
+    check_graph(yeast_base_graph(folder, more, scores=more), wanted)
 
 
 def check_graph(found: Any, wanted: Any) -> None:
@@ -450,7 +450,7 @@ def test_originals_are_fetched_checked_and_cut(
         originals[name] = download.Original(f"{address}/{name}", digest)
     get = functools.partial(download.fetch, say=False)
     download.download(tmp_path, ("neighborhood", "fusion", "database"), get, originals)
-    graph = yeast_base_graph(tmp_path)
+    graph = yeast_base_graph(tmp_path, scores=True)
     number = {name: k for k, name in enumerate(graph["gene"].node_ids)}
     found = {
         t[1]: graph[t].edge_index[:, : graph[t].num_edges // 2].t().tolist() for t in graph.edge_types[:3]
@@ -505,7 +505,7 @@ def test_simulated_knockouts_define_every_score(tmp_path: Path, script: Any, cap
 def test_real_labels_and_base_graph(real: Path) -> None:
     pytest.importorskip("cobra.io")
     assert check_scores(real) == {"fitness": 146_207, "epsilon": 85_193, "tau": 59_853}
-    check_graph(yeast_base_graph(real), graph_by_hand(real))
+    check_graph(yeast_base_graph(real, scores=True), graph_by_hand(real, scores=True))
 
 
 @pytest.mark.real_data

@@ -85,7 +85,7 @@ def model_text() -> str:
     return "\n".join([*lines, "- compartments: !!omap", '    - c: "cytoplasm"', ""])
 
 
-def graph_by_hand(folder: Path) -> HeteroData:
+def graph_by_hand(folder: Path, scores: bool = False) -> HeteroData:
     """The base graph of a folder, read by cobra and put together row by row."""
     import cobra.io
 
@@ -114,7 +114,8 @@ def graph_by_hand(folder: Path) -> HeteroData:
         edges = torch.tensor([(number[a], number[b]) for a, b, _ in read], dtype=torch.int64).t()
         store = graph["gene", network, "gene"]
         store.edge_index = torch.cat([edges, edges.flip(0)], dim=1)
-        store.score = torch.tensor([score for _, _, score in read] * 2)
+        if scores:
+            store.score = torch.tensor([score for _, _, score in read] * 2)
         store.num_edges = store.edge_index.size(1)
     old = torch.tensor([number[name] for name in cell["gene"].node_ids])
     gpr = cell["gene", "gpr", "reaction"].hyperedge_index.clone()

@@ -56,7 +56,9 @@ def yeast_folder(folder: str | Path | None = None) -> Path:
     return path
 
 
-def yeast_base_graph(folder: str | Path | None = None, self_loops: bool = False) -> HeteroData:
+def yeast_base_graph(
+    folder: str | Path | None = None, self_loops: bool = False, *, scores: bool = False
+) -> HeteroData:
     """Base graph of the networks and the model.
 
     Genes are the union of both, ordered by name; reactions and metabolites are ordered as in the model. Equal files
@@ -65,13 +67,15 @@ def yeast_base_graph(folder: str | Path | None = None, self_loops: bool = False)
     Args:
         folder: Folder of raw files; ``$TORCHCELL_CACHE_YEAST`` by default.
         self_loops: Append one self loop per gene (score 1) after the edges of each network, as torchcell does.
+        scores: Keep STRING's scores, ``score [num_edges] float32`` of each network. Samples then carry them too,
+            which torchcell's do not.
 
     Returns:
         Node types ``gene`` (``x [num_genes, 4] float32``, see
         :data:`torchcell_cache.sources.metabolic.GENE_FEATURES`; zero for genes outside the model), ``reaction``
         (``gene_rules``, ``subsystem``: texts; ``w_growth [num_reactions] float32``, 1 for the growth reaction) and
         ``metabolite``, all with ``node_ids``; per network ``("gene", channel, "gene")`` all pairs as given, then all
-        reversed (``score [num_edges] float32``); hyperedges ``gpr`` and ``rmr`` (``stoichiometry``).
+        reversed; hyperedges ``gpr`` and ``rmr`` (``stoichiometry``).
 
     Raises:
         SettingError: If the folder or one of its files is missing.
@@ -99,8 +103,9 @@ def yeast_base_graph(folder: str | Path | None = None, self_loops: bool = False)
             edges = np.concatenate([edges, np.tile(np.arange(len(names)), (2, 1))], axis=1)
             score = np.concatenate([score, np.ones(len(names), dtype=np.float32)])
         store = graph["gene", channel, "gene"]
-        store.edge_index, store.score = torch.from_numpy(edges), torch.from_numpy(score)
-        store.num_edges = edges.shape[1]
+        store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
+        if scores:
+            store.score = torch.from_numpy(score)
     gpr = cell["gene", "gpr", "reaction"].hyperedge_index
     graph["gene", "gpr", "reaction"].hyperedge_index = torch.stack([position[gpr[0]], gpr[1]])
     graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
@@ -143,6 +148,7 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
     num_samples: int | None = None,
     seed: int = 0,
     self_loops: bool = False,
+    scores: bool = False,
 ) -> PerturbationTable:
     """Base graph, knock-outs and their labels as a source.
 
@@ -151,13 +157,14 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
         num_samples: A random part of the table, in its order; all of it by default.
         seed: Seed of that choice.
         self_loops: Append one self loop per gene to each network.
+        scores: Keep STRING's scores as ``score`` of each network's edges.
 
     Raises:
         SettingError, SourceContractError: As the functions above; also if ``num_samples`` is out of range.
     """
     from torchcell_cache.sources.table import PerturbationTable
 
-    graph = yeast_base_graph(folder, self_loops)
+    graph = yeast_base_graph(folder, self_loops, scores=scores)
     knockouts, labels = yeast_knockouts(folder)
     chosen = chosen_rows(len(knockouts), num_samples, seed)
     return PerturbationTable(
