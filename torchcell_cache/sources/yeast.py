@@ -98,14 +98,7 @@ def yeast_base_graph(
     graph["reaction"].subsystem = [reaction.subsystem for reaction in model.reactions]
     graph["metabolite"].update(cell["metabolite"].to_dict())
     for channel, file in networks.items():
-        edges, score = _network(file, number)
-        if self_loops:
-            edges = np.concatenate([edges, np.tile(np.arange(len(names)), (2, 1))], axis=1)
-            score = np.concatenate([score, np.ones(len(names), dtype=np.float32)])
-        store = graph["gene", channel, "gene"]
-        store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
-        if scores:
-            store.score = torch.from_numpy(score)
+        _add_network(graph["gene", channel, "gene"], *_network(file, number), len(names) * self_loops, scores)
     gpr = cell["gene", "gpr", "reaction"].hyperedge_index
     graph["gene", "gpr", "reaction"].hyperedge_index = torch.stack([position[gpr[0]], gpr[1]])
     graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
@@ -214,6 +207,14 @@ def _only(folder: Path, patterns: Sequence[str]) -> Path:
         path=folder,
         fix=f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}",
     )
+
+
+def _add_network(store: Any, edges: Int64Array, score: Float32Array, num_loops: int, scores: bool) -> None:
+    """Set the edges of a network, and after them a self loop of each of the first ``num_loops`` genes."""
+    edges = np.concatenate([edges, np.tile(np.arange(num_loops), (2, 1))], axis=1)
+    store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
+    if scores:
+        store.score = torch.from_numpy(np.concatenate([score, np.ones(num_loops, dtype=np.float32)]))
 
 
 def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Array]:
