@@ -67,7 +67,7 @@ finish() {
   elif [ "$state" != RUNNING ]; then
     say "job $JOB was interrupted and is $state now"
   elif [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_REQUEUES" ]; then
-    say "job $JOB was interrupted and has been requeued $SLURM_RESTART_COUNT times: it stays out of the queue"
+    say "job $JOB was interrupted and has been requeued ${SLURM_RESTART_COUNT:-0} times: it stays out of the queue"
   else
     say "job $JOB was interrupted: back into the queue"
     scontrol requeue "$JOB" || say "SLURM refused; submit job $JOB again"

@@ -37,6 +37,14 @@ def training_source(num_samples: int, scale: float, seed: int = 0) -> tc.Perturb
 
 def run(ctx: Context, steps: int, scale: float) -> None:
     """Adds the rows: iterations per second, share of waiting, and how far the losses are apart."""
+    # Several ranks open a store and never build one.
+    tc.build(
+        ctx.root / "train-store",
+        source=training_source(_num_samples(steps), scale),
+        processor=tc.LazySubgraphRepresentation(),
+        storage="perturbation",
+        progress=False,
+    )
     results = {mode: _train(ctx, mode, steps, scale) for mode in MODES}
     where = f"{RANKS} ranks (gloo), batch {BATCH_SIZE} each, {_edges(scale):,} edges"
     base = results["preprocessed"][0]
@@ -53,6 +61,11 @@ def run(ctx: Context, steps: int, scale: float) -> None:
         wait.add(name, role, 100 * share, "second epoch, rank 0")
 
 
+def _num_samples(steps: int) -> int:
+    """A tenth is held out; one batch more than the steps, so that rounding never costs one."""
+    return round((steps + 0.5) * RANKS * BATCH_SIZE / 0.9)
+
+
 def _edges(scale: float) -> int:
     from experiments.benchmarks.workload import EDGE_COUNTS
 
@@ -62,14 +75,12 @@ def _edges(scale: float) -> int:
 def _train(ctx: Context, mode: str, steps: int, scale: float) -> tuple[list[float], float, float]:
     """Losses of all steps, and of the last epoch iterations per second and share of waiting."""
     run_dir = ctx.root / f"train-{mode}"
-    # A tenth is held out; one batch more than the steps, so that rounding never costs one.
-    num_samples = round((steps + 0.5) * RANKS * BATCH_SIZE / 0.9)
     settings = {
         "mode": mode,
         "data": "tiny",
         "data.name": "benchmark",
         "data.source._target_": "experiments.benchmarks.bench_training.training_source",
-        "data.source.num_samples": num_samples,
+        "data.source.num_samples": _num_samples(steps),
         "+data.source.scale": scale,
         "batch_size": BATCH_SIZE,
         "epochs": EPOCHS,
