@@ -10,6 +10,7 @@ import sys
 
 import hydra
 from arguments import TRAIN_CONF, hydra_arguments
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -20,6 +21,18 @@ from torchcell_cache.errors import CacheError
 @hydra.main(config_path=str(TRAIN_CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Read the source, process every sample, publish the store."""
+    try:
+        preprocess(cfg)
+    except (CacheError, InstantiationException) as error:
+        # Hydra wraps what a source raises.
+        cause = error if isinstance(error, CacheError) else error.__cause__
+        if not isinstance(cause, CacheError):
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        sys.exit(cause.code)
+
+
+def preprocess(cfg: DictConfig) -> None:
     if cfg.progress:
         print("reading base graph and knock-outs, some seconds", file=sys.stderr, flush=True)
     dataset = tc.build(
@@ -37,8 +50,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = hydra_arguments(sys.argv[1:], "shared")
-    try:
-        main()
-    except CacheError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
+    main()
