@@ -233,6 +233,20 @@ def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sampl
 
 
 @pytest.mark.campaign
+def test_eight_ranks_without_a_store_build_none_and_say_the_same(cluster: Cluster, place: Path) -> None:
+    settings = {**settings_of(place), "RUN_DIR": str(place / "run"), "STAGE_DIR": ""}
+    output = f"--output={place / 'logs'}/eight.out".replace("100%", "100%%")
+    options = ("--ntasks-per-node=4", "--cpus-per-task=1")
+    job = cluster.sbatch(output, *options, SLURM / "train_ddp.slurm", "data=tiny", **settings)
+    assert cluster.wait(job) == "FAILED"
+    lines = re.findall(r"^(\d): (.*)$", log(place, "eight.out"), re.MULTILINE)
+    assert sorted(rank for rank, _ in lines) == [str(k) for k in range(8)], lines
+    assert len({text for _, text in lines}) == 1
+    assert "torchcell-cache preprocess" in lines[0][1]
+    assert not (place / "store").exists()
+
+
+@pytest.mark.campaign
 def test_a_sweep_by_submitit_goes_on_after_its_signal(cluster: Cluster, place: Path, tmp_path: Path) -> None:
     require(find_spec("submitit"), "hydra-submitit-launcher is not installed: the extra 'cluster'")
     local_digest(tmp_path)
