@@ -47,6 +47,8 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
         ("anndata", set()),
         ("scanpy", set()),
         ("cobra", None),
+        ("fsspec", {"torchcell_cache.remote.bucket"}),
+        ("s3fs", set()),
     ],
 )
 def test_a_risky_library_is_imported_in_its_own_file_only(library: str, allowed: set[str] | None) -> None:

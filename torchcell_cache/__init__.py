@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.record import Sample as Sample
+    from torchcell_cache.remote.pull import pull as pull
+    from torchcell_cache.remote.push import push as push
     from torchcell_cache.sources.anndata import AnnDataSource as AnnDataSource
     from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset as Neo4jCellDataset
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
@@ -79,6 +81,8 @@ _PLACES = {
     "nn": "",
     "gc": "cleanup",
     "load_indices": "subsets.index_file",
+    "pull": "remote.pull",
+    "push": "remote.push",
     "repair": "checking.repairing",
     "save_indices": "subsets.index_file",
     "save_subset": "subsets.substore",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import Positions, as_positions
 from torchcell_cache.lease import open_with_lease
 from torchcell_cache.record import Int64Array
+from torchcell_cache.urls import is_url
 from torchcell_cache.waiting import wait_for_store
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
     pickles to a few hundred bytes.
 
     Args:
-        root: Directory the store was built in.
+        root: Directory the store was built in, or the address it was pushed to (``s3://bucket/prefix``, ``gs://``,
+            ``az://``, ``file://``). See ``docs/object_storage.md``.
         transform: Applied to every sample after it is read, never stored.
         pre_transform: Not accepted: processing happens in the build.
         pre_filter: Not accepted, likewise.
@@ -47,6 +49,11 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
             another source is refused.
         indices: Only these samples of the store: an index file (``.npy``, see :func:`save_indices`), or anything that
             indexes a dataset. The dataset is then a view of them.
+        cache_dir: For an address: local directory for its files, shared by the processes of a node. Default
+            ``$TORCHCELL_CACHE_DIR``, else ``~/.cache/torchcell_cache``.
+        cache_bytes: For an address: what ``cache_dir`` may hold, in bytes or as ``"200GB"``. No limit by default.
+        download: For an address: ``"lazy"`` fetches a shard on first use, ``"all"`` all of them now.
+        storage_options: For an address: options of the file system (``endpoint_url``, ``anon``), no credentials.
 
     Raises:
         CacheNotFoundError: If there is no store at ``root``; names the command that builds one.
@@ -70,6 +77,10 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         wait: bool | float = False,
         source_dataset: Any = None,
         indices: Any = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | str | None = None,
+        download: str = "lazy",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         if root is None:
             raise SettingError("PreprocessedDataset needs the root directory of a store", fix="pass root=...")
@@ -78,15 +89,17 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
                 "pre_transform, pre_filter and force_reload do nothing on a store that is built already",
                 fix="tc.build(root, source=..., processor=..., on_stale='rebuild')",
             )
-        self._root = Path(os.fspath(root)).expanduser().absolute()
         self._source_dataset = source_dataset
         self._opened: Generation | None = None
-        wait_for_store(self._root, wait)
-        try:
-            self._opened = open_with_lease(self._root)
-        except CacheNotFoundError:
-            if self._missing_is_error and source_dataset is None:
-                raise
+        remote = {"cache_dir": cache_dir, "cache_bytes": cache_bytes, "storage_options": storage_options}
+        if is_url(root):
+            open_url = import_module("torchcell_cache.remote.opening").open_url
+            opened: Generation = open_url(root, **remote, download=download, wait=wait)
+            self._opened, self._root = opened, opened.root
+        else:
+            _refuse_remote(root, {**remote, "download": None if download == "lazy" else download})
+            self._root = Path(os.fspath(root)).expanduser().absolute()
+            self._open(wait, source_dataset is None)
         if self._opened is not None and source_dataset is not None:
             import_module("torchcell_cache.builder.api").check_source(
                 self._opened.manifest, source_dataset, self._root
@@ -94,6 +107,14 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         super().__init__(str(self._root), transform, None, None, log=log)
         if indices is not None:
             self._restrict(indices)
+
+    def _open(self, wait: bool | float, needed: bool) -> None:
+        wait_for_store(self._root, wait)
+        try:
+            self._opened = open_with_lease(self._root)
+        except CacheNotFoundError:
+            if self._missing_is_error and needed:
+                raise
 
     def _restrict(self, indices: Any) -> None:
         """Become a view of the given samples, or of those that an index file lists."""
@@ -293,6 +314,10 @@ class PreprocessedDataset(Dataset):  # type: ignore[misc]
         self, source_dataset: Any, graph_processor: Any, num_workers: int = 0, **settings: Any
     ) -> PreprocessedDataset:
         """Build the store from a source, then read from it: torchcell's calling style of ``build``."""
+        if self._opened is not None and self._opened.fetcher is not None:
+            raise SettingError(
+                "a remote store cannot be built in place", fix="build it locally, then push it"
+            )
         build = import_module("torchcell_cache.builder.api").build
         built = build(
             self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings
@@ -309,3 +334,11 @@ class Neo4jPreprocessedCellDataset(PreprocessedDataset):
     """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does."""
 
     _missing_is_error = False
+
+
+def _refuse_remote(root: Any, given: Mapping[str, Any]) -> None:
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise SettingError(
+            f"{', '.join(names)}: for addresses only, {os.fspath(root)} is a directory", fix="leave it out"
+        )

@@ -175,3 +175,13 @@ class StorageReadOnlyError(StorageError):
 
 class StorageLostError(StorageError):
     """The file system lost data or a file while in use (EIO, ESTALE)."""
+
+
+class RemoteAccessError(StorageError):
+    """The object store does not let us in: credentials are absent, expired or not enough."""
+
+
+class RemoteUnavailableError(StorageError):
+    """The object store does not answer, or not correctly, after several tries; the same call goes on where it was."""
+
+    code = EXIT_INTERRUPTED

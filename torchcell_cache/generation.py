@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.graph.io import BaseFields, decode_graph, load_base_graph
-from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
+from torchcell_cache.manifest import FileEntry, Manifest, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
@@ -38,16 +38,32 @@ _SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDi
 _SHARED_LOCK = threading.RLock()
 
 
+class Fetcher(Protocol):
+    """Brings files of a generation that are not on this disk yet."""
+
+    def bring(self, entry: FileEntry) -> None:
+        """Have a file in the generation's directory, whole, and keep it there while it is in use."""
+
+    def bring_shards(self, shards: npt.NDArray[np.int64]) -> bool:
+        """Have some shards; ``False`` if only one after the other fits."""
+
+    def reopen(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """How another process opens the same generation, as ``__reduce__`` says it."""
+
+
 class Generation:
     """A store as it was published once; never changes while it is open.
 
     Args:
         root: The store's root directory.
         manifest: The generation's manifest.
+        fetcher: Brings files on first use, where they come from elsewhere.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.root, self.manifest = root, manifest
+    fetcher: Fetcher | None = None
+
+    def __init__(self, root: Path, manifest: Manifest, fetcher: Fetcher | None = None) -> None:
+        self.root, self.manifest, self.fetcher = root, manifest, fetcher
         self.directory = processed_dir(root) / manifest.generation
         self.schema = check_schema(manifest.schema, self.directory)
         shards = manifest.shards
@@ -55,7 +71,7 @@ class Generation:
         starts = [*(s.start for s in shards), manifest.num_samples]
         paths = [str(self.directory / s.file.name) for s in shards]
         # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
-        before_open = partial(_verify_shard, self.directory, manifest)
+        before_open = partial(_verify_shard, self.directory, manifest, fetcher)
         self.files = ShardFiles(paths, [s.file.size for s in shards], starts, before_open)
 
     @classmethod
@@ -82,6 +98,8 @@ class Generation:
         return cls(Path(root), manifest)
 
     def __reduce__(self) -> Any:
+        if self.fetcher is not None:
+            return self.fetcher.reopen()
         return Generation.open, (self.root, self.manifest.generation)
 
     def __len__(self) -> int:
@@ -91,7 +109,7 @@ class Generation:
         """Path of one of the generation's fixed files, its digest checked."""
         for entry in self.manifest.files:
             if entry.name == name:
-                ensure_verified(self.directory / name, entry.size, entry.xxh3)
+                _have(self.directory, entry, self.fetcher)
                 return self.directory / name
         raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
 
@@ -174,6 +192,8 @@ class Generation:
             return None
         names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
         path = self.directory / entry.name
+        if self.fetcher is not None:
+            self.fetcher.bring(entry)
         with storage_errors(path, "read"):
             return TableReader.load(path, entry.xxh3, *names)
 
@@ -219,7 +239,10 @@ class Generation:
         array = np.asarray(indices, dtype=np.int64)
         wanted = array.tolist()
         shards = self.files.shard_of(array)
-        records = self.files.read(wanted, shards.tolist())
+        if self.fetcher is None or self.fetcher.bring_shards(shards):
+            records = self.files.read(wanted, shards.tolist())
+        else:
+            records = self._read_by_shard(array, shards)
         self._check(records, wanted, shards)
         return records
 
@@ -232,12 +255,23 @@ class Generation:
         """
         wanted = indices.tolist()
         shards = self.files.shard_of(indices)
+        if self.fetcher is not None and not self.fetcher.bring_shards(shards):
+            return use(self.read(indices))
 
         def checked(records: Sequence[envelope.Buffer]) -> T:
             self._check(records, wanted, shards)
             return use(records)
 
         return self.files.visit(wanted, shards.tolist(), checked)
+
+    def _read_by_shard(self, indices: npt.NDArray[np.int64], shards: npt.NDArray[np.int64]) -> list[bytes]:
+        """Records in the order asked for, read shard after shard: each is fetched once, however few fit at a time."""
+        order = np.argsort(shards, kind="stable")
+        records = self.files.read(indices[order].tolist(), shards[order].tolist())
+        out = [b""] * len(records)
+        for place, record in zip(order.tolist(), records, strict=True):
+            out[place] = record
+        return out
 
     def _check(self, records: Sequence[envelope.Buffer], wanted: list[int], shards: Any) -> None:
         try:
@@ -274,6 +308,11 @@ class Generation:
             ) from error
 
 
-def _verify_shard(directory: Path, manifest: Manifest, shard: int) -> None:
-    entry = manifest.shards[shard].file
+def _verify_shard(directory: Path, manifest: Manifest, fetcher: Fetcher | None, shard: int) -> None:
+    _have(directory, manifest.shards[shard].file, fetcher)
+
+
+def _have(directory: Path, entry: FileEntry, fetcher: Fetcher | None) -> None:
+    if fetcher is not None:
+        fetcher.bring(entry)
     ensure_verified(directory / entry.name, entry.size, entry.xxh3)

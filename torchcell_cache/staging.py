@@ -13,9 +13,11 @@ import platform
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.steps import Say
@@ -33,6 +35,7 @@ from torchcell_cache.lease import LEASE_NAME, try_to_remove
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.transfer import Origin, check_space, fill, missing_files, write_rest
+from torchcell_cache.urls import is_url
 from torchcell_cache.waiting import wait_for_store
 
 KEPT_SECONDS = 3600.0
@@ -49,6 +52,7 @@ def stage(
     keep: int | None = None,
     wait: bool | float = False,
     progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Copy the published generation of a store to local disk, or find the copy that is there.
 
@@ -56,12 +60,13 @@ def stage(
     finished is kept.
 
     Args:
-        root: Root of the store.
+        root: Root of the store, or the address it was pushed to.
         to: Directory on this node's disk; made if it is not there.
         keep: Remove all but the ``keep`` youngest copies of this store, this one counted; never one that is in use or was
             staged within the last hour. ``None`` removes nothing.
         wait: Seconds to wait for a store that is still being built, ``True`` without limit.
         progress: Whether to print progress on stderr.
+        storage_options: For an address: options of the file system, no credentials.
 
     Returns:
         Root of the copy, for :class:`torchcell_cache.PreprocessedDataset`.
@@ -74,12 +79,11 @@ def stage(
     """
     if keep is not None and keep < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
-    where, say = Path(os.fspath(root)).expanduser().absolute(), Say(progress)
-    wait_for_store(where, wait)
-    manifest = read_manifest(where)
+    say = Say(progress)
+    manifest, origin, where = _source(root, wait, storage_options)
     place = make_dirs_durable(Path(os.fspath(to)).expanduser().absolute())
     remove_stale_temps(place)
-    target = place / copy_name(where, manifest)
+    target = place / copy_name(Path(where), manifest)
     if target.is_symlink():
         raise UnsafeContentError(
             f"{target} is a symbolic link, expected a directory", path=target, fix="remove it"
@@ -87,7 +91,7 @@ def stage(
     lock = _lock_of(target)
     _acquire(lock, target, say)
     try:
-        _ensure(manifest, where, target, lock.exclusive, progress, say)
+        _ensure(manifest, where, origin, target, lock.exclusive, progress, say)
         with contextlib.suppress(OSError):  # somebody else's copy
             os.utime(target / LEASE_NAME)
         if keep is not None:
@@ -101,6 +105,21 @@ def copy_name(root: Path, manifest: Manifest) -> str:
     """Name of the directory of a copy: the manifest's digest covers every file and the fingerprint."""
     name = re.sub(r"[^0-9A-Za-z._-]", "_", root.name).lstrip(".")[:60] or "store"
     return f"{name}-{manifest.digest[:16]}"
+
+
+def _source(
+    root: str | os.PathLike[str], wait: bool | float, options: Mapping[str, Any] | None
+) -> tuple[Manifest, Origin, str]:
+    """What is to be copied, where its files are, and its name."""
+    if is_url(root):
+        opening = import_module("torchcell_cache.remote.opening")
+        bucket = import_module("torchcell_cache.remote.bucket").Bucket(root, options)
+        manifest = opening.remote_manifest(bucket, wait)
+        return manifest, opening.remote_origin(bucket, manifest), bucket.url
+    where = Path(os.fspath(root)).expanduser().absolute()
+    wait_for_store(where, wait)
+    manifest = read_manifest(where)
+    return manifest, local_origin(where, manifest), str(where)
 
 
 def local_origin(root: Path, manifest: Manifest) -> Origin:
@@ -125,7 +144,9 @@ def _acquire(lock: BuilderLock, target: Path, say: Say) -> None:
         timeout = _WAIT_SECONDS
 
 
-def _ensure(manifest: Manifest, root: Path, target: Path, alone: bool, progress: bool, say: Say) -> None:
+def _ensure(
+    manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, progress: bool, say: Say
+) -> None:
     """Make the copy, complete what is missing of one, or find it whole."""
     begun = time.perf_counter()
     if target.is_dir() and _is_whole(manifest, target):
@@ -138,11 +159,11 @@ def _ensure(manifest: Manifest, root: Path, target: Path, alone: bool, progress:
     check_space(wanted, target.parent)
     total = sum(entry.size for entry in wanted)
     make_dirs_durable(processed_dir(work))
-    source = {"source": str(root), "manifest": manifest.digest, "host": platform.node()}
+    source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
     write_atomic(work / LEASE_NAME, json.dumps(source).encode())
     meter = Progress(total, 0, None, enabled=progress, what=f"stage {target.name}", unit="bytes")
     try:
-        fill(manifest, work, wanted, local_origin(root, manifest), meter)
+        fill(manifest, work, wanted, origin, meter)
     finally:
         meter.close("complete")
     write_rest(manifest, work)
@@ -175,7 +196,7 @@ def _publish(manifest: Manifest, work: Path, target: Path) -> None:
         fsync_dir(target.parent)
 
 
-def _remove_old(root: Path, target: Path, keep: int, say: Say) -> None:
+def _remove_old(root: str, target: Path, keep: int, say: Say) -> None:
     """Remove the oldest copies of the same store, and what killed copiers left of other contents of it."""
     finished: list[tuple[float, Path]] = []
     partial_copies: list[tuple[float, Path]] = []
@@ -183,7 +204,7 @@ def _remove_old(root: Path, target: Path, keep: int, say: Say) -> None:
         lease = path / LEASE_NAME
         if path == target or not _COPY.fullmatch(path.name) or path.is_symlink():
             continue
-        if (read_status(lease) or {}).get("source") == str(root):
+        if (read_status(lease) or {}).get("source") == root:
             (partial_copies if path.name.startswith(".") else finished).append((lease.stat().st_mtime, path))
     finished.sort(reverse=True)
     for staged, path in finished[keep - 1 :]:

@@ -25,6 +25,7 @@ from torchcell_cache.storage_errors import storage_error
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+_TRIES = 5
 _REPAIR = "torchcell-cache repair root=<root>"
 T = TypeVar("T")
 Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
@@ -184,6 +185,13 @@ def _open(path: str, expected_size: int) -> _Handle:
     return _HANDLES.get((stat.st_dev, stat.st_ino), lambda: _Handle(path, stat.st_size))
 
 
+def close_file(path: str | Path) -> None:
+    """Let go of one file and its mapping in this process, once no thread reads it; it is opened again when needed."""
+    with contextlib.suppress(OSError):
+        stat = Path(path).stat()
+        _HANDLES.close((stat.st_dev, stat.st_ino))
+
+
 def close_all() -> None:
     """Close every environment of this process; open stores reopen what they need on the next read."""
     _HANDLES.close_all()
@@ -236,9 +244,7 @@ class ShardFiles:
         Raises:
             CorruptShardError: If the file is not what the manifest says.
         """
-        if self.before_open is not None:
-            self.before_open(shard)
-        handle = _open(self.paths[shard], self.sizes[shard])
+        handle = self._open_checked(shard)
         wanted = int(self.starts[shard + 1] - self.starts[shard])
         if handle.entries != wanted:
             raise CorruptShardError(
@@ -248,11 +254,21 @@ class ShardFiles:
             )
         return handle
 
+    def _open_checked(self, shard: int) -> _Handle:
+        """The handle; once more if a bounded cache made room of the file between check and opening."""
+        for left in reversed(range(_TRIES)):
+            if self.before_open is not None:
+                self.before_open(shard)
+            try:
+                return _open(self.paths[shard], self.sizes[shard])
+            except CorruptShardError:
+                if not left or Path(self.paths[shard]).exists():
+                    raise
+        raise AssertionError
+
     def close(self, shard: int) -> None:
         """Let go of a shard's file and its mapping in this process; it is opened again when it is read again."""
-        with contextlib.suppress(OSError):
-            stat = Path(self.paths[shard]).stat()
-            _HANDLES.close((stat.st_dev, stat.st_ino))
+        close_file(self.paths[shard])
 
     def _begin_with(self, shard: int) -> Gets:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""

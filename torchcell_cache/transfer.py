@@ -37,7 +37,6 @@ Fetch = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens one file of the generation by name, to be read once from its beginning."""
 
 _CHUNK = 4 << 20
-_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +47,15 @@ class Origin:
         name: As messages call it.
         fetch: Opens a file.
         fix: What to type if it does not hold what the manifest says.
+        attempts: How often a file is fetched that arrives with other bytes; more than once where a network is between.
+        threads: Files fetched at a time.
     """
 
     name: str
     fetch: Fetch
     fix: str
+    attempts: int = 1
+    threads: int = 4
 
 
 def entries_of(manifest: Manifest) -> list[FileEntry]:
@@ -111,33 +114,35 @@ def fill(
         with turn:
             note(count)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(origin.threads) as pool:
         try:
-            for _ in pool.map(lambda entry: _bring(entry, directory, origin, told, stop), wanted):
+            for _ in pool.map(lambda entry: bring(entry, directory, origin, told, stop), wanted):
                 pass
         finally:
             stop.set()  # an error or a signal ends the other files too
 
 
-def write_rest(manifest: Manifest, root: Path) -> None:
+def write_rest(manifest: Manifest, root: Path, publish: bool = True) -> None:
     """Write what follows from the manifest: side files, the generation's own manifest and, last, ``manifest.json``."""
     directory = processed_dir(root) / manifest.generation
     for shard in manifest.shards:
         write_sidecar(directory, shard)
     write_atomic(directory / GENERATION_MANIFEST, manifest.to_bytes())
-    write_atomic(manifest_path(root), manifest.to_bytes())
+    if publish:
+        write_atomic(manifest_path(root), manifest.to_bytes())
 
 
-def _bring(
+def bring(
     entry: FileEntry, directory: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
 ) -> None:
+    """Bring one file; see :func:`fill`. ``stop`` ends it early, and is set where it fails."""
     if stop.is_set():
         return
     target = directory / entry.name
     temporary = temp_path(target)
     try:
         with storage_errors(target, "copy"):
-            if not _stream(entry, temporary, origin, note, stop):
+            if not _stream_right(entry, temporary, origin, note, stop):
                 return
             temporary.chmod(0o444)
             fsync_file(temporary)
@@ -149,6 +154,22 @@ def _bring(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     note_verified(target, entry.xxh3)
+
+
+def _stream_right(
+    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
+) -> bool:
+    """:func:`_stream`, again while other bytes arrive and there are attempts left."""
+    for left in reversed(range(origin.attempts)):
+        try:
+            return _stream(entry, temporary, origin, note, stop)
+        except CorruptShardError:
+            if not left:
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                note(-temporary.stat().st_size)
+                temporary.unlink()
+    return False
 
 
 def _stream(

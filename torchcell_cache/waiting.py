@@ -31,7 +31,7 @@ def wait_for_store(root: Path, wait: bool | float) -> None:
         CorruptManifestError: If a damaged manifest is there.
         SettingError: If ``wait`` is no such value.
     """
-    seconds = _seconds(wait)
+    seconds = seconds_of(wait)
     begun = time.monotonic()
     last_line, pause = -_LINE_SECONDS, _FIRST_PAUSE_S
     while seconds > 0:
@@ -55,7 +55,8 @@ def wait_for_store(root: Path, wait: bool | float) -> None:
         pause = min(1.5 * pause, _LONGEST_PAUSE_S)
 
 
-def _seconds(wait: bool | float) -> float:
+def seconds_of(wait: bool | float) -> float:
+    """How long to wait, infinity for ``True``; raises ``SettingError`` for what is no time."""
     if isinstance(wait, bool):
         return float("inf") if wait else 0.0
     if not isinstance(wait, int | float) or not wait >= 0:

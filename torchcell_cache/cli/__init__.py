@@ -38,12 +38,14 @@ COMMANDS = {
     "repair": "make damaged files again",
     "status": "how far a build is, from any process or node",
     "stage": "copy a store to local disk, verified; prints the copy's root",
+    "push": "put a store into object storage (s3://, gs://, az://, file://)",
+    "pull": "copy a store from object storage into a directory",
     "gc": "remove old generations of a store",
     "select": "choose samples by their columns: an index file or a smaller store",
     "split": "training, validation and test samples without leaks",
     "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
 }
-_WRITERS = ("stage", "preprocess", "append", "update", "select", "split", "repair", "gc")
+_WRITERS = ("stage", "push", "pull", "preprocess", "append", "update", "select", "split", "repair", "gc")
 EXIT_BUG = 1
 
 

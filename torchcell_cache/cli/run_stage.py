@@ -15,6 +15,7 @@ def run(settings: Settings) -> int:
         keep=settings["keep"],
         wait=settings["wait"],
         progress=settings["progress"],
+        storage_options=settings["storage_options"],
     )
     print(root)
     return EXIT_OK

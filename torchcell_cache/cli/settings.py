@@ -30,6 +30,7 @@ INTEGERS |= {"n", "processor.num_hops", "source.page_size", "source.retries"}
 NUMBERS = {"seconds", "step_ms", "wait"}
 BOOLEANS = {
     "overwrite",
+    "force",
     "finalize",
     "progress",
     "debug",
@@ -52,7 +53,7 @@ INTEGERS |= {"source.column", "source.n_top_genes", "source.hvg_cells"}
 NUMBERS |= {"source.target_sum"}
 BOOLEANS |= {"source.raw", "source.log1p"}
 LISTS |= {"source.files", "source.categories", "source.perturbation", "source.control"}
-MAPPINGS = {"source.settings", "processor.settings", "source.parameters", "source.graphs"}
+MAPPINGS = {"storage_options", "source.settings", "processor.settings", "source.parameters", "source.graphs"}
 CHOICES = {
     "storage": ("auto", "perturbation", "delta", "full"),
     "on_stale": ("error", "rebuild", "warn"),

@@ -1,0 +1,280 @@
+"""Stores in object storage: pushed, pulled, staged and opened by address, on a real S3 server and on plain directories."""
+
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import forks
+import numpy as np
+import pytest
+from loading import build, make_source
+from object_store import CREDENTIALS, s3, system, unreliable
+from torch.utils.data import DataLoader
+
+import torchcell_cache as tc
+from torchcell_cache.cli import main
+from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError, WaitTimeoutError
+from torchcell_cache.manifest import processed_dir, read_manifest
+from torchcell_cache.remote.bucket import Bucket
+from torchcell_cache.testing import assert_same_graph
+
+__all__ = ["s3", "unreliable"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    build(tmp_path / "store", make_source(), storage="delta")
+    return tmp_path / "store"
+
+
+def push(root, url, options=None, **settings):
+    return tc.push(root, url, storage_options=options, progress=False, **settings)
+
+
+def pull(url, root, options=None, **settings):
+    return tc.pull(url, root, storage_options=options, progress=False, **settings)
+
+
+def test_the_round_trip_gives_the_same_samples(tmp_path: Path, store: Path, s3) -> None:
+    url, options = s3
+    assert push(store, url, options) == url
+    original = tc.PreprocessedDataset(store)
+    opened = tc.PreprocessedDataset(url, cache_dir=tmp_path / "cache", storage_options=options)
+    assert opened.content_digest == original.content_digest
+    for k in range(len(original)):
+        assert_same_graph(opened[k], original[k])
+    copy = pull(url, tmp_path / "copy", options)
+    assert tc.verify(copy, "full", progress=False).ok
+    staged = tc.stage(url, tmp_path / "local", storage_options=options, progress=False)
+    assert staged.name == f"ko-{read_manifest(store).digest[:16]}"
+    assert tc.verify(staged, "full", progress=False).ok
+    assert {k: v.tolist() for k, v in opened.columns.items()} == {
+        k: v.tolist() for k, v in tc.PreprocessedDataset(staged).columns.items()
+    }
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_other_protocols(tmp_path: Path, store: Path, protocol: str) -> None:
+    url = f"{protocol}://{tmp_path}/bucket/ko"
+    push(store, url)
+    opened = tc.PreprocessedDataset(url, cache_dir=tmp_path / "cache")
+    assert [int(g["gene"].perturbation_indices.sum()) for g in opened] == [
+        int(g["gene"].perturbation_indices.sum()) for g in tc.PreprocessedDataset(store)
+    ]
+    if protocol == "file":  # objects have the names of files: what was pushed is a store
+        assert len(list(tc.PreprocessedDataset(tmp_path / "bucket" / "ko"))) == len(opened)
+
+
+def test_files_come_on_first_use_and_only_once(tmp_path: Path, store: Path, unreliable) -> None:
+    url, options, proxy, _ = unreliable
+    push(store, url, options)
+    proxy.requests.clear()
+    ds = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options)
+    assert proxy.fetched("base_graph.safetensors") == 1
+    assert proxy.fetched(".lmdb") == 0
+    _ = ds[8]
+    assert [proxy.fetched(f"shard-0000{k}.lmdb") for k in range(4)] == [0, 1, 0, 0]
+    ds.read_batch([0, 20, 9, 21])
+    assert len(list(ds)) == 23
+    again = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options, download="all")
+    assert len(list(again)) == 23
+    assert [proxy.fetched(f"shard-0000{k}.lmdb") for k in range(4)] == [1, 1, 1, 1]
+    whole = tc.PreprocessedDataset(url, cache_dir=tmp_path / "d", storage_options=options, download="all")
+    assert [proxy.fetched(f"shard-0000{k}.lmdb") for k in range(4)] == [2, 2, 2, 2]
+    assert len(list(whole)) == 23
+
+
+def test_batches_and_workers_of_both_kinds(tmp_path: Path, store: Path, s3) -> None:
+    url, options = s3
+    push(store, url, options)
+    local = tc.PreprocessedDataset(store)
+    wanted = [b.labels("fitness").tolist() for b in tc.CacheLoader(local, batch_size=5)]
+    for method in ("fork", "spawn"):
+        ds = tc.PreprocessedDataset(url, cache_dir=tmp_path / method, storage_options=options)
+        loader = tc.CacheLoader(ds, batch_size=5, num_workers=1, multiprocessing_context=method)
+        assert [b.labels("fitness").tolist() for b in loader] == wanted
+    stock = DataLoader(ds, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for mine, theirs in zip(stock, local, strict=True):
+        assert_same_graph(mine, theirs)
+
+
+def test_a_pickle_is_small_and_holds_no_secret(tmp_path: Path, store: Path, s3, caplog, capfd) -> None:
+    url, options = s3
+    with caplog.at_level(logging.INFO):
+        push(store, url, options)
+        ds = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options)
+        data = pickle.dumps(ds)
+        assert len(data) < 2000
+        again = pickle.loads(data)
+        assert_same_graph(again[3], ds[3])
+    printed = capfd.readouterr()
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    objects = system(options).cat(system(options).find(url))
+    assert len(objects) > 8
+    said = caplog.text + printed.out + printed.err + repr(ds) + repr(vars(ds.generation.fetcher))
+    for secret in (CREDENTIALS["AWS_SECRET_ACCESS_KEY"], CREDENTIALS["AWS_ACCESS_KEY_ID"]):
+        assert secret.encode() not in data + kept + b"".join(objects.values())
+        assert secret not in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"key": "AKIA", "secret": "x"},
+        {"client_kwargs": {"aws_secret_access_key": "x"}},
+        {"token": "abcdef"},
+        {"connection_string": "x"},
+    ],
+)
+def test_credentials_as_options_are_refused_and_not_repeated(given) -> None:
+    with pytest.raises(SettingError, match="credentials are not passed") as caught:
+        Bucket("s3://lab/x", given)
+    assert "AWS_PROFILE" in str(caught.value)
+    assert "abcdef" not in str(caught.value)
+    Bucket("gs://lab/x", {"token": "anon"})
+    Bucket("s3://lab/x", {"anon": True, "endpoint_url": "http://127.0.0.1:1"})
+
+
+@pytest.mark.parametrize("url", ["s3://", "ftp://a/b", "s3://user:password@lab/x"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        tc.PreprocessedDataset(url)
+    assert "password@" not in str(caught.value)
+
+
+def test_arguments_that_do_not_fit(tmp_path: Path, store: Path, s3) -> None:
+    url, options = s3
+    with pytest.raises(SettingError, match="cache_dir"):
+        tc.PreprocessedDataset(store, cache_dir=tmp_path)
+    push(store, url, options)
+    at = {"cache_dir": tmp_path / "c", "storage_options": options}
+    with pytest.raises(SettingError, match="download='some', expected one of lazy, all"):
+        tc.PreprocessedDataset(url, download="some", **at)
+    with pytest.raises(SettingError, match="download='all' needs"):
+        tc.PreprocessedDataset(url, download="all", cache_bytes="1KB", **at)
+    with pytest.raises(SettingError, match="cache_bytes='much'"):
+        tc.PreprocessedDataset(url, cache_bytes="much", **at)
+    with pytest.raises(SettingError, match="nonsense"):
+        tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options={**options, "nonsense": 1})
+
+
+def test_opening_never_builds_and_says_what_to_type(tmp_path: Path, s3) -> None:
+    url, options = s3
+    with pytest.raises(CacheNotFoundError, match=f"torchcell-cache push root=<root> url={url}"):
+        tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options)
+    with pytest.raises(WaitTimeoutError):
+        tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options, wait=0.2)
+
+
+def test_another_store_is_not_overwritten_by_chance(tmp_path: Path, store: Path, s3) -> None:
+    url, options = s3
+    push(store, url, options)
+    reader = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options)
+    first = read_manifest(store)
+    build(store, make_source(seed=5), storage="delta", on_stale="rebuild")
+    with pytest.raises(StaleCacheError, match="overwrite=true"):
+        push(store, url, options)
+    assert tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options).content_digest == (
+        first.content_digest
+    )
+    push(store, url, options, overwrite=True)
+    assert len(list(reader)) == 23  # pinned: its objects are still there
+    assert reader.content_digest == first.content_digest
+    fresh = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options)
+    assert fresh.content_digest == read_manifest(store).content_digest != first.content_digest
+    pull(url, tmp_path / "copy", options)
+    other = build(tmp_path / "other", make_source(seed=7), storage="delta")
+    with pytest.raises(StaleCacheError, match="choose another root"):
+        pull(url, other.root, options)
+    pull(url, other.root, options, overwrite=True)
+    assert tc.verify(other.root, "full", progress=False).ok
+
+
+def test_a_store_that_grew_sends_what_is_new(tmp_path: Path, unreliable) -> None:
+    url, options, proxy, _ = unreliable
+    store = build(tmp_path / "store", make_source(count=21), storage="delta").root
+    push(store, url, options)
+    proxy.requests.clear()
+    tc.append(store, make_source(count=9, seed=3), progress=False)
+    push(store, url, options, overwrite=True)
+    done = {path.rpartition("/")[2]: method for method, path in proxy.requests if path.endswith(".lmdb")}
+    assert done == {
+        **{f"shard-0000{k}.lmdb": "COPY" for k in range(3)},
+        "shard-00003.lmdb": "PUT",
+        "shard-00004.lmdb": "PUT",
+    }
+    assert tc.verify(pull(url, tmp_path / "copy", options), "full", progress=False).ok
+
+
+def test_an_interrupted_push_goes_on(tmp_path: Path, store: Path, unreliable) -> None:
+    url, options, proxy, direct = unreliable
+    push(store, url, options)
+    gen = read_manifest(store).generation
+    system(direct).rm(f"{url}/processed/manifest.json")
+    system(direct).rm(f"{url}/processed/{gen}/shard-00002.lmdb")
+    proxy.requests.clear()
+    push(store, url, options)
+    sent = [path.rpartition("/")[2].split("?")[0] for method, path in proxy.requests if method == "PUT"]
+    assert sent == ["shard-00002.lmdb", ".pushed.json", "manifest.json", "manifest.json"]
+    proxy.requests.clear()
+    push(store, url, options)
+    assert not [path for method, path in proxy.requests if method == "PUT"]
+
+
+def test_an_interrupted_pull_goes_on(tmp_path: Path, store: Path, unreliable) -> None:
+    url, options, proxy, _ = unreliable
+    push(store, url, options)
+    copy = pull(url, tmp_path / "copy", options)
+    (processed_dir(copy) / "manifest.json").unlink()
+    (processed_dir(copy) / read_manifest(store).generation / "shard-00001.lmdb").unlink()
+    proxy.requests.clear()
+    pull(url, copy, options)
+    assert proxy.fetched(".lmdb") == proxy.fetched("shard-00001.lmdb") == 1
+    assert proxy.fetched(".safetensors") == 0
+    assert tc.verify(copy, "full", progress=False).ok
+
+
+def test_the_commands(tmp_path: Path, store: Path, s3, capsys) -> None:
+    url, options = s3
+    extra = f"storage_options={{endpoint_url: '{options['endpoint_url']}'}}"
+    assert main(["push", f"root={store}", f"url={url}", extra]) == 0
+    assert capsys.readouterr().out == f"{url}\n"
+    assert main(["pull", f"url={url}", f"root={tmp_path}/copy", extra]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/copy\n"
+    assert main(["stage", f"root={url}", f"to={tmp_path}/local", extra]) == 0
+    staged = Path(capsys.readouterr().out.strip())
+    assert len(tc.PreprocessedDataset(staged)) == len(tc.PreprocessedDataset(tmp_path / "copy")) == 23
+    assert main(["pull", f"url={url}-none", f"root={tmp_path}/copy2", extra]) == CacheNotFoundError.code
+    printed = capsys.readouterr()
+    assert "torchcell-cache push" in printed.err
+    assert printed.out == ""
+
+
+def test_readers_import_no_fsspec_until_they_need_it(tmp_path: Path, store: Path) -> None:
+    script = (
+        "import sys, torchcell_cache as tc, torchcell_cache.store, torchcell_cache.generation\n"
+        "sys.exit(any(name.startswith('torchcell_cache.remote') or name in ('s3fs', 'aiobotocore') "
+        "for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_eight_processes_share_one_cache(tmp_path: Path, store: Path, unreliable) -> None:
+    url, options, proxy, _ = unreliable
+    push(store, url, options)
+    proxy.requests.clear()
+    proxy.pause = 0.01
+
+    def read():
+        ds = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options)
+        order = np.random.default_rng().permutation(len(ds)).tolist()
+        found = {k: float(ds[k]["gene"].phenotype_values.sum()) for k in order}
+        return [found[k] for k in range(len(ds))]
+
+    answers = forks.together([read] * 8, tmp_path / "answers")
+    wanted = [float(g["gene"].phenotype_values.sum()) for g in tc.PreprocessedDataset(store)]
+    assert [answer.get("value") for answer in answers] == [wanted] * 8
+    names = {path.rpartition("/")[2] for method, path in proxy.requests if "/gen-" in path}
+    assert {name: proxy.fetched(name) for name in names} == dict.fromkeys(names, 1)

@@ -1,0 +1,256 @@
+"""One prefix of an object store, through fsspec. The only file that imports fsspec.
+
+Every operation is tried again after a pause if the failure may pass, and ends in an error of this package otherwise.
+Credentials are fsspec's business: none is held, pickled or printed here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchcell_cache.durable.atomic import (
+    fsync_file,
+    make_dirs_durable,
+    replace_file,
+    storage_errors,
+    temp_path,
+)
+from torchcell_cache.errors import (
+    CacheError,
+    RemoteAccessError,
+    RemoteUnavailableError,
+    SettingError,
+    StorageLostError,
+)
+from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, is_short, kind_of, text_of
+from torchcell_cache.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
+
+ATTEMPTS = 4
+"""Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
+
+_FIRST_PAUSE_S = 0.2
+_CHUNK = 8 << 20
+
+T = TypeVar("T")
+
+
+class Bucket:
+    """Objects below one address.
+
+    Args:
+        url: Such as ``s3://bucket/prefix``.
+        options: Options of the file system (``endpoint_url``, ``anon``, ...), no credentials.
+
+    Raises:
+        SettingError: If the address or an option cannot be used.
+    """
+
+    def __init__(self, url: Any, options: Mapping[str, Any] | None = None) -> None:
+        self.url = checked_url(url)
+        self.protocol = protocol_of(self.url)
+        self.options = checked_options(options, self.protocol)
+        self._base = self.url.partition("://")[2] if self.protocol != "memory" else f"/{self.url[9:]}"
+        self._lock = threading.Lock()
+        self._system: tuple[int, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.url})"
+
+    def __reduce__(self) -> Any:
+        return Bucket, (self.url, self.options)
+
+    def label(self, name: str) -> str:
+        """An object as messages call it."""
+        return f"{self.url}/{name}"
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """A small object, whole.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            RemoteAccessError: If the store does not let us in.
+            RemoteUnavailableError: If it does not answer.
+        """
+        path = self._path(name)
+        return bytes(self._try("read", name, lambda system: system.cat_file(path)))
+
+    def stream(self, name: str, size: int) -> Stream:
+        """An object, to be read once from its beginning."""
+        return Stream(self, name, size)
+
+    def read_range(self, name: str, start: int, stop: int, beyond: int = 0) -> bytes:
+        """Some bytes of an object, and up to ``beyond`` more if it has them; none if it ends before ``start``."""
+        path = self._path(name)
+
+        def get(system: Any) -> bytes:
+            try:
+                data = bytes(system.cat_file(path, start=start, end=stop + beyond))
+            except Exception as error:
+                if is_short(error):
+                    return b""
+                raise
+            if 0 < len(data) < stop - start:
+                raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes arrived")
+            return data
+
+        return self._try("read", name, get)
+
+    def sizes(self, directory: str) -> dict[str, int]:
+        """Names and sizes of the objects in a directory."""
+        path = self._path(directory)
+
+        def find(system: Any) -> dict[str, int]:
+            system.invalidate_cache()
+            try:
+                found = system.find(path, maxdepth=1, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {name.rpartition("/")[2]: int(info["size"]) for name, info in found.items()}
+
+        return self._try("list", directory, find)
+
+    # Writing
+
+    def put(self, data: bytes, name: str) -> None:
+        """Write a small object; readers see all of it or what was there before."""
+        if self.protocol == "file":
+            _replace(Path(self._path(name)), lambda temporary: temporary.write_bytes(data))
+            return
+        path = self._path(name)
+        self._try("write", name, lambda system: system.pipe_file(path, data), writing=True)
+
+    def put_file(self, source: Path, name: str) -> None:
+        """Write an object from a local file."""
+        if self.protocol == "file":
+            import shutil
+
+            _replace(Path(self._path(name)), lambda temporary: shutil.copyfile(source, temporary))
+            return
+        path = self._path(name)
+        self._try("write", name, lambda system: system.put_file(str(source), path), writing=True)
+
+    def copy(self, source: str, name: str) -> None:
+        """Write an object from another one, without moving its bytes through this machine."""
+        if self.protocol == "file":
+            self.put_file(Path(self._path(source)), name)
+            return
+        paths = self._path(source), self._path(name)
+        self._try("write", name, lambda system: system.cp_file(*paths), writing=True)
+
+    # fsspec
+
+    def _path(self, name: str) -> str:
+        return f"{self._base}/{name}"
+
+    def _open(self) -> Any:
+        """This process's file system: a forked child cannot use the connections of its parent."""
+        with self._lock:
+            if self._system is None or self._system[0] != os.getpid():
+                self._system = os.getpid(), self._connect()
+            return self._system[1]
+
+    def _connect(self) -> Any:
+        import fsspec
+
+        settings = dict(self.options)
+        if self.protocol != "memory":  # whose content belongs to the class
+            settings |= {"skip_instance_cache": True, "use_listings_cache": False}
+        try:
+            return fsspec.filesystem(self.protocol, **settings)
+        except ImportError as error:
+            extra = PROTOCOLS[self.protocol]
+            raise SettingError(
+                f"{self.protocol}:// needs a library that is not installed ({error})",
+                fix=f"pip install 'torchcell-cache[{extra}]'",
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"storage_options of {self.protocol}://: {text_of(error)}") from None
+
+    def _try(self, action: str, name: str, call: Callable[[Any], T], writing: bool = False) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call(self._open())
+            except CacheError:
+                raise
+            except Exception as error:
+                kind = kind_of(error)
+                if kind == GONE and not writing:
+                    raise FileNotFoundError(f"{self.label(name)} does not exist") from None
+                if kind != TRANSIENT or attempt == ATTEMPTS:
+                    raise self._error(kind, error, action, name) from None
+                with self._lock:
+                    self._system = None  # connections may be broken, credentials may have been renewed
+            time.sleep(_FIRST_PAUSE_S * 2**attempt * (0.5 + random.random()))
+        raise AssertionError
+
+    def _error(self, kind: str, error: Exception, action: str, name: str) -> CacheError:
+        label = self.label(name)
+        with self._lock:
+            self._system = None
+        if kind == ACCESS:
+            return RemoteAccessError(
+                f"not allowed to {action} {label} ({text_of(error)})",
+                path=label,
+                fix=how_to_log_in(self.protocol),
+            )
+        if kind == TRANSIENT:
+            return RemoteUnavailableError(
+                f"cannot {action} {label}: {ATTEMPTS} tries ended in {text_of(error)}",
+                path=label,
+                fix="check network and endpoint, then run the same again: what has arrived is kept",
+            )
+        if kind == GONE:
+            return StorageLostError(
+                f"cannot {action} {label}: {text_of(error)}",
+                path=label,
+                fix="create the bucket, or check its name",
+            )
+        return SettingError(
+            f"cannot {action} {label}: {text_of(error)}",
+            path=label,
+            fix="check the address and storage_options",
+        )
+
+
+class Stream(io.RawIOBase):
+    """An object read by ranges, so that a connection that breaks costs one range and not the object."""
+
+    def __init__(self, bucket: Bucket, name: str, size: int) -> None:
+        super().__init__()
+        self.bucket, self.name, self.size, self._at = bucket, name, size, 0
+
+    def readable(self) -> bool:
+        """Whether it can be read: yes."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, as many as one request brings; one byte too many shows an object that is too long."""
+        if self._at >= self.size and self._at > 0:
+            return b""
+        stop = min(self._at + _CHUNK, self.size)
+        data = self.bucket.read_range(self.name, self._at, stop, beyond=int(stop == self.size))
+        self._at = self._at + len(data) if data else self.size + 1
+        return data
+
+
+def _replace(target: Path, write: Callable[[Path], Any]) -> None:
+    """On a file system an object appears by renaming, so that nobody sees half of one."""
+    make_dirs_durable(target.parent)
+    temporary = temp_path(target)
+    try:
+        with storage_errors(target):
+            write(temporary)
+            temporary.chmod(0o444)
+            fsync_file(temporary)
+            replace_file(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""Locks on single bytes of one file: many files leased through one descriptor, shared between processes.
+
+Linux's open file description locks (``man fcntl``): like ``flock`` the kernel frees them when their holder ends, however it
+ends, and unlike it one descriptor holds any number of them. They belong to the descriptor, so a forked child opens its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import weakref
+from pathlib import Path
+
+_OTHERS = (errno.EAGAIN, errno.EACCES)
+
+
+class ByteLocks:
+    """Shared and exclusive locks on the bytes of a file, by number.
+
+    Args:
+        path: The lock file; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.supported = True
+        self._descriptor: int | None = None
+        self._open()
+        _ALL.add(self)
+
+    def shared(self, byte: int) -> bool:
+        """Take a shared lock, or make an exclusive one shared; ``False`` if somebody has it exclusively."""
+        return self._set(fcntl.F_RDLCK, byte)
+
+    def exclusive(self, byte: int) -> bool:
+        """Take an exclusive lock, or make a shared one exclusive; ``False``, and nothing changes, if others hold it."""
+        return self._set(fcntl.F_WRLCK, byte)
+
+    def release(self, byte: int) -> None:
+        """Give a lock back."""
+        self._set(fcntl.F_UNLCK, byte)
+
+    def close(self) -> None:
+        """Give all locks back."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def _set(self, kind: int, byte: int) -> bool:
+        if not self.supported:
+            return True
+        if self._descriptor is None:
+            self._open()
+        assert self._descriptor is not None
+        # struct flock: type, whence, start, length, and a pid that must be 0
+        request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request)
+        except OSError as error:
+            if error.errno in _OTHERS:
+                return False
+            self.supported = False  # then nothing is evicted, and the same file may be fetched twice
+        return True
+
+
+_ALL: weakref.WeakSet[ByteLocks] = weakref.WeakSet()
+
+
+def _reopen_after_fork() -> None:
+    for locks in list(_ALL):
+        locks.close()  # the parent's descriptor keeps the parent's locks
+
+
+os.register_at_fork(after_in_child=_reopen_after_fork)

@@ -1,0 +1,253 @@
+"""Opening a store by its address: manifest, then what all samples share, then shards, at once or on first use."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from torchcell_cache.builder.progress import Progress
+from torchcell_cache.durable.atomic import make_dirs_durable
+from torchcell_cache.errors import (
+    CacheNotFoundError,
+    CorruptManifestError,
+    SettingError,
+    StorageLostError,
+    WaitTimeoutError,
+)
+from torchcell_cache.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.manifest import MANIFEST_NAME, FileEntry, Manifest
+from torchcell_cache.remote.bucket import ATTEMPTS, Bucket, Stream
+from torchcell_cache.remote.local_cache import LocalCache, cache_at
+from torchcell_cache.remote.room import bytes_of, make_room
+from torchcell_cache.shard_entry import PROCESSED_NAME
+from torchcell_cache.staging import copy_name
+from torchcell_cache.transfer import Origin, bring
+from torchcell_cache.urls import name_of
+from torchcell_cache.waiting import seconds_of
+
+THREADS = 8
+DOWNLOADS = ("lazy", "all")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+
+
+class _GoneStream(Stream):
+    """A stream whose object may have been removed since the manifest was read."""
+
+    def __init__(self, bucket: Bucket, manifest: Manifest, entry: FileEntry) -> None:
+        super().__init__(bucket, object_name(manifest, entry.name), entry.size)
+        self._manifest = manifest
+
+    def read(self, size: int = -1) -> bytes:
+        """See :meth:`Stream.read`."""
+        try:
+            return super().read(size)
+        except FileNotFoundError:
+            raise _lost(self.bucket, self._manifest, self.name) from None
+
+
+class RemoteFiles:
+    """Brings files of one generation to this node when they are asked for.
+
+    Args:
+        bucket: Where they are.
+        cache: Where they go.
+        limit: Bytes that the cache directory may hold, or ``None``.
+    """
+
+    def __init__(self, bucket: Bucket, cache: LocalCache, limit: int | None) -> None:
+        self.bucket, self.cache, self.limit = bucket, cache, limit
+        self.manifest = cache.manifest
+        self._origin = remote_origin(bucket, self.manifest)
+
+    def reopen(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """How another process opens the same generation; nothing in it is secret."""
+        return reopen, (self.bucket, self.cache.root, self.manifest.generation, self.limit)
+
+    def bring(self, entry: FileEntry, note: Callable[[int], None] = lambda count: None) -> None:
+        """Have a file on this disk, whole, for as long as this process reads the generation."""
+        self.cache.hold(entry, lambda wanted: self._fetch(wanted, note))
+
+    def bring_shards(self, shards: Any) -> bool:
+        """Have all of some shards, several fetched at a time; ``False`` if they are too many for the cache.
+
+        Args:
+            shards: Shard numbers, any number of times each, ``[n] int64``.
+        """
+        if bool(self.cache.here[shards].all()):
+            return True
+        wanted = [self.manifest.shards[k].file for k in np.unique(shards).tolist()]
+        if self.limit is not None and sum(entry.size for entry in wanted) > self.limit:
+            return False
+        self._bring_all([entry for entry in wanted if entry.name not in self.cache.held], lambda count: None)
+        return True
+
+    def bring_everything(self, entries: Sequence[FileEntry], what: str) -> None:
+        """Have all of some files, with progress."""
+        meter = Progress(sum(entry.size for entry in entries), 0, None, what=what, unit="bytes")
+        turn = threading.Lock()
+
+        def note(count: int) -> None:
+            with turn:
+                meter(count)
+
+        try:
+            self._bring_all(list(entries), note)
+        finally:
+            meter.close("complete")
+
+    def _bring_all(self, entries: list[FileEntry], note: Callable[[int], None]) -> None:
+        if len(entries) == 1:
+            self.bring(entries[0], note)
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            futures = [pool.submit(self.bring, entry, note) for entry in entries]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _fetch(self, entry: FileEntry, note: Callable[[int], None]) -> None:
+        if self.limit is not None:
+            make_room(self.cache.root.parent, entry.size, self.limit)
+        bring(entry, self.cache.directory, self._origin, note, threading.Event())
+
+
+def open_url(
+    url: Any,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | str | None = None,
+    download: str = "lazy",
+    storage_options: Mapping[str, Any] | None = None,
+    wait: bool | float = False,
+) -> Generation:
+    """Open the generation that an address publishes; see :class:`torchcell_cache.PreprocessedDataset`."""
+    if download not in DOWNLOADS:
+        raise SettingError(f"download={download!r}, expected one of {', '.join(DOWNLOADS)}")
+    bucket, limit = Bucket(url, storage_options), bytes_of(cache_bytes)
+    manifest = remote_manifest(bucket, wait)
+    shards = [shard.file for shard in manifest.shards]
+    total = sum(entry.size for entry in (*manifest.files, *shards))
+    if download == "all" and limit is not None and total > limit:
+        raise SettingError(
+            f"download='all' needs {total:,} bytes, cache_bytes is {limit:,}",
+            fix=f"cache_bytes={total}, or download='lazy'",
+        )
+    place = make_dirs_durable(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
+    cache = cache_at(place / copy_name(Path(name_of(bucket.url)), manifest), manifest)
+    files = RemoteFiles(bucket, cache, limit)
+    files.bring_everything([*manifest.files, *(shards if download == "all" else ())], f"pull {bucket.url}")
+    return Generation(cache.root, manifest, files)
+
+
+def reopen(bucket: Bucket, root: Path, generation: str, limit: int | None) -> Generation:
+    """The same generation in another process, on this node or another one, whatever the address publishes by now.
+
+    Raises:
+        StorageLostError: If neither this node nor the address has it any more.
+    """
+    path = root / PROCESSED_NAME / generation / GENERATION_MANIFEST
+    try:
+        manifest = Manifest.from_bytes(path.read_bytes(), path=path)
+    except (FileNotFoundError, CorruptManifestError):
+        name = f"{PROCESSED_NAME}/{generation}/{GENERATION_MANIFEST}"
+        try:
+            manifest = _parsed(bucket, name)
+        except FileNotFoundError:
+            raise StorageLostError(
+                f"{bucket.label(name)} was removed", path=bucket.label(name), fix="open the dataset again"
+            ) from None
+    make_dirs_durable(root)
+    return Generation(root, manifest, RemoteFiles(bucket, cache_at(root, manifest), limit))
+
+
+def default_cache_dir() -> Path:
+    """Where files go if nobody says: ``$TORCHCELL_CACHE_DIR``, else below the user's cache directory."""
+    given = os.environ.get("TORCHCELL_CACHE_DIR")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchcell_cache"
+
+
+def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
+    """The manifest that an address publishes.
+
+    Raises:
+        CacheNotFoundError: If there is none; names the command that puts one there.
+        CorruptManifestError: If it is damaged, however often it is read.
+    """
+    seconds, begun, pause = seconds_of(wait), time.monotonic(), _FIRST_PAUSE_S
+    name = f"{PROCESSED_NAME}/{MANIFEST_NAME}"
+    said = False
+    while True:
+        try:
+            return _parsed(bucket, name)
+        except FileNotFoundError:
+            waited = time.monotonic() - begun
+        if waited >= seconds:
+            kind = WaitTimeoutError if seconds else CacheNotFoundError
+            raise kind(
+                f"no complete store at {bucket.url} ({name} is missing there)",
+                path=bucket.url,
+                fix=f"torchcell-cache push root=<root> url={bucket.url}",
+            )
+        if not said:
+            print(f"waiting for {bucket.url}", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(min(pause, seconds - waited))
+        pause = min(1.5 * pause, _LONGEST_PAUSE_S)
+
+
+def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:
+    """The files of a generation at an address."""
+    sizes = {e.name: e for e in (*manifest.files, *(s.file for s in manifest.shards))}
+
+    def fetch(name: str) -> BinaryIO:
+        return cast("BinaryIO", _GoneStream(bucket, manifest, sizes[name]))
+
+    place = bucket.label(f"{PROCESSED_NAME}/{manifest.generation}")
+    fix = f"where the store was built: torchcell-cache push root=<root> url={bucket.url} force=true"
+    return Origin(place, fetch, fix, attempts=ATTEMPTS, threads=THREADS)
+
+
+def object_name(manifest: Manifest, name: str) -> str:
+    """A file of a generation, below the address."""
+    return f"{PROCESSED_NAME}/{manifest.generation}/{name}"
+
+
+def _parsed(bucket: Bucket, name: str) -> Manifest:
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return Manifest.from_bytes(bucket.read(name), path=bucket.label(name))
+        except CorruptManifestError as error:
+            if not left:
+                text = str(error).splitlines()[0]
+                raise CorruptManifestError(
+                    f"{bucket.label(name)}: {text}",
+                    path=bucket.label(name),
+                    fix=f"where the store was built: torchcell-cache push root=<root> url={bucket.url} force=true",
+                ) from None
+    raise AssertionError
+
+
+def _lost(bucket: Bucket, manifest: Manifest, name: str) -> StorageLostError:
+    """An object that the manifest names is not there: was the store replaced, or was it never whole?"""
+    try:
+        now = _parsed(bucket, f"{PROCESSED_NAME}/{MANIFEST_NAME}").generation
+    except FileNotFoundError:
+        now = ""
+    if now and now != manifest.generation:
+        fix = f"open the dataset again: {bucket.url} publishes {now} by now"
+    else:
+        fix = f"where the store was built: torchcell-cache push root=<root> url={bucket.url}"
+    return StorageLostError(f"{bucket.label(name)} was removed", path=bucket.label(name), fix=fix)

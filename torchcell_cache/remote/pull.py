@@ -1,0 +1,113 @@
+"""``pull``: a store out of object storage into a directory of its own, complete, like one that was built there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.builder.steps import Say, acquire
+from torchcell_cache.durable.atomic import make_dirs_durable
+from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
+from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
+from torchcell_cache.fingerprint import explain
+from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
+from torchcell_cache.remote.bucket import Bucket
+from torchcell_cache.remote.opening import remote_manifest, remote_origin
+from torchcell_cache.transfer import check_space, fill, missing_files, write_rest
+
+
+def pull(
+    url: str,
+    root: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    wait: bool | float = False,
+    progress: bool = True,
+) -> Path:
+    """Copy a store from object storage into a directory; what an interrupted pull finished is kept.
+
+    Args:
+        url: Where it was pushed to.
+        root: Root of the copy.
+        overwrite: Whether a store with another content may be replaced there; its generation stays until ``gc``.
+        storage_options: Options of the file system, no credentials.
+        wait: Seconds to wait for a store that another job is about to push, ``True`` without limit.
+        progress: Whether to print progress on stderr.
+
+    Returns:
+        The root.
+
+    Raises:
+        CacheNotFoundError: If nothing was pushed there.
+        CorruptShardError: If an object is not what the manifest says, however often it is fetched.
+        StaleCacheError: If another store is at ``root``.
+        StorageError: If there is no room, or the object store cannot be reached.
+        SettingError: If the address or an option cannot be used.
+    """
+    where, bucket, say = (
+        Path(os.fspath(root)).expanduser().absolute(),
+        Bucket(url, storage_options),
+        Say(progress),
+    )
+    manifest = remote_manifest(bucket, wait)
+    _current(where, manifest, overwrite)
+    make_dirs_durable(processed_dir(where))
+    lock = BuilderLock(processed_dir(where) / LOCK_NAME)
+    acquire(lock, say)
+    try:
+        _bring(bucket, manifest, where, overwrite, progress, say)
+    finally:
+        lock.release()
+    return where
+
+
+def _bring(bucket: Bucket, manifest: Manifest, root: Path, overwrite: bool, progress: bool, say: Say) -> None:
+    begun = time.perf_counter()
+    current = _current(root, manifest, overwrite)
+    wanted = missing_files(manifest, root)
+    check_space(wanted, root)
+    total = sum(entry.size for entry in wanted)
+    meter = Progress(total, 0, None, enabled=progress, what=f"pull {bucket.url}", unit="bytes")
+    try:
+        fill(manifest, root, wanted, remote_origin(bucket, manifest), meter)
+    finally:
+        meter.close("complete")
+    write_rest(manifest, root, publish=False)
+    expect = None if current is None else current.generation
+    if not write_manifest(root, manifest, expect_generation=expect, replace_damaged=True):
+        _current(root, manifest, overwrite=False)  # without locks somebody else may have been first
+    seconds = time.perf_counter() - begun
+    say(
+        f"pulled {human_bytes(total)} in {len(wanted)} files to {root} in {human_seconds(seconds)} "
+        f"({human_bytes(total / max(seconds, 1e-9))}/s)"
+    )
+
+
+def _current(root: Path, manifest: Manifest, overwrite: bool) -> Manifest | None:
+    """What is published at ``root``, unless it must not be replaced."""
+    try:
+        current = read_manifest(root)
+    except CacheNotFoundError:
+        return None
+    except (CorruptManifestError, FormatError):
+        if not overwrite:
+            raise
+        return None
+    if current.content_digest == manifest.content_digest and current.generation == manifest.generation:
+        return current
+    if current.generation == manifest.generation or not overwrite:
+        lines = explain(current.fingerprint, manifest.fingerprint) or [
+            "the same inputs, built or repaired again"
+        ]
+        again = "" if current.generation == manifest.generation else "pull ... overwrite=true, or "
+        raise StaleCacheError(
+            f"{root} holds another store ({current.num_samples:,} samples):\n    " + "\n    ".join(lines),
+            path=root,
+            fix=f"{again}choose another root",
+        )
+    return current

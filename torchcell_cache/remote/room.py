@@ -1,0 +1,92 @@
+"""The size of a cache directory: what it holds, and what to remove for something new to fit."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torchcell_cache.builder.progress import human_bytes
+from torchcell_cache.errors import SettingError
+from torchcell_cache.remote.local_cache import LOCK_NAME, USED_NAME, try_evict_at
+from torchcell_cache.shard_entry import FILE_NAMES, GENERATION, PROCESSED_NAME
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SHARD = re.compile(r"shard-[0-9]{5,10}\.lmdb")
+
+
+class CachedFile(NamedTuple):
+    """A file in a cache directory: when it was last asked for, its copy's root, its path and size in bytes."""
+
+    used: float
+    root: Path
+    path: Path
+    size: int
+
+
+def bytes_of(value: int | float | str | None) -> int | None:
+    """A size: a number, or text such as ``"200GB"``.
+
+    Raises:
+        SettingError: If it is none.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", str(value), re.IGNORECASE)
+    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
+        raise SettingError(f"cache_bytes={value!r}: expected a number of bytes, or text such as '200GB'")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def cached_files(cache_dir: Path) -> list[CachedFile]:
+    """All files of generations in a cache directory, the one that was asked for longest ago first."""
+    return sorted(_cached_files(cache_dir))
+
+
+def _cached_files(cache_dir: Path) -> Iterator[CachedFile]:
+    for lock in cache_dir.glob(f"*/{LOCK_NAME}"):
+        root = lock.parent
+        for directory in (root / PROCESSED_NAME).glob("gen-*"):
+            if not GENERATION.fullmatch(directory.name):
+                continue
+            for path in directory.iterdir():
+                if path.name not in FILE_NAMES and not _SHARD.fullmatch(path.name):
+                    continue
+                try:
+                    stat = path.lstat()
+                except FileNotFoundError:
+                    continue
+                yield CachedFile(_last_used(root, path.name, stat.st_mtime), root, path, stat.st_size)
+
+
+def _last_used(root: Path, name: str, otherwise: float) -> float:
+    try:
+        return (root / USED_NAME / name).stat().st_mtime
+    except OSError:
+        return otherwise
+
+
+def make_room(cache_dir: Path, need: int, limit: int) -> None:
+    """Remove what was used longest ago and nobody has open, until ``need`` more bytes fit.
+
+    If too much is open, the cache grows beyond its limit, with a warning, rather than stop a training.
+    """
+    files = cached_files(cache_dir)
+    excess = sum(file.size for file in files) + need - limit
+    for file in files:
+        if excess <= 0:
+            return
+        if try_evict_at(file.root, file.path):
+            excess -= file.size
+    if excess > 0 and str(cache_dir) not in _WARNED:
+        _WARNED.add(str(cache_dir))
+        warnings.warn(
+            f"the cache {cache_dir} grows {human_bytes(excess)} beyond cache_bytes={limit:,}: all the rest of it is open",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_WARNED: set[str] = set()

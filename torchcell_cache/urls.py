@@ -1,0 +1,115 @@
+"""Which roots are addresses of object stores, and what such an address may hold: never credentials."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torchcell_cache.errors import SettingError
+
+PROTOCOLS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "abfs": "az",
+    "abfss": "az",
+    "file": None,
+    "memory": None,
+}
+"""Protocols that stores can be kept under, and the extra each needs."""
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)", re.DOTALL)
+_SECRET_NAMES = re.compile(
+    r"secret|password|passphrase|credential|connection_string|account_key|access_key|session_token|sas|^key$|^token$",
+    re.IGNORECASE,
+)
+_HARMLESS = ("anon", "anonymous", "google_default", "cloud", "cache", "browser", None, True, False)
+
+
+def is_url(root: Any) -> bool:
+    """Whether a root is the address of an object store rather than a directory."""
+    try:
+        text = os.fspath(root)
+    except TypeError:
+        return False
+    match = _URL.fullmatch(text) if isinstance(text, str) else None
+    return match is not None and (match[1] in PROTOCOLS or "://" in text)
+
+
+def checked_url(root: Any) -> str:
+    """The address, spelt one way.
+
+    Raises:
+        SettingError: If the protocol is unknown, the address is empty, or it carries a password.
+    """
+    match = _URL.fullmatch(os.fspath(root))
+    if match is None or match[1] not in PROTOCOLS:
+        raise SettingError(
+            f"{os.fspath(root)!r} is no address of a store; known: {', '.join(f'{p}://' for p in PROTOCOLS)}",
+            fix="write for instance s3://bucket/prefix",
+        )
+    protocol, rest = match[1], match[2].rstrip("/")
+    if "@" in rest.split("/")[0] and ":" in rest.split("@")[0]:
+        raise SettingError(
+            f"the {protocol}:// address holds a password, which would end up in logs",
+            fix=how_to_log_in(protocol),
+        )
+    if not rest:
+        raise SettingError(f"{protocol}:// names no bucket", fix=f"write {protocol}://bucket/prefix")
+    return f"{protocol}:///{rest}" if protocol == "file" else f"{protocol}://{rest}"
+
+
+def protocol_of(url: str) -> str:
+    """``s3`` of ``s3://bucket``."""
+    return url.partition(":")[0]
+
+
+def name_of(url: str) -> str:
+    """Last part of an address."""
+    return url.rpartition("/")[2]
+
+
+def checked_options(options: Mapping[str, Any] | None, protocol: str) -> dict[str, Any]:
+    """Options of the file system, without secrets: datasets are pickled, printed and logged.
+
+    Raises:
+        SettingError: If one of them is or looks like a credential.
+    """
+    found = _secret_in(dict(options or {}))
+    if found is not None:
+        raise SettingError(
+            f"storage_options hold {found!r}: credentials are not passed through datasets, which are pickled and logged",
+            fix=how_to_log_in(protocol),
+        )
+    return dict(options or {})
+
+
+def how_to_log_in(protocol: str) -> str:
+    """Where the file system of a protocol looks for credentials, as a fix."""
+    extra = PROTOCOLS.get(protocol)
+    if extra == "s3":
+        return (
+            "set or renew credentials where s3fs finds them (aws sso login, AWS_PROFILE, ~/.aws/credentials, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a role of the machine), then run the same again; "
+            "for a public bucket storage_options={'anon': True}"
+        )
+    if extra == "gs":
+        return "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS, then run the same again"
+    if extra == "az":
+        return "run az login, or set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, then run the same again"
+    return "check owner and permissions"
+
+
+def _secret_in(options: Mapping[str, Any]) -> str | None:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            inside = _secret_in(value)
+            if inside is not None:
+                return f"{name}.{inside}"
+        elif _SECRET_NAMES.search(str(name)) and not (value is None or value in _HARMLESS):
+            return str(name)
+    return None
