@@ -126,6 +126,62 @@ def test_graphs_without_a_table_are_appended(tmp_path: Path) -> None:
     assert tc.verify(growth.dataset.root, level="full", progress=False).ok
 
 
+class Cells:
+    """Graphs with labels beside them, as cells have: what a sample is shows in its graph, not in the table alone."""
+
+    gives_graphs = True
+
+    def __init__(self, items: list[Data], name: str) -> None:
+        self.items_, self.name, self.base_graph = items, name, None
+        genes, labels = [[]] * len(items), [float(item.y) for item in items]
+        self.table = tc.PerturbationTable(cell_graph(), genes, phenotypes={"label": labels}).table
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __getitem__(self, index: int) -> Data:
+        return self.items_[index]
+
+    def identity(self) -> dict:
+        return {"class": "Cells", "name": self.name}
+
+
+def test_graphs_with_a_table_are_compared_by_nothing_but_their_graphs(tmp_path: Path) -> None:
+    items = graphs(29)
+    kept = {"storage": "delta", "shard_size": 8, "progress": False}
+    tc.build(tmp_path / "store", source=Cells(items[:19], "first"), **kept)
+    grown = tc.append(tmp_path / "store", Cells(items[19:], "second"), progress=False)
+    assert grown.recomputed == 10
+    for k, item in enumerate(items):
+        assert_same_graph(grown.dataset[k], item)
+    assert grown.dataset.columns["label"].tolist() == [k % 3 for k in range(29)]
+    assert tc.verify(tmp_path / "store", level="full", progress=False).ok
+
+    changed = copy.copy(items[4])
+    changed.x = changed.x + 1  # its label stays
+    items = [*items[:4], changed, *items[5:]]
+    growth = tc.update(tmp_path / "store", Cells(items, "third"), progress=False)
+    for k, item in enumerate(items):
+        assert_same_graph(growth.dataset[k], item)
+    full = tc.build(tmp_path / "full", source=Cells(items, "third"), **kept)
+    assert growth.dataset.content_digest == full.content_digest
+
+
+def named(sample) -> Data:
+    return Data(y=torch.tensor([len(sample.perturbed)]), name=sample.source_id)
+
+
+def test_names_that_a_processor_reads(tmp_path: Path) -> None:
+    base, (genes, labels) = cell_graph(), knockouts(12)
+    names = [f"exp-{k}" for k in range(12)]
+    build(tmp_path / "store", table(base, genes, labels, source_ids=names), "delta", named)
+    names[3] = "renamed"
+    source = table(base, genes, labels, source_ids=names)
+    growth = tc.update(tmp_path / "store", source, named, progress=False)
+    assert (growth.recomputed, growth.linked_shards) == (8, 1)  # the shard with that sample, and no other
+    assert [graph.name for graph in growth.dataset] == names
+
+
 # What can differ
 
 

@@ -13,7 +13,7 @@ from torchcell_cache.errors import SourceContractError, StaleCacheError
 from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import graph_digests
-from torchcell_cache.record import SampleTable
+from torchcell_cache.record import Sample, SampleTable
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.sources.table import PerturbationTable
 
@@ -24,10 +24,12 @@ class AppendedSource:
     Args:
         old: The store's generation.
         tail: The samples that follow, on the same base graph.
+        table: Perturbed ids and measurements of all samples, if store and tail have them.
     """
 
-    def __init__(self, old: Generation, tail: Source) -> None:
-        self.base_graph = old.base_graph
+    def __init__(self, old: Generation, tail: Source, table: SampleTable | None = None) -> None:
+        self.base_graph, self.table = old.base_graph, table
+        self.gives_graphs = getattr(tail, "gives_graphs", False)
         self.first, self.tail = len(old), tail
         self._stored = old.manifest.fingerprint["source"]
         if old.topology is not None:
@@ -55,11 +57,8 @@ class AppendedSource:
 class AppendedTable(AppendedSource):
     """Samples that are perturbed ids and measurements."""
 
-    def __init__(self, old: Generation, tail: Source, table: SampleTable) -> None:
-        super().__init__(old, tail)
-        self.table = table
-
     def __getitem__(self, index: int) -> Any:
+        assert self.table is not None
         return self.table.sample(index, self.base_graph)
 
 
@@ -107,11 +106,11 @@ def appended(old: Generation, tail: Source) -> Source:
             f"the store's samples are {'graphs' if old.table is None else 'perturbations'}, those of "
             f"{type(tail).__name__} are {'perturbations' if old.table is None else 'graphs'}"
         )
-    if old.table is None or not isinstance(table, SampleTable):
+    whole = _joined(old.table, table) if old.table is not None and isinstance(table, SampleTable) else None
+    if whole is None or (len(tail) and type(tail[0]) is not Sample):
         kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
         kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
-        return kind(old, tail)
-    whole = _joined(old.table, table)
+        return kind(old, tail, whole)
     if (
         type(tail) is PerturbationTable
         and old.manifest.fingerprint["source"].get("class") == "PerturbationTable"

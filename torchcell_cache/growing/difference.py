@@ -7,6 +7,7 @@ cannot be proven to be the same counts as changed.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torchcell_cache.columns import offsets
 from torchcell_cache.generation import Generation
 from torchcell_cache.growing.appended import AppendedSource
 from torchcell_cache.incidence import IncidenceIndex, ragged_arange
-from torchcell_cache.record import Int64Array, SampleTable
+from torchcell_cache.record import Int64Array, Sample, SampleTable
 from torchcell_cache.removal import ReactionRemoval, Removal
 
 Flags = npt.NDArray[np.bool_]
@@ -43,17 +44,20 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
     if old.schema["records"] != shards.records or stored.get("processor") != plan.parts["processor"]:
         return same
     graph_is_same = stored.get("base_graph") == plan.parts["base_graph"]
-    if isinstance(plan.source, AppendedSource) and graph_is_same and plan.table is None:
+    structured = shards.records == "structured"
+    if isinstance(plan.source, AppendedSource) and graph_is_same and not structured:
         same[:common] = True
         return same
-    if plan.table is None or old.table is None:
+    if plan.table is None or old.table is None or not common:
         return same
-    if shards.records == "structured":
+    if structured:
         if _format(old.structured) != _format(StructuredSchema.from_dict(shards.schema["structured"])):
             return same
-    elif not graph_is_same or list(old.schema["phenotypes"]) != list(plan.table.phenotypes):
+    elif not graph_is_same or not _tells_all(plan, old.table):
         return same
     rows = _same_rows(old.table, plan.table, common)
+    if not structured:
+        rows &= _same_names(old.table, plan.table, common)
     if removal is not None and not graph_is_same:
         assert old.removal is not None
         rows &= _same_removals(old.removal, removal, plan.table, common)
@@ -64,6 +68,22 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
 def _format(schema: StructuredSchema) -> tuple[Any, ...]:
     """What the bytes of a record depend on besides its sample."""
     return schema.num_columns, schema.has_removed, schema.kind, schema.id_dtype
+
+
+def _tells_all(plan: BuildPlan, old: SampleTable) -> bool:
+    """Whether rows of the table say everything a processor gets. Cells have expression that their labels do not show."""
+    assert plan.table is not None
+    if type(plan.source[0]) is not Sample:
+        return False
+    return (old.phenotypes, old.statistics) == (plan.table.phenotypes, plan.table.statistics)
+
+
+def _same_names(old: SampleTable, new: SampleTable, common: int) -> Flags:
+    """Whether samples have the same ``source_id``, which a processor may read, ``[common] bool``."""
+    if old.source_ids is None or new.source_ids is None:
+        return np.full(common, old.source_ids is new.source_ids)
+    pairs = zip(islice(old.source_ids, common), islice(new.source_ids, common), strict=True)
+    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=common)
 
 
 def _same_rows(old: SampleTable, new: SampleTable, common: int) -> Flags:
