@@ -340,6 +340,15 @@ def test_labels_are_binned(ds) -> None:
     ]
 
 
+def test_codes_of_names_need_no_bins(tmp_path) -> None:
+    """A label of whole numbers is a class, though labels are stored as float32."""
+    codes = [2.0, 0.0, 2.0, float("nan"), 2.0, float("nan"), 1.0]
+    labels = {"cell_type": codes}
+    source = tc.PerturbationTable(cell_graph(), [[k % 9] for k in range(7)], phenotypes=labels)
+    weights = inverse_frequency(build(tmp_path, source, storage="perturbation"), "cell_type", None)
+    np.testing.assert_allclose(weights, [1 / 3, 1, 1 / 3, 1 / 2, 1 / 3, 1 / 2, 1])
+
+
 def test_classes_of_generic_stores_are_labels(tmp_path) -> None:
     kinds = [0, 0, 0, 0, 1, 2, 2, 0, 0]
     one = [Data(x=torch.ones(2, 1), y=torch.tensor([k])) for k in kinds]

@@ -58,10 +58,11 @@ def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Ar
         column: A stored column.
         name: Its name, for messages.
         bins: Number of equal ranges between the smallest and the largest finite value, or the edges between ranges
-            (``-inf`` and ``inf`` are understood at both ends); ``None`` makes every value a group.
+            (``-inf`` and ``inf`` are understood at both ends); ``None`` makes every value a group, which takes whole
+            numbers (counts, codes of names), whatever their dtype.
 
     Raises:
-        SettingError: If a column of real numbers comes without bins, or bins make no sense.
+        SettingError: If a column of other numbers comes without bins, or bins make no sense.
     """
     count = len(column)
     width = column.size // count if count else 1
@@ -72,9 +73,10 @@ def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Ar
         return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     column = column.reshape(count)
     if bins is None:
-        if np.issubdtype(column.dtype, np.floating):
+        known = column[~np.isnan(column)] if column.dtype.kind == "f" else column
+        if column.dtype.kind == "f" and not bool((known == np.floor(known)).all()):
             raise SettingError(
-                f"column {name!r} holds real numbers, nearly all different: every sample would be a group",
+                f"column {name!r} holds real numbers: nearly every sample would be a group of its own",
                 fix="bins=10 for ten equal ranges, or bins=[0.5, 0.9] for the edges between ranges",
             )
         return np.unique(column, return_inverse=True)[1].reshape(-1).astype(np.int64)
