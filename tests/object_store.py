@@ -75,7 +75,7 @@ class Fault:
     """What is to go wrong with the next requests.
 
     Args:
-        kind: ``drop`` the connection, ``truncate`` the body, ``flip`` a bit, or an S3 error code.
+        kind: ``drop`` the connection, ``hang`` for a minute, ``truncate`` the body, ``flip`` a bit, or an S3 error code.
         times: How many requests it meets.
         where: Part of the path of those it meets.
         method: Their method.
@@ -135,6 +135,8 @@ def proxy_to(options) -> Iterator[tuple[Proxy, dict[str, str]]]:
                 self.close_connection = True
                 self.connection.close()
                 return
+            if fault is not None and fault.kind == "hang":
+                time.sleep(60)
             if fault is not None and fault.kind in _STATUS:
                 text = f"<Error><Code>{fault.kind}</Code><Message>said the test</Message></Error>".encode()
                 self.answer(_STATUS[fault.kind], {"Content-Type": "application/xml"}, text, len(text))

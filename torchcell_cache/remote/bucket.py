@@ -24,12 +24,13 @@ from torchcell_cache.durable.atomic import (
 )
 from torchcell_cache.errors import (
     CacheError,
+    CorruptShardError,
     RemoteAccessError,
     RemoteUnavailableError,
     SettingError,
     StorageLostError,
 )
-from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, is_short, kind_of, text_of
+from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
 from torchcell_cache.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
 
 ATTEMPTS = 4
@@ -70,6 +71,11 @@ class Bucket:
         """An object as messages call it."""
         return f"{self.url}/{name}"
 
+    @property
+    def push_again(self) -> str:
+        """The fix where objects are damaged."""
+        return f"where the store was built: torchcell-cache push root=<root> url={self.url} force=true"
+
     # Reading
 
     def read(self, name: str) -> bytes:
@@ -89,7 +95,7 @@ class Bucket:
 
     def read_range(self, name: str, start: int, stop: int, beyond: int = 0) -> bytes:
         """Some bytes of an object, and up to ``beyond`` more if it has them; none if it ends before ``start``."""
-        path = self._path(name)
+        path, tries = self._path(name), iter(range(1, ATTEMPTS))
 
         def get(system: Any) -> bytes:
             try:
@@ -98,7 +104,7 @@ class Bucket:
                 if is_short(error):
                     return b""
                 raise
-            if 0 < len(data) < stop - start:
+            if 0 < len(data) < stop - start and next(tries, None):  # else the object is that short
                 raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes arrived")
             return data
 
@@ -185,7 +191,7 @@ class Bucket:
                 kind = kind_of(error)
                 if kind == GONE and not writing:
                     raise FileNotFoundError(f"{self.label(name)} does not exist") from None
-                if kind != TRANSIENT or attempt == ATTEMPTS:
+                if kind not in (TRANSIENT, WRONG) or attempt == ATTEMPTS:
                     raise self._error(kind, error, action, name) from None
                 with self._lock:
                     self._system = None  # connections may be broken, credentials may have been renewed
@@ -201,6 +207,12 @@ class Bucket:
                 f"not allowed to {action} {label} ({text_of(error)})",
                 path=label,
                 fix=how_to_log_in(self.protocol),
+            )
+        if kind == WRONG:
+            return CorruptShardError(
+                f"{label}: {ATTEMPTS} times other bytes than the server's checksum says ({text_of(error)})",
+                path=label,
+                fix=self.push_again,
             )
         if kind == TRANSIENT:
             return RemoteUnavailableError(

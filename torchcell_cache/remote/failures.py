@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-GONE, ACCESS, TRANSIENT, USAGE = "gone", "access", "transient", "usage"
+GONE, ACCESS, TRANSIENT, WRONG, USAGE = "gone", "access", "transient", "wrong", "usage"
 
 _ACCESS_NAMES = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
     "UnauthorizedSSOTokenError", "SSOTokenLoadError", "DefaultCredentialsError", "RefreshError",
     "ClientAuthenticationError", "ProfileNotFound", "SSOError", "LoginRefreshRequired",
 }  # fmt: skip
+_WRONG_NAMES = {"FlexibleChecksumError", "ChecksumError", "DataCorruption"}
 _ACCESS_CODES = {
     "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
     "SignatureDoesNotMatch", "AccessDenied", "RequestTimeTooSkewed", "401", "403",
@@ -34,11 +35,13 @@ _SECRETS = (
 
 
 def kind_of(error: BaseException) -> str:
-    """``GONE``, ``ACCESS``, ``TRANSIENT`` or ``USAGE``."""
+    """``GONE``, ``ACCESS``, ``TRANSIENT``, ``WRONG`` (other bytes than the server's own checksum says) or ``USAGE``."""
     chain = list(_chain(error))
     codes = {code for each in chain for code in _codes(each)}
     if any(type(each).__name__ in _ACCESS_NAMES for each in chain) or codes & _ACCESS_CODES:
         return ACCESS
+    if any(type(each).__name__ in _WRONG_NAMES for each in chain):
+        return WRONG
     if codes & _TRANSIENT_CODES:
         return TRANSIENT
     if isinstance(error, PermissionError):

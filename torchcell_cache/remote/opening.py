@@ -18,6 +18,7 @@ from torchcell_cache.durable.atomic import make_dirs_durable
 from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,
+    CorruptShardError,
     SettingError,
     StorageLostError,
     WaitTimeoutError,
@@ -216,8 +217,7 @@ def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:
         return cast("BinaryIO", _GoneStream(bucket, manifest, sizes[name]))
 
     place = bucket.label(f"{PROCESSED_NAME}/{manifest.generation}")
-    fix = f"where the store was built: torchcell-cache push root=<root> url={bucket.url} force=true"
-    return Origin(place, fetch, fix, attempts=ATTEMPTS, threads=THREADS)
+    return Origin(place, fetch, bucket.push_again, attempts=ATTEMPTS, threads=THREADS)
 
 
 def object_name(manifest: Manifest, name: str) -> str:
@@ -229,13 +229,13 @@ def _parsed(bucket: Bucket, name: str) -> Manifest:
     for left in reversed(range(ATTEMPTS)):
         try:
             return Manifest.from_bytes(bucket.read(name), path=bucket.label(name))
-        except CorruptManifestError as error:
+        except (CorruptManifestError, CorruptShardError) as error:
             if not left:
                 text = str(error).splitlines()[0]
                 raise CorruptManifestError(
                     f"{bucket.label(name)}: {text}",
                     path=bucket.label(name),
-                    fix=f"where the store was built: torchcell-cache push root=<root> url={bucket.url} force=true",
+                    fix=bucket.push_again,
                 ) from None
     raise AssertionError
 
