@@ -29,6 +29,7 @@ SECTIONS = (
     "cold",
     "memory",
     "train",
+    "remote",
     "cells",
 )
 # Steps per epoch and size of the graph of the training section: it runs three times on two ranks.
@@ -135,6 +136,7 @@ def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
         bench_memory,
         bench_read,
         bench_readers,
+        bench_remote,
         bench_streaming,
         bench_training,
     )
@@ -148,6 +150,7 @@ def _run_sections(options: argparse.Namespace, ctx: Any) -> None:
         "readers": bench_readers.run,
         "streaming": lambda ctx: bench_streaming.run(ctx, options.scale),
         "cold": bench_cold.run,
+        "remote": bench_remote.run,
         "memory": lambda ctx: bench_memory.run(ctx, options.scale),
         "train": lambda ctx: bench_training.run(ctx, steps, min(TRAIN_SCALE, options.scale)),
     }

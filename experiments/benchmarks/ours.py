@@ -38,6 +38,24 @@ def build(root: Path, source: Any, storage: str, num_workers: int) -> tuple[Any,
     return dataset, time.perf_counter() - start
 
 
+def build_shards(root: Path, source: Any, storage: str, num_workers: int, shard_size: int) -> Any:
+    """A store with shards of a given size."""
+    shutil.rmtree(root, ignore_errors=True)
+    processor = tc.LazySubgraphRepresentation()
+    settings = {"storage": storage, "num_workers": num_workers, "shard_size": shard_size}
+    return tc.build(str(root), source=source, processor=processor, progress=False, **settings)
+
+
+def push(root: Path, url: str, options: dict[str, Any]) -> None:
+    """Puts a store into a bucket."""
+    tc.push(root, url, storage_options=options, progress=False)
+
+
+def open_remote(url: str, cache_dir: str, options: dict[str, Any]) -> Any:
+    """Opens a store in a bucket."""
+    return tc.PreprocessedDataset(url, cache_dir=cache_dir, storage_options=options)
+
+
 def build_index(base_graph: Any) -> Any:
     """The incidence index of a base graph."""
     return tc.IncidenceIndex.build(base_graph)
