@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ from experiments.benchmarks import ours
 from experiments.benchmarks.context import Context
 from experiments.benchmarks.harness import Timing, Way, alternate
 from experiments.benchmarks.records import to_typed_object
-from experiments.benchmarks.report import OURS, SCHEME, Row
+from experiments.benchmarks.report import OTHER, OURS, SCHEME, Row
 from experiments.benchmarks.workload import gene_edge_types
 
 # Stock batching of 28 samples takes seconds and 1.3 GB; of 256 it would take 12 GB.
 SCHEME_BATCH_LIMIT = 28
 OWN_ORDER = "in its own chunk-wise shuffled order, not a free choice of indices"
 LIGHT = ("delta", "perturbation")
+STREAM_BUFFER = 8_192
 Ways = dict[str, Way | Callable[[int], object]]
 
 
@@ -44,6 +45,7 @@ def run(ctx: Context) -> None:
         _getitems(ctx, size)
     for size in (28, 256):
         _batches(ctx, size)
+    _own_order(ctx, 28)
     _objects(ctx)
     _typed_objects(ctx)
     ctx.scheme.close()
@@ -127,6 +129,45 @@ def _batches(ctx: Context, size: int) -> None:
             row.add(ctx.scheme.name, SCHEME, timings["scheme"], "stock PyG batch")
 
 
+def _own_order(ctx: Context, size: int) -> None:
+    """Everybody's next batch in the shuffled order that suits its files; ours is the stream."""
+    streams = {
+        s: Forever(
+            ours.stream(ctx.datasets[s].index_select(range(ctx.limit(s))), size, STREAM_BUFFER).batches()
+        )
+        for s in LIGHT
+        if s in ctx.datasets
+    }
+    ways: Ways = {s: lambda _k, f=stream: f.next().pack() for s, stream in streams.items()}
+    for name, peer in ctx.peers.items():
+        own = peer.own_order(size)
+        if own is not None:
+            ways[name] = lambda _k, own=own: own()
+    timings = alternate(ways, ctx.budget)
+    for storage in streams:
+        work = f"batch of {size} in each reader's own shuffled order, `{storage}`"
+        row = ctx.report.row(f"own_order_{size}_{storage}", work, "us")
+        note = f"`StreamingCacheDataset`, windows of {STREAM_BUFFER:,}"
+        _add_ours(row, {storage: timings[storage]}, note)
+        _add_peers(ctx, row, timings, "raw arrays, collated")
+
+
+class Forever:
+    """Batches of a stream, epoch after epoch."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+        self._now: Iterator[Any] = iter(())
+
+    def next(self) -> Any:
+        """The next one."""
+        batch = next(self._now, None)
+        if batch is None:
+            self._now = iter(self.batches)
+            batch = next(self._now)
+        return batch
+
+
 def _size_note(ctx: Context, storage: str, size: int) -> str:
     """Bytes of a batch on their way to the device."""
     batch = ours.read_batch(ctx.datasets[storage], list(range(min(size, ctx.limit(storage)))))
@@ -141,9 +182,7 @@ def _objects(ctx: Context) -> None:
             ways[name] = lambda k, p=peer: _collate(p.get_objects(pick(k, ctx.sizes.peers)))
     timings = alternate(ways, ctx.budget)
     work = "the same batch of 28 where peers hand out PyG objects"
-    row = ctx.report.row("objects_28", work, "us", None, "torchcell_cache `delta`")
-    _add_ours(row, timings)
-    _add_peers(ctx, row, timings, "compact HeteroData, then `Batch.from_data_list`")
+    _both(ctx, "objects_28", work, timings, "compact HeteroData, then `Batch.from_data_list`")
 
 
 def _typed_objects(ctx: Context) -> None:
@@ -159,9 +198,17 @@ def _typed_objects(ctx: Context) -> None:
             )
     timings = alternate(ways, ctx.budget)
     work = "the same batch of 28, PyG objects with a store per edge type"
-    row = ctx.report.row("objects_28_typed", work, "us", None, "torchcell_cache `delta`")
-    _add_ours(row, timings)
-    _add_peers(ctx, row, timings, "HeteroData with nine edge types, then `Batch.from_data_list`")
+    _both(
+        ctx, "objects_28_typed", work, timings, "HeteroData with nine edge types, then `Batch.from_data_list`"
+    )
+
+
+def _both(ctx: Context, key: str, work: str, timings: dict[str, Timing], note: str) -> None:
+    """A row for each of our storages, against the same peers."""
+    for storage in LIGHT:
+        row = ctx.report.row(f"{key}_{storage}", f"{work}, `{storage}`", "us")
+        _add_ours(row, {k: v for k, v in timings.items() if k == storage})
+        _add_peers(ctx, row, timings, note)
 
 
 def _collate(objects: Sequence[Any] | None) -> object:
@@ -176,6 +223,8 @@ def _add_ours(row: Row, timings: dict[str, Timing], note: str = "") -> None:
 
 def _add_peers(ctx: Context, row: Row, timings: dict[str, Timing], note: str) -> None:
     for name, peer in ctx.peers.items():
-        for way, text in ((name, note), (f"{name}, own order", OWN_ORDER)):
-            if way in timings:
-                row.add(way, peer.role, timings[way], text)
+        if name in timings:
+            row.add(name, peer.role, timings[name], note)
+        own = f"{name}, own order"
+        if own in timings:  # shown, but no peer where indices are given
+            row.add(own, OTHER, timings[own], OWN_ORDER)

@@ -177,7 +177,10 @@ def _packed(batch: Any) -> int:
 
 def _litdata(_: Barrier, place: str, url: str, endpoint: str) -> Seconds:
     from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming import downloader
 
+    # Its downloads refuse servers without TLS, and have no setting for it.
+    getattr(downloader, "_OBSTORE_CLIENT_OPTIONS", {})["allow_http"] = True
     begun = time.perf_counter()
     dataset = StreamingDataset(
         url, cache_dir=place, shuffle=True, drop_last=True, storage_options={"endpoint_url": endpoint}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.benchmarks.harness import Machine, Timing
 
-OURS, SCHEME, PEER, FLOOR = "ours", "scheme", "peer", "floor"
+OURS, SCHEME, PEER, FLOOR, OTHER = "ours", "scheme", "peer", "floor", "other"
 # Gaps below this are noise on a shared machine.
 NOISE = 1.5
 
