@@ -290,6 +290,26 @@ def test_another_processor_is_a_rebuild(tmp_path: Path) -> None:
     )
 
 
+def test_neighbourhoods_grow_and_are_mended_without_naming_their_processor(tmp_path: Path) -> None:
+    base, (genes, labels) = cell_graph(), knockouts(24)
+    khop = tc.KHopSubgraph(1, ["physical", ("gene", "regulatory", "gene")], perturbed="delete")
+    old = build(tmp_path / "store", table(base, genes[:19], labels[:19]), "delta", khop)
+    tail = table(old.base_graph, genes[19:], labels[19:])
+    growth = tc.append(tmp_path / "store", tail, progress=False)
+    assert growth.linked_shards == 2
+    assert_like_full_build(tmp_path, growth.dataset, table(base, genes, labels), "delta", khop)
+    changed = table(base, genes, [*labels[:-1], 9.0])
+    assert tc.update(tmp_path / "store", changed, progress=False).linked_shards == 2
+    grown = tc.PreprocessedDataset(tmp_path / "store")
+    wanted = [grown[k] for k in range(24)]
+    (grown.generation.directory / "shard-00001.lmdb").unlink()
+    tc.repair(tmp_path / "store", progress=False)
+    mended = tc.PreprocessedDataset(tmp_path / "store")
+    for k, graph in enumerate(wanted):
+        assert_same_graph(mended[k], graph)
+    assert tc.verify(tmp_path / "store", level="full", source=changed, progress=False).ok
+
+
 def test_a_processor_of_ones_own_must_be_passed(tmp_path: Path) -> None:
     items = graphs(9)
     tc.build(tmp_path / "store", source=items, processor=strip, storage="delta", shard_size=4, progress=False)

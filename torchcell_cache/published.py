@@ -11,7 +11,7 @@ from torchcell_cache.durable.sealedjson import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
-from torchcell_cache.processors import BUILT_IN
+from torchcell_cache.processors import NAMED
 from torchcell_cache.shard_entry import GENERATION
 
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
@@ -118,7 +118,7 @@ def stored_processor(manifest: Manifest) -> Any:
     tree = manifest.fingerprint.get("processor", {})
     if tree == {"class": "none"}:
         return None
-    for cls in BUILT_IN.values():
+    for cls in NAMED.values():
         if tree.get("kind") == "object" and tree.get("name") == f"{cls.__module__}.{cls.__qualname__}":
             try:
                 return cls(**tree["settings"])

@@ -236,7 +236,8 @@ class _Verifier:
             if self.removal is not None or not schema.has_removed:
                 maker = StructuredMaker(schema, self.table, self.removal if schema.has_removed else None)
         try:
-            built_in = stored_processor(self.manifest) is not None
+            # Without a topology the store does not say where its graphs have the perturbed nodes (KHopSubgraph).
+            built_in = generation.topology is not None and stored_processor(self.manifest) is not None
         except CacheError:
             built_in = False
         base_is_sound = self.graph is not None or not generation.has_file(_GRAPH_FILES[0])

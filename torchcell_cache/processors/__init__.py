@@ -10,10 +10,14 @@ from torchcell_cache.processors.subgraph import SubgraphRepresentation
 BUILT_IN: dict[str, type[DeletionProcessor]] = {
     cls.__name__: cls for cls in (LazySubgraphRepresentation, SubgraphRepresentation, Perturbation)
 }
+"""Processors that remove nodes and nothing else, whose samples can be stored as ids."""
+
+NAMED: dict[str, type[DeletionProcessor] | type[KHopSubgraph]] = {**BUILT_IN, "KHopSubgraph": KHopSubgraph}
 """The only processors a stored manifest can name; nothing is ever imported by a name found in a file."""
 
 __all__ = [
     "BUILT_IN",
+    "NAMED",
     "DeletionProcessor",
     "GraphProcessor",
     "KHopSubgraph",
