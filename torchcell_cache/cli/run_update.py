@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from torchcell_cache.cli.registry import make_processor, make_source
+from torchcell_cache.cli.growth import grow
 from torchcell_cache.cli.settings import Settings
-from torchcell_cache.errors import EXIT_OK, SettingError
-from torchcell_cache.growing.update import STORED, update
+from torchcell_cache.growing.update import update
 
 
 def run(settings: Settings) -> int:
-    """Grow the store and print what was computed and what was taken over."""
-    source = make_source(settings)
-    if source is None:
-        raise SettingError(
-            "update needs a source", fix="source=table source.path=..., or source=python source.file=..."
-        )
-    own = make_processor(settings)
-    growth = update(
-        settings["root"],
-        source,
-        STORED if own is None else own,
-        num_workers=settings["num_workers"],
-        progress=settings["progress"],
-    )
-    print(f"{growth}; content digest {growth.dataset.content_digest}")
-    return EXIT_OK
+    """Run the command."""
+    return grow(settings, "update", update)
