@@ -74,6 +74,7 @@ def run_blocks(path: Path, directory: Path) -> list[str]:
         "docs/sampling.md",
         "docs/single_cell.md",
         "docs/subsets.md",
+        "docs/object_storage.md",
     ],
 )
 def test_code_runs_and_prints_what_the_document_shows(name: str, tmp_path: Path) -> None:
@@ -187,6 +188,7 @@ def test_demo_arguments_are_checked_before_any_work() -> None:
         "docs/sampling.md",
         "docs/single_cell.md",
         "docs/subsets.md",
+        "docs/object_storage.md",
     ],
 )
 def test_commands_in_documents_have_keys_that_exist(name: str) -> None:

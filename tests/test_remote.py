@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import forks
 import numpy as np
 import pytest
+import torch
 from loading import build, make_source
 from object_store import CREDENTIALS, s3, system, unreliable
 from torch.utils.data import DataLoader
+from torch_geometric.nn import GCNConv
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError, WaitTimeoutError
 from torchcell_cache.manifest import processed_dir, read_manifest
+from torchcell_cache.nn import shared_conv, shared_edges
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.testing import assert_same_graph
 
@@ -166,6 +170,41 @@ def test_opening_never_builds_and_says_what_to_type(tmp_path: Path, s3) -> None:
         tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options)
     with pytest.raises(WaitTimeoutError):
         tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options, wait=0.2)
+
+
+def test_addresses_are_for_reading(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SettingError, match="not at s3://lab/x"):
+        build("s3://lab/x", make_source())
+    assert main(["verify", "root=s3://lab/x"]) == SettingError.code
+    assert "torchcell-cache pull url=s3://lab/x" in capsys.readouterr().err
+
+
+def losses(ds, steps: int = 6) -> list[float]:
+    """A few steps of a small model on the batches of a dataset."""
+    torch.manual_seed(0)
+    conv, x = GCNConv(ds.base_graph["gene"].x.shape[1], 1), ds.base_graph["gene"].x
+    optimizer, out = torch.optim.Adam(conv.parameters(), 0.01), []
+    for epoch in range(2):
+        torch.manual_seed(epoch)
+        for batch in tc.CacheLoader(ds, batch_size=7, shuffle=True):
+            edges = shared_edges(batch)[next(t for t in ds.base_graph.edge_types if t[0] == t[2] == "gene")]
+            made = shared_conv(conv, x.expand(len(batch), -1, -1), edges).mean((1, 2))
+            loss = torch.nn.functional.mse_loss(made, batch.labels("fitness"))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            out.append(float(loss.detach()))
+    return out[:steps]
+
+
+def test_training_from_a_bucket_is_training_from_the_store(tmp_path: Path, store: Path, s3) -> None:
+    url, options = s3
+    push(store, url, options)
+    wanted = losses(tc.PreprocessedDataset(store))
+    shutil.rmtree(store)
+    found = losses(tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", storage_options=options))
+    assert found == wanted
+    assert len(set(found)) > 1
 
 
 def test_another_store_is_not_overwritten_by_chance(tmp_path: Path, store: Path, s3) -> None:

@@ -21,6 +21,7 @@ from torchcell_cache.loading.distributed import rank_and_world_size
 from torchcell_cache.manifest import Manifest, processed_dir
 from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.urls import is_url
 
 ON_STALE = ("error", "rebuild", "warn")
 
@@ -65,6 +66,10 @@ def build(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         SettingError: If an argument has no such value.
     """
+    if is_url(root):
+        raise SettingError(
+            f"stores are built on a file system, not at {root}", fix="build locally, then tc.push"
+        )
     where = Path(os.fspath(root)).expanduser().absolute()
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)

@@ -28,6 +28,7 @@ from torchcell_cache.errors import (
     CacheNotFoundError,
     SettingError,
 )
+from torchcell_cache.urls import is_url
 
 COMMANDS = {
     "preprocess": "build a store from a source, or continue an interrupted build",
@@ -99,6 +100,11 @@ def _dispatch(arguments: list[str]) -> int:
     from torchcell_cache.cli.settings import read_settings
 
     settings = read_settings(name, arguments[1:])
+    if name != "stage" and is_url(settings.values.get("root")):
+        raise SettingError(
+            f"{name} needs a store on a file system, not {settings['root']}",
+            fix=f"torchcell-cache pull url={settings['root']} root=<directory>",
+        )
     run: Callable[[Any], int] = import_module(f"torchcell_cache.cli.run_{name}").run
     return run(settings)
 

@@ -37,7 +37,7 @@ ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
 
 _FIRST_PAUSE_S = 0.2
-_CHUNK = 8 << 20
+_CHUNK = 16 << 20
 
 T = TypeVar("T")
 
