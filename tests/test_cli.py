@@ -1,5 +1,6 @@
 """The command line: what it does, what it says, and with which exit code."""
 
+import gc
 import json
 import os
 import signal
@@ -131,6 +132,11 @@ def test_the_whole_way(table: list[str], tmp_path: Path, capsys) -> None:
     assert "made 1 files again" in capsys.readouterr().out
     assert main(["verify", f"root={root}", "level=full", "progress=false"]) == 0
     assert read_manifest(root).content_digest == digest
+    assert main(["gc", f"root={root}", "keep=1"]) == 0
+    assert "kept gen-" in (said := capsys.readouterr()).err, "it is open in this process"
+    assert said.out.endswith("nothing to remove\n")
+    del dataset
+    gc.collect()
     assert main(["gc", f"root={root}", "keep=1", "dry_run=true"]) == 0
     assert main(["gc", f"root={root}", "keep=1"]) == 0
     assert main(["gc", f"root={root}", "keep=1"]) == 0
@@ -543,3 +549,21 @@ def test_the_installed_program_in_a_process_of_its_own(store: Path, tmp_path: Pa
     assert pipe.stderr.read() == b""
     assert pipe.wait() == 0
     pipe.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("preprocess task=5 tasks=3", "expected task=0 to task=2"),
+        ("preprocess finalize=true tasks=0", "tasks=0"),
+        ("preprocess num_workers=-1", "num_workers=-1 must be at least 0"),
+        ("preprocess shard_size=0", "shard_size=0 must be at least 1"),
+        ("append", "no complete store"),
+        ("update", "no complete store"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_source_is_read(tmp_path, monkeypatch, capsys, command, said) -> None:
+    monkeypatch.delenv("TORCHCELL_CACHE_YEAST", raising=False)  # reading this source fails
+    name, *keys = command.split()
+    assert main([name, f"root={tmp_path}", "source=yeast", *keys]) != 0
+    assert said in capsys.readouterr().err

@@ -340,6 +340,16 @@ def test_labels_are_binned(ds) -> None:
     ]
 
 
+def test_a_sampler_of_other_samples_is_refused(ds) -> None:
+    """As many samples, but the weights of others."""
+    sampler = tc.WeightedCacheSampler(ds[:30], 4, by="perturbed_count")
+    assert len(list(tc.CacheLoader(ds[:30], sampler=sampler))) == len(sampler)
+    with pytest.raises(SettingError, match="other samples than the dataset's"):
+        tc.CacheLoader(ds[30:60], sampler=sampler)
+    with pytest.raises(SettingError, match="for 30 samples, the dataset has 61"):
+        tc.CacheLoader(ds, sampler=sampler)
+
+
 def test_codes_of_names_need_no_bins(tmp_path) -> None:
     """A label of whole numbers is a class, though labels are stored as float32."""
     codes = [2.0, 0.0, 2.0, float("nan"), 2.0, float("nan"), 1.0]

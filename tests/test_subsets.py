@@ -110,6 +110,11 @@ def test_random_draws_are_nested_and_the_same_everywhere(ds) -> None:
     assert set(tc.select(ds, "fitness > 0", n=4).tolist()) <= set(left.tolist())
 
 
+def test_strata_without_a_draw_are_refused(ds) -> None:
+    with pytest.raises(SettingError, match="n= says how many"):
+        tc.select(ds, stratify="perturbed_count")
+
+
 def test_stratified_draws_keep_the_proportions(ds) -> None:
     counts = ds.columns["perturbed_count"]
     for n in (10, 20, 31):

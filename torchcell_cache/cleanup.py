@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from torchcell_cache.durable.atomic import fsync_dir, storage_errors
@@ -51,7 +52,10 @@ def gc(
         doomed = finished[keep - 1 :]
         if unfinished:
             doomed += [directory for directory in others if directory not in finished]
-        doomed = [directory for directory in doomed if not is_in_use(directory)]
+        in_use = [directory for directory in doomed if is_in_use(directory)]
+        for directory in in_use:
+            print(f"kept {directory.name}: a process reads it", file=sys.stderr)
+        doomed = [directory for directory in doomed if directory not in in_use]
         for directory in [] if dry_run else doomed:
             # Without its manifest it is unfinished, whatever happens to the rest of this loop.
             (directory / GENERATION_MANIFEST).unlink(missing_ok=True)

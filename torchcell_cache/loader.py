@@ -117,14 +117,23 @@ class CacheLoader:
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
         self._samples = collate_fn is not None or self._view.transform is not None
         self._own = self.batch_sampler if isinstance(self.batch_sampler, CacheSampler) else None
-        if self._own is not None and self._own.num_samples != len(self._view):
-            raise SettingError(
-                f"the sampler is for {self._own.num_samples} samples, the dataset has {len(self._view)}",
-                fix=f"{type(self._own).__name__}(dataset, ...) of the same dataset",
-            )
+        if self._own is not None:
+            self._check_sampler(self._own)
         reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
         self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
         self._workers: WorkerProcesses | None = None
+
+    def _check_sampler(self, own: CacheSampler) -> None:
+        """Refuse a sampler of other samples: its weights and costs would be those of others."""
+        fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+        if own.num_samples != len(self._view):
+            raise SettingError(
+                f"the sampler is for {own.num_samples} samples, the dataset has {len(self._view)}", fix=fix
+            )
+        if own.content not in (None, self._view.digest):
+            raise SettingError(
+                "the sampler is for other samples than the dataset's, or for another order", fix=fix
+            )
 
     def _make_reader(self) -> SharedReader | SampleReader:
         if not self._samples:

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from torchcell_cache.builder.api import plan_build
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.finished import Finished
@@ -106,7 +108,7 @@ def build_part(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
-    _check_task(task, tasks)
+    check_task(task, tasks)
     where = Path(os.fspath(root)).expanduser().absolute()
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)
@@ -174,7 +176,7 @@ def finalize(
         BuildIncompleteError: Naming the shards that are missing or damaged, their tasks, and the line that repairs them.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
-    _check_task(0, tasks)
+    check_task(0, tasks)
     where = Path(os.fspath(root)).expanduser().absolute()
     plan = plan_build(source, processor, storage, 0, on_stale, allow_empty)
     say = Say(progress)
@@ -204,7 +206,10 @@ def finalize(
     return dataset
 
 
-def _check_task(task: int, tasks: int) -> None:
+def check_task(task: int, tasks: int) -> None:
+    """Raise ``SettingError`` unless ``task`` is one of ``tasks``."""
+    if not all(isinstance(number, int | np.integer) for number in (task, tasks)):
+        raise SettingError(f"task={task!r} of tasks={tasks!r}: expected whole numbers")
     if tasks < 1 or not 0 <= task < tasks:
         raise SettingError(f"task={task} of tasks={tasks}: expected task=0 to task={max(tasks, 1) - 1}")
 

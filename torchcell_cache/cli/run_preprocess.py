@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchcell_cache.builder.api import build
-from torchcell_cache.builder.array import build_part, finalize
+from torchcell_cache.builder.array import build_part, check_task, finalize
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK, SettingError
@@ -18,6 +18,7 @@ def run(settings: Settings) -> int:
     """Build the store, or a part of it, and print what is there now."""
     task, tasks, last = settings["task"], settings["tasks"], settings["finalize"]
     _check(task, tasks, last)
+    _check_numbers(settings, task, tasks)  # a source may take minutes to read
     processor = make_processor(settings)
     source = make_source(settings)
     passed: dict[str, Any] = {key: settings[key] for key in (*_SHARED, *(() if last else _WORK))}
@@ -38,6 +39,13 @@ def run(settings: Settings) -> int:
         f"content digest {dataset.content_digest}"
     )
     return EXIT_OK
+
+
+def _check_numbers(settings: Settings, task: int | None, tasks: int | None) -> None:
+    check_task(task or 0, 1 if tasks is None else tasks)
+    for key, least in (("num_workers", 0), ("shard_size", 1)):
+        if settings[key] is not None and settings[key] < least:
+            raise SettingError(f"{key}={settings[key]} must be at least {least}")
 
 
 def _check(task: int | None, tasks: int | None, last: bool) -> None:

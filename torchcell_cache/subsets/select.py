@@ -77,6 +77,8 @@ def select(
     if without:
         kept &= count_perturbed(dataset, _node_ids(dataset, "without", without))[0] == 0
     rows = rows[kept[rows]]
+    if n is None and stratify is not None:
+        raise SettingError(f"stratify={stratify!r} shapes a draw, and n= says how many to draw", fix="n=1000")
     return rows if n is None else rows[_drawn(dataset, rows, n, seed, stratify, bins)]
 
 
