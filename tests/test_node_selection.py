@@ -53,6 +53,8 @@ def pyg_subset(graph, nodes):
         if "num_nodes" not in graph:
             out.num_nodes = len(nodes)
         out._store._mapping.update(aside)
+        if "num_edges" in out._store._mapping:  # a stored count, which PyG leaves as it was
+            out._store._mapping["num_edges"] = out.edge_index.size(1)
         return out
     hyper = [t for t in graph.edge_types if "hyperedge_index" in graph[t]]
     for edge_type in hyper:
