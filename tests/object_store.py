@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -64,11 +62,16 @@ def s3(monkeypatch):
     return f"s3://{bucket}/stores/ko", options
 
 
-def system(options):
-    """A file system to look at the bucket with, independent of the package's own."""
+@functools.cache
+def _system(endpoint: str):
     import fsspec
 
-    return fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False, **options)
+    return fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False, endpoint_url=endpoint)
+
+
+def system(options):
+    """A file system to look at the bucket with, independent of the package's own."""
+    return _system(options["endpoint_url"])
 
 
 class Fault:
@@ -112,10 +115,10 @@ class Proxy:
 _STATUS = {"ExpiredToken": 403, "AccessDenied": 403, "SlowDown": 503, "InternalError": 500}
 
 
-@contextmanager
-def proxy_to(options) -> Iterator[tuple[Proxy, dict[str, str]]]:
-    """A proxy, and the options that lead to it."""
-    proxy = Proxy(int(options["endpoint_url"].rpartition(":")[2]))
+@functools.cache
+def proxy_to(port: int) -> tuple[Proxy, str]:
+    """A proxy, and the endpoint that leads to it; one for all tests of a process."""
+    proxy = Proxy(port)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -190,19 +193,15 @@ def proxy_to(options) -> Iterator[tuple[Proxy, dict[str, str]]]:
             pass  # clients that hang up are part of the game
 
     server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield proxy, {**options, "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return proxy, f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture
 def unreliable(s3):
     """``(url, options through the proxy, proxy, options that lead straight to the server)``."""
     url, options = s3
-    with proxy_to(options) as (proxy, through):
-        yield url, through, proxy, options
+    proxy, endpoint = proxy_to(server_port())
+    proxy.faults, proxy.requests, proxy.pause = [], [], 0.0
+    yield url, {"endpoint_url": endpoint}, proxy, options
+    proxy.faults = []

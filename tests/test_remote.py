@@ -3,8 +3,6 @@
 import logging
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import forks
@@ -289,15 +287,6 @@ def test_the_commands(tmp_path: Path, store: Path, s3, capsys) -> None:
     printed = capsys.readouterr()
     assert "torchcell-cache push" in printed.err
     assert printed.out == ""
-
-
-def test_readers_import_no_fsspec_until_they_need_it(tmp_path: Path, store: Path) -> None:
-    script = (
-        "import sys, torchcell_cache as tc, torchcell_cache.store, torchcell_cache.generation\n"
-        "sys.exit(any(name.startswith('torchcell_cache.remote') or name in ('s3fs', 'aiobotocore') "
-        "for name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_eight_processes_share_one_cache(tmp_path: Path, store: Path, unreliable) -> None:

@@ -314,5 +314,6 @@ def _verify_shard(directory: Path, manifest: Manifest, fetcher: Fetcher | None, 
 
 def _have(directory: Path, entry: FileEntry, fetcher: Fetcher | None) -> None:
     if fetcher is not None:
-        fetcher.bring(entry)
+        fetcher.bring(entry)  # which checks it
+        return
     ensure_verified(directory / entry.name, entry.size, entry.xxh3)

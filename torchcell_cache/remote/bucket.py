@@ -58,8 +58,7 @@ class Bucket:
         self.protocol = protocol_of(self.url)
         self.options = checked_options(options, self.protocol)
         self._base = self.url.partition("://")[2] if self.protocol != "memory" else f"/{self.url[9:]}"
-        self._lock = threading.Lock()
-        self._system: tuple[int, Any] | None = None
+        self._key = f"{self.protocol} {sorted(self.options.items(), key=str)}"
 
     def __repr__(self) -> str:
         return f"Bucket({self.url})"
@@ -158,11 +157,11 @@ class Bucket:
         return f"{self._base}/{name}"
 
     def _open(self) -> Any:
-        """This process's file system: a forked child cannot use the connections of its parent."""
-        with self._lock:
-            if self._system is None or self._system[0] != os.getpid():
-                self._system = os.getpid(), self._connect()
-            return self._system[1]
+        """The file system, one per process and options: making one costs tenths of a second."""
+        with _LOCK:
+            if self._key not in _SYSTEMS:
+                _SYSTEMS[self._key] = self._connect()
+            return _SYSTEMS[self._key]
 
     def _connect(self) -> Any:
         import fsspec
@@ -193,16 +192,14 @@ class Bucket:
                     raise FileNotFoundError(f"{self.label(name)} does not exist") from None
                 if kind not in (TRANSIENT, WRONG) or attempt == ATTEMPTS:
                     raise self._error(kind, error, action, name) from None
-                with self._lock:
-                    self._system = None  # connections may be broken, credentials may have been renewed
             time.sleep(_FIRST_PAUSE_S * 2**attempt * (0.5 + random.random()))
         raise AssertionError
 
     def _error(self, kind: str, error: Exception, action: str, name: str) -> CacheError:
         label = self.label(name)
-        with self._lock:
-            self._system = None
         if kind == ACCESS:
+            with _LOCK:
+                _SYSTEMS.pop(self._key, None)  # the next one looks for credentials anew
             return RemoteAccessError(
                 f"not allowed to {action} {label} ({text_of(error)})",
                 path=label,
@@ -266,3 +263,19 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
             replace_file(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_SYSTEMS: dict[str, Any] = {}
+_INHERITED: list[Any] = []
+_LOCK = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A child cannot use the connections of its parent, nor close them: their event loop did not come along."""
+    global _LOCK
+    _LOCK = threading.Lock()
+    _INHERITED.extend(_SYSTEMS.values())
+    _SYSTEMS.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

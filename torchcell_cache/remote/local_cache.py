@@ -63,6 +63,7 @@ class LocalCache:
     def _reset(self) -> None:
         self._changing = threading.RLock()
         self._turns: dict[str, threading.Lock] = {}
+        self._latest: dict[int, str] = {}  # what each thread asked for last, and may be about to open
 
     def forget_after_fork(self) -> None:
         """A child holds no lease until it asks for a file itself."""
@@ -83,6 +84,7 @@ class LocalCache:
             CacheError: What ``fetch`` raises.
         """
         with self._turn(entry.name):
+            self._latest[threading.get_ident()] = entry.name
             if entry.name in self.held:
                 with self._changing, contextlib.suppress(KeyError):
                     self.held.move_to_end(entry.name)
@@ -137,12 +139,19 @@ class LocalCache:
 
     # Evicting
 
+    def _wanted_by_others(self) -> set[str]:
+        """What the other threads asked for last."""
+        alive = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        return {name for thread, name in list(self._latest.items()) if thread in alive}
+
     def try_evict(self, name: str) -> bool:
         """Remove a file unless another process has it open, or this one cannot do without."""
         with self._turn(name, wait=False) as mine:
             if not mine or (name in FILE_NAMES and name in self.held):
                 return False
             byte, held = byte_of(name), name in self.held
+            if held and name in self._wanted_by_others():
+                return False
             if not self.locks.exclusive(byte) or not self.locks.supported:
                 return False
             try:
