@@ -608,3 +608,55 @@ def test_peak_memory_does_not_grow_with_the_number_of_cells(tmp_path: Path) -> N
 @pytest.mark.campaign
 def test_peak_memory_at_full_size(tmp_path: Path) -> None:
     check_peak(tmp_path, 20_000, 2_000)
+
+
+# Growing
+
+
+def cell_files(tmp_path: Path) -> tuple[list[Path], dict]:
+    paths = []
+    for number, count in enumerate((30, 13)):
+        cells = made_up(count, GENES, seed=number)
+        cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"], categories=["NK", "B cell", "T cell"])
+        paths.append(write(cells, tmp_path / f"{number}.h5ad"))
+    return paths, {"phenotypes": ["score"], "categories": ["cell_type"], "log1p": True, "target_sum": 1e4}
+
+
+def test_new_cells_are_appended(tmp_path: Path) -> None:
+    paths, kept = cell_files(tmp_path)
+    graph = gene_graph(NODES)
+    first = built(tc.AnnDataSource(paths[0], graph, **kept), tmp_path / "store", shard_size=8)
+    with pytest.raises(
+        tc.errors.SourceContractError, match=r"'measured' already(.|\n)*earlier AnnDataSource was given"
+    ):
+        tc.AnnDataSource(paths[1], first.base_graph, **kept)
+    growth = tc.append(tmp_path / "store", tc.AnnDataSource(paths[1], graph, **kept), progress=False)
+    assert (growth.recomputed, growth.linked_shards) == (13, 3)
+    whole = built(tc.AnnDataSource(paths, graph, **kept), tmp_path / "whole", shard_size=8)
+    assert growth.dataset.content_digest == whole.content_digest
+    assert np.array_equal(features(growth.dataset), features(whole))
+    assert tc.verify(tmp_path / "store", level="full", progress=False).ok
+    other = read(paths[1])
+    other.obs["cell_type"] = pd.Categorical(["T cell"] * 13)
+    tail = tc.AnnDataSource(write(other, tmp_path / "other.h5ad"), graph, **kept)
+    with pytest.raises(tc.errors.StaleCacheError, match=r"obs_categories(.|\n)*in the same order"):
+        tc.append(tmp_path / "store", tail, progress=False)
+
+
+def test_changed_expression_is_found_though_no_label_changed(tmp_path: Path) -> None:
+    paths, kept = cell_files(tmp_path)
+    graph = gene_graph(NODES)
+    built(tc.AnnDataSource(paths[0], graph, **kept), tmp_path / "store", shard_size=8)
+    cells = read(paths[0])
+    cells.X.data[:] = cells.X.data[::-1].copy()
+    source = tc.AnnDataSource(write(cells, tmp_path / "changed.h5ad"), graph, **kept)
+    growth = tc.update(tmp_path / "store", source, progress=False)
+    whole = built(source, tmp_path / "whole", shard_size=8)
+    assert np.array_equal(features(growth.dataset), features(whole))
+    assert growth.dataset.content_digest == whole.content_digest
+
+
+def test_cells_need_a_graph(tmp_path: Path) -> None:
+    paths, _ = cell_files(tmp_path)
+    with pytest.raises(tc.errors.SourceContractError, match="base_graph is None"):
+        tc.AnnDataSource(paths[0], None)

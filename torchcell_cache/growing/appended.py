@@ -17,6 +17,14 @@ from torchcell_cache.record import Sample, SampleTable
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.sources.table import PerturbationTable
 
+_FIX_GRAPH = (
+    "use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source"
+)
+_FIX_CELLS = (
+    "start from the graph that the store's source was given; files must measure the same genes and name the same categories "
+    "in the same order; else update with a source of all files"
+)
+
 
 class AppendedSource:
     """The samples of a store, followed by those of another source. The store's own are never made again.
@@ -98,7 +106,7 @@ def appended(old: Generation, tail: Source) -> Source:
             f"the samples to append stand on another base graph than the store at {old.root}:\n    "
             + "\n    ".join(explain(stored, wanted)),
             path=old.root,
-            fix="use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source",
+            fix=_FIX_CELLS if getattr(tail, "gives_graphs", False) else _FIX_GRAPH,
         )
     table = getattr(tail, "table", None)
     if (old.table is None) != (not isinstance(table, SampleTable)):

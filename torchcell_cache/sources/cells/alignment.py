@@ -96,6 +96,10 @@ def gene_names(graph: Any, node_type: str | None) -> list[str]:
     Raises:
         SourceContractError: If there are none, or not one for each node.
     """
+    if graph is None:
+        raise SourceContractError(
+            "base_graph is None: cells need a graph of genes", fix="a Data or HeteroData with node_ids"
+        )
     store = graph._store if node_type is None else graph[node_type]
     names = node_names(store)
     if names is None:

@@ -94,7 +94,7 @@ class CellSamples:
             if name in taken:
                 raise SourceContractError(
                     f"the base graph has a field {name!r} already, which is the cell's own here",
-                    fix="rename it in the base graph",
+                    fix="pass the graph that an earlier AnnDataSource was given, not the one it made of it; or rename the field",
                 )
 
     def _perturbed(self, index: int) -> Int64Array:
