@@ -242,7 +242,7 @@ def test_random_draws_expressed_nodes_and_depends_on_seed_epoch_and_step_only(tm
     assert set(seen) == expressed
     assert max(seen.values()) < 60
     assert len({tuple(drawn([0], seed=s, epoch=e, step=7)) for s in range(5) for e in range(5)}) > 1
-    few = ds.read_batch([0]).select_nodes("gene", 9, strategy="random_expressed", values=values)
+    few = ds.read_batch([0]).select_nodes("gene", 9, strategy="random_expressed", values=values, step=0)
     assert set(few.nodes.tolist()) == {0, 1} | expressed  # gene 1 is expressed, gene 0 perturbed
 
 
@@ -324,8 +324,8 @@ def test_perturbed_nodes_are_never_left_out_unawares(tmp_path):
     batch = ds.read_batch([0, 1])
     for strategy in ("most_expressed", "random_expressed", "perturbed_neighbourhood"):
         with pytest.raises(SettingError, match=r"k=2 nodes.*perturb 3 different"):
-            batch.select_nodes("gene", 2, strategy=strategy, values=0)
-        nodes = batch.select_nodes("gene", 3, strategy=strategy, values=0).nodes
+            batch.select_nodes("gene", 2, strategy=strategy, values=0, step=0)
+        nodes = batch.select_nodes("gene", 3, strategy=strategy, values=0, step=0).nodes
         assert nodes.tolist() == [0, 3, 5]
     with pytest.raises(SettingError, match=r"\[3\] are perturbed"):
         batch.restrict("gene", [0, 5, 6])
@@ -350,7 +350,12 @@ def test_wrong_arguments_are_answered_with_the_valid_ones(tmp_path):
         (("gene", 3), {"values": 3}, r"column of x \(0..2\)"),
         (("gene", 3), {"values": torch.ones(4)}, r"expected \[9\] or \[2, 9\]"),
         (("gene", 3), {"strategy": "perturbed_neighbourhood", "edge_types": [GPR]}, "'physical'"),
-        (("gene", 3), {"strategy": "random_expressed", "values": 0, "seed": -1}, "integers from 0 on"),
+        (
+            ("gene", 3),
+            {"strategy": "random_expressed", "values": 0, "seed": -1, "step": 0},
+            "integers from 0 on",
+        ),
+        (("gene", 3), {"strategy": "random_expressed", "values": 0}, "step was not given"),
     ]
     for arguments, options, message in cases:
         with pytest.raises(SettingError, match=message):

@@ -18,6 +18,7 @@ from torchcell_cache.arrays import arrays_from_bytes
 from torchcell_cache.columns import arrays_to_table
 from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.record import Float32Array, Int64Array, SampleTable, segments
+from torchcell_cache.shard_entry import repair_hint
 
 MAX_BYTES = 64 << 20
 """Largest columns file that a reading process copies."""
@@ -60,7 +61,7 @@ class TableReader:
             raise CorruptShardError(
                 f"{path} has digest {actual}, the manifest says {digest}",
                 path=path,
-                fix="torchcell-cache repair root=<root>",
+                fix=repair_hint(path),
             )
         wanted = ("perturbed", "perturbed_count", "values", "value_count")
         arrays = arrays_from_bytes(data, path)[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 import xxhash
 
 from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.shard_entry import repair_hint
 from torchcell_cache.storage_errors import storage_errors
 
 _CHUNK = 1 << 22
@@ -71,7 +72,7 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
         CorruptShardError: If the file is missing or is not what the manifest says.
         StorageError: If the file system does not let it be read.
     """
-    fix = "torchcell-cache repair root=<root>"
+    fix = repair_hint(path)
     try:
         with storage_errors(path, "read"):
             found = Path(path).stat().st_size

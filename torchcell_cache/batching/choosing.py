@@ -206,4 +206,10 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
     scores = scores_of(settings["values"], base, topology.num_nodes, len(batch))
     if strategy == "most_expressed":
         return with_perturbed(perturbed, by_value(scores), k)
+    if settings["key"][-1] is None:
+        raise SettingError(
+            "strategy='random_expressed' draws by seed, epoch and step, and step was not given: every batch would get the "
+            "same nodes",
+            fix="select_nodes(..., seed=seed, epoch=epoch, step=step)",
+        )
     return with_perturbed(perturbed, at_random(scores, settings["weighted"], settings["key"]), k)

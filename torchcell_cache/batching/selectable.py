@@ -31,7 +31,7 @@ class Selectable:
         edge_types: Iterable[Any] | None = None,
         seed: int = 0,
         epoch: int = 0,
-        step: int = 0,
+        step: int | None = None,
     ) -> SelectedBatch:
         """This batch restricted to ``k`` nodes of the perturbed type and the edges among them.
 
@@ -52,7 +52,7 @@ class Selectable:
             edge_types: For ``perturbed_neighbourhood``: edge types to walk along, all between two such nodes by default.
             seed: With ``epoch`` and ``step``, all that ``random_expressed`` depends on.
             epoch: See ``seed``.
-            step: See ``seed``; give every rank another one if ranks are to draw differently.
+            step: See ``seed``; has to be given for a draw. Give every rank another one if ranks are to draw differently.
 
         Returns:
             A batch like this one; its ``nodes`` tells which nodes were selected.
