@@ -1,5 +1,6 @@
 """Stores in object storage: pushed, pulled, staged and opened by address, on a real S3 server and on plain directories."""
 
+import importlib.util
 import logging
 import pickle
 import shutil
@@ -65,6 +66,7 @@ def test_other_protocols(tmp_path: Path, store: Path, protocol: str) -> None:
     assert [int(g["gene"].perturbation_indices.sum()) for g in opened] == [
         int(g["gene"].perturbation_indices.sum()) for g in tc.PreprocessedDataset(store)
     ]
+    assert len(tc.PreprocessedDataset(Path(url), cache_dir=tmp_path / "cache")) == len(opened)
     if protocol == "file":  # objects have the names of files: what was pushed is a store
         assert len(list(tc.PreprocessedDataset(tmp_path / "bucket" / "ko"))) == len(opened)
 
@@ -144,6 +146,14 @@ def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(SettingError) as caught:
         tc.PreprocessedDataset(url)
     assert "password@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("protocol", "library"), [("gs", "gcsfs"), ("az", "adlfs")])
+def test_a_library_that_is_not_installed_is_named(protocol: str, library: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(library):
+        pytest.skip(f"{library} is installed")
+    with pytest.raises(SettingError, match=rf"pip install 'torchcell-cache\[{protocol}\]'"):
+        tc.PreprocessedDataset(f"{protocol}://lab/x", cache_dir=tmp_path)
 
 
 def test_arguments_that_do_not_fit(tmp_path: Path, store: Path, s3) -> None:

@@ -26,7 +26,7 @@ from torchcell_cache.testing import assert_same_graph
 __all__ = ["s3", "unreliable"]
 
 FOREVER = float("inf")
-NO_RETRIES = {"config_kwargs": {"retries": {"max_attempts": 1}}}
+NO_RETRIES = {"config_kwargs": {"retries": {"max_attempts": 1}, "read_timeout": 3}}
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +64,16 @@ def assert_same_samples(ds, store: Path) -> None:
         *((kind, "shard-00001.lmdb") for kind in ("drop", "truncate", "SlowDown", "InternalError", "flip")),
         *((kind, "processed/manifest.json") for kind in ("drop", "truncate", "flip")),
         ("flip", "columns.safetensors"),
+        ("hang", "shard-00001.lmdb"),
     ],
 )
 def test_what_passes_is_tried_again(tmp_path: Path, store: Path, remote, kind: str, where: str) -> None:
     url, options, proxy, _ = remote
-    fault = Fault(kind, 2, where)
+    times = 1 if kind == "hang" else 2
+    fault = Fault(kind, times, where)
     proxy.faults.append(fault)
     assert_same_samples(open_at(tmp_path, url, options), store)
-    assert fault.met == 2
+    assert fault.met == times
 
 
 def test_wrong_bytes_for_ever_never_become_a_sample(tmp_path: Path, store: Path, remote) -> None:

@@ -92,7 +92,8 @@ class RemoteFiles:
 
     def bring_everything(self, entries: Sequence[FileEntry], what: str) -> None:
         """Have all of some files, with progress."""
-        meter = Progress(sum(entry.size for entry in entries), 0, None, what=what, unit="bytes")
+        absent = sum(entry.size for entry in entries if not (self.cache.directory / entry.name).exists())
+        meter = Progress(absent, 0, None, enabled=absent > 0, what=what, unit="bytes")
         turn = threading.Lock()
 
         def note(count: int) -> None:
