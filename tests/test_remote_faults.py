@@ -76,6 +76,17 @@ def test_what_passes_is_tried_again(tmp_path: Path, store: Path, remote, kind: s
     assert fault.met == times
 
 
+@pytest.mark.parametrize("chunk", [1000, 4096, 12288])
+def test_large_files_come_in_ranges(tmp_path: Path, store: Path, remote, monkeypatch, chunk: int) -> None:
+    url, options, proxy, _ = remote
+    monkeypatch.setattr(bucket_module, "_CHUNK", chunk)
+    sizes = {e.file.name: e.file.size for e in read_manifest(store).shards}
+    proxy.faults += [Fault(kind, 1, "shard-00001.lmdb") for kind in ("drop", "truncate", "flip")]
+    assert_same_samples(open_at(tmp_path, url, options), store)
+    assert all(fault.met for fault in proxy.faults)
+    assert proxy.fetched("shard-00002.lmdb") == -(-sizes["shard-00002.lmdb"] // chunk)
+
+
 def test_wrong_bytes_for_ever_never_become_a_sample(tmp_path: Path, store: Path, remote) -> None:
     url, options, proxy, _ = remote
     fault = Fault("flip", FOREVER, "shard-00001.lmdb")
