@@ -6,14 +6,11 @@ Credentials are fsspec's business: none is held, pickled or printed here.
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +36,6 @@ ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
 
 _FIRST_PAUSE_S = 0.2
-_CHUNK = 8 << 20
-_AHEAD = 2
-_THREADS = 8
 
 T = TypeVar("T")
 
@@ -91,10 +85,6 @@ class Bucket:
         """
         path = self._path(name)
         return bytes(self._try("read", name, lambda system: system.cat_file(path)))
-
-    def stream(self, name: str, size: int) -> Stream:
-        """An object, to be read once from its beginning."""
-        return Stream(self, name, size)
 
     def read_range(self, name: str, start: int, stop: int, beyond: int = 0) -> bytes:
         """Some bytes of an object, and up to ``beyond`` more if it has them; none if it ends before ``start``."""
@@ -234,45 +224,6 @@ class Bucket:
         )
 
 
-class Stream(io.RawIOBase):
-    """An object read by ranges, the next one asked for while one is worked on: a broken connection costs one range."""
-
-    def __init__(self, bucket: Bucket, name: str, size: int) -> None:
-        super().__init__()
-        self.bucket, self.name, self.size = bucket, name, size
-        self._asked = self._arrived = 0
-        self._coming: deque[Future[bytes]] = deque()
-
-    def readable(self) -> bool:
-        """Whether it can be read: yes."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, as many as one request brings; one byte too many shows an object that is too long."""
-        if self._arrived > 0 and self._arrived >= self.size:
-            return b""
-        if self.size <= _CHUNK:
-            data = self._range(0, self.size) if not self._asked else b""
-            self._asked = 1
-        else:
-            while len(self._coming) < _AHEAD and self._asked < self.size:
-                stop = min(self._asked + _CHUNK, self.size)
-                self._coming.append(_pool().submit(self._range, self._asked, stop))
-                self._asked = stop
-            data = self._coming.popleft().result() if self._coming else b""
-        self._arrived = self._arrived + len(data) if data else self.size + 1
-        return data
-
-    def _range(self, start: int, stop: int) -> bytes:
-        return self.bucket.read_range(self.name, start, stop, beyond=int(stop == self.size))
-
-    def close(self) -> None:
-        """Ask for nothing more."""
-        while self._coming:
-            self._coming.pop().cancel()
-        super().close()
-
-
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     """On a file system an object appears by renaming, so that nobody sees half of one."""
     make_dirs_durable(target.parent)
@@ -287,15 +238,6 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _pool() -> ThreadPoolExecutor:
-    global _POOL
-    with _LOCK:
-        if _POOL is None:
-            _POOL = ThreadPoolExecutor(_THREADS, thread_name_prefix="torchcell_cache-ranges")
-        return _POOL
-
-
-_POOL: ThreadPoolExecutor | None = None
 _SYSTEMS: dict[str, Any] = {}
 _INHERITED: list[Any] = []
 _LOCK = threading.Lock()
@@ -303,8 +245,8 @@ _LOCK = threading.Lock()
 
 def _after_fork() -> None:
     """A child cannot use the connections of its parent, nor close them: their event loop did not come along."""
-    global _LOCK, _POOL
-    _LOCK, _POOL = threading.Lock(), None
+    global _LOCK
+    _LOCK = threading.Lock()
     _INHERITED.extend(_SYSTEMS.values())
     _SYSTEMS.clear()
 

@@ -25,8 +25,9 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.manifest import MANIFEST_NAME, FileEntry, Manifest
-from torchcell_cache.remote.bucket import ATTEMPTS, Bucket, Stream
+from torchcell_cache.remote.bucket import ATTEMPTS, Bucket
 from torchcell_cache.remote.local_cache import LocalCache, cache_at
+from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.shard_entry import PROCESSED_NAME
 from torchcell_cache.staging import copy_name
