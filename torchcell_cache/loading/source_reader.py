@@ -19,6 +19,9 @@ from torchcell_cache.processors.base import apply_processor
 from torchcell_cache.record import Int64Array, Sample, SampleTable
 from torchcell_cache.topology import topology_of
 
+_AT_ONCE = 64
+"""Samples read together where they are not shuffled and the source reads runs."""
+
 
 class SourceReader:
     """Processes samples of a source.
@@ -33,6 +36,7 @@ class SourceReader:
         # Imported here: a stream of a store needs no sources.
         self.source = import_module("torchcell_cache.sources.pyg").as_source(source)
         self.processor, self.collate = processor, collate
+        self.in_runs = isinstance(self.source, import_module("torchcell_cache.sources.base").RunSource)
 
     def window(self, plan: LanePlan, lane: int) -> WindowReader:
         """A reader of one lane of an epoch."""
@@ -50,6 +54,30 @@ class SourceReader:
             raise
         except Exception as error:
             raise self._failed(index, error) from None
+
+    def fetch_all(self, indices: Int64Array) -> Iterator[tuple[int, Any]]:
+        """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs.
+
+        Raises:
+            SampleError: If the source raises or ends early.
+        """
+        if not self.in_runs:
+            yield from ((k, self.fetch(k)) for k in indices.tolist())
+            return
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+            at, stop = int(run[0]), int(run[-1]) + 1
+            try:
+                for item in self.source.items(at, stop):
+                    yield at, item
+                    at += 1
+                if at != stop:
+                    raise SourceContractError(
+                        f"{type(self.source).__name__} ended at {at}, asked up to {stop}"
+                    )
+            except CacheError:
+                raise
+            except Exception as error:
+                raise self._failed(at, error) from None
 
     def graph(self, index: int, item: Any) -> Any:
         """The graph of a fetched sample.
@@ -118,7 +146,8 @@ class WindowReader:
     def _fetches(self, plan: LanePlan, lane: int) -> Iterator[Int64Array]:
         """Indices to fetch together, in the order in which they are needed."""
         start, stop = plan.cuts[plan.rank].lane_span(lane)
-        window = plan.line.buffer if plan.line.shuffle and plan.line.buffer else 1
+        in_order = _AT_ONCE if self.reader.in_runs else 1
+        window = plan.line.buffer if plan.line.shuffle and plan.line.buffer else in_order
         for at in range(start, stop, window):
             yield plan.take(at, min(at + window, stop))[0]
 
@@ -127,8 +156,7 @@ class WindowReader:
             wanted = next(self._windows, None)
             if wanted is None:  # padding, handed out a second time
                 return self.reader.graph(index, self.reader.fetch(index))
-            for k in np.unique(wanted).tolist():
-                self._held[k] = self.reader.fetch(k)
+            self._held.update(self.reader.fetch_all(np.unique(wanted)))
         return self.reader.graph(index, self._held.pop(index))
 
     def samples(self, indices: Int64Array) -> Iterator[Any]:
