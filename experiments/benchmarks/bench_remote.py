@@ -98,6 +98,9 @@ def _run(ctx: Context, endpoint: str) -> None:
         pushes.add(f"torchcell_cache `{storage}`", OURS, *_push(ctx, storage, url, endpoint))
         for name, kind in (("", "shuffle"), (", streaming", "stream")):
             note = "full shuffle" if kind == "shuffle" else f"shard by shard, buffer of {BUFFER:,}"
+            note += ", base graph and index fetched too"
+            if storage == "perturbation":
+                note += ", batches come from columns: no shard is fetched"
             ways[f"torchcell_cache `{storage}`{name}"] = (_ours, (url, endpoint, kind), OURS, note)
     for peer in ctx.peers.values():
         for kind, read in ((LitDataFlat, _litdata), (MosaicMds, _mosaic)):
