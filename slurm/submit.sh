@@ -39,7 +39,8 @@ export ROOT TASKS PROJECT
 submit() {
   local log=$1 id
   shift
-  id="$(sbatch --parsable --output="${LOGS//%/%%}/$log.out" "$@")"
+  # A failure in here does not end the script by itself: in $(...) bash forgets set -e.
+  id="$(sbatch --parsable --output="${LOGS//%/%%}/$log.out" "$@")" || return 1
   printf '%s\n' "${id%%;*}"  # with several clusters, ID;CLUSTER
 }
 

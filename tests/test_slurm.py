@@ -131,6 +131,26 @@ def test_what_is_missing_is_said_before_anything_is_submitted(given: dict[str, s
     assert missing in done.stderr
 
 
+def test_what_sbatch_refuses_ends_the_submission(tmp_path: Path) -> None:
+    """No job goes in that depends on one which is not there, and nothing is said to be submitted."""
+    refusing = tmp_path / "bin" / "sbatch"
+    refusing.parent.mkdir()
+    refusing.write_text("#!/bin/sh\necho asked >> asked\necho sbatch: error: no such partition >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    paths = {"ROOT": str(tmp_path / "store"), "RUN_DIR": str(tmp_path / "run"), "TASKS": "3"}
+    done = subprocess.run(
+        ["bash", str(SLURM / "submit.sh"), "source=ecoli", "--", "epochs=1"],
+        env={**os.environ, **paths, "PATH": f"{refusing.parent}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such partition" in done.stderr
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
 def test_tasks_killed_cancelled_or_never_run_are_named_and_repaired(
     cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
