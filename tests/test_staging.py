@@ -186,6 +186,9 @@ def test_old_copies_go_but_never_one_that_is_read_or_young(tmp_path: Path, store
     assert foreign.is_dir()  # of another store, though the name is the same
     with pytest.raises(SettingError, match="keep=0"):
         stage(store, local, keep=0)
+    (local.parent / "file").write_text("")
+    with pytest.raises(SettingError, match="is a file, expected a directory"):
+        stage(store, local.parent / "file")
 
 
 def test_another_process_that_reads_keeps_its_copy(tmp_path: Path, store: Path) -> None:

@@ -80,8 +80,11 @@ def stage(
     if keep is not None and keep < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
     say = Say(progress)
+    place = Path(os.fspath(to)).expanduser().absolute()
+    if place.exists() and not place.is_dir():
+        raise SettingError(f"to={place} is a file, expected a directory on local disk")
     manifest, origin, where = _source(root, wait, storage_options)
-    place = make_dirs_durable(Path(os.fspath(to)).expanduser().absolute())
+    make_dirs_durable(place)
     remove_stale_temps(place)
     target = place / copy_name(Path(where), manifest)
     if target.is_symlink():

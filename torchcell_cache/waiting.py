@@ -60,7 +60,9 @@ def seconds_of(wait: bool | float) -> float:
     if isinstance(wait, bool):
         return float("inf") if wait else 0.0
     if not isinstance(wait, int | float) or not wait >= 0:
-        raise SettingError(f"wait={wait!r}: expected seconds, True (no limit) or False (not at all)")
+        raise SettingError(
+            f"wait={wait!r}: expected seconds, True (no limit) or False (not at all)", fix="wait=3600"
+        )
     return float(wait)
 
 
