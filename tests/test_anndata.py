@@ -643,6 +643,16 @@ def test_new_cells_are_appended(tmp_path: Path) -> None:
         tc.append(tmp_path / "store", tail, progress=False)
 
 
+def test_cells_made_in_another_way_are_not_appended(tmp_path: Path) -> None:
+    paths, kept = cell_files(tmp_path)
+    graph = gene_graph(NODES)
+    built(tc.AnnDataSource(paths[0], graph, **kept), tmp_path / "store", shard_size=8)
+    tc.append(tmp_path / "store", tc.AnnDataSource(paths[1], graph, **kept), progress=False)
+    other = tc.AnnDataSource(paths[1], graph, **{**kept, "log1p": not kept.get("log1p", False)})
+    with pytest.raises(tc.errors.StaleCacheError, match=r"made in different ways(.|\n)*log1p"):
+        tc.append(tmp_path / "store", other, progress=False)
+
+
 def test_changed_expression_is_found_though_no_label_changed(tmp_path: Path) -> None:
     paths, kept = cell_files(tmp_path)
     graph = gene_graph(NODES)

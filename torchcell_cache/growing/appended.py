@@ -108,6 +108,7 @@ def appended(old: Generation, tail: Source) -> Source:
             path=old.root,
             fix=_FIX_CELLS if getattr(tail, "gives_graphs", False) else _FIX_GRAPH,
         )
+    _check_settings(old, tail)
     table = getattr(tail, "table", None)
     if (old.table is None) != (not isinstance(table, SampleTable)):
         raise SourceContractError(
@@ -125,6 +126,29 @@ def appended(old: Generation, tail: Source) -> Source:
     ):
         return PerturbationTable.of_table(graph, whole, tail.node_type)
     return AppendedTable(old, tail, whole)
+
+
+def _check_settings(old: Generation, tail: Source) -> None:
+    """Refuse samples that are made in another way than the store's own of the same kind of source.
+
+    Raises:
+        StaleCacheError: Naming what differs.
+    """
+    settings = getattr(tail, "settings", None)
+    identity = old.manifest.fingerprint["source"]
+    while identity.get("class") == "AppendedSource":
+        identity = identity["stored"]
+    if not callable(settings) or identity.get("class") != type(tail).__name__:
+        return
+    wanted = settings()
+    stored = {name: identity.get(name) for name in wanted}
+    if stored != wanted:
+        raise StaleCacheError(
+            f"the store at {old.root} and the samples to append are made in different ways:\n    "
+            + "\n    ".join(explain({"source": stored}, {"source": wanted})),
+            path=old.root,
+            fix=f"{type(tail).__name__}(...) with the settings of the store, or update with all samples",
+        )
 
 
 def _joined(first: SampleTable, then: SampleTable) -> SampleTable:

@@ -232,6 +232,10 @@ class AnnDataSource:
             for rows in matrix.runs(max(start, first) - first, min(stop, last) - first):
                 yield on_nodes(rows, transformed(rows, target, log1p), nodes[number], num_nodes)
 
+    def settings(self) -> dict[str, Any]:
+        """How samples are made of cells; cells that are appended to a store must be made the same way."""
+        return dict(self._settings)
+
     def identity(self) -> dict[str, Any]:
         """Content of the files, and every setting that changes a sample."""
         out: dict[str, Any] = {"class": "AnnDataSource", "num_samples": len(self), **self._settings}

@@ -1,0 +1,119 @@
+"""What a dataset knows without reading a record: base graph, names, columns, labels."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.record import Int64Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchcell_cache.generation import Generation
+
+
+class StoredFacts(abc.ABC):
+    """The part of :class:`~torchcell_cache.PreprocessedDataset` that answers from columns and manifest alone."""
+
+    @property
+    @abc.abstractmethod
+    def generation(self) -> Generation:
+        """The generation that is read."""
+
+    @abc.abstractmethod
+    def positions(self, indices: Any = None) -> Int64Array:
+        """Store positions of samples of this view, ``[n] int64``."""
+
+    @property
+    def base_graph(self) -> Any:
+        """The graph all samples share; its tensors map the store's file."""
+        return self.generation.base_graph
+
+    @property
+    def cell_graph(self) -> Any:
+        """Torchcell's name of :attr:`base_graph`."""
+        return self.base_graph
+
+    @property
+    def phenotype_info(self) -> list[str]:
+        """Names of the phenotypes."""
+        return list(self.generation.schema["phenotypes"])
+
+    @property
+    def statistic_info(self) -> list[str]:
+        """Names of the statistics."""
+        return list(self.generation.schema["statistics"])
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of what is stored, whatever the number of workers or shards."""
+        return self.generation.manifest.content_digest
+
+    @property
+    def storage(self) -> str:
+        """``perturbation``, ``delta`` or ``full``."""
+        return self.generation.manifest.storage
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Per-sample columns of this view that have one value or row per sample."""
+        out: dict[str, npt.NDArray[Any]] = {}
+        rows = self.positions()
+        for name, column in self.generation.columns.items():
+            if name not in ("perturbed", "values", "value_count", "source_ids", "source_id_length"):
+                out[name] = column[rows]
+        for name, values in self._labels(rows).items():
+            out[name] = values
+        return out
+
+    @property
+    def perturbed(self) -> list[Int64Array]:
+        """Perturbed node ids of every sample of this view."""
+        table = self.generation.table
+        if table is None:
+            return []
+        return [
+            table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()
+        ]
+
+    def _labels(self, rows: Int64Array) -> dict[str, npt.NDArray[Any]]:
+        table = self.generation.table
+        if table is None or not (table.phenotypes or table.statistics):
+            return {}
+        names = (*table.phenotypes, *table.statistics)
+        if len(table.values) == len(table) and "value_count" not in self.generation.columns:
+            return {name: table.values[rows, k] for k, name in enumerate(names)}
+        owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
+        out = {}
+        for k, name in enumerate(names):
+            known = ~np.isnan(table.values[:, k])
+            total = np.bincount(owner[known], weights=table.values[known, k], minlength=len(table))
+            count = np.bincount(owner[known], minlength=len(table))
+            with np.errstate(invalid="ignore"):
+                out[name] = (total / count)[rows].astype(np.float32)
+        return out
+
+    @property
+    def label_df(self) -> pd.DataFrame:
+        """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
+
+        The mean over the measurements of a sample; NaN where it has no value.
+        """
+        import pandas as pd
+
+        rows = self.positions()
+        return pd.DataFrame({"index": rows, **self._labels(rows)})
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes by PyG's rule, from the stored ``y`` column; 0 without one."""
+        y = self.generation.columns.get("y")
+        if y is None or y.size == 0:
+            return 0
+        if np.issubdtype(y.dtype, np.floating):
+            return len(np.unique(y)) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+        return int(y.max()) + 1 if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
