@@ -357,7 +357,13 @@ def test_from_the_table_through_the_database(
         cfg.data.source.update(query="trigenic.cql", raw=str(tmp_path / "trigenic"))
         triples = instantiate(cfg.data.source)
     stores = [
-        tc.build(tmp_path / name, source=given, processor=tc.LazySubgraphRepresentation(), progress=False)
+        tc.build(
+            tmp_path / name,
+            source=given,
+            processor=tc.LazySubgraphRepresentation(),
+            storage="perturbation",
+            progress=False,
+        )
         for name, given in (("database", source), ("table", YeastKnockouts(folder)))
     ]
     assert stores[0].content_digest == stores[1].content_digest
