@@ -21,6 +21,7 @@ from torchcell_cache.errors import SettingError, SourceContractError, StaleCache
 from torchcell_cache.testing import assert_same_graph
 
 GENES = 9
+GPR = ("gene", "gpr", "reaction")
 
 
 def knockouts(count: int, seed: int = 0) -> tuple[list[list[int]], list[float]]:
@@ -204,14 +205,33 @@ def changed_base(draw) -> HeteroData:
             edges = torch.cat([edges, torch.tensor(pairs).t()], dim=1)
         store.edge_index, store.num_edges = edges.contiguous(), edges.size(1)
     if draw(st.booleans()):
-        base["gene"].node_ids = [*base["gene"].node_ids, "YNEW"]
-        base["gene"].num_nodes = GENES + 1
-        base["gene"].x = torch.cat([base["gene"].x, torch.ones(1, 3)])
-    if draw(st.booleans()):
         rules = list(base["reaction"].gene_rules)
         rules[draw(st.integers(0, 5))] = draw(st.sampled_from(["", "Y001", "Y003 or Y004"]))
         base["reaction"].gene_rules = rules
+    if draw(st.booleans()):
+        drop_gene(base, draw(st.integers(0, GENES - 1)))
+    if draw(st.booleans()):
+        base["gene"].node_ids = [*base["gene"].node_ids, "YNEW"]
+        base["gene"].num_nodes += 1
+        base["gene"].x = torch.cat([base["gene"].x, torch.ones(1, 3)])
     return base
+
+
+def drop_gene(base: HeteroData, gene: int) -> None:
+    """Remove a gene, its edges and what the model says of it; the genes behind it move up."""
+    gone = base["gene"].node_ids[gene]
+    base["gene"].node_ids = [name for name in base["gene"].node_ids if name != gone]
+    base["gene"].num_nodes -= 1
+    base["gene"].x = torch.cat([base["gene"].x[:gene], base["gene"].x[gene + 1 :]])
+    base["reaction"].gene_rules = ["" if gone in rule else rule for rule in base["reaction"].gene_rules]
+    for edge_type, ends in (*((t, (0, 1)) for t in base.edge_types if t[2] == "gene"), (GPR, (0,))):
+        store = base[edge_type]
+        name = "edge_index" if "edge_index" in store else "hyperedge_index"
+        index = store[name]
+        index = index[:, (index[list(ends)] != gene).all(dim=0)].clone()
+        for row in ends:
+            index[row] -= (index[row] > gene).long()
+        store[name], store.num_edges = index, index.size(1)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -229,7 +249,11 @@ def test_changes_of_every_kind(tmp_path_factory, data) -> None:
     genes, labels, _ = changed_labels(data.draw, genes, labels)
     if data.draw(st.booleans()):
         genes[data.draw(st.integers(0, count - 1))] = [0, 8]
-    source = table(base, genes, labels)
+    names = cell_graph()["gene"].node_ids
+    known = set(base["gene"].node_ids)
+    named = [([names[k] for k in row], label) for row, label in zip(genes, labels, strict=True)]
+    named = [(row, label) for row, label in named if known.issuperset(row)]
+    source = table(base, [row for row, _ in named], [label for _, label in named])
     growth = tc.update(root / "store", source, progress=False)
     assert_like_full_build(root, growth.dataset, source, storage, processor)
     for k, graph in enumerate(before):
