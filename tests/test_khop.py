@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +222,9 @@ def test_the_command_line_knows_it():
         ],
     )
     assert make_processor(settings).settings() == tc.KHopSubgraph(2, ["physical"]).settings()
+
+
+def test_graphs_have_no_ids_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(SourceContractError, match=r"KHopSubgraph needs perturbed ids; \w+ gives graphs"):
+        tc.build(tmp_path, source=[plain_graph()], processor=tc.KHopSubgraph(1), progress=False)
+    assert not any(tmp_path.rglob("*.lmdb"))

@@ -15,6 +15,7 @@ from torchcell_cache.fingerprint import Fingerprint
 from torchcell_cache.graph.io import graph_digest, graph_digests
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.base import choice
+from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.record import SampleTable
 from torchcell_cache.sources.base import Source
@@ -70,7 +71,8 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
     built_in = (
         type(processor) in BUILT_IN.values()
     )  # a subclass may assemble otherwise: its graphs are stored whole
-    if built_in and getattr(source, "gives_graphs", False):
+    takes_ids = built_in or type(processor) is KHopSubgraph
+    if takes_ids and getattr(source, "gives_graphs", False):
         raise SourceContractError(
             f"{type(processor).__name__} makes samples from perturbed ids alone; those of {type(source).__name__} are "
             "graphs with features of their own, which would be lost",
@@ -84,7 +86,7 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
                 f"the source perturbs '{given}' nodes, the processor deletes '{topology.node_type}' nodes",
                 fix="pass the same node_type to both",
             )
-    elif built_in:
+    elif takes_ids and table is None:
         raise SourceContractError(
             f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs",
             fix="use a PerturbationTable as source, or a transform of your own as processor",
