@@ -152,7 +152,7 @@ def cases(draw):
     return Case(base, perturbed, phenotypes, statistics)
 
 
-def wide_graph(num_edges=300_000, num_genes=40):
+def wide_graph(num_edges=150_000, num_genes=40):
     """Edges so many that removed positions lie further apart than one 16-bit word can say."""
     random = np.random.default_rng(0)
     graph = HeteroData()

@@ -13,6 +13,8 @@ from torch import distributed as dist
 import torchcell_cache as tc
 from torchcell_cache.loading.epoch_plan import epoch_order
 
+pytestmark = pytest.mark.xdist_group("ddp")  # what its fixtures make is made once
+
 MODES = ("drop_last", "pad", "exact")
 SEED = 6
 FORK = {"multiprocessing_context": "fork"}  # a spawned rank would otherwise spawn its workers too, 4 s each

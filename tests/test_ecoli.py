@@ -21,6 +21,8 @@ from torchcell_cache.rules import parse_rule
 from torchcell_cache.sources.ecoli import ecoli_base_graph, ecoli_knockouts, ecoli_model
 from torchcell_cache.sources.metabolic import GENE_FEATURES, metabolic_base_graph
 
+pytestmark = pytest.mark.xdist_group("ecoli")  # what its fixtures make is made once
+
 NUM_SAMPLES = 2600
 SEED = 5
 EDGE_TYPES = ("same_complex", "isozyme", "consecutive")

@@ -14,6 +14,8 @@ from torch import distributed as dist
 
 import torchcell_cache as tc
 
+pytestmark = pytest.mark.xdist_group("sampling_ddp")  # what its fixtures make is made once
+
 COUNT, SIZE = 61, 4
 KINDS = ("stream", "stream in workers", "shard", "weighted", "cost")
 

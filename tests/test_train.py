@@ -21,6 +21,8 @@ from experiments.train.data import load_data, targets
 from experiments.train.preemption import listen, stop_listening
 from experiments.train.train import Trainer, run
 
+pytestmark = pytest.mark.xdist_group("train")  # what its fixtures make is made once
+
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("on_the_fly", "preprocessed", "shared")
 EPOCHS, BATCH = 2, 4
@@ -77,8 +79,7 @@ def test_three_modes_give_the_same_losses(trained: Path) -> None:
     assert float(fly["train"][-1]) < float(fly["train"][0])
 
 
-@pytest.mark.parametrize("mode", ["on_the_fly", "shared"])
-@pytest.mark.parametrize("stop_after", [3, 7, 9])
+@pytest.mark.parametrize(("mode", "stop_after"), [("on_the_fly", 3), ("shared", 7), ("shared", 9)])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(trained: Path, mode: str, stop_after: int) -> None:
     name = f"{mode}-{stop_after}"
     run(configured(trained, mode=mode, run_dir=name, stop_after=stop_after))
