@@ -5,7 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 PY = $(VENV)/bin/python
-JOBS ?= 2
+# Tests wait for processes and services more than they compute, so one more than the cores of a small machine.
+JOBS ?= 3
 SAMPLES ?= 20000
 ROOT ?= demo/ecoli
 
