@@ -16,6 +16,17 @@ from torchcell_cache.manifest import FILE_NAMES
 from torchcell_cache.testing import tiny_source
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNNABLE = (
+    "README.md",
+    "docs/tutorial.md",
+    "docs/clusters.md",
+    "docs/neo4j.md",
+    "docs/sampling.md",
+    "docs/single_cell.md",
+    "docs/subsets.md",
+    "docs/object_storage.md",
+    "docs/growing.md",
+)
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MARK = "=== block"
@@ -64,19 +75,7 @@ def run_blocks(path: Path, directory: Path) -> list[str]:
     return printed[: len(code)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/tutorial.md",
-        "docs/clusters.md",
-        "docs/neo4j.md",
-        "docs/sampling.md",
-        "docs/single_cell.md",
-        "docs/subsets.md",
-        "docs/object_storage.md",
-    ],
-)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_code_runs_and_prints_what_the_document_shows(name: str, tmp_path: Path) -> None:
     printed = iter(run_blocks(ROOT / name, tmp_path))
     output = None
@@ -178,19 +177,7 @@ def test_demo_arguments_are_checked_before_any_work() -> None:
     assert "samples" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/tutorial.md",
-        "docs/clusters.md",
-        "docs/neo4j.md",
-        "docs/sampling.md",
-        "docs/single_cell.md",
-        "docs/subsets.md",
-        "docs/object_storage.md",
-    ],
-)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_commands_in_documents_have_keys_that_exist(name: str) -> None:
     from torchcell_cache.cli.settings import read_settings
 

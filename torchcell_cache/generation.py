@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from torchcell_cache.codec.layout import Layout
 from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
+from torchcell_cache.fetching import Fetcher, have_file, have_shard
 from torchcell_cache.graph.io import BaseFields, decode_graph, load_base_graph
-from torchcell_cache.manifest import FileEntry, Manifest, processed_dir, read_manifest
+from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
@@ -29,26 +30,12 @@ from torchcell_cache.storage_errors import storage_errors
 from torchcell_cache.store import ShardFiles
 from torchcell_cache.table_reader import MAX_BYTES, TableReader
 from torchcell_cache.topology import Topology
-from torchcell_cache.verified import ensure_verified
 
 T = TypeVar("T")
 GENERATION_MANIFEST = "manifest.json"
 
 _SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
 _SHARED_LOCK = threading.RLock()
-
-
-class Fetcher(Protocol):
-    """Brings files of a generation that are not on this disk yet."""
-
-    def bring(self, entry: FileEntry) -> None:
-        """Have a file in the generation's directory, whole, and keep it there while it is in use."""
-
-    def bring_shards(self, shards: npt.NDArray[np.int64]) -> bool:
-        """Have some shards; ``False`` if only one after the other fits."""
-
-    def reopen(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """How another process opens the same generation, as ``__reduce__`` says it."""
 
 
 class Generation:
@@ -71,7 +58,7 @@ class Generation:
         starts = [*(s.start for s in shards), manifest.num_samples]
         paths = [str(self.directory / s.file.name) for s in shards]
         # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
-        before_open = partial(_verify_shard, self.directory, manifest, fetcher)
+        before_open = partial(have_shard, self.directory, manifest, fetcher)
         self.files = ShardFiles(paths, [s.file.size for s in shards], starts, before_open)
 
     @classmethod
@@ -109,7 +96,7 @@ class Generation:
         """Path of one of the generation's fixed files, its digest checked."""
         for entry in self.manifest.files:
             if entry.name == name:
-                _have(self.directory, entry, self.fetcher)
+                have_file(self.directory, entry, self.fetcher)
                 return self.directory / name
         raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
 
@@ -306,14 +293,3 @@ class Generation:
                 path=self.directory,
                 fix=f"torchcell-cache verify root={self.root} level=full",
             ) from error
-
-
-def _verify_shard(directory: Path, manifest: Manifest, fetcher: Fetcher | None, shard: int) -> None:
-    _have(directory, manifest.shards[shard].file, fetcher)
-
-
-def _have(directory: Path, entry: FileEntry, fetcher: Fetcher | None) -> None:
-    if fetcher is not None:
-        fetcher.bring(entry)  # which checks it
-        return
-    ensure_verified(directory / entry.name, entry.size, entry.xxh3)

@@ -220,8 +220,3 @@ def content_sums(entries: Sequence[ShardEntry]) -> tuple[int, int]:
     low = sum(entry.sums[0] for entry in entries) % (1 << 64)
     high = sum(entry.sums[1] for entry in entries) % (1 << 64)
     return low, high
-
-
-def shard_starts(entries: Sequence[ShardEntry]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """First samples of the shards and, last, the number of samples, ``[num_shards + 1] int64``."""
-    return np.array([*(e.start for e in entries), entries[-1].stop if entries else 0], dtype=np.int64)

@@ -36,15 +36,18 @@ class Adoption:
         self.old, self.directory, self.shards, self.same = old, directory, shards, same
         self.kept = self.linked = 0
 
-    def run(self, maker: RecordMaker, report: Callable[[int], None]) -> None:
+    def run(self, maker: RecordMaker, report: Callable[[int], None], stopped: Callable[[], bool]) -> None:
         """Link shards that are the same, and rebuild those that are so in part from their records.
 
         Args:
             maker: Makes the records of samples that are not the same.
             report: Called with the number of samples done since the last call.
+            stopped: Asked before each shard whether to leave the others to the next run.
         """
         done = {e.index for e in finished_shards(self.directory, self.shards, range(self.shards.num_shards))}
         for shard in range(self.shards.num_shards):
+            if stopped():
+                return
             start, stop = self.shards.span(shard)
             kept = int(self.same[start:stop].sum())
             if not kept:

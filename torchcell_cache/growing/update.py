@@ -25,6 +25,7 @@ from torchcell_cache.generation import Generation
 from torchcell_cache.growing.adopt import Adoption
 from torchcell_cache.growing.appended import appended
 from torchcell_cache.growing.difference import same_samples
+from torchcell_cache.lease import open_with_lease
 from torchcell_cache.manifest import processed_dir
 from torchcell_cache.published import stored_processor
 from torchcell_cache.sources.pyg import as_source
@@ -141,7 +142,7 @@ def _grow(
         if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
             say(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
-            return Growth(PreprocessedDataset._of(old), len(old), 0, count, count)
+            return Growth(PreprocessedDataset._of(open_with_lease(root)), len(old), 0, count, count)
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)
@@ -175,7 +176,7 @@ def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: b
         status = processed_dir(work.root) / STATUS_NAME
         meter = Progress(kept, 0, status, enabled=progress, what="take over samples")
         adoption = Adoption(old, work.directory, work.shards, same)
-        adoption.run(maker, meter)
+        adoption.run(maker, meter, lambda: stop.signal is not None)
         meter.close("complete")
         if stop.signal is not None:
             stop.raise_interrupted(adoption.linked, work.shards.num_shards)
