@@ -396,7 +396,7 @@ def killing(*args, **kwargs):
     out = original(*args, **kwargs)
     calls[0] += 1
     if calls[0] == 2 or sys.argv[3] == "mix":
-        os.kill(os.getpid(), 9)
+        os.kill(os.getpid(), int(sys.argv[4]))
     return out
 if sys.argv[3] == "link":
     adopt.Adoption._link = killing
@@ -406,13 +406,21 @@ tc.append(sys.argv[1], table(cell_graph(), genes[44:], labels[44:]), progress=Fa
 """
 
 
-@pytest.mark.parametrize("where", ["link", "mix"])
-def test_killed_and_started_again(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "number"), [("link", signal.SIGKILL), ("mix", signal.SIGKILL), ("link", signal.SIGTERM)]
+)
+def test_killed_and_started_again(tmp_path: Path, where: str, number: int) -> None:
     base, (genes, labels) = cell_graph(), knockouts(60)
     old = build(tmp_path / "store", table(base, genes[:44], labels[:44]), "delta")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(Path(__file__).parent), where]
-    done = subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == -signal.SIGKILL
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), here, where, str(int(number))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if number == signal.SIGKILL:
+        assert done.returncode == -signal.SIGKILL
+    else:  # heard before the next shard
+        assert "BuildInterruptedError" in done.stderr
+        assert len(list((tmp_path / "store").glob("processed/*/shard-0000[0-9].json"))) == 6 + 2
     assert tc.PreprocessedDataset(tmp_path / "store").content_digest == old.content_digest
     growth = tc.append(tmp_path / "store", table(base, genes[44:], labels[44:]), progress=False)
     assert growth.recomputed == 16
