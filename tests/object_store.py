@@ -11,9 +11,13 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from loading import build, make_source
 from services import require
+
+import torchcell_cache as tc
 
 _SERVER = """
 import sys, threading
@@ -205,3 +209,17 @@ def unreliable(s3):
     proxy.faults, proxy.requests, proxy.pause = [], [], 0.0
     yield url, {"endpoint_url": endpoint}, proxy, options
     proxy.faults = []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    build(tmp_path / "store", make_source(), storage="delta")
+    return tmp_path / "store"
+
+
+def push(root, url, options=None, **settings):
+    return tc.push(root, url, storage_options=options, progress=False, **settings)
+
+
+def pull(url, root, options=None, **settings):
+    return tc.pull(url, root, storage_options=options, progress=False, **settings)

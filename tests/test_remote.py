@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from loading import build, make_source
-from object_store import CREDENTIALS, s3, system, unreliable
+from object_store import CREDENTIALS, pull, push, s3, store, system, unreliable
 from torch.utils.data import DataLoader
 from torch_geometric.nn import GCNConv
 
@@ -23,21 +23,7 @@ from torchcell_cache.nn import shared_conv, shared_edges
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.testing import assert_same_graph
 
-__all__ = ["s3", "unreliable"]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    build(tmp_path / "store", make_source(), storage="delta")
-    return tmp_path / "store"
-
-
-def push(root, url, options=None, **settings):
-    return tc.push(root, url, storage_options=options, progress=False, **settings)
-
-
-def pull(url, root, options=None, **settings):
-    return tc.pull(url, root, storage_options=options, progress=False, **settings)
+__all__ = ["s3", "store", "unreliable"]
 
 
 def test_the_round_trip_gives_the_same_samples(tmp_path: Path, store: Path, s3) -> None:

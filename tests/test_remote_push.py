@@ -4,27 +4,13 @@ from pathlib import Path
 
 import pytest
 from loading import build, make_source
-from object_store import s3, system, unreliable
+from object_store import pull, push, s3, store, system, unreliable
 
 import torchcell_cache as tc
 from torchcell_cache.errors import StaleCacheError
 from torchcell_cache.manifest import processed_dir, read_manifest
 
-__all__ = ["s3", "unreliable"]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    build(tmp_path / "store", make_source(), storage="delta")
-    return tmp_path / "store"
-
-
-def push(root, url, options=None, **settings):
-    return tc.push(root, url, storage_options=options, progress=False, **settings)
-
-
-def pull(url, root, options=None, **settings):
-    return tc.pull(url, root, storage_options=options, progress=False, **settings)
+__all__ = ["s3", "store", "unreliable"]
 
 
 def test_another_store_is_not_overwritten_by_chance(tmp_path: Path, store: Path, s3) -> None:
