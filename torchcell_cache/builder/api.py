@@ -77,6 +77,7 @@ def build(
     if opened is not None:
         remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
         return opened
+    say.notes(plan.notes)
     with storage_errors(processed_dir(where)):
         make_dirs_durable(processed_dir(where))
     lock = BuilderLock(processed_dir(where) / LOCK_NAME)

@@ -116,6 +116,8 @@ def build_part(
     if opened is not None:
         say(f"task {task} of {tasks}: {opened.generation.manifest.generation} is published, nothing to do")
         return Part(task, tasks, opened.generation.manifest.generation, (), 0, True)
+    if task == 0:
+        say.notes(plan.notes)
     place = None if scratch is None else make_dirs_durable(Path(os.fspath(scratch)).expanduser())
     with _locked(where, True, say):
         storage = (

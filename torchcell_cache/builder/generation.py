@@ -252,6 +252,7 @@ class GenerationBuild:
             "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
             "seconds": round(seconds, 3),
             "index_ms": round(self.index_ms, 3),
+            "notes": list(self.plan.notes),
         }
 
     def _summary(self, manifest: Manifest, seconds: float, built: int) -> None:

@@ -18,7 +18,7 @@ from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.record import SampleTable
-from torchcell_cache.sources.base import Source
+from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.topology import Topology, topology_of
 
 FORMAT_VERSION = 1
@@ -38,6 +38,7 @@ class BuildPlan:
         parts: Fingerprint tree without ``storage``.
         table: All samples as columns, if the source has them.
         topology: The position space, for node-deleting processors on such a source.
+        notes: What the source has to say of itself.
     """
 
     source: Source
@@ -46,6 +47,7 @@ class BuildPlan:
     parts: dict[str, Any]
     table: SampleTable | None
     topology: Topology | None
+    notes: tuple[str, ...] = ()
 
     @property
     def can_be_structured(self) -> bool:
@@ -97,7 +99,8 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
         "processor": {"class": "none"} if processor is None else code_digest(processor),
         "source": source.identity(),
     }
-    return BuildPlan(source, processor, "" if graph is None else graph_digest(graph), parts, table, topology)
+    digest = "" if graph is None else graph_digest(graph)
+    return BuildPlan(source, processor, digest, parts, table, topology, notes_of(source))
 
 
 def check_storage(plan: BuildPlan, storage: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torchcell_cache.builder.generation import generation_prefix
@@ -19,10 +20,12 @@ from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,
     FormatError,
+    SettingError,
     StaleCacheError,
 )
 from torchcell_cache.fingerprint import explain, sha256_json
 from torchcell_cache.lease import open_with_lease
+from torchcell_cache.loading.ranks import rank_and_world_size
 from torchcell_cache.manifest import STORAGES as STORED_AS
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
 from torchcell_cache.verified import note_verified
@@ -40,6 +43,14 @@ class Say:
         """Print it."""
         if self.enabled:
             print(text, file=sys.stderr, flush=True)
+
+    def notes(self, lines: Sequence[str]) -> None:
+        """Print what a source has to say; one of several ranks does."""
+        with contextlib.suppress(SettingError):  # half of RANK and WORLD_SIZE: whoever needs them will say so
+            if rank_and_world_size()[0] != 0:
+                return
+        for line in lines:
+            self(line)
 
 
 def _existing(root: Path, on_stale: str) -> Manifest | None:

@@ -126,6 +126,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         + ", ".join(f"{name} {text}" for name, text in built.get("libraries", {}).items()),
     }
     yield from (f"{name:<16}{text}" for name, text in rows.items())
+    if built.get("notes"):
+        yield "\nnotes"
+        yield from (f"  {note}" for note in built["notes"])
     if facts["base_graph"]:
         yield "\nbase graph"
         yield from (f"  {name:<34}{text}" for name, text in facts["base_graph"].items())

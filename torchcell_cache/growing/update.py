@@ -28,6 +28,7 @@ from torchcell_cache.growing.difference import same_samples
 from torchcell_cache.lease import open_with_lease
 from torchcell_cache.manifest import processed_dir
 from torchcell_cache.published import stored_processor
+from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.pyg import as_source
 
 STORED = object()
@@ -91,7 +92,9 @@ def append(
     """
     where = Path(os.fspath(root)).expanduser().absolute()
     source = as_source(tail)
-    return _grow(where, lambda old: appended(old, source), processor, True, num_workers, progress)
+    return _grow(
+        where, lambda old: appended(old, source), notes_of(source), processor, True, num_workers, progress
+    )
 
 
 def update(
@@ -122,11 +125,17 @@ def update(
     """
     where = Path(os.fspath(root)).expanduser().absolute()
     whole = as_source(source)
-    return _grow(where, lambda _: whole, processor, False, num_workers, progress)
+    return _grow(where, lambda _: whole, notes_of(whole), processor, False, num_workers, progress)
 
 
 def _grow(
-    root: Path, make_source: Any, processor: Any, same_processor: bool, num_workers: int, progress: bool
+    root: Path,
+    make_source: Any,
+    notes: tuple[str, ...],
+    processor: Any,
+    is_append: bool,
+    num_workers: int,
+    progress: bool,
 ) -> Growth:
     say = Say(progress)
     Generation.open(root)  # nothing to grow is an error before a lock is taken
@@ -137,12 +146,15 @@ def _grow(
         storage = old.manifest.storage
         used = stored_processor(old.manifest) if processor is STORED else processor
         plan = plan_build(make_source(old), used, storage, num_workers, "rebuild", False)
-        if same_processor:
+        if is_append:
             _check_processor(old, plan.parts["processor"])
         if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
             say(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
             return Growth(PreprocessedDataset._of(open_with_lease(root)), len(old), 0, count, count)
+        say.notes(notes)
+        before = old.manifest.created.get("notes", []) if is_append else []
+        plan = replace(plan, notes=tuple(dict.fromkeys([*before, *notes])))
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)

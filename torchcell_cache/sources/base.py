@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """A sequence of samples on one base graph. Order and content must not change between two passes.
 
+    A source may also have ``notes``, a tuple of plain lines on what it kept, left out and made of its input: a build says
+    them once and keeps them in the manifest.
+
     Attributes:
         base_graph: The graph all samples share, or ``None``.
     """
@@ -53,3 +56,10 @@ class FieldSource(RunSource, Protocol):
 
     def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
         """The same samples as :meth:`items` gives, in chunks of consecutive ones; their records must be equal to the byte."""
+
+
+def notes_of(source: object) -> tuple[str, ...]:
+    """What a source has to say, line by line; nothing for a source without ``notes``."""
+    notes = getattr(source, "notes", ())
+    given = [notes] if isinstance(notes, str) else notes if isinstance(notes, list | tuple) else []
+    return tuple(line for note in given for line in str(note).splitlines() if line.strip())

@@ -158,6 +158,7 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
         parts={**parts, "source": identity},
         table=None if table is None else take_rows(table, positions),
         topology=generation.topology,
+        notes=tuple(manifest.created.get("notes", [])),
     )
 
 
