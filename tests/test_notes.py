@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import torchcell_cache as tc
 from torchcell_cache.cli import main
 
