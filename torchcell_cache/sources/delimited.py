@@ -1,130 +1,205 @@
-"""Reading a table of perturbations from CSV, TSV or Parquet."""
+"""Delimited text: the one place that opens, decodes and takes apart CSV, TSV and the like.
+
+The standard library's ``csv`` defines what a file means: CSV is quoted by its rules (and refused where a quote is not
+closed or stands in the middle of a quoted cell), TSV and files of blanks have no quotes at all.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
 
-import numpy as np
+from torchcell_cache.errors import SettingError, SourceContractError
 
-from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Float32Array
+MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None"})
+"""Cells that stand for "no value", without the blanks around them."""
+
+BLANKS = "blanks"
+"""The separator of files whose cells are separated by runs of blanks."""
+
+_CELL_LIMIT = 2**31 - 1
+_PACKED = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"\x89HDF": "an HDF5 file",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TableColumns:
-    """Columns of one file, ready for :class:`~torchcell_cache.sources.table.PerturbationTable`."""
-
-    perturbed: list[list[str]]
-    phenotypes: dict[str, Float32Array]
-    statistics: dict[str, Float32Array]
-    source_ids: list[str] | None
+def separator_of(path: str | Path, otherwise: str = "\t") -> str:
+    """The separator that a file's name tells: comma for ``.csv``, tab for ``.tsv`` and ``.tab``, or ``otherwise``."""
+    suffix = Path(Path(path).name.lower().removesuffix(".gz")).suffix
+    return {".csv": ",", ".tsv": "\t", ".tab": "\t"}.get(suffix, otherwise)
 
 
-def read_table(
-    path: Path,
-    perturbed: str,
-    phenotypes: tuple[str, ...],
-    statistics: tuple[str, ...],
-    id_column: str | None,
-    separator: str,
-) -> TableColumns:
-    """Read the named columns; see ``PerturbationTable.from_csv``.
+def read_text(path: str | Path, encoding: str | None = None) -> bytes:
+    """Content of a text file, plain or gzipped whatever its name says, as UTF-8 without a byte order mark.
+
+    Args:
+        path: The file.
+        encoding: As Python names it; UTF-8 if ``None``.
 
     Raises:
-        SourceContractError: If the file or a column is missing, or a value is not a number.
+        SourceContractError: If the file is missing, cut, or not text in that encoding; names it.
+        SettingError: If there is no such encoding.
     """
-    if not path.is_file():
-        raise SourceContractError(f"no table at {path}", path=path, fix="check the path")
-    suffixes = [s.lower() for s in path.suffixes]
-    columns = _read_parquet(path) if suffixes[-1:] == [".parquet"] else _read_delimited(path, suffixes)
-    wanted = [perturbed, *phenotypes, *statistics, *([id_column] if id_column else [])]
-    for name in wanted:
-        if name not in columns:
-            raise SourceContractError(f"{path}: no column '{name}'; it has {list(columns)}", path=path)
-    if not phenotypes and not statistics:
-        phenotypes = tuple(n for n in columns if n not in (perturbed, id_column) and _is_numeric(columns[n]))
-    return TableColumns(
-        perturbed=[_split(cell, separator) for cell in columns[perturbed]],
-        phenotypes={name: _numbers(path, name, columns[name]) for name in phenotypes},
-        statistics={name: _numbers(path, name, columns[name]) for name in statistics},
-        source_ids=None if id_column is None else [str(cell) for cell in columns[id_column]],
+    path = Path(path).expanduser()
+    data = _unpacked(path)
+    said = next((what for magic, what in _PACKED.items() if data.startswith(magic)), None)
+    if said is not None:
+        raise SourceContractError(f"{path} is {said}, expected text", path=path, fix="save it as CSV or TSV")
+    try:
+        known = codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise SettingError(
+            f"encoding={encoding!r} is unknown", fix="utf-8, latin-1, cp1252, utf-16"
+        ) from None
+    try:
+        text = data.decode(known.name)
+    except UnicodeError as error:
+        raise _undecodable(path, data, known.name, error) from None
+    if "\0" in text:
+        row = text.count("\n", 0, text.index("\0")) + 1
+        raise SourceContractError(
+            f"{path}, line {row} holds a zero byte: it is no text, or not in {known.name}",
+            path=path,
+            fix='pass encoding="utf-16-le" if another program wrote it as Unicode, else fetch it again',
+        )
+    if known.name == "utf-8":
+        return data.removeprefix(codecs.BOM_UTF8)
+    return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    separator: str | None = None,
+    encoding: str | None = None,
+    comment: str | None = None,
+) -> Iterator[list[str]]:
+    """Rows of a file as lists of cells, as they stand; empty lines are passed over.
+
+    Args:
+        path: The file, plain or gzipped.
+        separator: One character, ``"blanks"`` for runs of blanks, or ``None``: from the name, see :func:`separator_of`.
+        encoding: As Python names it; UTF-8 if ``None``.
+        comment: Lines that start with it are passed over.
+
+    Raises:
+        SourceContractError: If the file is no such text; names it and the line.
+        SettingError: If separator or encoding are none.
+
+    Example:
+        ``for a, b, *rest in read_rows("physical.tsv.gz", comment="#"): ...``
+    """
+    path = Path(path).expanduser()
+    separator = separator_of(path) if separator is None else checked_separator(separator)
+    return rows_of(path, read_text(path, encoding), separator, comment)
+
+
+def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None) -> Iterator[list[str]]:
+    """Rows of UTF-8 text that was read already; see :func:`read_rows`."""
+    lines: Iterator[str] = iter(
+        TextIOWrapper(BytesIO(data), encoding="utf-8", errors="surrogatepass", newline="")
+    )
+    if separator == BLANKS:
+        for line in lines:
+            cells = line.split()
+            if cells and not (comment and line.startswith(comment)):
+                yield cells
+        return
+    if (
+        csv.field_size_limit() < _CELL_LIMIT
+    ):  # of the whole process; lowering it again could hit another reader
+        csv.field_size_limit(_CELL_LIMIT)
+    if comment:
+        lines = (line for line in lines if not line.startswith(comment))
+    rows = csv.reader(
+        lines,
+        delimiter=separator,
+        quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    try:
+        for row in rows:
+            if row:
+                yield row
+    except csv.Error as error:
+        raise SourceContractError(
+            f"{path}: a quote does not fit in the row that ends in line {rows.line_num} ({error})",
+            path=path,
+            fix='a quote in a cell is written "" and the cell is quoted; or save the file as TSV, which has no quotes',
+        ) from None
+
+
+def checked_separator(separator: str) -> str:
+    """A separator of cells.
+
+    Raises:
+        SettingError: If it is none.
+    """
+    if separator == BLANKS or (len(separator) == 1 and separator not in '"\r\n\0'):
+        return separator
+    raise SettingError(
+        f"separator={separator!r} separates no cells",
+        fix=f'one character such as "," or "\\t", or "{BLANKS}"',
     )
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """The text of a file, plain or ``.gz``."""
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            yield file
-    else:
-        with path.open(encoding="utf-8", newline="") as file:
-            yield file
+def check_header(path: Path, header: list[str]) -> list[str]:
+    """Column names without the blanks around them.
 
-
-def _read_delimited(path: Path, suffixes: list[str]) -> dict[str, list[Any]]:
-    delimiter = "\t" if ".tsv" in suffixes or ".tab" in suffixes else ","
-    with opened(path) as file:
-        rows = csv.reader(file, delimiter=delimiter)
-        try:
-            header = next(rows)
-        except StopIteration:
-            raise SourceContractError(f"{path} is empty", path=path) from None
-        columns: dict[str, list[Any]] = {name: [] for name in header}
-        for number, row in enumerate(rows):
-            if len(row) != len(header):
-                raise SourceContractError(
-                    f"{path}: row {number} has {len(row)} cells, the header has {len(header)}", path=path
-                )
-            for name, cell in zip(header, row, strict=True):
-                columns[name].append(cell)
-    return columns
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pandas as pd
-    except ImportError:
+    Raises:
+        SourceContractError: If a name stands there twice; lists all such names.
+    """
+    names = [name.strip() for name in header]
+    repeated = [name for k, name in enumerate(names) if name in names[:k]]
+    if repeated:
         raise SourceContractError(
-            f"{path}: reading Parquet needs pandas and pyarrow", fix="pip install 'torchcell-cache[table]'"
-        ) from None
-    frame = pd.read_parquet(path)
-    return {str(name): list(frame[name]) for name in frame.columns}
+            f"{path}: the header has {', '.join(map(repr, dict.fromkeys(repeated)))} more than once",
+            path=path,
+            fix="give each column a name of its own, or remove the copy",
+        )
+    return names
 
 
-def _split(cell: Any, separator: str) -> list[str]:
-    if isinstance(cell, str):
-        return [name for name in (part.strip() for part in cell.split(separator)) if name]
-    return [str(name) for name in cell] if cell is not None else []
-
-
-def _number(cell: Any) -> float:
-    text = cell.strip() if isinstance(cell, str) else cell
-    return float("nan") if text in ("", None) else float(text)
-
-
-def _is_numeric(column: list[Any]) -> bool:
+def _unpacked(path: Path) -> bytes:
     try:
-        for cell in column[:100]:
-            _number(cell)
-    except (TypeError, ValueError):
-        return False
-    return bool(column)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SourceContractError(f"no file at {path}", path=path, fix="check the path") from None
+    except OSError as error:
+        raise SourceContractError(f"{path} cannot be read: {error.strerror or error}", path=path) from None
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceContractError(
+            f"{path} is a damaged gzip file ({error})", path=path, fix="copy or download it again"
+        ) from None
 
 
-def _numbers(path: Path, name: str, column: list[Any]) -> Float32Array:
-    out = np.empty(len(column), dtype=np.float32)
-    for row, cell in enumerate(column):
-        try:
-            out[row] = _number(cell)
-        except (TypeError, ValueError):
-            raise SourceContractError(
-                f"{path}: row {row}: {cell!r} in column '{name}' is not a number", path=path
-            ) from None
-    return out
+def _undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> SourceContractError:
+    start = error.start if isinstance(error, UnicodeDecodeError) else 0
+    if path.suffix.lower() == ".gz":
+        return SourceContractError(
+            f"{path} is neither a gzip file nor text in {encoding}",
+            path=path,
+            fix="copy or download it again",
+        )
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    other = "utf-16" if wide else "latin-1" if encoding == "utf-8" else "utf-8"
+    return SourceContractError(
+        f"{path}, line {data.count(10, 0, start) + 1} is not text in {encoding}: {data[start : start + 4]!r}",
+        path=path,
+        fix=f'save it as UTF-8, or pass encoding="{other}"',
+    )

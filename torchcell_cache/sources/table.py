@@ -14,7 +14,7 @@ from torchcell_cache.fingerprint import array_digest, sha256_json
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Float32Array, Int64Array, Sample, SampleTable
-from torchcell_cache.sources.delimited import read_table
+from torchcell_cache.sources.label_tables import read_table
 from torchcell_cache.topology import count_nodes, perturbable_type
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
-from torchcell_cache.sources.delimited import opened, read_table
+from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.interactions import interaction_scores
+from torchcell_cache.sources.label_tables import read_table
 from torchcell_cache.sources.metabolic import metabolic_base_graph
 from torchcell_cache.sources.yeast_gem import read_yeast_gem
 
@@ -222,20 +222,19 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
     first: list[int] = []
     second: list[int] = []
     scores: list[float] = []
-    with opened(path) as file:
-        rows = csv.reader(file, delimiter="\t")
-        header = next(rows, [])
-        if header != ["gene_a", "gene_b", "score"]:
-            raise SourceContractError(f"{path}: columns {header}, expected gene_a, gene_b, score", path=path)
-        for row, cells in enumerate(rows):
-            try:
-                one, other, score = cells
-                first.append(number[one])
-                second.append(number[other])
-                scores.append(float(score))
-            except (ValueError, KeyError) as error:
-                what = f"{error} is not in genes.txt" if isinstance(error, KeyError) else str(error)
-                raise SourceContractError(f"{path}: row {row}: {what}", path=path) from None
+    rows = read_rows(path, separator="\t")
+    header = next(rows, [])
+    if header != ["gene_a", "gene_b", "score"]:
+        raise SourceContractError(f"{path}: columns {header}, expected gene_a, gene_b, score", path=path)
+    for row, cells in enumerate(rows):
+        try:
+            one, other, score = cells
+            first.append(number[one])
+            second.append(number[other])
+            scores.append(float(score))
+        except (ValueError, KeyError) as error:
+            what = f"{error} is not in genes.txt" if isinstance(error, KeyError) else str(error)
+            raise SourceContractError(f"{path}: row {row}: {what}", path=path) from None
     pairs = np.array([first, second], dtype=np.int64)
     _check_pairs(path, pairs, len(number))
     one_way = np.array(scores, dtype=np.float32)

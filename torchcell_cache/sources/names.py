@@ -1,0 +1,294 @@
+"""Names of a file or table meet the nodes of a base graph: the one place that looks them up.
+
+A name is looked up as it stands, then without blanks around it, then through the alias table. Nothing else is tried:
+what would have matched in another case or without a prefix is said, not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.processors.base import choice
+from torchcell_cache.record import Int64Array
+from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.near_names import hint
+
+UNKNOWN = ("error", "skip", "drop", "keep")
+"""What to do with a name no node has: refuse; leave the sample out; leave the name out; keep it, removing nothing."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NameLists:
+    """Names of many samples, each distinct name once.
+
+    Attributes:
+        distinct: The names, without blanks around them.
+        codes: Positions in ``distinct``, sample after sample, ``[sum of counts] int64``.
+        ptr: Offsets into ``codes``, ``[num_samples + 1] int64``.
+    """
+
+    distinct: list[str]
+    codes: Int64Array
+    ptr: Int64Array
+
+    @classmethod
+    def of(cls, rows: Iterable[Iterable[str]]) -> NameLists:
+        """From one list of names per sample."""
+        known: dict[str, int] = {}
+        codes: list[int] = []
+        ptr = [0]
+        for names in rows:
+            codes += [known.setdefault(name.strip(), len(known)) for name in names]
+            ptr.append(len(codes))
+        return cls(list(known), np.asarray(codes, dtype=np.int64), np.asarray(ptr, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def lists(self) -> list[list[str]]:
+        """One list of names per sample."""
+        flat = [self.distinct[code] for code in self.codes.tolist()]
+        ptr = self.ptr.tolist()
+        return [flat[a:b] for a, b in pairwise(ptr)]
+
+
+@dataclass(frozen=True, slots=True)
+class NameReport:
+    """How names met nodes, each distinct name counted once.
+
+    Attributes:
+        matched: Names that a node has.
+        renamed: How many of them through the alias table.
+        unmatched: Names that no node has.
+        examples: Some names that no node has.
+        nodes: Some names of nodes, those that no name met first.
+        hint: What would make the names match, or nothing.
+    """
+
+    matched: int
+    renamed: int
+    unmatched: int
+    examples: tuple[str, ...]
+    nodes: tuple[str, ...]
+    hint: str
+
+    def __str__(self) -> str:
+        said = f"{self.matched:,} of {self.matched + self.unmatched:,} names are nodes of the base graph"
+        if self.renamed:
+            said += f", {self.renamed:,} of them by another name"
+        if self.unmatched:
+            said += f"; not among them {_listed(self.examples)}; nodes are {_listed(self.nodes)}"
+        return f"{said}; {self.hint}" if self.hint else said
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resolved:
+    """Samples as nodes, unknown names dealt with.
+
+    Attributes:
+        ids: Nodes, sample after sample, in the order of the names, ``[sum of counts] int64``.
+        ptr: Offsets into ``ids``, ``[num_samples + 1] int64``.
+        rows: Rows that are samples, ascending; ``None`` for all.
+        changed: Number of samples that lost a name (``drop``) or have one that removes nothing (``keep``).
+        emptied: How many of them have no node left.
+        report: How the names met the nodes.
+    """
+
+    ids: Int64Array
+    ptr: Int64Array
+    rows: Int64Array | None
+    changed: int
+    emptied: int
+    report: NameReport
+
+
+class NodeNames:
+    """The names of nodes, for looking names up.
+
+    Args:
+        names: ``node_ids``, one per node; numbers count as their text. ``None``: the nodes have no names.
+        aliases: Other names of nodes: a mapping of name to node name, or a file of two such columns.
+        what: What the nodes are called in messages.
+
+    Raises:
+        SourceContractError: If two nodes have one name, or an alias stands for two nodes.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[Any] | None,
+        aliases: Mapping[str, str] | str | Path | None = None,
+        what: str = "node of the base graph",
+    ) -> None:
+        self.what, self.has_names = what, names is not None
+        self.names = as_texts(names if names is not None else (), f"name of a {what}")
+        self._position = {name: k for k, name in enumerate(self.names)}
+        if len(self._position) < len(self.names):
+            raise _repeated(self.names, self._position, what)
+        self._aliases = read_aliases(aliases)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, name: str) -> int:
+        """Position of one name, -1 if no node has it."""
+        found = self._position.get(name)
+        if found is None:
+            name = name.strip()
+            found = self._position.get(name)
+        if found is None and name in self._aliases:
+            found = self._position.get(self._aliases[name])
+        return -1 if found is None else found
+
+    def positions(self, names: Iterable[str]) -> Int64Array:
+        """Position of each name, ``[n] int64``, -1 where no node has it."""
+        names = list(names)
+        found = np.fromiter(map(self._position.get, names, repeat(-1)), dtype=np.int64, count=len(names))
+        for k in np.flatnonzero(found < 0).tolist():
+            found[k] = self.find(names[k])
+        return found
+
+    def report(self, names: Sequence[str], positions: Int64Array, *, hints: bool = True) -> NameReport:
+        """How distinct names met the nodes."""
+        lost = [names[k] for k in np.flatnonzero(positions < 0).tolist()]
+        free = np.ones(len(self.names), dtype=np.bool_)
+        free[positions[positions >= 0]] = False
+        nodes = np.flatnonzero(free)[:_EXAMPLES].tolist() or range(min(_EXAMPLES, len(self.names)))
+        renamed = (
+            sum(name.strip() not in self._position for name in names) - len(lost) if self._aliases else 0
+        )
+        near = hint(lost, self._position) if hints and lost else ""
+        return NameReport(
+            *(len(names) - len(lost), renamed, len(lost), tuple(lost[:_EXAMPLES])),
+            *(tuple(self.names[k] for k in nodes), near),
+        )
+
+    def unknown(self, name: str, where: str, fix: str | None = None) -> SourceContractError:
+        """The error for a name that no node has, with examples of both sides."""
+        said = f"{where}: {name!r} is not a {self.what}"
+        if not self.has_names:
+            return SourceContractError(f"{said} (it has no node_ids)", fix="set node_ids, or pass positions")
+        near = hint([name], self._position)
+        said += f"; its names are {_listed(tuple(self.names[:_EXAMPLES]))}"
+        return SourceContractError(f"{said}; {near}" if near else said, fix=fix or FIX_UNKNOWN)
+
+
+FIX_UNKNOWN = (
+    'correct the name, pass aliases={"old name": "node name"}, '
+    'or unknown="skip" to leave out the samples with such names'
+)
+
+
+def resolve(lists: NameLists, nodes: NodeNames, unknown: str = "error") -> Resolved:
+    """Look up the names of samples and deal with those that no node has.
+
+    Args:
+        lists: The names.
+        nodes: Where they are looked up.
+        unknown: One of :data:`UNKNOWN`.
+
+    Raises:
+        SourceContractError: Naming the row (from 0) and the name, if ``unknown`` is ``error``.
+        SettingError: If ``unknown`` is no such policy.
+    """
+    choice("unknown", unknown, UNKNOWN)
+    position = nodes.positions(lists.distinct)
+    ids = position[lists.codes] if len(position) else np.empty(0, dtype=np.int64)
+    lost = ids < 0
+    report = nodes.report(lists.distinct, position)
+    if not lost.any():
+        return Resolved(ids, lists.ptr, None, 0, 0, report)
+    owner = np.repeat(np.arange(len(lists)), np.diff(lists.ptr))
+    if unknown == "error":
+        at = int(np.argmax(lost))
+        raise nodes.unknown(lists.distinct[int(lists.codes[at])], f"row {owner[at]}")
+    odd = np.zeros(len(lists), dtype=np.bool_)
+    odd[owner[lost]] = True
+    counts = np.bincount(owner[~lost], minlength=len(lists))
+    if unknown == "skip":
+        rows = np.flatnonzero(~odd)
+        return Resolved(ids[~odd[owner]], _ptr(counts[rows]), rows, 0, 0, report)
+    return Resolved(ids[~lost], _ptr(counts), None, int(odd.sum()), int((odd & (counts == 0)).sum()), report)
+
+
+def as_texts(names: Iterable[Any], what: str = "name") -> list[str]:
+    """Names as text; whole numbers count as their digits.
+
+    Raises:
+        SourceContractError: Naming the position and the value that is neither.
+    """
+    names = names.tolist() if hasattr(names, "tolist") else list(names)
+    out = list(names)
+    for k, name in enumerate(names):
+        if type(name) is str:
+            continue
+        whole = isinstance(name, int | np.integer) or (isinstance(name, float) and name.is_integer())
+        if isinstance(name, str) or (whole and not isinstance(name, bool)):
+            out[k] = str(name) if isinstance(name, str) else str(int(name))
+        else:
+            raise SourceContractError(f"{what} {k} is {name!r}, expected text", fix="give each node a name")
+    return out
+
+
+def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, str]:
+    """An alias table as a mapping of name to node name.
+
+    Raises:
+        SourceContractError: If a name stands for two nodes, or a file does not have two columns.
+        SettingError: If it is neither a mapping nor a path.
+    """
+    if aliases is None:
+        return {}
+    if isinstance(aliases, Mapping):
+        pairs = list(
+            zip(as_texts(aliases, "alias"), as_texts(aliases.values(), "name of alias"), strict=True)
+        )
+        origin = "aliases"
+    elif isinstance(aliases, str | Path):
+        origin = str(aliases)
+        rows = list(read_rows(aliases))
+        if short := next((k for k, row in enumerate(rows) if len(row) < 2), None):
+            raise SourceContractError(
+                f"{aliases}: line {short + 1} has one cell, expected a name and the node it stands for",
+                path=aliases,
+            )
+        pairs = [(row[0], row[1]) for row in rows]
+    else:
+        raise SettingError(
+            f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
+        )
+    out: dict[str, str] = {}
+    for name, target in pairs:
+        name, target = name.strip(), target.strip()
+        if name and target and out.setdefault(name, target) != target:
+            raise SourceContractError(f"{origin}: {name!r} stands for {out[name]!r} and for {target!r}")
+    return out
+
+
+def _repeated(names: list[str], position: dict[str, int], what: str) -> SourceContractError:
+    first = next(k for k, name in enumerate(names) if position[name] != k)
+    return SourceContractError(
+        f"{names[first]!r} is the name of a {what} twice (nodes {first} and {position[names[first]]}), "
+        "so a name does not say which one is meant",
+        fix="give each node a name of its own in node_ids, or pass positions in place of names",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) + ", ..." if names else "none"
+
+
+def _ptr(counts: npt.NDArray[Any]) -> Int64Array:
+    out = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return out
