@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.arrays import arrays_to_bytes, map_arrays
-from torchcell_cache.errors import CorruptShardError, SourceContractError
+from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
 from torchcell_cache.record import Int64Array, SampleTable
 
 if TYPE_CHECKING:
@@ -160,3 +160,34 @@ def _edges_between(
         found = np.searchsorted(keys, pair, side="right") - np.searchsorted(keys, pair, side="left")
         out += np.bincount(rows, weights=found, minlength=len(counts)).astype(np.int64)
     return out
+
+
+def categories_of(graph: Any) -> dict[str, list[str]]:
+    """The names behind the codes of a store's columns of names, by column; none for most stores."""
+    found = getattr(graph, "obs_categories", None)
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): [str(each) for each in names] for name, names in found.items()}
+
+
+def named(codes: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[np.object_]:
+    """Codes as names, ``None`` where there is none (a negative code or NaN), ``[n] object``."""
+    known = np.asarray(codes >= 0)
+    out = np.full(len(known), None, dtype=object)
+    out[known] = np.array([*names, None], dtype=object)[:-1][np.asarray(codes)[known].astype(np.int64)]
+    return out
+
+
+def names_in(graph: Any, column: str) -> list[str]:
+    """The names behind the codes of one column.
+
+    Raises:
+        SettingError: If it is no column of names; says which there are.
+    """
+    known = categories_of(graph)
+    if column not in known:
+        raise SettingError(
+            f"{column!r} is no column of names; this store has {', '.join(known) or 'none'}",
+            fix="labels(...) gives numbers; AnnDataSource(categories=[...]) makes columns of names",
+        )
+    return known[column]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.columns import categories_of, named, names_in
 from torchcell_cache.record import Int64Array
 
 if TYPE_CHECKING:
@@ -69,6 +70,29 @@ class StoredFacts(abc.ABC):
         for name, values in self._labels(rows).items():
             out[name] = values
         return out
+
+    @property
+    def categories(self) -> dict[str, list[str]]:
+        """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
+        return categories_of(self.base_graph)
+
+    def names(self, column: str) -> npt.NDArray[np.object_]:
+        """A column of names as text, where :attr:`columns` has its codes.
+
+        Args:
+            column: Name of the column, one of :attr:`categories`.
+
+        Returns:
+            ``[n] object``: a text per sample of this view, ``None`` where it has none.
+
+        Raises:
+            SettingError: If there is no such column of names.
+
+        Example:
+            ``ds[ds.names("cell_type") == "NK"]``
+        """
+        known = names_in(self.base_graph, column)
+        return named(self.columns[column], known)
 
     @property
     def perturbed(self) -> list[Int64Array]:

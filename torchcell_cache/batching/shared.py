@@ -16,6 +16,7 @@ from torchcell_cache.batching.resident import find_generation
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.batching.selectable import Selectable
 from torchcell_cache.batching.travel import TravellingBatch
+from torchcell_cache.columns import named, names_in
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import all_within
@@ -148,6 +149,21 @@ class SharedGraphBatch(Selectable, TravellingBatch):
     def phenotypes(self) -> dict[str, Tensor]:
         """:meth:`labels` of every phenotype by name."""
         return {name: self.labels(name) for name in self.phenotype_names}
+
+    def names(self, column: str) -> list[str | None]:
+        """A column of names (cell type, batch) as text, where :meth:`labels` gives its codes.
+
+        Args:
+            column: Name of the column, one of the dataset's ``categories``.
+
+        Returns:
+            One text per sample, ``None`` where it has none.
+
+        Raises:
+            SettingError: If there is no such column of names.
+        """
+        known = names_in(self.generation.base_graph, column)
+        return list(named(self.labels(column).numpy(force=True), known))
 
     # What the kinds of records know
 

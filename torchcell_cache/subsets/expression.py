@@ -4,17 +4,20 @@ Python's parser reads it, every node of the tree is on a list of allowed ones, a
 ever executed. Numbers are floats: integer columns count as float64, float columns keep their precision, and a constant
 takes that of the column it meets, so ``fitness == 0.9`` means what it says on a float32 column. NaN compares as in IEEE 754:
 every comparison with it is false but ``!=``.
+
+Columns of names (cell types, batches) are compared with texts: ``cell_type in ('NK', 'B cell')``.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,18 +118,25 @@ class Expression:
         found = [n for n in ast.walk(self._tree) if isinstance(n, ast.Name) and id(n) not in called]
         return list(dict.fromkeys(self._name(node) for node in found))
 
-    def mask(self, columns: Mapping[str, npt.NDArray[Any]], count: int) -> npt.NDArray[np.bool_]:
+    def mask(
+        self,
+        columns: Mapping[str, npt.NDArray[Any]],
+        count: int,
+        categories: Mapping[str, Sequence[str]] | None = None,
+    ) -> npt.NDArray[np.bool_]:
         """Which samples it holds for, ``[count] bool``.
 
         Args:
             columns: Columns by name, ``[count]`` each.
             count: Number of samples.
+            categories: For columns that hold codes of names, the names: such a column is compared with texts.
 
         Raises:
             SettingError: If a column is unknown or no column of numbers, or numbers stand where a comparison belongs.
         """
+        tree = _Coded(self, categories or {}).visit(copy.deepcopy(self._tree))
         with np.errstate(all="ignore"):
-            value = self._value(self._tree, _Columns(self, columns))
+            value = self._value(tree, _Columns(self, columns))
         if not value.truth:
             raise self._refused("is a number, not a condition", fix="compare it: ... > 0")
         return np.broadcast_to(np.asarray(value.data, dtype=np.bool_), (count,)).copy()
@@ -140,7 +150,7 @@ class Expression:
             case ast.Constant(value=str() as text):
                 raise self._refused(
                     f"holds the text {text!r:.60}; columns are numbers",
-                    fix="names of nodes go to genes= and without=",
+                    fix="names of nodes go to genes= and without=; columns of names are compared by ==, != and in",
                 )
             case ast.BoolOp(op=op, values=parts):
                 truths = [self._truth(part, columns) for part in parts]
@@ -216,6 +226,45 @@ class Expression:
                 f"joins the number {ast.unparse(node)[:80]!r} by and, or, not", fix="compare it: ... > 0"
             )
         return value.data
+
+
+class _Coded(ast.NodeTransformer):
+    """Puts codes for names: ``cell_type == 'NK'`` becomes a comparison with the number that the column holds."""
+
+    def __init__(self, expression: Expression, categories: Mapping[str, Sequence[str]]) -> None:
+        self.expression, self.categories = expression, categories
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        """A comparison whose sides are one column of names and texts, by code."""
+        self.generic_visit(node)
+        sides = [node.left, *node.comparators]
+        found = {self.expression._name(side) for side in sides if isinstance(side, ast.Name)}
+        column = next(iter(found & self.categories.keys()), None)
+        if column is not None and len(found) == 1:
+            equal = all(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops)
+            node.left, *node.comparators = [self._side(side, column, equal) for side in sides]
+        return node
+
+    def _side(self, side: ast.expr, column: str, equal: bool) -> ast.expr:
+        if isinstance(side, ast.Tuple | ast.List):
+            side.elts = [self._side(each, column, equal) for each in side.elts]
+        if not isinstance(side, ast.Constant) or isinstance(side.value, bool):
+            return side
+        names = list(self.categories[column])
+        if not isinstance(side.value, str):
+            if str(side.value) in names:  # code or name? nobody can tell
+                fix = f"{column} == {str(side.value)!r} for the name"
+                raise self.expression._refused(
+                    f"compares {column!r}, whose names are texts, with a number", fix
+                )
+            return side
+        if not equal:
+            raise self.expression._refused(f"orders the names of {column!r}", fix="==, != and in (...)")
+        if side.value not in names:
+            raise self.expression._refused(
+                f"asks for {side.value!r:.60}, which is no {column}{suggestion(side.value, names)}"
+            )
+        return ast.Constant(names.index(side.value))
 
 
 class _Columns:

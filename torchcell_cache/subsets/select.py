@@ -96,7 +96,7 @@ def _texts(key: str, names: Any) -> list[str]:
 
 def _where(dataset: Any, where: str) -> npt.NDArray[np.bool_]:
     columns = dataset.columns
-    return Expression(where).mask({"index": dataset.positions(), **columns}, len(dataset))
+    return Expression(where).mask({"index": dataset.positions(), **columns}, len(dataset), dataset.categories)
 
 
 def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
