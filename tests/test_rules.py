@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.rules import GeneRules, parse_rule, rule_genes
+from torchcell_cache.rules import GeneRules, parse_rule, rewritten_rule, rule_genes
 
+COBRA_GENES = ("YAL001C", "YAL002W-A", "b0001.1", "HXT3'", "a/b", "x:y=z")
 GENES = ("YAL001C", "YAL002W-A", "Q0045", "b0001.1", "s_7", "1234")
 
 
@@ -20,7 +21,7 @@ def holds(tree, alive):
     if isinstance(tree, str):
         return tree in alive
     word, left, right = tree
-    if word.lower() == "and":
+    if word in AND_SIGNS:
         return holds(left, alive) and holds(right, alive)
     return holds(left, alive) or holds(right, alive)
 
@@ -31,14 +32,21 @@ def written(tree, outer=""):
         return tree
     word, left, right = tree
     text = f"{written(left, word)} {word} {written(right, word)}"
-    return f"( {text})" if outer == "AND" or (outer.lower() == "and" and word.lower() == "or") else text
+    return f"( {text})" if outer == "AND" or (outer in AND_SIGNS and word in OR_SIGNS) else text
 
 
-trees = st.recursive(
-    st.sampled_from(GENES),
-    lambda inner: st.tuples(st.sampled_from(["and", "or", "And", "OR", "AND"]), inner, inner),
-    max_leaves=10,
-)
+AND_SIGNS, OR_SIGNS = ("and", "And", "AND", "&", "&&"), ("or", "Or", "OR", "|", "||")
+
+
+def grown(names, signs):
+    """Trees of rules, which are written in words or in signs."""
+    return st.recursive(
+        st.sampled_from(names), lambda inner: st.tuples(st.sampled_from(signs), inner, inner), max_leaves=10
+    )
+
+
+WORDS = [sign for sign in (*AND_SIGNS, *OR_SIGNS) if sign.isalpha()]
+trees = grown(GENES, WORDS) | grown(GENES, ["&", "&&", "|", "||"])
 
 
 @settings(max_examples=150, deadline=None)
@@ -85,6 +93,9 @@ def test_batch_evaluation_equals_evaluating_each_rule(rules, knockouts, dtype):
         ("A or A and B", (("A",),)),
         ("(A or B)and(A or B)", (("A",), ("B",))),
         ("android or orb and andy", (("andy", "orb"), ("android",))),
+        ("A&B|C", (("A", "B"), ("C",))),
+        ("(A | B) && C || D", (("A", "C"), ("B", "C"), ("D",))),
+        ("HXT3' or 5/6-kinase", (("HXT3'",), ("5/6-kinase",))),
     ],
 )
 def test_known_normal_forms(text, complexes):
@@ -106,7 +117,13 @@ def test_all_names_are_listed_even_absorbed_ones():
         ("(A or B", 0, "never closed"),
         ("A or B)", 6, "without '\\('"),
         ("()", 1, "expected a gene name"),
-        ("A & B", 2, "unexpected character '&'"),
+        ("A & & B", 4, "expected a gene name"),
+        ("A &", 3, "got the end"),
+        ("A + B", 2, "unexpected character '\\+'"),
+        ("A | B and C", 6, "mixes and, or with & and"),
+        ("(A and B) || C", 10, "mixes"),
+        ("A, B", 1, "unexpected character ','"),
+        ("not A", 4, "expected 'and', 'or' or '\\)', got 'A'"),
         ("A (B)", 2, "got '\\('"),
         ("A;", 1, "unexpected character ';'"),
     ],
@@ -115,6 +132,37 @@ def test_malformed_rule_names_position_and_text(text, position, what):
     with pytest.raises(SourceContractError, match=f"character {position}: .*{what}") as caught:
         parse_rule(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", [None, float("nan"), 3, ["A", "B"], b"A"])
+def test_a_rule_that_is_no_text_is_refused_with_its_reaction(rule):
+    with pytest.raises(
+        SourceContractError, match=r"reaction 1 \('PFK'\): the gene rule is .*expected text\n.*fix: \"\""
+    ):
+        GeneRules.from_strings(["A", rule], ["A", "B"], reaction_ids=["PGI", "PFK"])
+    with pytest.raises(SourceContractError, match="expected text"):
+        rule_genes(rule)
+
+
+@settings(max_examples=60, deadline=None)
+@given(grown(COBRA_GENES, ["and", "or"]) | grown(COBRA_GENES, ["&", "|"]))
+def test_rules_are_read_as_cobra_reads_them(tree):
+    gpr = pytest.importorskip("cobra.core.gene").GPR.from_string(written(tree))
+    assert set(rule_genes(written(tree))) == set(gpr.genes)
+    for size in range(len(COBRA_GENES) + 1):
+        for lost in itertools.combinations(COBRA_GENES, size):
+            assert gpr.eval(lost) == any(not set(lost) & set(genes) for genes in parse_rule(written(tree)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees, st.dictionaries(st.sampled_from(GENES), st.sampled_from(["Q0045", "new", "x-1"])))
+def test_other_names_for_the_genes_of_a_rule(tree, names):
+    def renamed(part):
+        return names.get(part, part) if isinstance(part, str) else (part[0], *map(renamed, part[1:]))
+
+    text = written(tree)
+    assert parse_rule(rewritten_rule(text, names)) == parse_rule(written(renamed(tree)))
+    assert rewritten_rule(text, {}) is text
 
 
 def test_errors_name_the_reaction():

@@ -8,7 +8,7 @@ knock-outs is then evaluated with array operations: a reaction is lost when ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -25,15 +25,16 @@ Complexes: TypeAlias = tuple[tuple[str, ...], ...]
 MAX_COMPLEXES = 4096
 """Largest normal form of one rule: real models need a few dozen, but the form can grow exponentially."""
 
-_TOKEN = re.compile(r"\s*([()]|[\w.:\-]+)")
+_TOKEN = re.compile(r"\s*([()]|&&?|\|\|?|[\w.:\-'\"/\\=]+)")
+_SIGNS = {"and": "and", "&": "and", "&&": "and", "or": "or", "|": "or", "||": "or", "(": "(", ")": ")"}
 _EXCERPT = 60
 
 
-@lru_cache(maxsize=1 << 14)
 def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
-    """Disjunctive normal form of a boolean gene rule.
+    r"""Disjunctive normal form of a boolean gene rule.
 
-    ``and`` binds stronger than ``or``, both in any case; names may hold letters, digits and ``_ - . :``.
+    ``and`` (``&``, ``&&``) binds stronger than ``or`` (``|``, ``||``), both in any case; a rule is written
+    in words or in signs. Names may hold what cobra's may: letters, digits and ``_ - . : ' " / \ =``.
 
     Args:
         text: The rule; empty or blank for a reaction that needs no gene.
@@ -47,6 +48,11 @@ def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
         SourceContractError: If the rule is malformed; names position and text.
         SettingError: If the normal form has more than ``limit`` complexes.
     """
+    return _parsed(_text(text), limit)
+
+
+@lru_cache(maxsize=1 << 14)
+def _parsed(text: str, limit: int) -> Complexes:
     bits: dict[str, int] = {}
     masks = _Parser(text, limit, bits).parse()
     names = list(bits)
@@ -55,7 +61,20 @@ def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
 
 def rule_genes(text: str) -> tuple[str, ...]:
     """All gene names of a rule, sorted, also those its normal form no longer needs (``A or (A and B)``)."""
-    return tuple(sorted({name for name, _ in _tokens(text) if name.lower() not in {"and", "or", "(", ")"}}))
+    return tuple(sorted({name for name, _ in _tokens(_text(text)) if name.lower() not in _SIGNS}))
+
+
+def rewritten_rule(text: str, names: Mapping[str, str]) -> str:
+    """The rule with other names for its genes; the text itself if none of them has another name.
+
+    Example:
+        >>> rewritten_rule("cyc1 & (A | B)", {"cyc1": "YJR048W"})
+        'YJR048W and ( A or B )'
+    """
+    tokens = [token for token, _ in _tokens(text)]
+    if all(names.get(token, token) == token for token in tokens):
+        return text
+    return " ".join(_SIGNS.get(token.lower()) or names.get(token, token) for token in tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,12 +170,13 @@ class _Parser:
         self.text, self.limit, self.bits = text, limit, bits
         self.values: list[list[int]] = []
         self.operators: list[tuple[str, int]] = []
+        self.style: bool | None = None
 
     def parse(self) -> list[int]:
         """Masks of the minimal complexes."""
         want_name, end = True, len(self.text)
         for token, at in _tokens(self.text):
-            word = token.lower()
+            word = _SIGNS.get(token.lower(), "")
             if want_name:
                 if word in {"and", "or", ")"}:
                     raise _malformed(self.text, at, f"expected a gene name or '(', got '{token}'")
@@ -168,6 +188,7 @@ class _Parser:
             elif word == ")":
                 self._close(at)
             elif word in {"and", "or"}:
+                self._check_style(token, at)
                 self._reduce(strength=word)
                 self.operators.append((word, at))
                 want_name = True
@@ -181,6 +202,13 @@ class _Parser:
         if self.operators:
             raise _malformed(self.text, self.operators[-1][1], "'(' is never closed")
         return self._absorb(self.values.pop())
+
+    def _check_style(self, token: str, at: int) -> None:
+        """Cobra reads ``A | B and C`` as Python does, ``(A | B) and C``; others as ``A or (B and C)``."""
+        style = token.isalpha()
+        if self.style not in (None, style):
+            raise _malformed(self.text, at, f"got '{token}', but the rule mixes and, or with & and |")
+        self.style = style
 
     def _close(self, at: int) -> None:
         self._reduce(strength="or")
@@ -221,6 +249,14 @@ class _Parser:
                 f"limit {self.limit}",
                 fix='simplify the rule, or use gpr="any"',
             )
+
+
+def _text(rule: Any) -> str:
+    if not isinstance(rule, str):
+        raise SourceContractError(
+            f"the gene rule is {rule!r}, expected text", fix='"" for a reaction that needs no gene'
+        )
+    return rule
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:
