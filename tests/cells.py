@@ -12,7 +12,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("anndata", "scanpy"))
-REASON = "anndata and scanpy (torchcell-cache[singlecell])"
+REASON = "anndata and scanpy (the extra singlecell)"
 
 if INSTALLED:
     with warnings.catch_warnings():

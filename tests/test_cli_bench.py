@@ -162,7 +162,7 @@ def test_it_draws(store: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert said.out == ""
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     assert main([*arguments, f"plot={tmp_path}/b.png"]) == 2
-    assert "pip install 'torchcell-cache[plot]'" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 MISTAKES = {

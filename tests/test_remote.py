@@ -138,7 +138,7 @@ def test_addresses_that_are_none(url: str) -> None:
 def test_a_library_that_is_not_installed_is_named(protocol: str, library: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(library):
         pytest.skip(f"{library} is installed")
-    with pytest.raises(SettingError, match=rf"pip install 'torchcell-cache\[{protocol}\]'"):
+    with pytest.raises(SettingError, match=f"pip install {library}"):
         tc.PreprocessedDataset(f"{protocol}://lab/x", cache_dir=tmp_path)
 
 
@@ -160,14 +160,14 @@ def test_arguments_that_do_not_fit(tmp_path: Path, store: Path, s3) -> None:
 
 def test_opening_never_builds_and_says_what_to_type(tmp_path: Path, s3) -> None:
     url, options = s3
-    with pytest.raises(CacheNotFoundError, match=f"torchcell-cache push root=<root> url={url}"):
+    with pytest.raises(CacheNotFoundError, match=f"torchcell-cache push root=... url={url}"):
         tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options)
     with pytest.raises(WaitTimeoutError):
         tc.PreprocessedDataset(url, cache_dir=tmp_path, storage_options=options, wait=0.2)
 
 
 def test_addresses_are_for_reading(tmp_path: Path, capsys) -> None:
-    with pytest.raises(SettingError, match="not at s3://lab/x"):
+    with pytest.raises(SettingError, match="s3://lab/x is an address"):
         build("s3://lab/x", make_source())
     assert main(["verify", "root=s3://lab/x"]) == SettingError.code
     assert "torchcell-cache pull url=s3://lab/x" in capsys.readouterr().err

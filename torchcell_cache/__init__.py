@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torchcell_cache.cleanup import gc as gc
     from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
+    from torchcell_cache.graph.io import load_base_graph as load_base_graph
+    from torchcell_cache.graph.io import save_base_graph as save_base_graph
     from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.loader import CacheLoader as CacheLoader
     from torchcell_cache.loading.costs import BalancedCostBatchSampler as BalancedCostBatchSampler
@@ -80,10 +82,12 @@ _PLACES = {
     "finalize": "builder.array",
     "nn": "",
     "gc": "cleanup",
+    "load_base_graph": "graph.io",
     "load_indices": "subsets.index_file",
     "pull": "remote.pull",
     "push": "remote.push",
     "repair": "checking.repairing",
+    "save_base_graph": "graph.io",
     "save_indices": "subsets.index_file",
     "save_subset": "subsets.substore",
     "select": "subsets.select",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 
 from torchcell_cache.durable.atomic import fsync_dir, storage_errors
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
@@ -14,6 +13,7 @@ from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.lease import is_in_use
 from torchcell_cache.manifest import processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
+from torchcell_cache.urls import local_path
 
 
 def gc(
@@ -42,7 +42,7 @@ def gc(
     """
     if keep < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the published generation always stays")
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     read_manifest(where)
     with BuilderLock(processed_dir(where) / LOCK_NAME), storage_errors(processed_dir(where), "clean"):
         published = read_manifest(where).generation

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torchcell_cache.indexing import Positions, as_positions
 from torchcell_cache.lease import open_with_lease
 from torchcell_cache.record import Int64Array
 from torchcell_cache.stored_facts import StoredFacts
-from torchcell_cache.urls import is_url
+from torchcell_cache.urls import is_url, local_path
 from torchcell_cache.waiting import wait_for_store
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
             self._opened, self._root = opened, opened.root
         else:
             _refuse_remote(root, {**remote, "download": None if download == "lazy" else download})
-            self._root = Path(os.fspath(root)).expanduser().absolute()
+            self._root = local_path(root)
             self._open(wait, source_dataset is None)
         if self._opened is not None and source_dataset is not None:
             import_module("torchcell_cache.builder.api").check_source(

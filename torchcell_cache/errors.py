@@ -14,6 +14,22 @@ EXIT_CORRUPT_OR_STALE = 65
 EXIT_CANNOT_WRITE = 73
 EXIT_INTERRUPTED = 75
 
+_PACKAGES = {
+    "demo": "cobra",
+    "table": "pandas pyarrow",
+    "plot": "matplotlib",
+    "graphdb": "arcadedb-embedded",
+    "singlecell": "anndata scanpy",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "az": "adlfs",
+}
+
+
+def install_line(extra: str) -> str:
+    """What to type where the packages of an extra are missing; their own names work wherever this package came from."""
+    return f"pip install {_PACKAGES[extra]}"
+
 
 class CacheError(Exception):
     """Base of all errors of this package.

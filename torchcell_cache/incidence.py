@@ -21,6 +21,7 @@ import numpy.typing as npt
 from torchcell_cache.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.errors import CorruptIndexError, GraphMismatchError, SourceContractError
 from torchcell_cache.record import Int64Array
+from torchcell_cache.shard_entry import repair_hint
 from torchcell_cache.topology import Domain, EdgeType, Topology, endpoints, topology_of
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class IncidenceIndex:
             raise CorruptIndexError(
                 f"{path}: ptr {ptr.shape} and {len(positions)} positions do not fit a base graph of {wanted[0]} nodes",
                 path=path,
-                fix="torchcell-cache repair root=<root>",
+                fix=repair_hint(path),
             )
         return index
 

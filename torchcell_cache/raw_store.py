@@ -32,6 +32,7 @@ from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptReco
 from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.shard_entry import (
     GENERATION,
+    RAW_NAME,
     FileEntry,
     ShardEntry,
     exact_fields,
@@ -43,7 +44,6 @@ from torchcell_cache.shard_entry import (
 )
 from torchcell_cache.verified import ensure_verified, note_verified, quick_digest
 
-RAW_NAME = "raw"
 MANIFEST_NAME = "manifest.json"
 _VERSION = 1
 _READ_AT_ONCE = 1024

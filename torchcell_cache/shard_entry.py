@@ -21,6 +21,9 @@ from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError
 FORMAT_VERSION = 1
 ENDIANNESS = "little"
 PROCESSED_NAME = "processed"
+RAW_NAME = "raw"
+USED_NAME = ".used"
+"""In the cache directory of an address: what was used last."""
 FILE_NAMES = ("base_graph.safetensors", "base_graph.json", "incidence.safetensors", "columns.safetensors")
 
 GENERATION = re.compile(r"gen-[0-9a-z-]{1,80}")
@@ -243,14 +246,14 @@ def root_argument(root: StrPath) -> str:
 
 
 def repair_hint(path: StrPath | None) -> str:
-    """The command that mends the store a file belongs to."""
-    if path is None:
-        return "torchcell-cache repair root=<root>"
-    parents = Path(path).parents
-    depth = next((i for i, parent in enumerate(parents) if parent.name == PROCESSED_NAME), None)
-    root = (
-        "root=<root>"
-        if depth is None
-        else root_argument(parents[depth + 1] if depth + 1 < len(parents) else ".")
-    )
+    """What mends the file: the command for the store it belongs to, or where it would come from again."""
+    parents = list(Path(path).parents) if path is not None else []
+    place = next((parent for parent in parents if parent.name in (PROCESSED_NAME, RAW_NAME)), None)
+    if place is None:
+        return "torchcell-cache repair root=..."
+    if place.name == RAW_NAME:
+        return f"rm -r {shlex.quote(str(place))}, then fetch again"
+    if (place.parent / USED_NAME).is_dir():
+        return f"rm -r {shlex.quote(str(place.parent))}, then open the dataset again: it is a cache of an address"
+    root = root_argument(place.parent)
     return f"torchcell-cache repair {root}  (or build again: torchcell-cache preprocess {root} ...)"

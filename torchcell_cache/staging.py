@@ -35,7 +35,7 @@ from torchcell_cache.lease import LEASE_NAME, try_to_remove
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.transfer import Origin, check_space, fill, missing_files, write_rest
-from torchcell_cache.urls import is_url
+from torchcell_cache.urls import is_url, local_path
 from torchcell_cache.waiting import wait_for_store
 
 KEPT_SECONDS = 3600.0
@@ -80,7 +80,7 @@ def stage(
     if keep is not None and keep < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
     say = Say(progress)
-    place = Path(os.fspath(to)).expanduser().absolute()
+    place = local_path(to, "to")
     if place.exists() and not place.is_dir():
         raise SettingError(f"to={place} is a file, expected a directory on local disk")
     manifest, origin, where = _source(root, wait, storage_options)
@@ -119,7 +119,7 @@ def _source(
         bucket = import_module("torchcell_cache.remote.bucket").Bucket(root, options)
         manifest = opening.remote_manifest(bucket, wait)
         return manifest, opening.remote_origin(bucket, manifest), bucket.url
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     wait_for_store(where, wait)
     manifest = read_manifest(where)
     return manifest, local_origin(where, manifest), str(where)

@@ -20,13 +20,13 @@ import numpy as np
 
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.handles import Handles
+from torchcell_cache.shard_entry import repair_hint
 from torchcell_cache.storage_errors import storage_error
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 _TRIES = 5
-_REPAIR = "torchcell-cache repair root=<root>"
 T = TypeVar("T")
 Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
 Buffer: TypeAlias = bytes | memoryview
@@ -145,7 +145,7 @@ class _Handle:
             raise CorruptShardError(
                 f"{path} cannot be opened: {error}",
                 path=path,
-                fix="torchcell-cache verify root=<root> level=full",
+                fix=repair_hint(path),
             ) from None
         self.local = threading.local()
         self.retired = False
@@ -171,7 +171,7 @@ _HANDLES: Handles[_Handle] = Handles()
 
 def _open(path: str, expected_size: int) -> _Handle:
     """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
-    fix = _REPAIR
+    fix = repair_hint(path)
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
@@ -250,7 +250,7 @@ class ShardFiles:
             raise CorruptShardError(
                 f"{self.paths[shard]} holds {handle.entries} records, the manifest says {wanted}",
                 path=self.paths[shard],
-                fix=_REPAIR,
+                fix=repair_hint(self.paths[shard]),
             )
         return handle
 
@@ -329,7 +329,6 @@ class ShardFiles:
     def _get_all(
         self, gets: dict[int, Callable[[bytes], Any]], indices: Sequence[int], shards: Sequence[int]
     ) -> list[Any]:
-        fix = _REPAIR
         out: list[Any] = []
         try:
             for index, shard in zip(indices, shards, strict=True):
@@ -340,9 +339,11 @@ class ShardFiles:
                 value = gets[shard](index.to_bytes(8, "big"))
                 if value is None:
                     path = self.paths[shard]
-                    raise CorruptRecordError(f"sample {index} is missing from {path}", path=path, fix=fix)
+                    raise CorruptRecordError(
+                        f"sample {index} is missing from {path}", path=path, fix=repair_hint(path)
+                    )
                 out.append(value)
         except lmdb.Error as error:
             path = self.paths[shard]
-            raise CorruptShardError(f"{path}: {error}", path=path, fix=fix) from error
+            raise CorruptShardError(f"{path}: {error}", path=path, fix=repair_hint(path)) from error
         return out

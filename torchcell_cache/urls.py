@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SettingError
@@ -22,7 +24,7 @@ PROTOCOLS = {
 }
 """Protocols that stores can be kept under, and the extra each needs."""
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _SECRET_NAMES = re.compile(
     r"secret|password|passphrase|credential|connection_string|account_key|access_key|session_token|sas|^key$|^token$",
     re.IGNORECASE,
@@ -37,7 +39,43 @@ def is_url(root: Any) -> bool:
     except TypeError:
         return False
     match = _URL.fullmatch(text) if isinstance(text, str) else None
-    return match is not None and (match[1] in PROTOCOLS or "://" in text)
+    return match is not None and (match[1].lower() in PROTOCOLS or "://" in text)
+
+
+def local_path(path: Any, what: str = "root") -> Path:
+    """A place on this machine's file system, absolute: what everything that writes makes of its argument.
+
+    Args:
+        path: What the caller gave.
+        what: The argument's name, for the message.
+
+    Raises:
+        SettingError: If it is an address, which would become a directory named ``s3:``, or no path at all.
+    """
+    if is_url(path):
+        raise SettingError(
+            f"{what}={os.fspath(path)} is an address, expected a path on a file system", fix=_on_disk(path)
+        )
+    try:
+        return Path(os.fspath(path)).expanduser().absolute()
+    except (TypeError, ValueError, RuntimeError) as error:  # no text; a home directory that nobody has
+        raise SettingError(f"{what}={path!r} is no path: {error}", fix=f"pass {what} as text") from None
+
+
+def _on_disk(url: Any) -> str:
+    protocol, rest = _URL.fullmatch(os.fspath(url)).groups()  # type: ignore[union-attr] # is_url has said so
+    if protocol.lower() == "file":
+        return f"write it as {shlex.quote('/' + rest)}"
+    return (
+        "write to a directory, then torchcell-cache push root=... url=...; "
+        f"to work on a store that is there: {pull_command(os.fspath(url))}"
+    )
+
+
+def pull_command(url: str) -> str:
+    """The line that brings a store from an address to the working directory."""
+    name = name_of(url.rstrip("/")) or "store"
+    return f"torchcell-cache pull {shlex.quote(f'url={url}')} {shlex.quote(f'root={name}')}"
 
 
 def checked_url(root: Any) -> str:
@@ -46,13 +84,13 @@ def checked_url(root: Any) -> str:
     Raises:
         SettingError: If the protocol is unknown, the address is empty, or it carries a password.
     """
-    match = _URL.fullmatch(os.fspath(root))
-    if match is None or match[1] not in PROTOCOLS:
+    match = _URL.fullmatch(os.fspath(root)) if isinstance(root, str | os.PathLike) else None
+    if match is None or match[1].lower() not in PROTOCOLS:
         raise SettingError(
-            f"{os.fspath(root)!r} is no address of a store; known: {', '.join(f'{p}://' for p in PROTOCOLS)}",
+            f"{root!s:.200} is no address of a store; known: {', '.join(f'{p}://' for p in PROTOCOLS)}",
             fix="write for instance s3://bucket/prefix",
         )
-    protocol, rest = match[1], match[2].rstrip("/")
+    protocol, rest = match[1].lower(), match[2].rstrip("/")
     if "@" in rest.split("/")[0] and ":" in rest.split("@")[0]:
         raise SettingError(
             f"the {protocol}:// address holds a password, which would end up in logs",

@@ -33,7 +33,7 @@ KEPT = 0.08
 def run(report: Report, root: Path, cells: int, genes: int, workers: int, budget: Budget) -> None:
     """Adds the rows; a reason in ``report.skipped`` where anndata or scanpy are not installed."""
     if not all(find_spec(name) for name in ("anndata", "scanpy")):
-        report.skipped["cells"] = "pip install 'torchcell-cache[singlecell]'"
+        report.skipped["cells"] = "pip install '.[singlecell]'"
         return
     place = root / "cells"
     place.mkdir(parents=True, exist_ok=True)

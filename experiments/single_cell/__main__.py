@@ -49,7 +49,7 @@ def real_file() -> Path:
     """The file with 700 blood cells and 765 genes in scanpy's wheel."""
     spec = find_spec("scanpy")
     if spec is None or spec.origin is None:
-        raise SystemExit("pip install 'torchcell-cache[singlecell]', or pass file=cells.h5ad")
+        raise SystemExit("pip install '.[singlecell]', or pass file=cells.h5ad")
     return Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
 
 

@@ -16,7 +16,7 @@ from experiments.train.model import HeteroGin
 try:
     import lightning
 except ImportError:
-    raise SystemExit("trainer=lightning needs Lightning: pip install 'torchcell-cache[lightning]'") from None
+    raise SystemExit("trainer=lightning needs Lightning: pip install '.[lightning]'") from None
 
 
 class LightningGin(lightning.LightningModule):  # type: ignore[misc]

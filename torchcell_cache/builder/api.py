@@ -21,7 +21,7 @@ from torchcell_cache.loading.distributed import rank_and_world_size
 from torchcell_cache.manifest import Manifest, processed_dir
 from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.pyg import as_source
-from torchcell_cache.urls import is_url
+from torchcell_cache.urls import local_path
 
 ON_STALE = ("error", "rebuild", "warn")
 
@@ -66,11 +66,8 @@ def build(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         SettingError: If an argument has no such value.
     """
-    if is_url(root):
-        raise SettingError(
-            f"stores are built on a file system, not at {root}", fix="build locally, then tc.push"
-        )
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
+    place = None if scratch is None else local_path(scratch, "scratch")
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)
     _, opened = look(where, plan, storage, on_stale)
@@ -94,9 +91,7 @@ def build(
         name = new_generation_name(plan.fingerprint(storage).digest, shard_plan)
         work = GenerationBuild(where, name, plan, shard_plan, storage, lock.exclusive, say)
         with StopRequest().listening() as stop:
-            manifest = work.run(
-                num_workers, None if scratch is None else Path(os.fspath(scratch)), stop, progress
-            )
+            manifest = work.run(num_workers, place, stop, progress)
             if stop.signal is not None:  # it came too late to stop a shard, not too late to be obeyed
                 stop.raise_interrupted(shard_plan.num_shards, shard_plan.num_shards)
         return publish(where, manifest, current, say)

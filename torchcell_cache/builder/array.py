@@ -36,6 +36,7 @@ from torchcell_cache.durable.process import this_process
 from torchcell_cache.errors import SettingError
 from torchcell_cache.manifest import processed_dir, sidecar_path
 from torchcell_cache.underway import task_status_path
+from torchcell_cache.urls import local_path
 
 SCRIPT = "slurm/preprocess_array.slurm"
 
@@ -109,7 +110,7 @@ def build_part(
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
     check_task(task, tasks)
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)
     opened = look(where, plan, storage, on_stale)[1]
@@ -118,7 +119,7 @@ def build_part(
         return Part(task, tasks, opened.generation.manifest.generation, (), 0, True)
     if task == 0:
         say.notes(plan.notes)
-    place = None if scratch is None else make_dirs_durable(Path(os.fspath(scratch)).expanduser())
+    place = None if scratch is None else make_dirs_durable(local_path(scratch, "scratch"))
     with _locked(where, True, say):
         storage = (
             settle_storage(where, plan, partial(choose_storage, plan, say)) if storage == "auto" else storage
@@ -179,7 +180,7 @@ def finalize(
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
     check_task(0, tasks)
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     plan = plan_build(source, processor, storage, 0, on_stale, allow_empty)
     say = Say(progress)
     opened = look(where, plan, storage, on_stale)[1]

@@ -27,7 +27,7 @@ from torchcell_cache.durable.atomic import (
     write_atomic,
 )
 from torchcell_cache.errors import BuildFailedError
-from torchcell_cache.graph.io import save_base_graph
+from torchcell_cache.graph.io import write_base_graph
 from torchcell_cache.verified import quick_digest
 
 
@@ -92,7 +92,7 @@ class SharedFiles:
         place = temp_path(self.directory / "base_graph")
         place.mkdir()
         try:
-            save_base_graph(graph, place)
+            write_base_graph(graph, place)
             for name in ("base_graph.safetensors", "base_graph.json"):
                 self._publish(place / name, self.directory / name)
             fsync_dir(self.directory)

@@ -35,7 +35,7 @@ from torchcell_cache.durable.atomic import file_digest, fsync_file, replace_file
 from torchcell_cache.errors import CacheError, CorruptShardError, SettingError, StaleCacheError
 from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
-from torchcell_cache.graph.io import graph_digest, save_base_graph
+from torchcell_cache.graph.io import graph_digest, write_base_graph
 from torchcell_cache.manifest import FileEntry, Manifest
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import SampleTable
@@ -91,7 +91,7 @@ class PartMaker:
         place = temp_path(self.directory / "base_graph")
         place.mkdir()
         try:
-            save_base_graph(graph, place)
+            write_base_graph(graph, place)
             for name in names:
                 self._insist(name, file_digest(place / name).sha256 == self._entry(name).sha256)
                 (place / name).chmod(0o444)

@@ -50,6 +50,7 @@ from torchcell_cache.published import (
     read_plan,
     split_name,
 )
+from torchcell_cache.urls import local_path
 from torchcell_cache.verified import note_verified
 
 __all__ = ["RepairReport", "repair"]
@@ -119,7 +120,7 @@ def repair(
         StorageError: If the file system refuses.
     """
     begun = time.perf_counter()
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     read_or_recover(where)  # a missing store is said before anything is written
     with BuilderLock(processed_dir(where) / LOCK_NAME) as lock, storage_errors(processed_dir(where)):
         manifest, damage = read_or_recover(where)

@@ -41,6 +41,7 @@ from torchcell_cache.published import read_or_recover, read_plan, stored_process
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.urls import local_path
 from torchcell_cache.verified import note_verified
 
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
@@ -82,7 +83,7 @@ def verify(
     if processor is not None and source is None:
         raise SettingError("processor= is for comparing with a source", fix="pass source=... too")
     begun = time.perf_counter()
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     manifest, damage = read_or_recover(where)
     work = _Verifier(where, manifest, level, progress)
     if damage is not None:

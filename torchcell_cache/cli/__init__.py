@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import (
@@ -28,7 +27,7 @@ from torchcell_cache.errors import (
     CacheNotFoundError,
     SettingError,
 )
-from torchcell_cache.urls import is_url
+from torchcell_cache.urls import local_path
 
 COMMANDS = {
     "preprocess": "build a store from a source, or continue an interrupted build",
@@ -100,11 +99,8 @@ def _dispatch(arguments: list[str]) -> int:
     from torchcell_cache.cli.settings import read_settings
 
     settings = read_settings(name, arguments[1:])
-    if name != "stage" and is_url(settings.values.get("root")):
-        raise SettingError(
-            f"{name} needs a store on a file system, not {settings['root']}",
-            fix=f"torchcell-cache pull url={settings['root']} root=<directory>",
-        )
+    if name != "stage" and "root" in settings.values:
+        local_path(settings["root"])  # also where Python could open an address
     run: Callable[[Any], int] = import_module(f"torchcell_cache.cli.run_{name}").run
     return run(settings)
 
@@ -164,7 +160,7 @@ def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
     root = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("root=")), None)
     if not isinstance(error, CacheNotFoundError) or root is None:
         return ""
-    parent = Path(root).expanduser().absolute().parent
+    parent = local_path(root).parent
     found = (
         sorted(p.parents[1].name for p in parent.glob("*/processed/manifest.json")) if parent.is_dir() else []
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.errors import SettingError
+from torchcell_cache.errors import SettingError, install_line
 
 
 def new_figure(path: Path, size: tuple[float, float]) -> Any:
@@ -24,7 +24,7 @@ def new_figure(path: Path, size: tuple[float, float]) -> Any:
     except ImportError as error:
         raise SettingError(
             f"plot= needs matplotlib, which cannot be imported ({error})",
-            fix="pip install 'torchcell-cache[plot]'",
+            fix=install_line("plot"),
         ) from None
     figure = Figure(figsize=size, layout="constrained")
     known = FigureCanvasAgg(figure).get_supported_filetypes()

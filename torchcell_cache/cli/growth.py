@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.growing.update import STORED, Growth
 from torchcell_cache.manifest import read_manifest
+from torchcell_cache.urls import local_path
 
 
 def grow(settings: Settings, name: str, work: Callable[..., Growth]) -> int:
     """Grow the store and print what was computed and what was taken over."""
     if settings.choices["source"] != "none":
         # Before a source that may take minutes to read.
-        read_manifest(Path(settings["root"]).expanduser().absolute())
+        read_manifest(local_path(settings["root"]))
     source = make_source(settings)
     if source is None:
         raise SettingError(

@@ -20,6 +20,7 @@ from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import load_base_graph
 from torchcell_cache.manifest import manifest_path
+from torchcell_cache.urls import local_path
 
 
 def make_source(settings: Settings) -> Any:
@@ -154,7 +155,7 @@ def make_base_graph(name: str) -> Any:
     """A base graph by name, from a directory, or from another store."""
     if name in BASE_GRAPHS:
         return BASE_GRAPHS[name]()
-    path = Path(name).expanduser()
+    path = local_path(name, "source.base_graph")
     if (path / "base_graph.json").is_file():
         return load_base_graph(path)
     if manifest_path(path).is_file():
@@ -164,7 +165,7 @@ def make_base_graph(name: str) -> Any:
     raise SourceContractError(
         f"source.base_graph={name} is neither a directory with base_graph.json nor a store with a base graph",
         path=path,
-        fix=f"one of {', '.join(BASE_GRAPHS)}, or torchcell_cache.graph.io.save_base_graph(graph, directory)",
+        fix=f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)",
     )
 
 
@@ -174,7 +175,7 @@ def existing_path(key: str, value: str) -> Path:
     Raises:
         SettingError: If there is none; names what is there instead.
     """
-    path = Path(value).expanduser()
+    path = local_path(value, key)
     if path.is_file():
         return path
     parent = path.parent

@@ -13,6 +13,7 @@ from torchcell_cache.cli.figures import new_figure
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK
+from torchcell_cache.urls import local_path
 
 _PASSED = (
     "batch_size",
@@ -29,7 +30,7 @@ _PASSED = (
 
 def run(settings: Settings) -> int:
     """Measure the store, print tables and advice."""
-    path = None if settings["plot"] is None else Path(settings["plot"]).expanduser()
+    path = None if settings["plot"] is None else local_path(settings["plot"], "plot")
     if path is not None:
         new_figure(path, (1, 1))  # before any work: matplotlib may be missing
     progress = _Line(settings["progress"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.progress import human_bytes, human_seconds
@@ -15,6 +14,7 @@ from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.published import generation_dirs
+from torchcell_cache.urls import local_path
 
 _ONE_NUMBER = ("perturbed_count", "removed_edges", "y")
 
@@ -26,7 +26,7 @@ def run(settings: Settings) -> int:
     dataset = PreprocessedDataset(settings["root"], wait=settings["wait"])
     facts = store_facts(dataset, settings["bins"])
     if settings["plot"] is not None:
-        path = Path(settings["plot"]).expanduser()
+        path = local_path(settings["plot"], "plot")
         with storage_errors(path):
             save_plot(facts["histograms"], f"{facts['root']}, {facts['samples']:,} samples", path)
     if settings["json"]:

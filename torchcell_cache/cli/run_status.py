@@ -15,6 +15,7 @@ from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheError, CacheN
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.published import generation_dirs, own_manifest
 from torchcell_cache.underway import unfinished
+from torchcell_cache.urls import local_path
 
 _WAITS = ("dead", "interrupted", "failed")
 _NUMBERS = ("samples", "total", "seconds", "initial")
@@ -22,7 +23,7 @@ _NUMBERS = ("samples", "total", "seconds", "initial")
 
 def run(settings: Settings) -> int:
     """Print the state of the store and of a build of it."""
-    root = Path(settings["root"]).expanduser().absolute()
+    root = local_path(settings["root"])
     facts = build_status(root)
     if settings["json"]:
         print(json.dumps(facts, indent=1))

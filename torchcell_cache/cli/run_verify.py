@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 from torchcell_cache.checking.verification import verify
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_CORRUPT_OR_STALE, EXIT_OK
+from torchcell_cache.urls import local_path
 from torchcell_cache.waiting import wait_for_store
 
 
 def run(settings: Settings) -> int:
     """Check the store and print the report."""
     processor = make_processor(settings)
-    wait_for_store(Path(settings["root"]).expanduser().absolute(), settings["wait"])
+    wait_for_store(local_path(settings["root"]), settings["wait"])
     report = verify(
         settings["root"],
         settings["level"],

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
 from torchcell_cache.errors import SettingError, UnsafeContentError
+from torchcell_cache.urls import local_path
 
 INTEGERS = {
     "task", "tasks", "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
@@ -103,7 +104,7 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
     """
     given = [_parse(command, argument) for argument in arguments]
     path = next((value for key, value in reversed(given) if key == "config"), None)
-    recipe = [] if path is None else list(_read_config(Path(str(path)).expanduser()))
+    recipe = [] if path is None else list(_read_config(local_path(str(path), "config")))
     for key, value in recipe:
         if key in GROUPS and value == "python":
             raise UnsafeContentError(

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import stat
 import time
 import warnings
@@ -131,7 +132,7 @@ class BuilderLock:
             raise BuildInProgressError(
                 f"{holder} is building this store ({self.path} is locked)",
                 path=self.path,
-                fix="wait for it, or watch it with `torchcell-cache status root=<root>`",
+                fix=f"wait for it, or watch it with: torchcell-cache status {shlex.quote(f'root={self.path.parent.parent}')}",
             )
         return self
 

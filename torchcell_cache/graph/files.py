@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,18 @@ from torchcell_cache.codec.layout import (
     store_from_json,
     store_to_json,
 )
-from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError
+from torchcell_cache.durable.atomic import (
+    fsync_file,
+    make_dirs_durable,
+    replace_file,
+    storage_errors,
+    temp_path,
+)
+from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
 from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
 from torchcell_cache.graph.values import TORCH_DTYPES, to_array
 from torchcell_cache.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
+from torchcell_cache.urls import local_path
 
 TENSORS_FILE = "base_graph.safetensors"
 VALUES_FILE = "base_graph.json"
@@ -54,10 +64,48 @@ _STORED = {
 _ALIGNMENT = 64
 
 
-def save_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:
-    """Write ``base_graph.safetensors`` and ``base_graph.json``; equal graphs give equal bytes.
+def save_base_graph(graph: Data | HeteroData, directory: str | os.PathLike[str]) -> Path:
+    """Write a base graph into a directory, which is made if it is not there; equal graphs give equal bytes.
 
-    Plain writes: making them durable and visible is the caller's work.
+    A graph that is there already is replaced; whoever has it loaded keeps the old one.
+
+    Args:
+        graph: The base graph.
+        directory: Where ``base_graph.safetensors`` and ``base_graph.json`` are to be.
+
+    Returns:
+        The directory, which :func:`load_base_graph` and ``source.base_graph=`` take.
+
+    Raises:
+        UnsupportedValueError: Naming the attribute that cannot be stored.
+        RecordTooLargeError: If the values that are not tensors take more than 64 MiB as text.
+        StorageError: If the file system refuses.
+
+    Example:
+        >>> tc.save_base_graph(graph, "cell")
+        >>> tc.load_base_graph("cell")
+    """
+    if not isinstance(graph, Data | HeteroData):
+        raise SettingError(
+            f"a base graph is a Data or HeteroData, got {type(graph).__name__}",
+            fix="tc.save_base_graph(graph, directory)",
+        )
+    place = make_dirs_durable(local_path(directory, "directory"))
+    work = temp_path(place / "base_graph")
+    with storage_errors(place):
+        work.mkdir()
+        try:
+            write_base_graph(graph, work)
+            for name in (TENSORS_FILE, VALUES_FILE):  # a new inode: the old one may be mapped
+                fsync_file(work / name)
+                replace_file(work / name, place / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return place
+
+
+def write_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:
+    """The two files, plainly: making them durable and visible is the caller's work.
 
     Raises:
         UnsupportedValueError: Naming the attribute that cannot be stored.
@@ -115,23 +163,26 @@ def _write_tensors(tensors: dict[str, tuple[str, TensorValue]], path: Path) -> N
             file.write(array.astype(DTYPES[code].carrier, copy=False).reshape(-1).view("u1").data)
 
 
-def load_base_graph(directory: str | Path) -> Data | HeteroData:
+def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
     """Read a base graph back; its tensors map the file, so all processes of a node share one copy.
+
+    Args:
+        directory: Where :func:`save_base_graph` wrote it.
 
     Raises:
         CorruptShardError: If a file is missing, damaged, or does not fit the other.
         FormatError: If it was written by another version.
     """
-    path = Path(directory) / VALUES_FILE
+    path = local_path(directory, "directory") / VALUES_FILE
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CorruptShardError(
                 f"{path}: {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,}", path=path
             )
         document = load_json(path.read_bytes())
-        tensors = _read_tensors(Path(directory) / TENSORS_FILE)
+        tensors = _read_tensors(path.with_name(TENSORS_FILE))
         return unflatten(_assemble(document, tensors, path))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptShardError(f"{error.filename}: the base graph is missing", path=error.filename) from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
         if isinstance(error, CorruptShardError | FormatError):

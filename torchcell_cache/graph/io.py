@@ -24,7 +24,7 @@ from torchcell_cache.graph.fields import (
     payload_of,
     unflatten,
 )
-from torchcell_cache.graph.files import load_base_graph, save_base_graph
+from torchcell_cache.graph.files import load_base_graph, save_base_graph, write_base_graph
 from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
 from torchcell_cache.typed_json import MAX_VALUE_BYTES, value_from_json
 
@@ -42,6 +42,7 @@ __all__ = [
     "to_array",
     "to_tensor",
     "unflatten",
+    "write_base_graph",
 ]
 
 

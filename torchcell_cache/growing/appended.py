@@ -14,6 +14,7 @@ from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import graph_digests
 from torchcell_cache.record import Sample, SampleTable
+from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.sources.table import PerturbationTable
 
@@ -38,7 +39,7 @@ class AppendedSource:
     def __init__(self, old: Generation, tail: Source, table: SampleTable | None = None) -> None:
         self.base_graph, self.table = old.base_graph, table
         self.gives_graphs = getattr(tail, "gives_graphs", False)
-        self.first, self.tail = len(old), tail
+        self.first, self.tail, self.root = len(old), tail, old.root
         self._stored = old.manifest.fingerprint["source"]
         if old.topology is not None:
             self.node_type = old.topology.node_type
@@ -50,7 +51,7 @@ class AppendedSource:
         if index < self.first:
             raise SourceContractError(
                 f"sample {index} is the store's own and its record cannot be read, so it would have to be made again",
-                fix="torchcell-cache repair root=<root>, then append again",
+                fix=f"torchcell-cache repair {root_argument(self.root)}, then append again",
             )
         return index - self.first
 

@@ -30,6 +30,7 @@ from torchcell_cache.manifest import processed_dir
 from torchcell_cache.published import stored_processor
 from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.urls import local_path
 
 STORED = object()
 """Stands for the processor that the store was built with."""
@@ -90,7 +91,7 @@ def append(
         SourceContractError: If the tail's samples are of another kind.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
     """
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     source = as_source(tail)
     return _grow(
         where, lambda old: appended(old, source), notes_of(source), processor, True, num_workers, progress
@@ -123,7 +124,7 @@ def update(
         SettingError: If the store's processor is needed and only its owner has it.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
     """
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     whole = as_source(source)
     return _grow(where, lambda _: whole, notes_of(whole), processor, False, num_workers, progress)
 

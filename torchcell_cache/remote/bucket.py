@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from torchcell_cache.errors import (
     RemoteUnavailableError,
     SettingError,
     StorageLostError,
+    install_line,
 )
 from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
 from torchcell_cache.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
@@ -69,9 +71,14 @@ class Bucket:
         return f"{self.url}/{name}"
 
     @property
+    def push(self) -> str:
+        """The command that puts a store here; only who built it knows where it is."""
+        return f"torchcell-cache push root=... {shlex.quote(f'url={self.url}')}"
+
+    @property
     def push_again(self) -> str:
         """The fix where objects are damaged."""
-        return f"where the store was built: torchcell-cache push root=<root> url={self.url} force=true"
+        return f"where the store was built: {self.push} force=true"
 
     # Reading
 
@@ -166,10 +173,9 @@ class Bucket:
         try:
             return fsspec.filesystem(self.protocol, **settings)
         except ImportError as error:
-            extra = PROTOCOLS[self.protocol]
             raise SettingError(
                 f"{self.protocol}:// needs a library that is not installed ({error})",
-                fix=f"pip install 'torchcell-cache[{extra}]'",
+                fix=install_line(PROTOCOLS[self.protocol] or "s3"),
             ) from None
         except (TypeError, ValueError) as error:
             raise SettingError(f"storage_options of {self.protocol}://: {text_of(error)}") from None

@@ -25,11 +25,11 @@ from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.manifest import FileEntry, Manifest, processed_dir
 from torchcell_cache.remote.byte_locks import ByteLocks
-from torchcell_cache.shard_entry import FILE_NAMES
+from torchcell_cache.shard_entry import FILE_NAMES, USED_NAME
 from torchcell_cache.store import close_file
 from torchcell_cache.verified import ensure_verified
 
-LOCK_NAME, USED_NAME = ".files.lock", ".used"
+LOCK_NAME = ".files.lock"
 _FETCH = 1 << 40
 _FIRST_SHARD = 16
 _PAUSES_S = (0.002, 0.1)

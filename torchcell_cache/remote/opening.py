@@ -32,7 +32,7 @@ from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.shard_entry import PROCESSED_NAME
 from torchcell_cache.staging import copy_name
 from torchcell_cache.transfer import Origin, bring
-from torchcell_cache.urls import name_of
+from torchcell_cache.urls import local_path, name_of
 from torchcell_cache.waiting import seconds_of
 
 THREADS = 8
@@ -146,7 +146,9 @@ def open_url(
             f"download='all' needs {total:,} bytes, cache_bytes is {limit:,}",
             fix=f"cache_bytes={total}, or download='lazy'",
         )
-    place = make_dirs_durable(default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser())
+    place = make_dirs_durable(
+        default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+    )
     cache = cache_at(place / copy_name(Path(name_of(bucket.url)), manifest), manifest)
     files = RemoteFiles(bucket, cache, limit)
     files.bring_everything([*manifest.files, *(shards if download == "all" else ())], f"pull {bucket.url}")
@@ -178,8 +180,8 @@ def default_cache_dir() -> Path:
     """Where files go if nobody says: ``$TORCHCELL_CACHE_DIR``, else below the user's cache directory."""
     given = os.environ.get("TORCHCELL_CACHE_DIR")
     if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torchcell_cache"
+        return local_path(given, "TORCHCELL_CACHE_DIR")
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "torchcell_cache"
 
 
 def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
@@ -202,7 +204,7 @@ def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
             raise kind(
                 f"no complete store at {bucket.url} ({name} is missing there)",
                 path=bucket.url,
-                fix=f"torchcell-cache push root=<root> url={bucket.url}",
+                fix=bucket.push,
             )
         if not said:
             print(f"waiting for {bucket.url}", file=sys.stderr, flush=True)
@@ -251,5 +253,5 @@ def _lost(bucket: Bucket, manifest: Manifest, name: str) -> StorageLostError:
     if now and now != manifest.generation:
         fix = f"open the dataset again: {bucket.url} publishes {now} by now"
     else:
-        fix = f"where the store was built: torchcell-cache push root=<root> url={bucket.url}"
+        fix = f"where the store was built: {bucket.push}"
     return StorageLostError(f"{bucket.label(name)} was removed", path=bucket.label(name), fix=fix)

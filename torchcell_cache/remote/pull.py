@@ -18,6 +18,7 @@ from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, wri
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
 from torchcell_cache.transfer import check_space, fill, missing_files, write_rest
+from torchcell_cache.urls import local_path
 
 
 def pull(
@@ -50,7 +51,7 @@ def pull(
         SettingError: If the address or an option cannot be used.
     """
     where, bucket, say = (
-        Path(os.fspath(root)).expanduser().absolute(),
+        local_path(root),
         Bucket(url, storage_options),
         Say(progress),
     )

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
@@ -34,6 +33,7 @@ from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
 from torchcell_cache.shard_entry import PROCESSED_NAME
 from torchcell_cache.transfer import entries_of
+from torchcell_cache.urls import local_path
 from torchcell_cache.verified import ensure_verified
 
 LEDGER_NAME = ".pushed.json"
@@ -75,7 +75,7 @@ def push(
         SettingError: If the address or an option cannot be used.
     """
     where, bucket, say = (
-        Path(os.fspath(root)).expanduser().absolute(),
+        local_path(root),
         Bucket(url, storage_options),
         Say(progress),
     )

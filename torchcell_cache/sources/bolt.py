@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.errors import SettingError, SourceUnavailableError
+from torchcell_cache.errors import SettingError, SourceUnavailableError, install_line
+from torchcell_cache.urls import local_path
 
 _PLUGIN = "Bolt:com.arcadedb.bolt.BoltProtocolPlugin"
 _USERNAME = "root"  # ArcadeDB's first user
@@ -117,9 +118,9 @@ def embedded_bolt(
     if importlib.util.find_spec("arcadedb_embedded") is None:
         raise SettingError(
             "the embedded Bolt server needs the package arcadedb-embedded",
-            fix="pip install 'torchcell-cache[graphdb]', or set NEO4J_URI to a server of your own",
+            fix=f"{install_line('graphdb')}, or set NEO4J_URI to a server of your own",
         )
-    where = Path(os.fspath(directory)).expanduser().absolute()
+    where = local_path(directory, "directory")
     where.mkdir(parents=True, exist_ok=True)
     if password is None:
         password = _kept_password(where / "password")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchcell_cache.errors import SettingError
+from torchcell_cache.errors import SettingError, install_line
 from torchcell_cache.record import Float32Array
 from torchcell_cache.sources.ecoli_growth import GrowthSolver
 from torchcell_cache.sources.metabolic import metabolic_base_graph, model_rules
@@ -42,7 +42,7 @@ def ecoli_model() -> Any:
     except ImportError as error:
         raise SettingError(
             f"the E. coli model is part of the package cobra, which cannot be imported ({error})",
-            fix="pip install torchcell_cache[demo]",
+            fix=install_line("demo"),
         ) from None
     with resources.as_file(resources.files("cobra.data") / "iJO1366.xml.gz") as path:
         model = read_sbml_model(str(path))

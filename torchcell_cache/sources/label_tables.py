@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.errors import SourceContractError, install_line
 from torchcell_cache.record import Float32Array
 from torchcell_cache.sources.delimited import check_header, read_rows, separator_of
 
@@ -75,7 +75,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
         import pandas as pd
     except ImportError:
         raise SourceContractError(
-            f"{path}: reading Parquet needs pandas and pyarrow", fix="pip install 'torchcell-cache[table]'"
+            f"{path}: reading Parquet needs pandas and pyarrow", fix=install_line("table")
         ) from None
     frame = pd.read_parquet(path)
     return {str(name): list(frame[name]) for name in frame.columns}

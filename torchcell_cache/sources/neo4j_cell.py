@@ -16,6 +16,7 @@ from torchcell_cache.sources.experiment_table import TableBuilder
 from torchcell_cache.sources.experiments import Columns, parse_experiment, parse_row
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.topology import perturbable_type
+from torchcell_cache.urls import local_path
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -101,7 +102,7 @@ class Neo4jCellDataset(PerturbationTable):
     ) -> None:
         if page_size < 1 or retries < 1:
             raise SettingError(f"page_size={page_size} and retries={retries} must be at least 1")
-        self.root = Path(os.fspath(root)).expanduser().absolute()
+        self.root = local_path(root)
         genes = None if gene_set is None else sorted(set(gene_set))
         self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
         self.node_type = perturbable_type(self.base_graph, None)
@@ -171,7 +172,7 @@ def _query_text(query: str | os.PathLike[str] | None) -> str | None:
     if query is None or isinstance(query, str):
         return query
     try:
-        return Path(query).expanduser().read_text(encoding="utf-8")
+        return local_path(query, "query").read_text(encoding="utf-8")
     except OSError as error:
         raise SettingError(f"the query file cannot be read: {error}", path=os.fspath(query)) from None
 
@@ -228,7 +229,7 @@ def raw_references(root: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CacheNotFoundError: If nothing is stored there.
     """
-    raw = RawRecords.open(Path(os.fspath(root)).expanduser().absolute())
+    raw = RawRecords.open(local_path(root))
     if raw is None or raw.plan["columns"] is not None:
         raise CacheNotFoundError(f"{raw_dir(root)} holds no experiments with references")
     rows = (json.loads(body) for body in raw)

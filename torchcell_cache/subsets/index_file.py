@@ -28,6 +28,7 @@ from torchcell_cache.fingerprint import explain
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import as_positions
 from torchcell_cache.record import Int64Array
+from torchcell_cache.urls import local_path
 
 FORMAT = "torchcell_cache indices"
 VERSION = 1
@@ -216,10 +217,7 @@ def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
     Raises:
         SettingError: If it does not.
     """
-    try:
-        text = Path(os.fspath(path)).expanduser()
-    except TypeError:
-        raise SettingError(f"{key}={path!r} is no path", fix=f"{key}='chosen.npy'") from None
+    text = local_path(path, key)
     if text.suffix != ".npy":
         raise SettingError(f"{key}={text}: index files end in .npy", fix=f"{key}={text.with_suffix('.npy')}")
     return text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torchcell_cache.subsets.expression import Expression, suggestion
 from torchcell_cache.subsets.index_file import load_indices
 from torchcell_cache.subsets.strata import column, draw, strata_of
 from torchcell_cache.topology import perturbable_type
+from torchcell_cache.urls import local_path
 
 MATCHES = ("any", "all", "only")
 
@@ -192,7 +192,7 @@ def _listed(dataset: Any, listed: Any) -> Int64Array:
     """Indices into the dataset of listed samples."""
     if not isinstance(listed, str | os.PathLike):
         return _by_source_id(dataset, [str(item) for item in listed], "listed")
-    path = Path(listed).expanduser()
+    path = local_path(listed, "list")
     if path.suffix == ".npy":
         return into_view(dataset, load_indices(path, dataset), str(path))
     try:

@@ -31,6 +31,7 @@ from torchcell_cache.subsets.index_file import (
     within,
 )
 from torchcell_cache.subsets.select import into_view
+from torchcell_cache.urls import local_path
 
 SPLITS_FILE = "splits.json"
 FORMAT = "torchcell_cache splits"
@@ -116,7 +117,7 @@ class Splits:
             SettingError: If there is one already.
             StorageError: If it cannot be written.
         """
-        where = Path(os.fspath(directory)).expanduser().absolute()
+        where = local_path(directory, "directory")
         document = where / SPLITS_FILE
         if document.exists() and not overwrite:
             raise SettingError(
@@ -162,7 +163,7 @@ class Splits:
             StaleCacheError: If it was made for another store, or a file changed since.
             CorruptManifestError: If ``splits.json`` is damaged.
         """
-        where = Path(os.fspath(directory)).expanduser().absolute()
+        where = local_path(directory, "directory")
         document = read_splits_file(where)
         check_identity(document["store"], dataset.generation, where / SPLITS_FILE)
         sets: dict[str, dict[str, Int64Array]] = {"parts": {}, "groups": {}}

@@ -40,6 +40,7 @@ from torchcell_cache.manifest import processed_dir
 from torchcell_cache.record import Int64Array, SampleTable
 from torchcell_cache.subsets.index_file import digest_of
 from torchcell_cache.subsets.select import ragged_rows
+from torchcell_cache.urls import local_path
 
 _TABLE = (
     "perturbed",
@@ -91,7 +92,7 @@ def save_subset(
     if len(chosen) == 0:
         raise SettingError("the selection is empty: no sample fulfils it")
     generation, positions = chosen.generation, chosen.positions(np.arange(len(chosen)))
-    where = Path(os.fspath(root)).expanduser().absolute()
+    where = local_path(root)
     if where.resolve() == generation.root.resolve():
         raise SettingError(f"store={where} is the store that is selected from", fix="another directory")
     plan, storage = _plan(generation, positions, made_by or {}), generation.manifest.storage

@@ -3,7 +3,7 @@
     python experiments/006-kuzmin-tmi/scripts/load_database.py [directory=...] [folder=...] [num_samples=...]
 
 Into the server that ``NEO4J_URI`` names (with ``NEO4J_USER``, ``NEO4J_PASSWORD``, ``NEO4J_DATABASE``), or into an
-embedded one whose files are kept in ``directory`` (``pip install 'torchcell-cache[graphdb]'``). Loading the same rows
+embedded one whose files are kept in ``directory`` (``pip install '.[graphdb]'``). Loading the same rows
 again changes nothing.
 """
 

@@ -3,7 +3,7 @@
     python experiments/006-kuzmin-tmi/scripts/simulate_knockouts.py FOLDER [query_pairs=150] [array=400] [seed=0]
 
 Every gene of the model alone; ``query_pairs`` random pairs, each with each of ``array`` random genes; and every double
-that these triples contain, so that all interaction scores are defined. Needs ``torchcell-cache[demo]``. The draws are
+that these triples contain, so that all interaction scores are defined. Needs ``pip install ".[demo]"``. The draws are
 not those of the table that the figures in the README come from.
 """
 
@@ -43,9 +43,7 @@ def simulate(folder: Path, query_pairs: int, array: int, seed: int) -> Path:
     try:
         from cobra.io import from_yaml
     except ImportError:
-        raise SettingError(
-            "flux balance analysis needs cobra", fix="pip install 'torchcell-cache[demo]'"
-        ) from None
+        raise SettingError("flux balance analysis needs cobra", fix="pip install '.[demo]'") from None
     path = folder / "fba_knockouts.tsv.gz"
     models = sorted(folder.glob("yeast-GEM*.yml.gz"))
     if path.exists() or len(models) != 1:

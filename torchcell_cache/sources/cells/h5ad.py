@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import SettingError, SourceContractError, install_line
 
 if TYPE_CHECKING:
     import h5py
@@ -41,7 +41,7 @@ def needs(name: str) -> Any:
     except ImportError as error:
         raise SettingError(
             f"AnnDataSource needs the package {name.split('.')[0]} ({error})",
-            fix="pip install 'torchcell-cache[singlecell]'",
+            fix=install_line("singlecell"),
         ) from None
 
 
