@@ -8,7 +8,7 @@ from torch_geometric.data import Data, HeteroData
 GENE_KEYS = {"node_ids", "num_nodes", "x"}
 
 
-def phenotype_fields(measurements, phenotypes, statistics):
+def phenotype_fields(measurements, phenotypes, statistics, always=False):
     """``measurements``: list of dicts name -> value or NaN."""
 
     def coordinates(names):
@@ -28,7 +28,7 @@ def phenotype_fields(measurements, phenotypes, statistics):
         "phenotype_types": list(phenotypes),
     }
     stats = coordinates(statistics)
-    if stats:
+    if stats or (always and statistics):
         fields["phenotype_stat_values"] = torch.tensor([v for v, _, _ in stats], dtype=torch.float32)
         fields["phenotype_stat_type_indices"] = torch.tensor([c for _, c, _ in stats], dtype=torch.int64)
         fields["phenotype_stat_sample_indices"] = torch.tensor([n for _, _, n in stats], dtype=torch.int64)
@@ -202,7 +202,7 @@ def perturbation(base, perturbed, measurements, phenotypes, statistics, gpr="any
             "num_nodes": gene.num_nodes,
             "ids_pert": [gene.node_ids[k] for k in sorted(perturbed)],
             "perturbation_indices": torch.tensor(sorted(perturbed), dtype=torch.int64),
-            **phenotype_fields(measurements, phenotypes, statistics),
+            **phenotype_fields(measurements, phenotypes, statistics, always=True),
         }
     }
 

@@ -64,7 +64,7 @@ class SampleFields:
         self.hetero = isinstance(resident.base_graph, HeteroData)
         self.domains: dict[Any, Domain] = {d.key: d for d in self.topology.domains}
         counts = np.diff(host["statistic_ptr"]) if "statistic_ptr" in host else np.zeros(self.count)
-        self.has_statistics = bool((counts > 0).any())
+        self.has_statistics = bool((counts > 0).any()) or resident.processor.always_statistics
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """The template's fields, without those of statistics if no sample has any."""

@@ -283,13 +283,16 @@ class PerturbationBatch(SharedGraphBatch):
     def _check_statistics(self, exclude_keys: frozenset[str]) -> None:
         if "statistic_ptr" not in self.sections or exclude_keys.issuperset(STATISTICS):
             return
+        if self.resident.processor.always_statistics:
+            return
         has = np.diff(self.sections["statistic_ptr"]) > 0
         if has.any() and not has.all():
             with_it, without = (int(self.sections["indices"][np.argmax(h)]) for h in (has, ~has))
             raise SettingError(
                 f"sample {with_it} has statistics and sample {without} of the same batch has none: PyG would drop the "
                 "fields or fail, depending on which comes first",
-                fix=f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
+                fix='build with the processor\'s statistics="always"; or '
+                f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
             )
 
 

@@ -100,7 +100,24 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
         "source": source.identity(),
     }
     digest = "" if graph is None else graph_digest(graph)
-    return BuildPlan(source, processor, digest, parts, table, topology, notes_of(source))
+    notes = (*notes_of(source), *_on_statistics(processor, table))
+    return BuildPlan(source, processor, digest, parts, table, topology, notes)
+
+
+def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]:
+    """A line if only some samples will have the fields of statistics: PyG's ``DataLoader`` fails on such a mixture."""
+    if table is None or not table.statistics or getattr(processor, "statistics", None) != "measured":
+        return ()
+    known = ~np.isnan(table.values[:, len(table.phenotypes) :]).all(axis=1)
+    total = np.concatenate([[0], np.cumsum(known)])
+    without = int((total[table.value_ptr[1:]] == total[table.value_ptr[:-1]]).sum())
+    if without in (0, len(table)):
+        return ()
+    return (
+        f"{without:,} of {len(table):,} samples have no statistic, hence none of its fields, and PyG cannot batch them with "
+        f'the others; {type(processor).__name__}(statistics="always") gives every sample the fields, empty where '
+        "nothing was measured",
+    )
 
 
 def check_storage(plan: BuildPlan, storage: str) -> str:

@@ -65,6 +65,7 @@ CHOICES = {
     "processor.gpr": ("any", "rule"),
     "processor.flow": ("both", "source_to_target", "target_to_source"),
     "processor.perturbed": ("keep", "delete"),
+    "processor.statistics": ("measured", "always"),
     "source.flavor": ("seurat", "cell_ranger", "seurat_v3"),
     "source.unknown": ("error", "drop", "skip"),  # skip: source=neo4j
     "source.duplicate": ("error", "unique"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.processors.base import choice
+from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
 from torchcell_cache.record import Float32Array, Int64Array, Sample
 from torchcell_cache.removal import Removal
 from torchcell_cache.rules import parse_rule
@@ -53,28 +54,33 @@ class DeletionProcessor(abc.ABC):
         gpr: When a reaction goes: with ``any`` of its genes (torchcell's rule), or when the model's boolean gene
             ``rule`` fails (needs ``reaction.gene_rules`` on the base graph).
         node_type: Node type whose nodes are deleted; ``gene``, or the only one, by default.
+        statistics: Which samples have the ``phenotype_stat_*`` fields: those with a ``measured`` statistic (torchcell's
+            rule), or ``always`` all of them, empty where nothing was measured, so that PyG can batch any two.
 
     Raises:
-        SettingError: If ``gpr`` is neither ``any`` nor ``rule``.
+        SettingError: If ``gpr`` or ``statistics`` is none of these.
     """
 
     cache_version: ClassVar[int] = 1
     gpr_by: ClassVar[str]
 
-    def __init__(self, *, gpr: str = "any", node_type: str | None = None) -> None:
+    def __init__(
+        self, *, gpr: str = "any", node_type: str | None = None, statistics: str = STATISTICS[0]
+    ) -> None:
         self.gpr = choice("gpr", gpr, GPR_RULES)
+        self.statistics = choice("statistics", statistics, STATISTICS)
         self.node_type = node_type
         self._seen: tuple[Any, Topology, Any] | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(gpr={self.gpr!r}, node_type={self.node_type!r})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}
 
     def settings(self) -> dict[str, Any]:
-        """Settings that change the result."""
-        return {"gpr": self.gpr, "node_type": self.node_type}
+        """Settings that change the result; one that is newer than the first stores, only where it is not the default."""
+        return {"gpr": self.gpr, "node_type": self.node_type, **statistics_setting(self.statistics)}
 
     def __call__(self, sample: Sample) -> Data | HeteroData:
         """Process a sample with the base graph it carries.
@@ -126,6 +132,17 @@ class DeletionProcessor(abc.ABC):
         """The index that answers, for this processor, what a sample removes."""
         return Removal.build(
             base_graph, node_type=self.node_type, gpr=self.gpr, gpr_by=self.gpr_by, graph_digest=graph_digest
+        )
+
+    @property
+    def always_statistics(self) -> bool:
+        """Whether a sample without a statistic has the fields all the same, empty."""
+        return getattr(self, "statistics", STATISTICS[0]) == "always"
+
+    def labels(self, deletion: Deletion) -> dict[str, Any]:
+        """The ``phenotype_*`` fields of a sample."""
+        return phenotype_fields(
+            deletion.values, deletion.phenotypes, deletion.statistics, self.always_statistics
         )
 
     def _prepared(self, base_graph: Any) -> tuple[Topology, Any]:
@@ -208,6 +225,11 @@ def _reactions_kept(graph: Any, topology: Topology, node_kept: Tensor, gpr: str)
             if complexes and all(lost.intersection(genes) for genes in complexes):
                 kept[reaction_id] = False
     return kept
+
+
+def statistics_setting(statistics: str) -> dict[str, Any]:
+    """The setting as part of a fingerprint: at its default it is none, so that it makes no store stale."""
+    return {} if statistics == STATISTICS[0] else {"statistics": statistics}
 
 
 def perturbation_fields(names: list[str] | None, perturbed: Int64Array) -> dict[str, Any]:

@@ -14,9 +14,14 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.incidence import IncidenceIndex
 from torchcell_cache.induced import FarEnds, ends_of, hop_columns, neighbours, select
 from torchcell_cache.processors.base import choice
-from torchcell_cache.processors.deletion import extra_tensors, node_names, perturbation_fields
+from torchcell_cache.processors.deletion import (
+    extra_tensors,
+    node_names,
+    perturbation_fields,
+    statistics_setting,
+)
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
-from torchcell_cache.processors.phenotypes import phenotype_fields
+from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
 from torchcell_cache.record import Int64Array, Sample
 from torchcell_cache.topology import Domain, EdgeType, Topology, endpoints, topology_of
 
@@ -45,6 +50,7 @@ class KHopSubgraph:
         perturbed: ``keep`` the perturbed nodes and their edges - the neighbourhood of a perturbation - or ``delete`` them from
             it - what is left of it. Reactions stay either way; for reaction rules see :class:`SubgraphRepresentation`.
         node_type: Perturbed node type; ``gene``, or the only one, by default.
+        statistics: ``measured`` or ``always``, as for :class:`DeletionProcessor`.
 
     Raises:
         SettingError: If a setting is none of the valid ones.
@@ -60,6 +66,7 @@ class KHopSubgraph:
         flow: str = "both",
         perturbed: str = "keep",
         node_type: str | None = None,
+        statistics: str = STATISTICS[0],
     ) -> None:
         if not isinstance(num_hops, int) or isinstance(num_hops, bool) or num_hops < 1:
             raise SettingError(f"num_hops={num_hops!r}, expected an integer from 1 on")
@@ -71,6 +78,7 @@ class KHopSubgraph:
         self.edge_types = (
             None if edge_types is None else [t if isinstance(t, str) else tuple(t) for t in edge_types]
         )
+        self.statistics = choice("statistics", statistics, STATISTICS)
         self.flow, self.perturbed = choice("flow", flow, FLOWS), choice("perturbed", perturbed, PERTURBED)
 
     def __repr__(self) -> str:
@@ -85,6 +93,7 @@ class KHopSubgraph:
             "flow": self.flow,
             "perturbed": self.perturbed,
             "node_type": self.node_type,
+            **statistics_setting(self.statistics),
         }
 
     def __call__(self, sample: Sample) -> Data | HeteroData:
@@ -123,7 +132,9 @@ class KHopSubgraph:
             index = torch.from_numpy(endpoints(base_graph, domain).copy())
             stays = torch.stack([near[index[row]] for row in rows]).all(dim=0)
             kept.append(stays.nonzero().flatten().numpy())
-        return _assemble(base_graph, topology, sample, near.nonzero().flatten().numpy(), kept)
+        return _assemble(
+            base_graph, topology, sample, near.nonzero().flatten().numpy(), kept, self._labels(sample)
+        )
 
     def with_index(self, base_graph: Any) -> Callable[[Any], Data | HeteroData]:
         """:meth:`process` for many samples of one base graph, through its incidence index: what a build calls.
@@ -141,9 +152,13 @@ class KHopSubgraph:
             _check(base_graph, sample)
             nodes = self._near(ends, columns, sample.perturbed)
             selection = select(ends, nodes)
-            return _assemble(base_graph, index.topology, sample, nodes, selection.kept)
+            return _assemble(base_graph, index.topology, sample, nodes, selection.kept, self._labels(sample))
 
         return process
+
+    def _labels(self, sample: Sample) -> dict[str, Any]:
+        always = self.statistics == "always"
+        return phenotype_fields(sample.values, sample.phenotypes, sample.statistics, always)
 
     def _near(self, ends: FarEnds, columns: list[int], perturbed: Int64Array) -> Int64Array:
         near = np.zeros(ends.index.topology.num_nodes, dtype=bool)
@@ -168,13 +183,18 @@ def _check(base_graph: Any, sample: Any) -> None:
 
 
 def _assemble(
-    base_graph: Any, topology: Topology, sample: Sample, nodes: Int64Array, kept: Sequence[Int64Array | None]
+    base_graph: Any,
+    topology: Topology,
+    sample: Sample,
+    nodes: Int64Array,
+    kept: Sequence[Int64Array | None],
+    labels: dict[str, Any],
 ) -> Data | HeteroData:
     """The graph of given nodes and positions; what stays whole is the base graph's own."""
     homogeneous = topology.node_type is None
     base = base_graph._store if homogeneous else base_graph[topology.node_type]
     wanted = torch.from_numpy(nodes)
-    mapping = _node_fields(base, topology.num_nodes, sample, wanted)
+    mapping = _node_fields(base, topology.num_nodes, sample, wanted, labels)
     new_id = torch.full((topology.num_nodes,), -1, dtype=torch.int64)
     new_id[wanted] = torch.arange(len(nodes))
     if homogeneous:
@@ -202,7 +222,9 @@ def _assemble(
     return graph
 
 
-def _node_fields(base: Any, num_nodes: int, sample: Sample, wanted: Tensor) -> dict[str, Any]:
+def _node_fields(
+    base: Any, num_nodes: int, sample: Sample, wanted: Tensor, labels: dict[str, Any]
+) -> dict[str, Any]:
     names = node_names(base)
     fields: dict[str, Any] = {}
     if names is not None:
@@ -212,7 +234,7 @@ def _node_fields(base: Any, num_nodes: int, sample: Sample, wanted: Tensor) -> d
     if base._mapping.get("x") is not None:
         fields["x"] = base.x[wanted]
         fields["x_pert"] = base.x[torch.from_numpy(sample.perturbed)]
-    fields.update(phenotype_fields(sample.values, sample.phenotypes, sample.statistics))
+    fields.update(labels)
     is_perturbed = torch.zeros(num_nodes, dtype=torch.bool)
     is_perturbed[torch.from_numpy(sample.perturbed)] = True
     return {**fields, "n_id": wanted, "is_perturbed": is_perturbed[wanted]}

@@ -16,7 +16,6 @@ from torchcell_cache.processors.deletion import (
     node_names,
     perturbation_fields,
 )
-from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.topology import Topology, count_nodes
 
 NODE_FIELDS = ("node_ids", "num_nodes", "x", "w_growth", "mask", "pert_mask")
@@ -83,7 +82,7 @@ class LazySubgraphRepresentation(DeletionProcessor):
             **shell.head,
             **fields,
             **shell.features,
-            **phenotype_fields(deletion.values, deletion.phenotypes, deletion.statistics),
+            **self.labels(deletion),
             "pert_mask": pert_mask,
             "mask": ~pert_mask,
             **shell.tail,

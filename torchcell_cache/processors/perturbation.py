@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor, node_names, perturbation_fields
-from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.topology import Topology
 
 
@@ -15,16 +14,13 @@ class Perturbation(DeletionProcessor):
     """Ids and phenotypes only; the model takes the graph from ``dataset.base_graph``.
 
     Fields of the perturbed node type: ``num_nodes``, ``ids_pert``, ``perturbation_indices [P] int64`` and the
-    ``phenotype_*`` fields.
+    ``phenotype_*`` fields; those of statistics always, empty where a sample has none.
     """
 
     gpr_by: ClassVar[str] = "gene"
 
     def __init__(self, *, node_type: str | None = None) -> None:
-        super().__init__(gpr="any", node_type=node_type)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(node_type={self.node_type!r})"
+        super().__init__(gpr="any", node_type=node_type, statistics="always")
 
     def settings(self) -> dict[str, Any]:
         """Settings that change the result."""
@@ -45,7 +41,7 @@ class Perturbation(DeletionProcessor):
         mapping = {
             "num_nodes": topology.num_nodes,
             **perturbation_fields(shell, deletion.perturbed),
-            **phenotype_fields(deletion.values, deletion.phenotypes, deletion.statistics),
+            **self.labels(deletion),
         }
         if topology.node_type is None:
             data = Data()

@@ -9,6 +9,9 @@ import torch
 
 from torchcell_cache.record import Float32Array
 
+STATISTICS = ("measured", "always")
+"""Which samples have the ``phenotype_stat_*`` fields: those with a statistic, or all of them."""
+
 
 def _coordinates(values: Float32Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     measurement, column = np.nonzero(~np.isnan(values))
@@ -20,17 +23,18 @@ def _coordinates(values: Float32Array) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 def phenotype_fields(
-    values: Float32Array, phenotypes: tuple[str, ...], statistics: tuple[str, ...]
+    values: Float32Array, phenotypes: tuple[str, ...], statistics: tuple[str, ...], always: bool = False
 ) -> dict[str, Any]:
     """The ``phenotype_*`` fields of one sample.
 
     Values come measurement by measurement, within one in the order of the names. A sample without any value has one NaN
-    of type 0 and sample 0; the ``phenotype_stat_*`` fields are there only if the sample has a statistic.
+    of type 0 and sample 0; the ``phenotype_stat_*`` fields are there only if the sample has a statistic, or ``always``.
 
     Args:
         values: ``[num_measurements, num_phenotypes + num_statistics] float32``, NaN for no value.
         phenotypes: Names of the first columns.
         statistics: Names of the remaining columns.
+        always: Give a sample without a statistic empty ``phenotype_stat_*`` fields.
 
     Returns:
         ``phenotype_values [k] float32``, ``phenotype_type_indices [k] int64``, ``phenotype_sample_indices [k] int64``,
@@ -49,7 +53,7 @@ def phenotype_fields(
     }
     if statistics:
         value, kind, sample = _coordinates(values[:, split:])
-        if len(value):
+        if len(value) or always:
             out["phenotype_stat_values"] = value
             out["phenotype_stat_type_indices"] = kind
             out["phenotype_stat_sample_indices"] = sample

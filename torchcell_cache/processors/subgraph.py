@@ -17,7 +17,6 @@ from torchcell_cache.processors.deletion import (
     perturbation_fields,
 )
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
-from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.topology import Domain, Topology, count_nodes
 
 
@@ -52,7 +51,7 @@ class SubgraphRepresentation(DeletionProcessor):
         pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool)
         pert_mask[torch.from_numpy(deletion.perturbed)] = True
         base = base_graph._store if topology.node_type is None else base_graph[topology.node_type]
-        mapping = _kept_nodes(base, shell, pert_mask, deletion)
+        mapping = _kept_nodes(base, shell, pert_mask, deletion, self.labels(deletion))
         if topology.node_type is None:
             return _homogeneous(base_graph, topology, deletion, mapping, pert_mask)
         mapping.update(
@@ -82,7 +81,9 @@ def relabelling(kept: Tensor) -> Tensor:
     return new_id.masked_fill_(~kept, -1)
 
 
-def _kept_nodes(base: Any, shell: SubgraphShell, pert_mask: Tensor, deletion: Deletion) -> dict[str, Any]:
+def _kept_nodes(
+    base: Any, shell: SubgraphShell, pert_mask: Tensor, deletion: Deletion, labels: dict[str, Any]
+) -> dict[str, Any]:
     kept = ~pert_mask
     fields: dict[str, Any] = {}
     if "node_ids" in base:
@@ -94,7 +95,7 @@ def _kept_nodes(base: Any, shell: SubgraphShell, pert_mask: Tensor, deletion: De
     if base._mapping.get("x") is not None:
         fields["x"] = base.x[kept]
         fields["x_pert"] = base.x[pert_mask]
-    fields.update(phenotype_fields(deletion.values, deletion.phenotypes, deletion.statistics))
+    fields.update(labels)
     fields["pert_mask"] = pert_mask
     return fields
 
