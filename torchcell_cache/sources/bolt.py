@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.durable.atomic import make_dirs_durable
 from torchcell_cache.errors import SettingError, SourceUnavailableError, install_line
 from torchcell_cache.urls import local_path
 
@@ -121,7 +123,7 @@ def embedded_bolt(
             fix=f"{install_line('graphdb')}, or set NEO4J_URI to a server of your own",
         )
     where = local_path(directory, "directory")
-    where.mkdir(parents=True, exist_ok=True)
+    make_dirs_durable(where)
     if password is None:
         password = _kept_password(where / "password")
     if len(password) < _MIN_PASSWORD:
@@ -183,11 +185,10 @@ def _started(where: Path, password: str, port: int, database: str, heap: str, se
 
 def _says_ready(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Whether the child's first and only line arrives in time."""
-    import select
-
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return bool(ready) and process.stdout.readline() == b"ready\n"
+    waiting = select.poll()  # select() knows no descriptor above 1,023
+    waiting.register(process.stdout, select.POLLIN)
+    return bool(waiting.poll(seconds * 1e3)) and process.stdout.readline() == b"ready\n"
 
 
 def _log_end(path: Path) -> str:

@@ -87,7 +87,7 @@ def load_experiments(
         Number of rows written.
 
     Raises:
-        SourceContractError: If a row lacks a key or holds a value of another type.
+        SourceContractError: If a row lacks a key, holds a value of another type, or has the id of an earlier row.
         SettingError: If user, password or database are wrong.
         SourceUnavailableError: If the server cannot be reached.
     """
@@ -99,12 +99,19 @@ def load_experiments(
         for statement in _UNIQUE.values():
             run(statement, optional=True)
         meter = Progress(total, 0, None, enabled=progress and total > 0, what="load experiments")
+        first: dict[str, int] = {}
         known: dict[str, set[str]] = {label: set() for label in _CREATE}
         source = iter(rows)
         while chunk := list(islice(source, batch_size)):
             nodes: Nodes = {label: {} for label in _CREATE}
             for k, row in enumerate(chunk):
-                _note_experiment(row, dataset, nodes, meter.done + k)
+                number = meter.done + k
+                _note_experiment(row, dataset, nodes, number)
+                if (before := first.setdefault(row["id"], number)) != number:
+                    raise SourceContractError(
+                        f"row {number}: id {row['id']!r} is that of row {before}",
+                        fix="give each row an id of its own",
+                    )
             for label, statement in _CREATE.items():
                 new = [node for key, node in nodes[label].items() if key not in known[label]]
                 there = (
@@ -123,7 +130,7 @@ def load_experiments(
 
 def experiment_json(row: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """A row as torchcell's ``Experiment``, the JSON in ``serialized_data``."""
-    labels, statistics = dict(row["labels"]), dict(row.get("statistics") or {})
+    labels, statistics = _numbers(row["labels"], "label"), _numbers(row.get("statistics") or {}, "statistic")
     kind = row.get("perturbation_type", "deletion")
     names, of_label = list(labels), {}
     for label in names:
@@ -151,6 +158,17 @@ def experiment_json(row: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     }
 
 
+def _numbers(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Values by name as plain numbers: those of numpy, pandas and torch have no JSON."""
+    out = {}
+    for name, value in dict(given).items():
+        plain = value.item() if hasattr(value, "item") else value
+        if plain is not None and not isinstance(plain, int | float):
+            raise TypeError(f"{what} {name!r} is {value!r}, expected a number or None")
+        out[str(name)] = plain
+    return out
+
+
 def _environment(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "media": {"name": row.get("media", "YEPD"), "state": row.get("state", "solid")},
@@ -163,6 +181,8 @@ def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes, number:
     try:
         if not isinstance(row["id"], str) or isinstance(row["genes"], str):
             raise TypeError("id is text, genes is a list of names")
+        if wrong := [gene for gene in row["genes"] if not isinstance(gene, str)]:
+            raise TypeError(f"gene {wrong[0]!r} is no text")
         experiment = experiment_json(row, dataset)
         data = _text(experiment)
     except (KeyError, TypeError, ValueError) as error:

@@ -21,6 +21,11 @@ from torchcell_cache.errors import CacheError, SettingError, SourceUnavailableEr
 
 _SCHEMES = ("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")
 _CONNECT_SECONDS = 10.0
+_ENDED = (
+    ".TransactionTimedOut", ".TransactionTimedOutClientConfiguration", ".TransactionMarkedAsFailed",
+    ".Terminated", ".LockClientStopped", ".LockAcquisitionTimeout",
+)  # fmt: skip
+"""Codes that the driver counts as the client's errors although nothing about the query is wrong."""
 # Text in quotes or backticks and comments name no parameters.
 _TOKENS = re.compile(
     r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`|//[^\n]*|/\*.*?\*/|\$([A-Za-z_]\w*)", re.DOTALL
@@ -231,6 +236,16 @@ def _explain(error: Exception, login: Login) -> CacheError:
     code = str(getattr(error, "code", None) or "")
     said = str(getattr(error, "message", None) or error).splitlines()[0][:400].replace(login.password, "***")
     where = login.place
+    if code.endswith("CredentialsExpired"):
+        return SettingError(
+            f"the password of user {login.username!r} on {where} has expired: {said}",
+            fix="set a new one (ALTER CURRENT USER SET PASSWORD), then NEO4J_PASSWORD",
+        )
+    if code.endswith("AuthenticationRateLimit"):
+        return SettingError(
+            f"{where} locked out user {login.username!r} for a while: {said}",
+            fix="correct NEO4J_PASSWORD, wait some seconds, then run the same again",
+        )
     if isinstance(error, refused.AuthError):
         return SettingError(
             f"{where} refused user {login.username!r}: {said}", fix="correct NEO4J_USER and NEO4J_PASSWORD"
@@ -246,8 +261,21 @@ def _explain(error: Exception, login: Login) -> CacheError:
         )
     if isinstance(error, refused.ConfigurationError):
         return SettingError(f"the driver cannot use these settings: {said}", fix="correct NEO4J_URI")
+    if code.endswith(_ENDED):
+        return SourceUnavailableError(
+            f"{where} ended the query before its last row: {said}",
+            fix="run the same call again, it goes on where it stopped; if it ends there every time, give the query "
+            "$after and $limit with a smaller page_size, or raise the server's db.transaction.timeout",
+        )
     if isinstance(error, refused.ClientError):
         return SettingError(f"{where} refused the query: {said}", fix="correct the query")
+    if isinstance(
+        error, refused.Neo4jError
+    ):  # it answers, but cannot: out of memory, starting, not the leader
+        return SourceUnavailableError(
+            f"{where} could not finish the query: {said}",
+            fix="look at the server's log; the same call goes on where it stopped",
+        )
     return SourceUnavailableError(
         f"{where} does not answer ({type(error).__name__}: {said})",
         fix="check NEO4J_URI and that the server runs; the same call goes on where it stopped",

@@ -26,12 +26,15 @@ MATCH (e:Experiment)<-[:ExperimentReferenceOf]-(ref:ExperimentReference)
 MATCH (e)<-[:GenotypeMemberOf]-(g:Genotype)
 WHERE e.id > $after
   AND ALL(p IN [(g)<-[:PerturbationMemberOf]-(pert:Perturbation) | pert]
-          WHERE p.perturbation_type = 'deletion' AND p.systematic_gene_name IN $gene_set)
+          WHERE p.perturbation_type ENDS WITH 'deletion' AND p.systematic_gene_name IN $gene_set)
   AND SIZE([(g)<-[:PerturbationMemberOf]-(pert:Perturbation) | pert]) > 0
 WITH DISTINCT e, ref ORDER BY e.id
 RETURN e, ref
 """
-"""The query if none is given: every experiment in which nothing but genes of ``$gene_set`` was deleted."""
+"""The query if none is given: every experiment in which nothing but genes of ``$gene_set`` was deleted.
+
+Older databases call that ``deletion``, newer ones ``sga_kanmx_deletion``, ``sga_natmx_deletion`` and the like.
+"""
 
 
 class Neo4jCellDataset(PerturbationTable):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcell_cache.builder.progress import Progress, human_bytes
+from torchcell_cache.durable.atomic import make_dirs_durable
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import (
     SettingError,
@@ -104,9 +105,8 @@ class _Fetch:
                         f"{error.args[0].splitlines()[0]}; {kept:,} rows are kept", fix=error.fix
                     ) from None
                 wait = _FIRST_WAIT_S if failures == 0 else min(2 * wait, _LONGEST_WAIT_S)
-                self.meter.say(
-                    f"the server is gone, trying again in {wait:.0f} s ({self.writer.num_records:,} rows)"
-                )
+                said = error.args[0].splitlines()[0]
+                self.meter.say(f"{said}; trying again in {wait:.0f} s ({self.writer.num_records:,} rows)")
                 time.sleep(wait)
             except BaseException:
                 with contextlib.suppress(Exception):  # must not hide what happened
@@ -281,7 +281,7 @@ def forget(root: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    raw_dir(root).mkdir(parents=True, exist_ok=True)
+    make_dirs_durable(raw_dir(root))
     with BuilderLock(raw_dir(root) / LOCK_NAME):
         yield
 
