@@ -13,6 +13,7 @@ import numpy as np
 from torchcell_cache.durable.atomic import fsync_dir, make_dirs_durable, storage_errors, write_atomic
 from torchcell_cache.durable.sealedjson import plain, read_sealed, seal
 from torchcell_cache.errors import (
+    CacheError,
     CacheNotFoundError,
     CorruptManifestError,
     FormatError,
@@ -30,7 +31,8 @@ from torchcell_cache.subsets.index_file import (
     sidecar_of,
     within,
 )
-from torchcell_cache.subsets.select import into_view
+from torchcell_cache.subsets.perturbed_sets import count_divided, first_of_set
+from torchcell_cache.subsets.select import into_view, perturbed_of
 from torchcell_cache.urls import local_path
 
 SPLITS_FILE = "splits.json"
@@ -106,22 +108,64 @@ class Splits:
             lines.append(line)
         return "\n".join(lines)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to know about the split, in plain lines: parts that came out empty, sets that several parts share."""
+        shares = [self.made_by.get(key) or [] for key in ("fractions", "seen_fractions")]
+        asked = ("train", "val", "test") if len(shares[0]) == 3 else ("train", "test")
+        wanted = [name for k, name in enumerate(asked) if any(k < len(s) and s[k] > 0 for s in shares)]
+        lines = [
+            f"{name} is empty: its share of {len(self.dataset):,} samples came to none; a larger share gives it some"
+            for name in wanted
+            if not len(self.parts.get(name, ()))
+        ]
+        if self.dataset.generation.table is not None and (divided := self._num_divided()):
+            lines.append(
+                f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "
+                "split_by_perturbation keeps each in one"
+            )
+        return tuple(lines)
+
+    def _num_divided(self) -> int:
+        """Perturbed sets with samples in several parts."""
+        part = np.full(len(self.dataset), -1, dtype=np.int64)
+        for k, rows in enumerate(self.parts.values()):
+            part[rows] = k
+        return count_divided(first_of_set(*perturbed_of(self.dataset)), part)
+
+    def report(self) -> str:
+        """:meth:`summary`, followed by the notes."""
+        return "\n".join([self.summary(), *self.notes])
+
+    def said(self, progress: bool) -> Splits:
+        """This split, its notes said on stderr by one rank unless ``progress`` is false."""
+        notes = self.notes if progress else ()
+        if notes:
+            from torchcell_cache.builder.steps import Say  # training that reads a split needs no builder
+
+            Say(True).notes(notes)
+        return self
+
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the split: an index file per part and group, and ``splits.json``, which makes it complete.
+
+        The same split again is no replacement: what is there already is left as it is.
 
         Args:
             directory: Directory to be; made if it is not there.
             overwrite: Replace a split that is there.
 
         Raises:
-            SettingError: If there is one already.
+            SettingError: If another one is there.
             StorageError: If it cannot be written.
         """
         where = local_path(directory, "directory")
         document = where / SPLITS_FILE
         if document.exists() and not overwrite:
+            if self._is_saved(where):
+                return where
             raise SettingError(
-                f"{where} holds a split already", path=where, fix="overwrite=True, or another directory"
+                f"{where} holds another split already", path=where, fix="overwrite=True, or another directory"
             )
         make_dirs_durable(where)
         with storage_errors(where):
@@ -149,6 +193,18 @@ class Splits:
         }
         write_atomic(document, seal(content), mode=0o644)
         return where
+
+    def _is_saved(self, where: Path) -> bool:
+        """Whether exactly these samples of this store are saved there, intact."""
+        try:
+            found = Splits.load(where, self.dataset)
+        except (CacheError, IndexError):
+            return False
+        return all(
+            mine.keys() == there.keys()
+            and all(np.array_equal(rows, there[name]) for name, rows in mine.items())
+            for mine, there in ((self.parts, found.parts), (self.groups, found.groups))
+        )
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], dataset: Any) -> Splits:

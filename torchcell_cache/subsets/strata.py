@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.loading.draws import Float64Array
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.record import Int64Array
 
@@ -97,3 +98,17 @@ def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
     if name not in columns:
         raise SettingError(f"{key}={name!r} is no column of this store{suggestion(str(name), list(columns))}")
     return columns[name]
+
+
+def values_of(dataset: Any, stratify: str | None) -> Float64Array | None:
+    """The column that is stratified by as ``[n] float64``, ``None`` without one."""
+    return None if stratify is None else column(dataset, stratify, "stratify").astype(np.float64)
+
+
+def means(values: Float64Array, owner: Int64Array, count: int) -> Float64Array:
+    """Mean of the values that each owner has, ``[count] float64``; NaN is no value, and what stands for none."""
+    known = ~np.isnan(values)
+    total = np.bincount(owner[known], weights=values[known], minlength=count)
+    with np.errstate(invalid="ignore"):
+        found: Float64Array = total / np.bincount(owner[known], minlength=count)
+    return found

@@ -1,0 +1,41 @@
+"""Numbers that users pass: Python's, numpy's and torch's whole numbers are welcome, anything else is answered in a sentence."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torchcell_cache.errors import SettingError
+
+
+def whole_number(name: str, value: Any, least: int | None = None, fix: str | None = None) -> int:
+    """``value`` as an ``int``; numpy's integers and arrays and tensors of one integer count as such.
+
+    Args:
+        name: What it is called, for the message.
+        value: What was passed.
+        least: The smallest value that makes sense, if there is one.
+        fix: What to pass instead, for the message.
+
+    Raises:
+        SettingError: If it is no whole number, or too small.
+    """
+    wanted = "a whole number" if least is None else f"a whole number from {least} on"
+    try:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+            raise TypeError
+        found = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise SettingError(f"{name}={value!r:.200}: expected {wanted}", fix=fix) from None
+    if least is not None and found < least:
+        raise SettingError(f"{name}={found}: expected {wanted}", fix=fix)
+    return found
+
+
+def seed_number(seed: Any) -> int:
+    """A seed as an ``int``; ``None`` is refused, because every rank has to draw the same.
+
+    Raises:
+        SettingError: If it is no whole number.
+    """
+    return whole_number("seed", seed, fix="seed=0, the same on all ranks")
