@@ -220,8 +220,8 @@ def test_a_saved_split_belongs_to_its_store(ds, tmp_path) -> None:
     )
     with pytest.raises(SettingError, match="not in this view"):
         tc.Splits.load(where, ds[:100])
-    with pytest.raises(SettingError, match="holds a split already"):
-        splits.save(where)
+    with pytest.raises(SettingError, match="holds another split already"):
+        tc.split_random(ds, (0.5, 0.5)).save(where)
     tc.split_random(ds, (0.5, 0.5)).save(where, overwrite=True)
     assert sorted(p.name for p in where.glob("*.npy")) == ["test.npy", "train.npy"]
     other = make(tmp_path / "other", *many(seed=1))
@@ -289,7 +289,7 @@ def test_split_on_the_command_line(ds, tmp_path, capsys) -> None:
     loaded = tc.Splits.load(tmp_path / "split", ds)
     assert all(loaded[name].tolist() == wanted[name].tolist() for name in wanted.names)
     assert main(["split", root, "by=random", out]) == 2
-    assert "holds a split already" in capsys.readouterr().err
+    assert "holds another split already" in capsys.readouterr().err
     assert main(["split", root, "by=random", out, "overwrite=true"]) == 0
     assert main(["split", root, "by=randm"]) == 2
     assert main(["split", root, "fractions=[a,b]"]) == 2

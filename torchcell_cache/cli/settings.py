@@ -53,6 +53,7 @@ LISTS = (
 INTEGERS |= {"source.column", "source.n_top_genes", "source.hvg_cells"}
 NUMBERS |= {"source.target_sum"}
 BOOLEANS |= {"source.raw", "source.log1p"}
+LISTS |= {"train", "val", "test"}
 LISTS |= {"source.files", "source.categories", "source.perturbation", "source.control"}
 MAPPINGS = {"storage_options", "source.settings", "processor.settings", "source.parameters", "source.graphs"}
 CHOICES = {
@@ -60,7 +61,8 @@ CHOICES = {
     "on_stale": ("error", "rebuild", "warn"),
     "level": ("quick", "full"),
     "match": ("any", "all", "only"),
-    "by": ("perturbation", "random"),
+    "by": ("perturbation", "group", "random"),
+    "controls": ("random", "train"),
     "names": ("unseen", "gears"),
     "processor.gpr": ("any", "rule"),
     "processor.flow": ("both", "source_to_target", "target_to_source"),

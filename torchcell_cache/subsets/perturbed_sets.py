@@ -21,7 +21,7 @@ def first_of_set(ids: Int64Array, ptr: Int64Array) -> Int64Array:
     out = np.arange(len(counts), dtype=np.int64)
     by_size = np.argsort(counts, kind="stable")
     sizes, starts = np.unique(counts[by_size], return_index=True)
-    for size, rows in zip(sizes.tolist(), np.split(by_size, starts[1:]), strict=True):
+    for size, rows in zip(sizes.tolist(), np.split(by_size, starts[1:]), strict=False):
         if size == 0 or len(rows) == 1:
             continue
         table = ids[ptr[rows][:, None] + np.arange(size)]
