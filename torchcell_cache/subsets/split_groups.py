@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -98,17 +99,17 @@ class _Groups:
 
     def numbers(self, part: str, given: Iterable[Any]) -> dict[Any, int]:
         """Number of each named group, by what it was called."""
-        wanted = [given] if np.ndim(given) == 0 else list(given)
+        wanted = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
         return {label: self._number(part, label) for label in wanted}
 
     def _number(self, part: str, label: Any) -> int:
+        value: Any = None
         if self._names is not None:
             value = self._names.index(label) if label in self._names else None
         else:
-            try:  # in the column's own precision: 30.1 finds the float32 that stands for it
+            with contextlib.suppress(TypeError, ValueError):
+                # In the column's own precision: 30.1 finds the float32 that stands for it.
                 value = np.asarray(float(label), dtype=np.result_type(self.values, np.float32))
-            except (TypeError, ValueError):
-                value = None
         found = np.flatnonzero(self.values == value) if value is not None else np.zeros(0, dtype=np.int64)
         if len(found) == 0:
             raise SettingError(
