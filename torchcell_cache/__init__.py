@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from torchcell_cache.subsets.index_file import load_indices as load_indices
     from torchcell_cache.subsets.index_file import save_indices as save_indices
     from torchcell_cache.subsets.select import select as select
-    from torchcell_cache.subsets.split_sets import Splits as Splits
     from torchcell_cache.subsets.split_groups import split_by_group as split_by_group
+    from torchcell_cache.subsets.split_sets import Splits as Splits
     from torchcell_cache.subsets.splits import split_by_perturbation as split_by_perturbation
     from torchcell_cache.subsets.splits import split_random as split_random
     from torchcell_cache.subsets.substore import save_subset as save_subset
