@@ -7,7 +7,7 @@ where some sample does not have exactly one measurement), ``removed_edges`` and,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from torchcell_cache.topology import Topology
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def names_apart(labels: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A column name for each label: its own, or ``label.<name>`` where the store has a column of that name itself."""
+    out = {label: label for label in labels}
+    own = {"index", *taken}
+    used = {*own, *out}
+    for label in [label for label in out if label in own]:
+        while out[label] in used:
+            out[label] = f"label.{out[label]}"
+        used.add(out[label])
+    return out
 
 
 def smallest_unsigned(limit: int) -> np.dtype[Any]:

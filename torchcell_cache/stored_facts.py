@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.columns import categories_of, named, names_in
+from torchcell_cache.columns import categories_of, named, names_apart, names_in
 from torchcell_cache.record import Int64Array
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from torchcell_cache.generation import Generation
+
+
+_RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"})
+"""Stored arrays that do not have one value or row per sample, or say how others are divided."""
 
 
 class StoredFacts(abc.ABC):
@@ -61,20 +65,30 @@ class StoredFacts(abc.ABC):
 
     @property
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Per-sample columns of this view that have one value or row per sample."""
-        out: dict[str, npt.NDArray[Any]] = {}
+        """Per-sample columns of this view that have one value or row per sample.
+
+        The store's own columns (``perturbed_count``, ``removed_edges``, ...) and the labels, the latter under the names
+        of :attr:`label_columns`.
+        """
         rows = self.positions()
-        for name, column in self.generation.columns.items():
-            if name not in ("perturbed", "values", "value_count", "source_ids", "source_id_length"):
-                out[name] = column[rows]
-        for name, values in self._labels(rows).items():
-            out[name] = values
-        return out
+        own = {name: column[rows] for name, column in self.generation.columns.items() if name not in _RAGGED}
+        return {**own, **self._labels(rows)}
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """Name of the column of each phenotype and statistic.
+
+        Its own, but ``label.<name>`` where that is the name of a column of the store (``label.removed_edges``) or
+        ``index``, the position.
+        """
+        own = (name for name in self.generation.columns if name not in _RAGGED)
+        return names_apart((*self.phenotype_info, *self.statistic_info), own)
 
     @property
     def categories(self) -> dict[str, list[str]]:
         """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
-        return categories_of(self.base_graph)
+        apart = self.label_columns
+        return {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
 
     def names(self, column: str) -> npt.NDArray[np.object_]:
         """A column of names as text, where :attr:`columns` has its codes.
@@ -91,8 +105,9 @@ class StoredFacts(abc.ABC):
         Example:
             ``ds[ds.names("cell_type") == "NK"]``
         """
-        known = names_in(self.base_graph, column)
-        return named(self.columns[column], known)
+        apart = self.label_columns
+        label = next((label for label, name in apart.items() if name == column), column)
+        return named(self.columns[apart.get(label, label)], names_in(self.base_graph, label))
 
     @property
     def perturbed(self) -> list[Int64Array]:
@@ -108,7 +123,7 @@ class StoredFacts(abc.ABC):
         table = self.generation.table
         if table is None or not (table.phenotypes or table.statistics):
             return {}
-        names = (*table.phenotypes, *table.statistics)
+        names = self.label_columns.values()
         if len(table.values) == len(table) and "value_count" not in self.generation.columns:
             return {name: table.values[rows, k] for k, name in enumerate(names)}
         owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
@@ -125,7 +140,7 @@ class StoredFacts(abc.ABC):
     def label_df(self) -> pd.DataFrame:
         """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
 
-        The mean over the measurements of a sample; NaN where it has no value.
+        Columns are named by :attr:`label_columns`. The mean over the measurements of a sample; NaN where it has no value.
         """
         import pandas as pd
 

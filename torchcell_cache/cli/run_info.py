@@ -98,7 +98,7 @@ def _base_graph(graph: Any) -> Iterator[tuple[str, str]]:
 
 
 def _histograms(dataset: PreprocessedDataset, bins: int) -> dict[str, Any]:
-    labels = (*dataset.phenotype_info, *dataset.statistic_info)
+    labels = set(dataset.label_columns.values())
     return {
         name: histogram(column, bins)
         for name, column in dataset.columns.items()

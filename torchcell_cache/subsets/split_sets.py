@@ -94,7 +94,8 @@ class Splits:
         """A table: samples of each part and group, their share, and the mean of the first label."""
         columns = self.dataset.columns
         label = next(
-            (n for n in (*self.dataset.phenotype_info, "y") if n in columns and columns[n].ndim == 1), None
+            (n for n in (*self.dataset.label_columns.values(), "y") if n in columns and columns[n].ndim == 1),
+            None,
         )
         total = max(len(self.dataset), 1)
         lines = [f"{'part':<22}{'samples':>10}{'share':>9}" + (f"  mean {label}" if label else "")]
