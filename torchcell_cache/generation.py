@@ -20,6 +20,7 @@ from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.fetching import Fetcher, have_file, have_shard
 from torchcell_cache.graph.io import BaseFields, decode_graph, load_base_graph
+from torchcell_cache.lasting import lasting
 from torchcell_cache.manifest import Manifest, processed_dir, read_manifest
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.deletion import DeletionProcessor
@@ -107,6 +108,7 @@ class Generation:
     # What all samples share
 
     @cached_property
+    @lasting
     def base_graph(self) -> Any:
         """The base graph; one object per process and content, its tensors mapped. ``None`` if the store has none."""
         if not self.has_file("base_graph.json"):
@@ -195,11 +197,13 @@ class Generation:
         return {layout.id: layout for layout in map(Layout.from_dict, self.schema["layouts"].values())}
 
     @cached_property
+    @lasting
     def base_fields(self) -> BaseFields:
         """The base graph's fields, for generic records."""
         return BaseFields(self.base_graph)
 
     @cached_property
+    @lasting
     def assembler(self) -> Assembler:
         """Makes graphs of structured records."""
         assert self.processor is not None

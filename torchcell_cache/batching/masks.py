@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchcell_cache.batching.resident import DeviceGraph
 from torchcell_cache.codec.gap import ESCAPE
+from torchcell_cache.lasting import lasting
 from torchcell_cache.topology import Domain
 
 
@@ -35,6 +36,7 @@ class Regions:
         return self.flat[start:stop].view(self.batch_size, domain.size)
 
 
+@lasting
 def regions(
     resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
 ) -> Regions:
@@ -101,6 +103,7 @@ def _from_index(resident: DeviceGraph, ids: Tensor, ptr: Tensor, shifts: Tensor,
     return positions.index_select(0, at) + shift.index_select(0, segment)
 
 
+@lasting
 def node_flags(
     resident: DeviceGraph, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool
 ) -> Tensor:

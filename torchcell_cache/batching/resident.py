@@ -21,6 +21,7 @@ from torch import Tensor
 
 from torchcell_cache.batching.buffers import BufferPool
 from torchcell_cache.generation import Generation
+from torchcell_cache.lasting import lasting
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor
 from torchcell_cache.topology import Topology
 
@@ -63,6 +64,7 @@ class DeviceGraph:
         return self._processor
 
     @cached_property
+    @lasting
     def graph(self) -> Any:
         """The base graph with its tensors on the device; on the CPU the store's own, mapped."""
         if self.device.type == "cpu" or self.base_graph is None:
@@ -70,6 +72,7 @@ class DeviceGraph:
         return copy.copy(self.base_graph).to(self.device)
 
     @cached_property
+    @lasting
     def _moved(self) -> dict[int, Tensor]:
         pairs = zip(self.base_graph.stores, self.graph.stores, strict=True)
         return {
@@ -85,16 +88,19 @@ class DeviceGraph:
         return value.to(self.device) if found is None else found
 
     @cached_property
+    @lasting
     def sizes(self) -> Tensor:
         """Size of each domain, ``[num_domains] int64``."""
         return torch.tensor([d.size for d in self.topology.domains], dtype=torch.int64, device=self.device)
 
     @cached_property
+    @lasting
     def starts(self) -> Tensor:
         """First position of each domain, ``[num_domains] int64``."""
         return torch.tensor([d.start for d in self.topology.domains], dtype=torch.int64, device=self.device)
 
     @cached_property
+    @lasting
     def domain_of(self) -> Tensor:
         """Domain of each position, ``[num_positions]`` of the smallest dtype that holds it."""
         count = len(self.topology.domains)
@@ -112,17 +118,20 @@ class DeviceGraph:
         return samples * self.sizes + (batch_size - 1) * self.starts
 
     @cached_property
+    @lasting
     def index(self) -> tuple[Tensor, Tensor]:
         """Incidence index: ``ptr [num_nodes, num_domains + 1] int64`` and ``positions [nnz]``."""
         assert self._index_file is not None
         return _load_index(self._index_file, self.device)
 
     @cached_property
+    @lasting
     def shell(self) -> Any:
         """What the processor computes once per base graph."""
         return self.processor.make_shell(self.base_graph, self.topology)
 
     @cached_property
+    @lasting
     def template(self) -> Any:
         """A sample that perturbs nothing and has every phenotype and statistic: stores, keys and shared values."""
         deletion = Deletion(

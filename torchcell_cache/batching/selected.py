@@ -19,6 +19,7 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.incidence import IncidenceIndex
 from torchcell_cache.induced import Selection, select, subset
+from torchcell_cache.lasting import lasting
 from torchcell_cache.processors.deletion import extra_tensors
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 from torchcell_cache.processors.subgraph import SubgraphRepresentation
@@ -49,6 +50,7 @@ class SelectedGeneration(Generation):
         self._graphs: dict[str, SelectedGraph] = {}
 
     @cached_property
+    @lasting
     def base_graph(self) -> Any:
         """The induced base graph on the CPU."""
         assert self.whole.topology is not None
@@ -129,6 +131,7 @@ class SelectedGraph(DeviceGraph):
         return self._selected.base_graph
 
     @cached_property
+    @lasting
     def graph(self) -> Any:
         """The induced base graph on the device."""
         if self.device.type == "cpu":
@@ -136,6 +139,7 @@ class SelectedGraph(DeviceGraph):
         return subset(self._whole.graph, self._whole.topology, self._selected.selection)
 
     @cached_property
+    @lasting
     def index(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See :attr:`DeviceGraph.index`."""
         own = self._selected.removal.index
@@ -221,6 +225,7 @@ class SelectedBatch(PerturbationBatch):
         return self.generation.resident(self.device)
 
     @cached_property
+    @lasting
     def nodes(self) -> torch.Tensor:
         """The selected nodes in the store's numbering, ascending, ``[k] int64``: rows of your own ``[num_nodes, ...]``."""
         return torch.from_numpy(self.generation.selection.nodes).to(self.device, non_blocking=True)

@@ -20,6 +20,7 @@ from torchcell_cache.columns import named, names_in
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import all_within
+from torchcell_cache.lasting import lasting
 from torchcell_cache.topology import EdgeType
 
 MASKS = ("mask", "edge_mask")
@@ -250,13 +251,18 @@ class SharedGraphBatch(Selectable, TravellingBatch):
                 "be the unperturbed base graph",
                 fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
             )
-        out = self._to_pyg(follow, exclude)
+        out = _as_pyg(self, follow, exclude)
         known = {name for store in out.stores for name in store._mapping} | exclude
         for name in sorted(follow - known):
             warnings.warn(
                 f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=2
             )
         return out
+
+
+@lasting
+def _as_pyg(batch: SharedGraphBatch, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+    return batch._to_pyg(follow_batch, exclude_keys)
 
 
 def require_sections(sections: Sections, required: Iterable[str], optional: Iterable[str] = ()) -> None:

@@ -13,6 +13,7 @@ from torchcell_cache.batching import packing
 from torchcell_cache.batching.resident import DeviceGraph, device_graph, register
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.generation import Generation
+from torchcell_cache.lasting import lasting
 
 
 class TravellingBatch(abc.ABC):
@@ -51,10 +52,12 @@ class TravellingBatch(abc.ABC):
         return self._given
 
     @cached_property
+    @lasting
     def tensors(self) -> dict[str, Tensor]:
         """The sections as views of one tensor on :attr:`device`."""
         return packing.views(self._moved(), self._pack()[1])
 
+    @lasting
     def _moved(self) -> Tensor:
         if self._bytes is None:
             self._bytes = torch.from_numpy(self.pack())
@@ -65,6 +68,7 @@ class TravellingBatch(abc.ABC):
         """Where masks and PyG batches are made."""
         return torch.device("cpu") if self._bytes is None else self._bytes.device
 
+    @lasting
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """This batch on another device: one copy of one buffer. The base graph follows once per process."""
         target = torch.device(device)
@@ -90,6 +94,7 @@ class TravellingBatch(abc.ABC):
         """This batch on a CUDA device, the current one by default."""
         return self.to("cuda" if device is None else f"cuda:{device}", non_blocking=non_blocking)
 
+    @lasting
     def pin_memory(self) -> Self:
         """This batch in page-locked memory, for a copy that overlaps with work; itself where there is no CUDA."""
         if self.device.type != "cpu" or not torch.cuda.is_available():

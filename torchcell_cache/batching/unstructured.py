@@ -20,6 +20,7 @@ from torchcell_cache.columns import offsets
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import decode_graph
+from torchcell_cache.lasting import lasting
 from torchcell_cache.record import Int64Array, SampleTable
 from torchcell_cache.topology import EdgeType, perturbable_type
 
@@ -52,6 +53,7 @@ class GraphBatch(SharedGraphBatch):
             raise FormatError("a record of a packed batch is shorter than a checksum")
 
     @cached_property
+    @lasting
     def graphs(self) -> list[Any]:
         """The samples' graphs on the CPU, decoded once."""
         return [self._graph(at) for at in range(len(self))]
@@ -81,6 +83,7 @@ class GraphBatch(SharedGraphBatch):
         return table, self.sections["indices"].tolist()
 
     @cached_property
+    @lasting
     def perturbed_ptr(self) -> Tensor:
         """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
         table, rows = self._rows()
@@ -88,6 +91,7 @@ class GraphBatch(SharedGraphBatch):
         return torch.from_numpy(offsets(counts)).to(self.device)
 
     @cached_property
+    @lasting
     def perturbed(self) -> Tensor:
         """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
         table, rows = self._rows()

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from torchcell_cache.lasting import lasting
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class Adjacency:
     order_t: Tensor
     is_loop: Tensor
     has_loops: bool
-    _counts: dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _counts: dict[tuple[torch.dtype, bool], Matrices] = field(default_factory=dict)
 
     @classmethod
     def build(cls, edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
@@ -69,35 +70,52 @@ class Adjacency:
             bool(is_loop.any()),
         )
 
-    def matrices(
-        self, weight: Tensor | None, dtype: torch.dtype, *, loops: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """The matrix and its transpose; without weights, every edge counts 1.
+    def matrices(self, weight: Tensor | None, dtype: torch.dtype, *, loops: bool = True) -> Matrices:
+        """The matrix and its transpose; without weights, every edge counts 1, and both are kept.
 
         Args:
             weight: ``[num_edges]`` floating point, constant, or ``None``.
             dtype: Of the values.
             loops: Whether edges from a node to itself count at all.
         """
+        if weight is not None:
+            return self._matrices(weight.to(dtype), loops)
         key = dtype, loops
-        if weight is None and key in self._counts:
-            return self._counts[key]
-        per_edge = torch.ones_like(self.slot, dtype=dtype) if weight is None else weight.detach().to(dtype)
+        if key not in self._counts:
+            self._counts[key] = self._matrices(torch.ones_like(self.slot, dtype=dtype), loops)
+        return self._counts[key]
+
+    @lasting
+    def _matrices(self, per_edge: Tensor, loops: bool) -> Matrices:
         per_edge = per_edge if loops else per_edge.masked_fill(self.is_loop, 0)
-        values = torch.zeros_like(self.column, dtype=dtype).index_add_(0, self.slot, per_edge)
+        values = torch.zeros_like(self.column, dtype=per_edge.dtype).index_add_(0, self.slot, per_edge)
         forward = _csr(self.row_ptr, self.column, values, (self.num_target, self.num_source))
         shape = (self.num_source, self.num_target)
-        backward = _csr(self.row_ptr_t, self.column_t, values[self.order_t], shape)
-        if weight is None:
-            self._counts[key] = forward, backward
-        return forward, backward
+        return Matrices(forward, _csr(self.row_ptr_t, self.column_t, values[self.order_t], shape))
+
+
+class Matrices:
+    """A sparse matrix and its transpose, as one thing that no transform of ``torch.func`` looks into."""
+
+    __slots__ = ("matrix", "transpose")
+
+    def __init__(self, matrix: Tensor, transpose: Tensor) -> None:
+        self.matrix, self.transpose = matrix, transpose
+
+    @property
+    def t(self) -> Matrices:
+        """The same the other way round."""
+        return Matrices(self.transpose, self.matrix)
 
 
 _KNOWN: Any = WeakTensorKeyDictionary()
 
 
+@lasting
 def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
     """The adjacency of an edge list, remembered as long as the tensor lives unchanged."""
+    if edge_index.is_inference():  # changes in place are not counted there
+        return Adjacency.build(edge_index, num_source, num_target)
     version = edge_index._version
     found: tuple[int, Adjacency] | None = _KNOWN.get(edge_index)
     if found is not None:
@@ -109,6 +127,7 @@ def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjace
     return built
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def multiply(
     adjacency: Adjacency,
     x: Tensor,
@@ -131,50 +150,91 @@ def multiply(
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
     """
-    half = x.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    )  # the products in half precision are not on every device
-    matrices = adjacency.matrices(weight, torch.float32 if half else x.dtype, loops=loops)
-    hidden = [None if kept is None else ~kept.t().unsqueeze(-1) for kept in (source_kept, target_kept)]
-    out: Tensor = _SparseProduct.apply(x.float() if half else x, *matrices, *hidden)  # type: ignore[no-untyped-call]
+    # The products in half precision are not on every device.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
+    matrices = adjacency.matrices(weight, dtype, loops=loops)
+    out: Tensor = _apply(x.to(dtype), matrices, *hidden)
     return out.to(x.dtype)
 
 
-class _SparseProduct(torch.autograd.Function):
-    """``matrix @ x`` for all samples; its gradient is one product with the transpose, which is at hand.
+@lasting
+def degrees(
+    adjacency: Adjacency,
+    batch: int,
+    dtype: torch.dtype,
+    weight: Tensor | None = None,
+    *,
+    loops: bool = True,
+    source_kept: Tensor | None = None,
+    target_kept: Tensor | None = None,
+) -> Tensor:
+    """Number of kept edges into each target, or the sum of their weights, ``[batch, num_target, 1]``."""
+    ones = torch.ones((batch, adjacency.num_source, 1), dtype=dtype, device=adjacency.column.device)
+    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
+    return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, *hidden)
 
-    Features are laid out node by node and hidden in that fresh copy, so masking makes no copy of its own.
+
+class _SparseProduct(torch.autograd.Function):
+    """``matrix @ x`` for all samples; its gradient is the product with the transpose, which is at hand.
+
+    Linear in ``x``: differentiable any number of times, forwards and backwards, and over further batch dimensions.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        matrix: Tensor,
-        transpose: Tensor,
-        hidden_source: Tensor | None,
-        hidden_target: Tensor | None,
+        x: Tensor, matrices: Matrices, hidden_source: Tensor | None, hidden_target: Tensor | None
     ) -> Tensor:
-        ctx.rest = transpose, hidden_source, hidden_target
-        return _product(matrix, x, hidden_source, hidden_target)
+        return _product(matrices.matrix, x, hidden_source, hidden_target)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        transpose, hidden_source, hidden_target = ctx.rest
-        return _product(transpose, grad, hidden_target, hidden_source), None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.matrices, *hidden = inputs
+        ctx.save_for_backward(*hidden)
+        ctx.save_for_forward(*hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None, None]:
+        hidden_source, hidden_target = ctx.saved_tensors
+        return _apply(grad, ctx.matrices.t, hidden_target, hidden_source), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, *_: None) -> Any:
+        return _apply(x, ctx.matrices, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrices: Matrices, *hidden: Any) -> Any:
+        """A further dimension is a larger batch."""
+        size = info.batch_size
+
+        def flat(value: Tensor | None, dim: int | None) -> Tensor | None:
+            if value is None:
+                return None
+            whole = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            return whole.flatten(0, 1)
+
+        masks = [flat(value, dim) for value, dim in zip(hidden, in_dims[2:], strict=True)]
+        return _apply(flat(x, in_dims[0]), matrices, *masks).unflatten(0, (size, -1)), 0
+
+
+def _apply(*inputs: Any) -> Any:
+    return _SparseProduct.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
 def _product(matrix: Tensor, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None) -> Tensor:
-    """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[n or m, batch, 1] bool``."""
+    """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[batch, n or m] bool``.
+
+    Features are laid out node by node and hidden in that fresh copy, so masking makes no copy of its own.
+    """
     batch, _, features = x.shape
     columns = x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     if hidden_in is not None:
-        columns.masked_fill_(hidden_in, 0)
-    out = (matrix @ columns.view(len(columns), batch * features)).view(matrix.size(0), batch, features)
+        columns.masked_fill_(hidden_in.t().unsqueeze(-1), 0)
+    with torch.autocast(x.device.type, enabled=False):  # it would hand the product half precision
+        out = matrix @ columns.view(len(columns), batch * features)
+    out = out.view(matrix.size(0), batch, features)
     if hidden_out is not None:
-        out.masked_fill_(hidden_out, 0)
+        out.masked_fill_(hidden_out.t().unsqueeze(-1), 0)
     return out.transpose(0, 1).contiguous()
 
 

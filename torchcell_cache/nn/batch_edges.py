@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchcell_cache.batching.structured import PerturbationBatch
 from torchcell_cache.errors import SettingError
+from torchcell_cache.lasting import lasting
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.topology import Domain, Topology
 
@@ -61,6 +62,7 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
             self._made[key] = self._make(self._domains[key])
         return self._made[key]
 
+    @lasting
     def _make(self, domain: Domain) -> SharedEdges:
         batch = self._batch
         by_nodes = isinstance(batch, PerturbationBatch)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.lasting import lasting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,11 @@ class SharedEdges:
     by_nodes: bool = False
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        given = self.edge_index, self.edge_mask, self.source_kept, self.target_kept
+        self._given = [t for t in given if isinstance(t, Tensor) and not t.is_inference()]
+
+    @lasting
     def mask(self) -> Tensor:
         """Kept edges, ``[batch, num_edges] bool``."""
         if not isinstance(self.edge_mask, Tensor):
@@ -57,20 +65,23 @@ class SharedEdges:
 
     def kept(self, num_source: int, num_target: int) -> KeptEdges:
         """The kept edges of the whole batch; made once for all layers of an edge type."""
-        key = num_source, num_target
-        if key not in self._memo:
+
+        def make() -> KeptEdges:
             sample, edge = self.mask().nonzero(as_tuple=True)
             index = self.edge_index[:, edge]
-            index = index + torch.stack([sample * num_source, sample * num_target])
-            self._memo[key] = KeptEdges(sample, edge, index)
-        found: KeptEdges = self._memo[key]
-        return found
+            return KeptEdges(sample, edge, index + torch.stack([sample * num_source, sample * num_target]))
 
-    def remember(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """A value that several layers need, made once (degrees, say)."""
+        return self.remember((num_source, num_target), make)
+
+    @lasting
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What several layers need, made once (degrees, say), and anew if a tensor has been changed in place."""
+        versions = [tensor._version for tensor in self._given]
+        if versions != self._memo.get("versions"):
+            self._memo = {"versions": versions}
         if key not in self._memo:
             self._memo[key] = make()
-        found: Tensor = self._memo[key]
+        found: T = self._memo[key]
         return found
 
     def check(self, batch: int, num_source: int, num_target: int) -> None:

@@ -8,57 +8,83 @@ nothing is subtracted, so nothing cancels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGEConv
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
-from torchcell_cache.nn.adjacency import Adjacency, adjacency_of, multiply
+from torchcell_cache.nn.adjacency import Adjacency, adjacency_of, degrees, multiply
 from torchcell_cache.nn.edges import SharedEdges
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 _WEIGHTED = (GraphConv, GCNConv)
-_HOOKS = ("_propagate", "_message", "_aggregate", "_message_and_aggregate")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_METHODS = ("forward", "message", "aggregate", "update", "message_and_aggregate")
+_AS_PYG_HAS_THEM = {kind: [getattr(kind, name) for name in _METHODS] for kind in _LINEAR}
 
 
-def why_not_linear(layer: torch.nn.Module, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def why_not_linear(
+    layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
+) -> str | None:
     """Why the fast route would not be exact here, or ``None`` if it is.
 
     Args:
         layer: The layer.
+        x: Source and target features.
         edges: The batch's edges.
-        fields: The layer's edge arguments.
+        fields: The layer's arguments besides these.
     """
     name = type(layer).__name__
     if type(layer) not in _LINEAR or not isinstance(layer, MessagePassing):
         return f"{name} is not one of {', '.join(t.__name__ for t in _LINEAR)}"
     if not edges.by_nodes:
         return "edges are masked one by one, not by their ends"
+    if any(end.dim() != 3 or end.dtype not in _DTYPES for end in x):
+        return "features are not one vector of floating point numbers per node"
     allowed = (SumAggregation,) if isinstance(layer, GCNConv) else (SumAggregation, MeanAggregation)
     if type(layer.aggr_module) not in allowed:
         return f"{name} aggregates by {type(layer.aggr_module).__name__}"
-    if layer.flow != "source_to_target" or layer.explain or layer.decomposed_layers > 1:
-        return f"{name} has flow={layer.flow!r}, explain={layer.explain} or several decomposed layers"
-    if any(
-        getattr(layer, f"{hooks}_{when}")
-        for hooks in _HOOKS
-        for when in ("forward_pre_hooks", "forward_hooks")
-    ):
-        return f"{name} has hooks inside propagate"
-    weight = fields.get("edge_weight")
+    if layer.flow != "source_to_target" or layer.node_dim != -2 or layer.decomposed_layers > 1:
+        return f"{name} has flow={layer.flow!r}, node_dim={layer.node_dim} or several decomposed layers"
+    if layer.explain or is_altered(layer) or is_altered(layer.aggr_module):
+        return f"{name} has hooks, is being explained or has methods of its own"
+    return _why_not_weighted(layer, edges, fields)
+
+
+def is_altered(module: torch.nn.Module) -> bool:
+    """Whether hooks or patches make a module do other things than its class says."""
+    own, known = vars(module), _AS_PYG_HAS_THEM.get(type(module), [])
+    return bool(
+        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        or any(value for name, value in own.items() if name.endswith("_hooks") and "state_dict" not in name)
+        or any(callable(getattr(type(module), name, None)) for name in own)
+        or any(getattr(type(module), name) is not it for name, it in zip(_METHODS, known, strict=False))
+    )
+
+
+def _why_not_weighted(layer: MessagePassing, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
+    name, weight = type(layer).__name__, fields.get("edge_weight")
     if set(fields) - {"edge_weight"} or (weight is not None and type(layer) not in _WEIGHTED):
-        return f"{name} takes edge arguments {sorted(fields)} in a way of its own"
-    if weight is not None and (weight.requires_grad or weight.dim() != 1):
-        return "the edge weights are learned or not one number per edge"
-    if isinstance(layer, GCNConv) and layer.add_self_loops and weight is not None:
+        return f"{name} takes {sorted(fields)} in a way of its own"
+    if weight is None:
+        return None
+    if weight.requires_grad or weight.dim() != 1 or weight.dtype not in _DTYPES or _is_traced(weight):
+        return "the edge weights are learned or not one floating point number per edge"
+    if isinstance(layer, GCNConv) and layer.add_self_loops:
         num_nodes = -1 if edges.source_kept is None else edges.source_kept.size(1)
         if num_nodes < 0 or adjacency_of(edges.edge_index, num_nodes, num_nodes).has_loops:
             return "GCNConv gives weighted self loops a place of their own"
     return None
+
+
+def _is_traced(weight: Tensor) -> bool:
+    """Whether a derivative or a further batch dimension may hide in a tensor that looks constant."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(weight)) or forward_ad._current_level >= 0
 
 
 def run_linear(
@@ -78,17 +104,27 @@ def run_linear(
     batch, num_source = x[0].shape[:2]
     adjacency = adjacency_of(edges.edge_index, num_source, x[1].size(1))
     product = _Product(edges, adjacency, batch)
-    runner = copy.copy(layer)  # shares parameters, buffers and hooks; only `propagate` is its own
-    if isinstance(layer, GCNConv):
-        runner.propagate = product.normalised(layer) if layer.normalize else product.summed
-        runner.normalize = False
+    if isinstance(layer, GCNConv) and layer.normalize:
+        seen = _Seen(layer, propagate=product.normalised(layer, x[0].dtype), normalize=False)
+    elif isinstance(layer.aggr_module, MeanAggregation):
+        seen = _Seen(layer, propagate=product.averaged)
     else:
-        mean = isinstance(layer.aggr_module, MeanAggregation)
-        runner.propagate = product.averaged if mean else product.summed
+        seen = _Seen(layer, propagate=product.summed)
     flat = x[0].flatten(0, 1)
     both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
-    out: Tensor = runner(both, edges.edge_index, **fields)
+    out: Tensor = type(layer).forward(seen, both, edges.edge_index, **fields)
     return out
+
+
+class _Seen:
+    """A layer as its own ``forward`` sees it, some attributes replaced."""
+
+    def __init__(self, layer: torch.nn.Module, **instead: Any) -> None:
+        self._layer = layer
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
 
 
 class _Product:
@@ -96,6 +132,7 @@ class _Product:
 
     def __init__(self, edges: SharedEdges, adjacency: Adjacency, batch: int) -> None:
         self.edges, self.adjacency, self.batch = edges, adjacency, batch
+        self.kept = {"source_kept": edges.source_kept, "target_kept": edges.target_kept}
 
     def summed(
         self, edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
@@ -110,35 +147,37 @@ class _Product:
         total = self.summed(edge_index, x=x, edge_weight=edge_weight)
         return total / self._degree(None, True, total.dtype).clamp(min=1).to(total.dtype)
 
-    def normalised(self, layer: GCNConv) -> Any:
-        """GCN's ``propagate``: degrees of the kept edges, a self loop per node (also a deleted one) if asked for."""
+    def normalised(self, layer: GCNConv, dtype: torch.dtype) -> Any:
+        """GCN's ``propagate``: degrees of the kept edges, a self loop per node (also a deleted one) if asked for.
+
+        ``dtype`` is that of the layer's input, in which PyG normalises; under autocast the messages have another.
+        """
         add_loops = bool(layer.add_self_loops)
 
         def propagate(edge_index: Tensor, *, x: Tensor, edge_weight: Tensor | None = None) -> Tensor:
             loop = 0.0
             if add_loops:  # PyG counts 1 for a self loop without weights, also with `improved`
                 loop = 2.0 if layer.improved and edge_weight is not None else 1.0
-            degree = self._degree(edge_weight, not add_loops, x.dtype) + loop
+            degree = self._degree(edge_weight, not add_loops, dtype) + loop
             scale = degree.pow(-0.5)
-            scale = scale.masked_fill(scale == float("inf"), 0).to(x.dtype)
+            scale = scale.masked_fill(scale == float("inf"), 0)
+            scale = scale.to(dtype if edge_weight is None else edge_weight.dtype)
             out = scale * self._sum(scale * x, edge_weight, loops=not add_loops)
             return out + loop * scale * scale * x if add_loops else out
 
         return propagate
 
     def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
-        kept = {"source_kept": self.edges.source_kept, "target_kept": self.edges.target_kept}
+        x = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
         x = x.view(self.batch, self.adjacency.num_source, -1)
-        return multiply(self.adjacency, x, weight, loops=loops, **kept).flatten(0, 1)
+        out: Tensor = multiply(self.adjacency, x, weight, loops=loops, **self.kept)
+        return out.flatten(0, 1)
 
     def _degree(self, weight: Tensor | None, loops: bool, dtype: torch.dtype) -> Tensor:
         """Kept edges (or their weight) into each target, ``[batch * num_target, 1]``, at least float32."""
-        dtype = torch.promote_types(dtype, torch.float32)
+        dtype = torch.promote_types(dtype if weight is None else weight.dtype, torch.float32)
 
         def make() -> Tensor:
-            shape = (self.batch * self.adjacency.num_source, 1)
-            ones = torch.ones(shape, dtype=dtype, device=self.adjacency.column.device)
-            return self._sum(ones, weight, loops=loops)
+            return degrees(self.adjacency, self.batch, dtype, weight, loops=loops, **self.kept).flatten(0, 1)
 
-        with torch.no_grad():
-            return make() if weight is not None else self.edges.remember(f"degree {loops} {dtype}", make)
+        return make() if weight is not None else self.edges.remember(f"degree {loops} {dtype}", make)

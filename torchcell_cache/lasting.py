@@ -1,0 +1,27 @@
+"""What is kept serves every later caller, whatever the first one was doing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def lasting(make: Callable[P, T]) -> Callable[P, T]:
+    """A function whose tensors are ordinary ones: not of inference mode, of a ``torch.func`` transform or of a trace.
+
+    Evaluation under ``torch.inference_mode()`` may be the first to read a store that is trained on afterwards.
+    """
+
+    @functools.wraps(make)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
+            return make(*args, **kwargs)
+
+    out: Any = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+    return out  # type: ignore[no-any-return]
