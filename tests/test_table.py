@@ -121,5 +121,5 @@ def test_broken_files_name_row_and_value(tmp_path: Path, graph, text, arguments,
 
 
 def test_a_missing_file_is_named(tmp_path: Path, graph) -> None:
-    with pytest.raises(SourceContractError, match="no table at"):
+    with pytest.raises(SourceContractError, match="no file at"):
         tc.PerturbationTable.from_csv(tmp_path / "nothing.csv", graph)

@@ -75,7 +75,7 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         )
     if known.name == "utf-8":
         return data.removeprefix(codecs.BOM_UTF8)
-    return text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
+    return text.removeprefix("\ufeff").encode()
 
 
 def read_rows(
@@ -107,9 +107,7 @@ def read_rows(
 
 def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None) -> Iterator[list[str]]:
     """Rows of UTF-8 text that was read already; see :func:`read_rows`."""
-    lines: Iterator[str] = iter(
-        TextIOWrapper(BytesIO(data), encoding="utf-8", errors="surrogatepass", newline="")
-    )
+    lines: Iterator[str] = iter(TextIOWrapper(BytesIO(data), encoding="utf-8", newline=""))
     if separator == BLANKS:
         for line in lines:
             cells = line.split()

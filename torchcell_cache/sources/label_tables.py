@@ -1,113 +1,274 @@
-"""Reading a table of perturbations from CSV, TSV or Parquet."""
+"""A table of perturbations from CSV, TSV or Parquet: which column is what, and what became a label."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from torchcell_cache.errors import SourceContractError, install_line
-from torchcell_cache.record import Float32Array
-from torchcell_cache.sources.delimited import check_header, read_rows, separator_of
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.arrow_columns import read_csv, read_parquet
+from torchcell_cache.sources.delimited import (
+    check_header,
+    checked_separator,
+    read_text,
+    rows_of,
+    separator_of,
+)
+from torchcell_cache.sources.names import NameLists
+from torchcell_cache.sources.numbers_in_text import Numbers, parse_cells
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What the columns of a table are.
+
+    Attributes:
+        perturbed: Columns of perturbed names.
+        separator: What joins the names in a cell.
+        phenotypes: Label columns; ``None``: all numeric columns, unless statistics are named.
+        statistics: Statistic columns.
+        id_column: Column of sample names.
+    """
+
+    perturbed: tuple[str, ...]
+    separator: str = "|"
+    phenotypes: tuple[str, ...] | None = None
+    statistics: tuple[str, ...] = ()
+    id_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise SettingError("separator is empty: it would not separate names", fix='separator="|"')
+        if not self.perturbed:
+            raise SettingError("perturbed names no column", fix='perturbed="genes"')
+
+    @property
+    def named(self) -> list[str]:
+        """All columns that are named."""
+        ids = [self.id_column] if self.id_column is not None else []
+        return list(dict.fromkeys([*self.perturbed, *(self.phenotypes or ()), *self.statistics, *ids]))
+
+    @property
+    def labels_by_type(self) -> bool:
+        """Whether the columns that are labels follow from their content."""
+        return self.phenotypes is None and not self.statistics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableColumns:
-    """Columns of one file, ready for :class:`~torchcell_cache.sources.table.PerturbationTable`."""
+    """Columns of one file, ready for :class:`~torchcell_cache.sources.table.PerturbationTable`.
 
-    perturbed: list[list[str]]
-    phenotypes: dict[str, Float32Array]
-    statistics: dict[str, Float32Array]
+    Attributes:
+        perturbed: Names of each row.
+        phenotypes: Label columns, ``[num_rows] float64``, NaN for no value.
+        statistics: Statistic columns, likewise.
+        source_ids: Names of the rows, if there is such a column.
+        notes: What was read as what.
+    """
+
+    perturbed: NameLists
+    phenotypes: dict[str, Float64Array]
+    statistics: dict[str, Float64Array]
     source_ids: list[str] | None
+    notes: tuple[str, ...]
+
+
+class Column(Protocol):
+    """One column of a file."""
+
+    @property
+    def auto(self) -> bool:
+        """Whether it may become a label that nobody named."""
+
+    def __len__(self) -> int: ...
+
+    def texts(self) -> list[str]:
+        """The cells."""
+
+    def numbers(self) -> Numbers:
+        """The cells as numbers."""
+
+    def names(self, separator: str) -> NameLists:
+        """The names in each cell."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellColumn:
+    """A column of cells as the standard library reads them."""
+
+    cells: list[str]
+    auto: bool = True
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def texts(self) -> list[str]:
+        """The cells."""
+        return self.cells
+
+    def numbers(self) -> Numbers:
+        """The cells as numbers."""
+        return parse_cells(self.cells)
+
+    def names(self, separator: str) -> NameLists:
+        """The names in each cell."""
+        known: dict[str, int] = {}
+        codes: list[int] = []
+        counts: list[int] = []
+        for cell in self.cells:
+            parts = cell.split(separator)
+            codes += [known.setdefault(part, len(known)) for part in parts]
+            counts.append(len(parts))
+        return NameLists.tidy(
+            list(known), np.asarray(codes, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+        )
 
 
 def read_table(
-    path: Path,
-    perturbed: str,
-    phenotypes: tuple[str, ...],
-    statistics: tuple[str, ...],
-    id_column: str | None,
-    separator: str,
+    path: Path, roles: Roles, *, delimiter: str | None = None, encoding: str | None = None, fast: bool = True
 ) -> TableColumns:
-    """Read the named columns; see ``PerturbationTable.from_csv``.
+    """Read a table; see ``PerturbationTable.from_csv``.
+
+    Args:
+        path: The file.
+        roles: What its columns are.
+        delimiter: What separates cells; from the name of the file if ``None``.
+        encoding: Encoding of a text file; UTF-8 if ``None``.
+        fast: Use pyarrow if it is installed; the result is the same.
 
     Raises:
-        SourceContractError: If the file or a column is missing, or a value is not a number.
+        SourceContractError: If the file or a column is missing, or a label is not a number.
     """
-    if not path.is_file():
-        raise SourceContractError(f"no table at {path}", path=path, fix="check the path")
-    suffixes = [s.lower() for s in path.suffixes]
-    columns = _read_parquet(path) if suffixes[-1:] == [".parquet"] else _read_delimited(path)
-    wanted = [perturbed, *phenotypes, *statistics, *([id_column] if id_column else [])]
-    for name in wanted:
+    path = path.expanduser()
+    if path.suffix.lower() in (".parquet", ".pq"):
+        if not path.is_file():
+            raise SourceContractError(f"no file at {path}", path=path, fix="check the path")
+        columns: dict[str, Column] = dict(read_parquet(path, None if roles.labels_by_type else roles.named))
+    else:
+        columns = _delimited(path, roles, delimiter, encoding, fast)
+    for name in roles.named:
         if name not in columns:
-            raise SourceContractError(f"{path}: no column '{name}'; it has {list(columns)}", path=path)
-    if not phenotypes and not statistics:
-        phenotypes = tuple(n for n in columns if n not in (perturbed, id_column) and _is_numeric(columns[n]))
-    return TableColumns(
-        perturbed=[_split(cell, separator) for cell in columns[perturbed]],
-        phenotypes={name: _numbers(path, name, columns[name]) for name in phenotypes},
-        statistics={name: _numbers(path, name, columns[name]) for name in statistics},
-        source_ids=None if id_column is None else [str(cell) for cell in columns[id_column]],
-    )
+            raise _no_column(path, name, list(columns))
+    size = len(columns[roles.perturbed[0]])
+    if not size:
+        raise SourceContractError(f"{path} has a header but no rows", path=path)
+    labels, left = _labels(path, roles, columns)
+    statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
+    try:
+        perturbed = NameLists.beside([columns[name].names(roles.separator) for name in roles.perturbed])
+    except SourceContractError as error:
+        raise SourceContractError(f"{path}: {error}", path=path) from None
+    ids = None if roles.id_column is None else columns[roles.id_column].texts()
+    notes = _notes(path, size, labels, statistics, left)
+    return TableColumns(perturbed, labels, statistics, ids, notes)
 
 
-def _read_delimited(path: Path) -> dict[str, list[Any]]:
-    rows = read_rows(path, separator=separator_of(path, ","))
-    header = next(rows, None)
-    if header is None:
+def _delimited(
+    path: Path, roles: Roles, delimiter: str | None, encoding: str | None, fast: bool
+) -> dict[str, Column]:
+    separator = separator_of(path, ",") if delimiter is None else checked_separator(delimiter)
+    data = read_text(path, encoding)
+    rows = rows_of(path, data, separator)
+    first = next(rows, None)
+    if first is None:
         raise SourceContractError(f"{path} is empty", path=path)
-    columns: dict[str, list[Any]] = {name: [] for name in check_header(path, header)}
+    header = check_header(path, first)
+    for name in roles.named:
+        if name not in header:
+            raise _no_column(path, name, header)
+    wanted = header if roles.labels_by_type else roles.named
+    found = read_csv(path, data, separator, wanted) if fast else None
+    if found is not None:
+        return {name: found[name] for name in wanted}
+    cells: list[list[str]] = [[] for _ in header]
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise SourceContractError(
-                f"{path}: row {number} has {len(row)} cells, the header has {len(header)}", path=path
+                f"{path}: row {number} has {len(row)} cells, the header has {len(header)}",
+                path=path,
+                fix="cells that hold the separator must be quoted (CSV), or the row is cut",
             )
-        for column, cell in zip(columns.values(), row, strict=True):
+        for column, cell in zip(cells, row, strict=True):
             column.append(cell)
-    return columns
+    return {name: CellColumn(column) for name, column in zip(header, cells, strict=True) if name in wanted}
 
 
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        import pandas as pd
-    except ImportError:
-        raise SourceContractError(
-            f"{path}: reading Parquet needs pandas and pyarrow", fix=install_line("table")
-        ) from None
-    frame = pd.read_parquet(path)
-    return {str(name): list(frame[name]) for name in frame.columns}
+def _no_column(path: Path, name: str, header: Sequence[str]) -> SourceContractError:
+    fix = None
+    if len(header) == 1 and (other := next((c for c in ";\t,| " if c in header[0]), None)):
+        fix = f"cells seem to be separated by {other!r}: pass delimiter={other!r}"
+    return SourceContractError(f"{path}: no column '{name}'; it has {list(header)}", path=path, fix=fix)
 
 
-def _split(cell: Any, separator: str) -> list[str]:
-    if isinstance(cell, str):
-        return [name for name in (part.strip() for part in cell.split(separator)) if name]
-    return [str(name) for name in cell] if cell is not None else []
+_FIX = 'write numbers such as -0.5, and nothing or NA where there is no value; or name the labels: phenotypes=["..."]'
 
 
-def _number(cell: Any) -> float:
-    text = cell.strip() if isinstance(cell, str) else cell
-    return float("nan") if text in ("", None) else float(text)
-
-
-def _is_numeric(column: list[Any]) -> bool:
-    try:
-        for cell in column[:100]:
-            _number(cell)
-    except (TypeError, ValueError):
-        return False
-    return bool(column)
-
-
-def _numbers(path: Path, name: str, column: list[Any]) -> Float32Array:
-    out = np.empty(len(column), dtype=np.float32)
-    for row, cell in enumerate(column):
-        try:
-            out[row] = _number(cell)
-        except (TypeError, ValueError):
+def _labels(
+    path: Path, roles: Roles, columns: dict[str, Column]
+) -> tuple[dict[str, Float64Array], Collection[str]]:
+    """Label columns, and the names of those that are text."""
+    if not roles.labels_by_type:
+        return {n: _numbers(path, n, columns[n].numbers()) for n in roles.phenotypes or ()}, ()
+    labels: dict[str, Float64Array] = {}
+    left: list[str] = []
+    for name, column in columns.items():
+        if name in (*roles.perturbed, roles.id_column) or not column.auto:
+            continue
+        found = column.numbers()
+        if found.odd is None:
+            labels[name] = _numbers(path, name, found)
+        elif found.number is None and found.almost is None:
+            left.append(name)
+        else:
+            (row, cell), number = found.almost or found.odd, found.number
+            beside = f", but row {number[0]} has {number[1]!r}" if number else ""
             raise SourceContractError(
-                f"{path}: row {row}: {cell!r} in column '{name}' is not a number", path=path
-            ) from None
-    return out
+                f"{path}: row {row}: {cell!r} in column '{name}' is not a number{beside}", path=path, fix=_FIX
+            )
+    if not labels:
+        said = f"; {', '.join(left)} hold text" if left else ""
+        raise SourceContractError(
+            f"{path}: no column of numbers beside {', '.join(map(repr, roles.perturbed))}{said}",
+            path=path,
+            fix="phenotypes=[] if the samples have no labels",
+        )
+    return labels, left
+
+
+def _numbers(path: Path, name: str, found: Numbers) -> Float64Array:
+    for cell, what in (
+        (found.odd, "is not a number"),
+        (found.inexact, "has more digits than a number can hold"),
+    ):
+        if cell is not None:
+            raise SourceContractError(
+                f"{path}: row {cell[0]}: {cell[1]!r} in column '{name}' {what}", path=path, fix=_FIX
+            )
+    return found.values
+
+
+def _notes(
+    path: Path,
+    size: int,
+    labels: dict[str, Float64Array],
+    statistics: dict[str, Float64Array],
+    left: Collection[str],
+) -> tuple[str, ...]:
+    said = [f"{path.name}: {size:,} rows", f"labels {_listed(labels) or 'none'}"]
+    if statistics:
+        said.append(f"statistics {_listed(statistics)}")
+    if left:
+        said.append(f"text, hence no labels: {', '.join(left)}")
+    return ("; ".join(said),)
+
+
+def _listed(columns: dict[str, Float64Array]) -> str:
+    missing = {name: int(np.isnan(values).sum()) for name, values in columns.items()}
+    return ", ".join(f"{name} ({n:,} without a value)" if n else name for name, n in missing.items())

@@ -52,6 +52,34 @@ class NameLists:
             ptr.append(len(codes))
         return cls(list(known), np.asarray(codes, dtype=np.int64), np.asarray(ptr, dtype=np.int64))
 
+    @classmethod
+    def tidy(cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any]) -> NameLists:
+        """From names as they stand, positions in them and their number per sample: blanks go, and so do empty names."""
+        known: dict[str, int] = {}
+        new = [known.setdefault(name, len(known)) if (name := part.strip()) else -1 for part in raw]
+        at = np.asarray(new, dtype=np.int64)[codes] if new else codes
+        ptr = _ptr(counts)
+        if -1 in new:
+            ptr = _ptr(at >= 0)[ptr]
+            at = at[at >= 0]
+        return cls(list(known), at, ptr)
+
+    @classmethod
+    def beside(cls, parts: Sequence[NameLists]) -> NameLists:
+        """The names of several columns, row by row, those of the first column first."""
+        if len(parts) == 1:
+            return parts[0]
+        known: dict[str, int] = {}
+        counts = [np.diff(part.ptr) for part in parts]
+        ptr = _ptr(np.sum(counts, axis=0))
+        codes, start = np.empty(int(ptr[-1]), dtype=np.int64), ptr[:-1].copy()
+        for part, count in zip(parts, counts, strict=True):
+            new = np.array([known.setdefault(name, len(known)) for name in part.distinct], dtype=np.int64)
+            at = np.repeat(start - part.ptr[:-1], count) + np.arange(len(part.codes))
+            codes[at] = new[part.codes]
+            start += count
+        return cls(list(known), codes, ptr)
+
     def __len__(self) -> int:
         return len(self.ptr) - 1
 

@@ -14,7 +14,8 @@ from torchcell_cache.fingerprint import array_digest, sha256_json
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Float32Array, Int64Array, Sample, SampleTable
-from torchcell_cache.sources.label_tables import read_table
+from torchcell_cache.sources.label_tables import Roles, read_table
+from torchcell_cache.sources.names import NameLists, NodeNames, resolve
 from torchcell_cache.topology import count_nodes, perturbable_type
 
 if TYPE_CHECKING:
@@ -37,11 +38,17 @@ class PerturbationTable:
         duplicate: ``error``, or ``unique`` to count a name given twice in a sample once.
         empty: ``keep`` samples without a perturbation (wild type), or ``error``.
         nan: ``keep`` NaN as "no value", or ``error``.
+        aliases: Other names of nodes: a mapping of name to node name, or a file of two such columns.
 
     Raises:
         SourceContractError: Naming the row and the value that break one of these rules.
         SettingError: If a policy is not one of its values, or a column has another length.
+
+    Attributes:
+        notes: What was read as what, and what was left out.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -56,6 +63,7 @@ class PerturbationTable:
         duplicate: str = "error",
         empty: str = "keep",
         nan: str = "keep",
+        aliases: Mapping[str, str] | str | Path | None = None,
     ) -> None:
         choice("unknown", unknown, ("error", "drop"))
         choice("duplicate", duplicate, ("error", "unique"))
@@ -66,7 +74,7 @@ class PerturbationTable:
         store: Any = base_graph if self.node_type is None else base_graph[self.node_type]
         store = store._store if self.node_type is None else store
         names, num_nodes = node_names(store), count_nodes(store, f"'{self.node_type}'")
-        ids, ptr = _ragged_ids(perturbations, names, unknown)
+        ids, ptr = _ragged_ids(perturbations, names, unknown, aliases)
         ids, ptr = _sorted_unique(ids, ptr, num_nodes, names, duplicate)
         if empty == "error" and bool((np.diff(ptr) == 0).any()):
             row = int(np.argmin(np.diff(ptr)))
@@ -86,32 +94,48 @@ class PerturbationTable:
         path: str | Path,
         base_graph: Data | HeteroData,
         *,
-        perturbed: str = "genes",
-        phenotypes: Sequence[str] = (),
-        statistics: Sequence[str] = (),
+        perturbed: str | Sequence[str] = "genes",
+        phenotypes: str | Sequence[str] | None = None,
+        statistics: str | Sequence[str] = (),
         id_column: str | None = None,
         separator: str = "|",
+        delimiter: str | None = None,
+        encoding: str | None = None,
         **policies: Any,
     ) -> PerturbationTable:
         """Read a CSV, TSV (also ``.gz``) or Parquet table.
 
+        Without named labels all columns of numbers are labels and columns of text are none; which were which stands in
+        ``notes``. A column that mixes both is refused. No value is an empty cell, ``NA``, ``N/A``, ``#N/A``, ``NaN``,
+        ``nan``, ``null``, ``NULL`` or ``None``.
+
         Args:
-            path: The file; the delimiter follows from its name.
+            path: The file.
             base_graph: The graph all samples share.
-            perturbed: Column of perturbed names, joined by ``separator``.
-            phenotypes: Label columns; all numeric columns if neither these nor statistics are named.
+            perturbed: Column or columns of perturbed names, joined by ``separator``.
+            phenotypes: Label columns; ``[]`` for none. ``None``: all columns of numbers, unless ``statistics`` are named.
             statistics: Statistic columns.
             id_column: Column of sample names.
-            separator: What joins the names.
-            **policies: ``unknown``, ``duplicate``, ``empty``, ``nan`` as for the class, but ``empty`` and ``nan``
-                default to ``error`` here.
+            separator: What joins the names in a cell.
+            delimiter: What separates the cells; tab for ``.tsv`` and ``.tab``, else a comma, if ``None``.
+            encoding: Encoding of the text, such as ``latin-1``; UTF-8 if ``None``.
+            **policies: ``unknown``, ``aliases``, ``duplicate``, ``empty``, ``nan`` as for the class, but ``empty`` and
+                ``nan`` default to ``error`` here.
 
         Raises:
-            SourceContractError: Naming the row (from 0, without the header) and the value, or the missing column.
+            SourceContractError: Naming the file, the row (from 0, without the header) and the value.
+            SettingError: If a setting is none.
+
+        Example:
+            ``tc.PerturbationTable.from_csv("screen.csv", graph, phenotypes=["fitness"], nan="keep")``
         """
-        table = read_table(Path(path), perturbed, tuple(phenotypes), tuple(statistics), id_column, separator)
+        roles = Roles(
+            *(_several(perturbed), separator, None if phenotypes is None else _several(phenotypes)),
+            *(_several(statistics), id_column),
+        )
+        table = read_table(Path(path), roles, delimiter=delimiter, encoding=encoding)
         try:
-            return cls(
+            source = cls(
                 base_graph,
                 table.perturbed,
                 phenotypes=table.phenotypes,
@@ -121,6 +145,8 @@ class PerturbationTable:
             )
         except SourceContractError as error:
             raise SourceContractError(f"{path}: {error}", path=path) from None
+        source.notes = (*table.notes, *source.notes)
+        return source
 
     @classmethod
     def of_table(
@@ -156,6 +182,10 @@ class PerturbationTable:
             raise IndexError(f"sample {index} of {len(self)}")
         return self._table.sample(position, self.base_graph)
 
+    def report(self) -> str:
+        """What was read as what, and what was left out; a line each."""
+        return "\n".join(self.notes)
+
     def __repr__(self) -> str:
         return f"PerturbationTable({len(self)}, phenotypes={list(self._table.phenotypes)})"
 
@@ -185,7 +215,16 @@ class PerturbationTable:
         }
 
 
-def _ragged_ids(perturbations: Any, names: list[str] | None, unknown: str) -> tuple[Int64Array, Int64Array]:
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _ragged_ids(
+    perturbations: Any, names: list[str] | None, unknown: str, aliases: Any
+) -> tuple[Int64Array, Int64Array]:
+    if isinstance(perturbations, NameLists):
+        found = resolve(perturbations, NodeNames(names, aliases), unknown)
+        return found.ids, found.ptr
     if (
         isinstance(perturbations, tuple)
         and len(perturbations) == 2
@@ -201,7 +240,7 @@ def _ragged_ids(perturbations: Any, names: list[str] | None, unknown: str) -> tu
             )
         used = grid >= 0
         return grid[used].astype(np.int64), _ptr(used.sum(axis=1))
-    lookup = {} if names is None else {name: k for k, name in enumerate(names)}
+    nodes: NodeNames | None = None  # ids need no names, and names of nodes may then repeat
     flat: list[int] = []
     counts: list[int] = []
     for row, entries in enumerate(perturbations):
@@ -209,14 +248,14 @@ def _ragged_ids(perturbations: Any, names: list[str] | None, unknown: str) -> tu
             raise SourceContractError(f"row {row}: {entries!r} is one text, expected a list of names or ids")
         before = len(flat)
         for entry in entries:
-            node = lookup.get(entry) if isinstance(entry, str) else int(entry)
-            if node is None and unknown == "error":
-                raise SourceContractError(
-                    f"row {row}: {entry!r} is not a node of the base graph"
-                    + (" (it has no node_ids)" if names is None else ""),
-                    fix='correct the name, or pass unknown="drop"',
-                )
-            if node is not None:
+            if not isinstance(entry, str):
+                flat.append(int(entry))
+                continue
+            nodes = NodeNames(names, aliases) if nodes is None else nodes
+            node = nodes.find(entry)
+            if node < 0 and unknown == "error":
+                raise nodes.unknown(entry, f"row {row}")
+            if node >= 0:
                 flat.append(node)
         counts.append(len(flat) - before)
     return np.asarray(flat, dtype=np.int64), _ptr(np.asarray(counts, dtype=np.int64))

@@ -23,7 +23,7 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
 from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.interactions import interaction_scores
-from torchcell_cache.sources.label_tables import read_table
+from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.metabolic import metabolic_base_graph
 from torchcell_cache.sources.yeast_gem import read_yeast_gem
 
@@ -122,17 +122,15 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
         SourceContractError: If the table has no such columns, a value that is no number, or a knock-out twice.
     """
     path = _only(yeast_folder(folder), ("fba_knockouts.tsv", "fba_knockouts.tsv.gz"))
-    table = read_table(path, "genes", ("fitness",), (), None, "|")
-    names = sorted({name for knockout in table.perturbed for name in knockout})
-    number = {name: k for k, name in enumerate(names)}
-    ids = np.array([number[name] for knockout in table.perturbed for name in knockout], dtype=np.int64)
-    ptr = np.zeros(len(table.perturbed) + 1, dtype=np.int64)
-    np.cumsum([len(knockout) for knockout in table.perturbed], out=ptr[1:])
+    table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
     try:
-        epsilon, tau = interaction_scores(ids, ptr, table.phenotypes["fitness"])
+        epsilon, tau = interaction_scores(
+            table.perturbed.codes, table.perturbed.ptr, table.phenotypes["fitness"]
+        )
     except SourceContractError as error:
         raise SourceContractError(f"{path}: {error}", path=path) from None
-    return table.perturbed, dict(zip(LABELS, (table.phenotypes["fitness"], epsilon, tau), strict=True))
+    fitness = table.phenotypes["fitness"].astype(np.float32)
+    return table.perturbed.lists(), dict(zip(LABELS, (fitness, epsilon, tau), strict=True))
 
 
 def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands beside

@@ -1,0 +1,83 @@
+"""What a cell of text means as a number, and where a column of cells is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.sources.delimited import MISSING
+
+Cell = tuple[int, str]
+"""Row (from 0, without the header) and content."""
+
+_EXACT = 2.0**53
+_DASH = r"+\-\u2212\u2013"
+_BOUND = rf"[<>=~\u2248\u2264\u2265{_DASH}]*"
+_THOUSANDS = r"\d{1,3}(?:[,.'_ \u00a0\u2009\u2019\u202f]\d{3})+"
+ALMOST = re.compile(
+    rf"{_BOUND}\s*(?:{_THOUSANDS}(?:[.,]\d+)?|\d+(?:_\d+)*(?:[.,]\d*)?|[.,]\d+)(?:[eE][{_DASH}]?\d+)?"
+    r"\s*(?:[%\u2030*]|(?:\u00b1|\+/-)\s*\d*[.,]?\d+)?"
+)
+"""A number as spreadsheets and locales write it: decimal comma, percent, U+2212, thousands, a bound, an error."""
+
+POSSIBLE = r"^[<>=~\x{2248}\x{2264}\x{2265}+\-\x{2212}\x{2013}\s]*[.,\pN]|^[+\-]?(?i:inf|nan)"
+"""What every number and every almost number matches (RE2): the rest of a large column need not be looked at."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """A column of cells as numbers.
+
+    Attributes:
+        values: ``[num_rows] float64``; NaN for no value and for what is no number.
+        odd: The first cell that is neither a number nor "no value".
+        number: The first number.
+        almost: The first cell that is almost a number: odd, but clearly meant as one.
+        inexact: The first whole number that no float64 holds.
+    """
+
+    values: npt.NDArray[np.float64]
+    odd: Cell | None = None
+    number: Cell | None = None
+    almost: Cell | None = None
+    inexact: Cell | None = None
+
+    @property
+    def missing(self) -> int:
+        """How many cells have no value, if none is odd."""
+        return int(np.isnan(self.values).sum())
+
+
+def parse_cells(cells: Sequence[str]) -> Numbers:
+    """Cells as numbers: what ``float`` takes, without underscores; markers of a missing value are NaN."""
+    values = np.full(len(cells), np.nan)
+    odd: Cell | None = None
+    number: Cell | None = None
+    almost: Cell | None = None
+    inexact: Cell | None = None
+    for row, cell in enumerate(cells):
+        try:
+            value = float(cell)
+            if "_" in cell:
+                raise ValueError
+        except ValueError:
+            text = cell.strip()
+            if text not in MISSING:
+                odd = odd or (row, cell)
+                almost = almost or ((row, cell) if ALMOST.fullmatch(text) else None)
+            continue
+        values[row] = value
+        if number is None and value == value:
+            number = (row, cell)
+        if inexact is None and abs(value) >= _EXACT and not _is_exact(cell.strip(), value):
+            inexact = (row, cell)
+    return Numbers(values, odd, number, almost, inexact)
+
+
+def _is_exact(text: str, value: float) -> bool:
+    digits = text.lstrip("+-")
+    return not digits.isdigit() or len(digits) > 308 or int(text) == value
