@@ -38,10 +38,8 @@ class ArrowColumn:
         kinds = pa.types
         if kinds.is_dictionary(data.type):
             data = data.cast(data.type.value_type)
-        if kinds.is_string(data.type):
-            data = data.cast(pa.large_string())
         self._data, self._type = data, data.type
-        self.is_text = bool(kinds.is_large_string(data.type))
+        self.is_text = bool(kinds.is_string(data.type) or kinds.is_large_string(data.type))
         self.is_number = any(
             of(data.type) for of in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
         ) or bool(kinds.is_decimal(data.type))
@@ -123,21 +121,23 @@ class ArrowColumn:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        data = self._data
-        if pa.types.is_integer(self._type):
-            data = data.cast(pa.large_string())
-        if pa.types.is_large_string(data.type):
-            data = pc.split_pattern(data, separator)
-        if not (pa.types.is_list(data.type) or pa.types.is_large_list(data.type)):
+        data, kinds = self._data, pa.types
+        if kinds.is_integer(self._type):
+            data = data.cast(pa.string())
+        elif not (self.is_text or kinds.is_list(self._type) or kinds.is_large_list(self._type)):
             raise SourceContractError(f"column '{self.name}' holds {self._type}, expected names")
-        counts = pc.fill_null(pc.list_value_length(data), 0).to_numpy()
-        flat = pc.list_flatten(data).cast(pa.large_string())
-        if flat.null_count:
-            raise SourceContractError(f"column '{self.name}' holds a list with a missing name")
-        flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
-        coded = flat.dictionary_encode()
-        codes = coded.indices.to_numpy().astype(np.int64)
-        return NameLists.tidy(coded.dictionary.to_pylist(), codes, counts)
+        known: dict[str, int] = {}
+        codes, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        for part in data.chunks:  # one by one: what is split takes several times the room
+            lists = pc.split_pattern(part, separator) if not pa.types.is_nested(part.type) else part
+            coded = pc.list_flatten(lists).dictionary_encode()
+            if coded.null_count:
+                raise SourceContractError(f"column '{self.name}' holds a list with a missing name")
+            names = [str(name) for name in coded.dictionary.to_pylist()]
+            new = np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
+            codes.append(new[coded.indices.to_numpy()] if len(new) else codes[0])
+            counts.append(pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+        return NameLists.tidy(list(known), np.concatenate(codes), np.concatenate(counts))
 
 
 def _float64(data: Any) -> npt.NDArray[np.float64]:
@@ -160,7 +160,7 @@ def read_csv(
         return None
     header = next(rows_of(path, data, separator), [])
     names = [name for name in header if wanted is None or name.strip() in wanted]
-    text = pa.large_string()
+    text = pa.string()
     try:
         table = csv.read_csv(
             pa.BufferReader(data),

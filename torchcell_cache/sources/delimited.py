@@ -62,20 +62,24 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         raise SettingError(
             f"encoding={encoding!r} is unknown", fix="utf-8, latin-1, cp1252, utf-16"
         ) from None
-    try:
-        text = data.decode(known.name)
-    except UnicodeError as error:
-        raise _undecodable(path, data, known.name, error) from None
-    if "\0" in text:
-        row = text.count("\n", 0, text.index("\0")) + 1
+    if not (data.isascii() and known.name == "utf-8"):  # most tables are: no second copy of them
+        data = _as_utf8(path, data, known.name)
+    if b"\0" in data:
+        row = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise SourceContractError(
             f"{path}, line {row} holds a zero byte: it is no text, or not in {known.name}",
             path=path,
             fix='pass encoding="utf-16-le" if another program wrote it as Unicode, else fetch it again',
         )
-    if known.name == "utf-8":
-        return data.removeprefix(codecs.BOM_UTF8)
-    return text.removeprefix("\ufeff").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
+    try:
+        text = data.decode(encoding)
+        return data if encoding == "utf-8" else text.encode()
+    except UnicodeError as error:
+        raise _undecodable(path, data, encoding, error) from None
 
 
 def read_rows(

@@ -159,13 +159,13 @@ def read_table(
     size = len(columns[roles.perturbed[0]])
     if not size:
         raise SourceContractError(f"{path} has a header but no rows", path=path)
-    labels, left = _labels(path, roles, columns)
-    statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
     try:
         perturbed = NameLists.beside([columns[name].names(roles.separator) for name in roles.perturbed])
     except SourceContractError as error:
         raise SourceContractError(f"{path}: {error}", path=path) from None
     ids = None if roles.id_column is None else columns[roles.id_column].texts()
+    statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
+    labels, left = _labels(path, roles, columns)
     notes = _notes(path, size, labels, statistics, left)
     return TableColumns(perturbed, labels, statistics, ids, notes)
 

@@ -285,9 +285,10 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
     elif isinstance(aliases, str | Path):
         origin = str(aliases)
         rows = list(read_rows(aliases))
-        if short := next((k for k, row in enumerate(rows) if len(row) < 2), None):
+        odd = next((k for k, row in enumerate(rows) if len(row) != 2), None)
+        if odd is not None:
             raise SourceContractError(
-                f"{aliases}: line {short + 1} has one cell, expected a name and the node it stands for",
+                f"{aliases}: row {odd} has {len(rows[odd])} cells, expected a name and the node it stands for",
                 path=aliases,
             )
         pairs = [(row[0], row[1]) for row in rows]

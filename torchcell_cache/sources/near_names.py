@@ -14,6 +14,10 @@ _MARK = r"[.:|/_\-\s]"
 def hint(lost: Sequence[str], known: Collection[str]) -> str:
     """What would make the names meet known ones, or nothing."""
     some = list(lost[:_LOOK_AT])
+    for name in some:
+        parts = [part for part in re.split(r"[\s;,|+/&]+", name) if part]
+        if len(parts) > 1 and all(part in known for part in parts):
+            return f"{name!r} holds several names: the separator is another"
     for said, form in _FORMS:
         wanted = {form(name): name for name in reversed(some)}
         meet = next(((wanted[found], name) for name in known if (found := form(name)) in wanted), None)

@@ -196,7 +196,7 @@ def _listed(dataset: Any, listed: Any) -> Int64Array:
     if path.suffix == ".npy":
         return into_view(dataset, load_indices(path, dataset), str(path))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise CacheNotFoundError(
             f"no list {path}", path=path, fix="one store position or source id per line"
