@@ -213,9 +213,9 @@ def test_a_base_graph_from_tables_takes_every_processor(tmp_path):
     ("arguments", "match"),
     [
         ({}, "no genes"),
-        ({"gene_set": ["A"], "graphs": {"x": 3}}, "graph 'x' is int"),
-        ({"gene_set": ["A"], "graphs": {"x": (["A"], [])}}, "1 sources and 0 targets"),
-        ({"gene_set": ["A"], "graphs": {"x": "no/such.csv"}}, "cannot be read"),
+        ({"gene_set": ["A"], "graphs": {"x": 3}}, "network 'x' is int"),
+        ({"gene_set": ["A"], "graphs": {"x": (["A"], [])}}, "columns of 1 and 0 entries"),
+        ({"gene_set": ["A"], "graphs": {"x": "no/such.csv"}}, "network 'x': no file at"),
         ({"gene_set": ["A"], "incidence_graphs": {"ontology": {}}}, "valid: metabolism"),
         ({"gene_set": ["A"], "incidence_graphs": {"metabolism": {"reactions": []}}}, r"missing \['metabolites', 'rmr'\]"),
         ({"gene_set": ["A"], "features": torch.ones(2, 1)}, r"expected \[1, d\]"),

@@ -85,8 +85,7 @@ def _neo4j(values: dict[str, Any], progress: bool) -> Any:
         )
     graphs = {name: existing_path(f"source.graphs.{name}", path) for name, path in values["graphs"].items()}
     if values["genes"] is not None:
-        lines = existing_path("source.genes", values["genes"]).read_text(encoding="utf-8").splitlines()
-        rest["gene_set"] = [line.strip() for line in lines if line.strip()]
+        rest["gene_set"] = existing_path("source.genes", values["genes"])
     if values["query_file"] is not None:
         rest["query"] = existing_path("source.query_file", values["query_file"])
     if values["perturbed"] is not None or values["id_column"] is not None:

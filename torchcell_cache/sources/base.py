@@ -59,7 +59,11 @@ class FieldSource(RunSource, Protocol):
 
 
 def notes_of(source: object) -> tuple[str, ...]:
-    """What a source has to say, line by line; nothing for a source without ``notes``."""
-    notes = getattr(source, "notes", ())
-    given = [notes] if isinstance(notes, str) else notes if isinstance(notes, list | tuple) else []
-    return tuple(line for note in given for line in str(note).splitlines() if line.strip())
+    """What a base graph and its source have to say, line by line; nothing where neither has ``notes``."""
+    lines: dict[str, None] = {}
+    for part in (getattr(source, "base_graph", None), source):
+        # A field of that name is content of a graph, no note.
+        notes = vars(part).get("notes", ()) if hasattr(part, "stores") else getattr(part, "notes", ())
+        given = [notes] if isinstance(notes, str) else notes if isinstance(notes, list | tuple) else []
+        lines |= dict.fromkeys(line for note in given for line in str(note).splitlines() if line.strip())
+    return tuple(lines)

@@ -168,6 +168,9 @@ class NodeNames:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) >= 0
+
     def find(self, name: str) -> int:
         """Position of one name, -1 if no node has it."""
         found = self._position.get(name)

@@ -14,6 +14,7 @@ from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.raw_store import RawRecords, raw_dir
 from torchcell_cache.sources.experiment_table import TableBuilder
 from torchcell_cache.sources.experiments import Columns, parse_experiment, parse_row
+from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.topology import perturbable_type
 from torchcell_cache.urls import local_path
@@ -50,7 +51,8 @@ class Neo4jCellDataset(PerturbationTable):
             ``columns`` names. If it takes ``$after``, it must return ids above it in ascending order, and an
             interrupted fetch continues there; if it takes ``$limit`` too, it is asked page by page. ``None`` opens
             what is stored, or fetches with :data:`TORCHCELL_QUERY`.
-        gene_set: Names of all genes, sent as ``$gene_set``; those of the base graph by default.
+        gene_set: Names of all genes, or the path of a file with one per line, sent as ``$gene_set``; those of the base
+            graph by default.
         graphs: Gene-gene networks by name, see :func:`torchcell_cache.sources.networks.cell_graph`.
         incidence_graphs: Metabolism, see there.
         base_graph: A finished base graph instead of ``graphs`` and ``incidence_graphs``.
@@ -85,7 +87,7 @@ class Neo4jCellDataset(PerturbationTable):
         uri: str | None = None,
         query: str | os.PathLike[str] | None = None,
         *,
-        gene_set: Iterable[str] | None = None,
+        gene_set: Iterable[str] | str | Path | None = None,
         graphs: Mapping[str, Any] | None = None,
         incidence_graphs: Mapping[str, Any] | None = None,
         base_graph: HeteroData | None = None,
@@ -106,7 +108,7 @@ class Neo4jCellDataset(PerturbationTable):
         if page_size < 1 or retries < 1:
             raise SettingError(f"page_size={page_size} and retries={retries} must be at least 1")
         self.root = local_path(root)
-        genes = None if gene_set is None else sorted(set(gene_set))
+        genes = None if gene_set is None else gene_names(gene_set)
         self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
         self.node_type = perturbable_type(self.base_graph, None)
         names = _names(self.base_graph[self.node_type])

@@ -7,8 +7,6 @@ edge once, and self loops, if asked for, stand behind the edges, one per gene.
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,80 +15,126 @@ import numpy as np
 import torch
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.record import Int64Array
-from torchcell_cache.rules import rule_genes
+from torchcell_cache.record import Float32Array, Int64Array
+from torchcell_cache.sources.columns_of import columns_of
+from torchcell_cache.sources.gene_lists import gene_names
+from torchcell_cache.sources.metabolism import set_metabolism
+from torchcell_cache.sources.names import NodeNames, as_texts, read_aliases
+from torchcell_cache.sources.network_files import Known, Pairs, frame_network, read_network
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
 _METABOLISM = ("metabolism", "metabolism_bipartite")
-_TABLES = ("reactions", "metabolites", "gene_rules", "rmr", "gpr", "w_growth")
-_GROWTH = "Growth"
 
 
 def cell_graph(
-    gene_set: Iterable[str] | None = None,
+    gene_set: Iterable[str] | str | Path | None = None,
     graphs: Mapping[str, Any] | None = None,
     incidence_graphs: Mapping[str, Any] | None = None,
     *,
     self_loops: bool = False,
     features: Any = None,
     both_directions: bool = False,
+    aliases: Mapping[str, str] | str | Path | None = None,
+    header: bool | Mapping[str, bool | None] | None = None,
+    weights: str | int | Mapping[str, str | int | None] | None = None,
 ) -> HeteroData:
     """Base graph of a cell.
 
+    What was kept and left out of each network stands in ``notes``, a tuple of lines, of the graph that is returned
+    (``for note in graph.notes: print(note)``); a build says them and keeps them in the store. Names are compared without the
+    blanks around them and as they stand otherwise. A network that has edges and keeps none is refused.
+
     Args:
-        gene_set: Names of the genes; if ``None``, all genes of the networks.
-        graphs: Gene-gene networks by name: a networkx graph, ``(sources, targets)`` names, or the path of a CSV or
-            TSV file (also ``.gz``) whose first two columns are source and target. Lines that start with ``#`` are
-            comments. With a ``gene_set``, edges of other names - and so a header - are left out.
+        gene_set: Names of the genes, or the path of a file with one name per line; if ``None``, all genes of the
+            networks.
+        graphs: Gene-gene networks by name: a networkx graph; ``(sources, targets)`` names; a list of pairs; a pandas
+            frame; or the path of a file (also ``.gz``): CSV or TSV whose first two columns - or two columns whose names
+            differ as in ``source``, ``target`` or ``gene_a``, ``gene_b`` - are the ends of an edge, STRING's links
+            (without their taxon), BioGRID's tables, or SIF. Lines that start with ``#`` are comments. An edge that a
+            file lists again is one edge.
         incidence_graphs: ``{"metabolism": ...}``: torchcell's bipartite networkx graph (nodes with ``node_type``
-            ``reaction`` - with ``genes`` and ``subsystem`` - or ``metabolite``; edges from reaction to metabolite with
-            ``edge_type`` ``reactant`` or ``product`` and ``stoichiometry``), or a mapping of tables: ``reactions`` and
-            ``metabolites`` (ids), ``rmr`` (reaction ids, metabolite ids, signed coefficients), and, optional,
-            ``gene_rules`` (a boolean rule per reaction), ``gpr`` (gene names, reaction ids; from the rules if absent),
-            ``w_growth`` (a number per reaction).
+            ``reaction`` - with ``genes`` and ``subsystem`` - or ``metabolite``; edges with ``edge_type`` ``reactant`` or
+            ``product`` and ``stoichiometry``; or edges in the direction of flow, or signed stoichiometry), or a
+            mapping of tables: ``reactions`` and ``metabolites`` (ids), ``rmr`` (reaction ids, metabolite ids, signed
+            coefficients), and, optional, ``gene_rules`` (a boolean rule per reaction), ``gpr`` (gene names, reaction
+            ids; from the rules if absent), ``w_growth`` (a number per reaction).
         self_loops: One self loop per gene behind the edges of each network, in place of those it has.
         features: ``gene.x``, ``[num_genes, d]`` in the order of the sorted genes; ``d`` is 0 if ``None``.
-        both_directions: Add the reverse of each edge, behind the edges.
+        both_directions: Add the reverse of each edge, behind the edges, where it is not among them; each edge once.
+        aliases: Other names of genes: a mapping of name to gene, or a file of two such columns. Used for
+            networks, gene rules and ``gpr``.
+        header: Whether the first row of a file names its columns, for all files or by network. ``None``: a header if no
+            cell of it is a gene and others are, or if it reads like one.
+        weights: Column (name or position, from 0) or networkx attribute that is kept as ``edge_weight``, for all
+            networks or by network. Self loops weigh 1.
 
     Returns:
-        ``gene`` (``node_ids``, ``num_nodes``, ``x float32``), an edge type ``("gene", name, "gene")`` per network,
-        and, with a metabolism, ``reaction`` (``w_growth float32``), ``metabolite``, the hyperedges ``gpr`` and ``rmr``
+        ``gene`` (``node_ids``, ``num_nodes``, ``x float32``), an edge type ``("gene", name, "gene")`` per network
+        (``edge_index int64``, with ``weights`` also ``edge_weight [num_edges] float32``), and, with a metabolism,
+        ``reaction`` (``w_growth float32``), ``metabolite``, the hyperedges ``gpr`` and ``rmr``
         (``stoichiometry float32``).
 
     Raises:
         SettingError: If an argument is of no known kind.
-        SourceContractError: If a table or file does not hold what it should.
+        SourceContractError: If a table or file does not hold what it should, or no name of it is a gene.
+
+    Example:
+        >>> cell_graph(["A", "B", "C"], {"physical": [("A", "B"), ("A", "C")]}).notes
+        ('network physical: 2 of 2 edges kept',)
     """
     from torch_geometric.data import HeteroData
 
-    pairs = {str(name): _name_pairs(str(name), network) for name, network in (graphs or {}).items()}
-    if gene_set is None:
-        names = sorted({gene for sources, targets in pairs.values() for gene in (*sources, *targets)})
-    else:
-        names = sorted(set(gene_set))
-    if not names:
+    graphs = {str(name): network for name, network in _by_name(graphs, "graphs").items()}
+    other = read_aliases(aliases)
+    genes = None if gene_set is None else NodeNames(gene_names(gene_set), other, "gene")
+    known = None if genes is None else genes.__contains__
+    headers, columns = (
+        _each(value, what, graphs) for value, what in ((header, "header"), (weights, "weights"))
+    )
+    pairs = {
+        name: _name_pairs(name, network, known, headers[name], columns[name]).without_taxon(known)
+        for name, network in graphs.items()
+    }
+    if genes is None:
+        named = {other.get(name, name) for part in pairs.values() for name in (*part.sources, *part.targets)}
+        genes = NodeNames(sorted(named), other, "gene")
+    if not len(genes):
         raise SettingError("the cell has no genes", fix="pass gene_set=[...] or graphs={...}")
-    if odd := next((name for name in names if not isinstance(name, str)), None):
-        raise SourceContractError(f"gene {odd!r} is {type(odd).__name__}, expected text")
-    position = {name: k for k, name in enumerate(names)}
     graph = HeteroData()
-    graph["gene"].node_ids = names
-    graph["gene"].num_nodes = len(names)
-    graph["gene"].x = _features(features, len(names))
-    for name, (sources, targets) in pairs.items():
-        edges = _edges(sources, targets, position, both_directions)
-        if self_loops:
-            loops = np.arange(len(names), dtype=np.int64)
-            edges = np.concatenate([edges[:, edges[0] != edges[1]], np.stack([loops, loops])], axis=1)
-        graph["gene", name, "gene"].edge_index = torch.from_numpy(np.ascontiguousarray(edges))
-        graph["gene", name, "gene"].num_edges = edges.shape[1]
-    for name, network in (incidence_graphs or {}).items():
+    graph["gene"].node_ids = genes.names
+    graph["gene"].num_nodes = len(genes)
+    graph["gene"].x = _features(features, len(genes))
+    notes = [
+        _set_network(graph["gene", name, "gene"], name, part, genes, both_directions, self_loops)
+        for name, part in pairs.items()
+    ]
+    for name, network in _by_name(incidence_graphs, "incidence_graphs").items():
         if name not in _METABOLISM:
             raise SettingError(f"incidence graph {name!r} is unknown; valid: {', '.join(_METABOLISM)}")
-        _set_metabolism(graph, _tables(network), position)
+        notes.append(set_metabolism(graph, network, genes))
+    graph.__dict__["notes"] = tuple(notes)  # beside the content: what is stored and hashed stays as it was
     return graph
+
+
+def _by_name(graphs: Any, what: str) -> dict[Any, Any]:
+    if graphs is None or isinstance(graphs, Mapping):
+        return dict(graphs or {})
+    raise SettingError(
+        f"{what} is {type(graphs).__name__}, expected a mapping", fix=f'{what}={{"name": network, ...}}'
+    )
+
+
+def _each(value: Any, what: str, graphs: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting of each network, from one value for all or a mapping."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(graphs, value)
+    if unknown := [name for name in value if name not in graphs]:
+        raise SettingError(
+            f"{what} names {unknown[0]!r}, which is not one of the graphs: {', '.join(graphs)}"
+        )
+    return {name: value.get(name) for name in graphs}
 
 
 def _features(features: Any, num_genes: int) -> torch.Tensor:
@@ -100,148 +144,115 @@ def _features(features: Any, num_genes: int) -> torch.Tensor:
     return x
 
 
-def _name_pairs(name: str, network: Any) -> tuple[Sequence[str], Sequence[str]]:
+def _name_pairs(
+    name: str, network: Any, known: Known | None, header: bool | None, weight: str | int | None
+) -> Pairs:
     """Source and target names of a network, in its order."""
+    what = f"network {name!r}"
+    if isinstance(network, str | Path):
+        try:
+            return read_network(network, known, header, weight)
+        except (SourceContractError, SettingError) as error:
+            raise type(error)(f"{what}: {error}", path=error.path) from None
+    if hasattr(network, "itertuples") and hasattr(network, "columns"):
+        return frame_network(network, known, weight)
     network = (
         getattr(network, "graph", network) if not hasattr(network, "edges") else network
     )  # torchcell's GeneGraph
+    values = None
     if hasattr(network, "edges") and callable(network.edges):
-        pairs = list(network.edges())
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    if isinstance(network, str | Path):
-        return _read_pairs(Path(network).expanduser())
-    if isinstance(network, tuple | list) and len(network) == 2:
-        sources, targets = (part.tolist() if hasattr(part, "tolist") else list(part) for part in network)
-        if len(sources) == len(targets):
-            return sources, targets
-        raise SourceContractError(f"graph {name!r} has {len(sources)} sources and {len(targets)} targets")
-    raise SettingError(
-        f"graph {name!r} is {type(network).__name__}, expected a networkx graph, (sources, targets) or a file"
-    )
-
-
-def _read_pairs(path: Path) -> tuple[list[str], list[str]]:
-    stem = path.name.removesuffix(".gz")
-    opener = gzip.open if path.name.endswith(".gz") else open
-    sources: list[str] = []
-    targets: list[str] = []
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file, delimiter="," if stem.endswith(".csv") else "\t")):
-                if not row or row[0].startswith("#"):
-                    continue
-                if len(row) < 2:
-                    raise SourceContractError(f"{path}, line {number + 1}: expected two columns", path=path)
-                sources.append(row[0])
-                targets.append(row[1])
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceContractError(f"{path} cannot be read: {error}", path=path) from None
-    return sources, targets
-
-
-def _edges(
-    sources: Sequence[str], targets: Sequence[str], position: Mapping[str, int], both: bool
-) -> Int64Array:
-    pairs = [(position.get(a, -1), position.get(b, -1)) for a, b in zip(sources, targets, strict=True)]
-    edges = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    edges = edges[:, (edges >= 0).all(axis=0)]
-    return np.concatenate([edges, edges[::-1, edges[0] != edges[1]]], axis=1) if both else edges
-
-
-def _tables(network: Any) -> dict[str, Any]:
-    """A metabolism as tables."""
-    if isinstance(network, Mapping) and not hasattr(network, "edges"):
-        unknown, missing = (
-            sorted(set(network) - set(_TABLES)),
-            sorted({"reactions", "metabolites", "rmr"} - set(network)),
-        )
-        if unknown or missing:
-            raise SettingError(
-                f"metabolism: missing {missing}, unknown {unknown}; tables are {', '.join(_TABLES)}"
-            )
-        return dict(network)
-    if not (hasattr(network, "edges") and hasattr(network, "nodes")):
+        edges = list(network.edges() if weight is None else network.edges(data=weight))
+        ends: Sequence[Any] = ([edge[0] for edge in edges], [edge[1] for edge in edges])
+        if weight is not None:
+            values = [edge[2] for edge in edges]
+    elif weight is not None:
         raise SettingError(
-            f"metabolism is {type(network).__name__}, expected a networkx graph or a mapping of tables"
+            f"{what} is pairs of names, which have no {weight!r}",
+            fix="weights={'network': 'column'}, by network",
         )
-    nodes = dict(network.nodes(data=True))
-    if odd := next(
-        (n for n, data in nodes.items() if data.get("node_type") not in ("reaction", "metabolite")), None
-    ):
-        raise SourceContractError(f"metabolism: node {odd!r} has no node_type reaction or metabolite")
-    reactions = sorted(n for n, data in nodes.items() if data["node_type"] == "reaction")
-    rmr: list[tuple[str, str, float]] = []
-    for source, target, data in network.edges(data=True):
-        if nodes[source]["node_type"] == "reaction" and nodes[target]["node_type"] == "metabolite":
-            sign = -1.0 if data.get("edge_type") == "reactant" else 1.0
-            rmr.append((source, target, sign * float(data.get("stoichiometry", 1.0))))
-    gpr = [(gene, reaction) for reaction in reactions for gene in sorted(nodes[reaction].get("genes") or ())]
-    return {
-        "reactions": reactions,
-        "metabolites": sorted(n for n, data in nodes.items() if data["node_type"] == "metabolite"),
-        "rmr": tuple(zip(*rmr, strict=True)) or ((), (), ()),
-        "gpr": tuple(zip(*gpr, strict=True)) or ((), ()),
-        "w_growth": [float(nodes[reaction].get("subsystem") == _GROWTH) for reaction in reactions],
-    }
+    else:
+        ends = columns_of(network, 2, what, "(sources, targets), pairs, a networkx graph, a frame or a file")
+    sources, targets = ([text.strip() for text in as_texts(side, f"{what}: edge")] for side in ends)
+    return Pairs(type(network).__name__, sources, targets, values)
 
 
-def _set_metabolism(graph: HeteroData, tables: Mapping[str, Any], genes: Mapping[str, int]) -> None:
-    reactions, metabolites = ([str(item) for item in tables[key]] for key in ("reactions", "metabolites"))
-    row, column = _positions(reactions, "reaction"), _positions(metabolites, "metabolite")
-    rules = tables.get("gene_rules")
-    for key in ("gene_rules", "w_growth"):
-        if tables.get(key) is not None and len(tables[key]) != len(reactions):
-            raise SourceContractError(f"metabolism: {len(tables[key])} {key} for {len(reactions)} reactions")
-    gpr = tables.get("gpr")
-    if gpr is None:
-        named = [
-            (gene, reaction)
-            for reaction, rule in zip(reactions, rules or (), strict=False)
-            for gene in rule_genes(rule)
-        ]
-        gpr = tuple(zip(*named, strict=True)) or ((), ())
-    graph["reaction"].node_ids = reactions
-    graph["reaction"].num_nodes = len(reactions)
-    if rules is not None:
-        graph["reaction"].gene_rules = [str(rule) for rule in rules]
-    growth = tables.get("w_growth")
-    graph["reaction"].w_growth = torch.as_tensor(
-        np.zeros(len(reactions)) if growth is None else np.asarray(growth), dtype=torch.float32
-    )
-    graph["metabolite"].node_ids = metabolites
-    graph["metabolite"].num_nodes = len(metabolites)
-    known = [(genes[g], _at(row, r, "gpr", "reaction")) for g, r in zip(*gpr, strict=True) if g in genes]
-    _set_hyperedges(graph["gene", "gpr", "reaction"], known)
-    reaction, metabolite, coefficients = tables["rmr"]
-    pairs = [
-        (_at(row, r, "rmr", "reaction"), _at(column, m, "rmr", "metabolite"))
-        for r, m in zip(reaction, metabolite, strict=True)
-    ]
-    store = graph["reaction", "rmr", "metabolite"]
-    _set_hyperedges(store, pairs)
-    store.stoichiometry = torch.as_tensor(np.asarray(coefficients, dtype=np.float32))
-    if store.stoichiometry.shape != (len(pairs),):
+def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bool, self_loops: bool) -> str:
+    """Set the edges of a network; what was kept and left out, in a line."""
+    names = list(dict.fromkeys((*pairs.sources, *pairs.targets)))
+    positions = genes.positions(names)
+    at = dict(zip(names, positions.tolist(), strict=True))
+    ends = [[at[name] for name in side] for side in (pairs.sources, pairs.targets)]
+    edges = np.array(ends, dtype=np.int64).reshape(2, -1)
+    kept = np.flatnonzero((edges >= 0).all(axis=0))
+    met = genes.report(names, positions)
+    total, left = edges.shape[1], edges.shape[1] - len(kept)
+    if total and not len(kept):
+        some = "; no edge joins two of these" if met.matched else ""
         raise SourceContractError(
-            f"metabolism: {len(store.stoichiometry)} coefficients for {len(pairs)} rmr entries"
+            f"network {name!r} ({pairs.origin}) keeps none of its {total:,} edges: {met}{some}",
+            fix='correct the names, pass aliases={"name": "gene"}, or leave the network out',
         )
+    edges, weight = edges[:, kept], None
+    if pairs.weights is not None:
+        weight = _weights(name, pairs, kept)
+    if pairs.listed or both:
+        edges, weight, repeated = _distinct(name, edges, weight, genes)
+        pairs.remarks += [f"{repeated:,} listed more than once"] * bool(repeated)
+    if both:
+        edges, weight = _with_reverse(edges, weight, len(genes))
+    if self_loops:
+        loops, apart = np.arange(len(genes), dtype=np.int64), edges[0] != edges[1]
+        edges = np.concatenate([edges[:, apart], np.stack([loops, loops])], axis=1)
+        if weight is not None:
+            weight = np.concatenate([weight[apart], np.ones(len(genes), dtype=np.float32)])
+    store.edge_index = torch.from_numpy(np.ascontiguousarray(edges))
+    store.num_edges = edges.shape[1]
+    if weight is not None:
+        store.edge_weight = torch.from_numpy(weight)
+    line = f"network {name}: {len(kept):,} of {total:,} edges kept"
+    return "; ".join([line + (f", {left:,} left out: {met}" if left else ""), *pairs.remarks])
 
 
-def _set_hyperedges(store: Any, pairs: list[tuple[int, int]]) -> None:
-    entries = np.ascontiguousarray(np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
-    store.hyperedge_index = torch.from_numpy(entries)
-    store.num_edges = entries.shape[1]
+def _weights(name: str, pairs: Pairs, kept: Int64Array) -> Float32Array:
+    out = np.empty(len(kept), dtype=np.float32)
+    for k, edge in enumerate(kept.tolist()):
+        value = (pairs.weights or [])[edge]
+        try:
+            with np.errstate(over="ignore"):
+                out[k] = float(value)
+        except (TypeError, ValueError):
+            out[k] = np.nan
+        if not np.isfinite(out[k]):
+            raise SourceContractError(
+                f"network {name!r}: edge {edge} ({pairs.sources[edge]}, {pairs.targets[edge]}) has the weight "
+                f"{value!r}, expected a finite number",
+                fix="correct it, or keep no weights of this network",
+            )
+    return out
 
 
-def _positions(ids: list[str], what: str) -> dict[str, int]:
-    position = {name: k for k, name in enumerate(ids)}
-    if len(position) != len(ids):
-        raise SourceContractError(f"metabolism: {what} ids repeat")
-    return position
-
-
-def _at(position: Mapping[str, int], name: Any, table: str, what: str) -> int:
-    if name not in position:
+def _distinct(
+    name: str, edges: Int64Array, weight: Float32Array | None, genes: NodeNames
+) -> tuple[Int64Array, Float32Array | None, int]:
+    """Each edge once, where it stands first; and how many stood there again."""
+    _, first, inverse = np.unique(edges[0] * len(genes) + edges[1], return_index=True, return_inverse=True)
+    if len(first) == edges.shape[1]:
+        return edges, weight, 0
+    if weight is not None and (odd := np.flatnonzero(weight != weight[first][inverse])).size:
+        k = int(odd[0])
+        one, other = (genes.names[end] for end in edges[:, k].tolist())
         raise SourceContractError(
-            f"metabolism: {table} names {what} {name!r}, which is not one of the {what}s"
+            f"network {name!r} has the edge ({one}, {other}) with the weights {weight[first][inverse][k]} and {weight[k]}",
+            fix="give each edge once",
         )
-    return position[name]
+    order = np.sort(first)
+    return edges[:, order], None if weight is None else weight[order], edges.shape[1] - len(order)
+
+
+def _with_reverse(
+    edges: Int64Array, weight: Float32Array | None, num_genes: int
+) -> tuple[Int64Array, Float32Array | None]:
+    """Behind the edges the reverse of those that have none among them."""
+    alone = ~np.isin(edges[1] * num_genes + edges[0], edges[0] * num_genes + edges[1])
+    both = np.concatenate([edges, edges[::-1, alone]], axis=1)
+    return both, None if weight is None else np.concatenate([weight, weight[alone]])

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch_geometric.data import HeteroData
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
 from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.gene_lists import read_gene_list
 from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.metabolic import metabolic_base_graph
@@ -78,14 +80,14 @@ def yeast_base_graph(
         reversed; hyperedges ``gpr`` and ``rmr`` (``stoichiometry``).
 
     Raises:
-        SettingError: If the folder or one of its files is missing.
+        SettingError: If the folder or one of its files is missing, or a network has a name that is not read.
         SourceContractError: If a file does not hold what its name says; names the row.
     """
     path = yeast_folder(folder)
-    networks = _networks(path)
+    networks, left = _networks(path), _unread(path)
     model = read_yeast_gem(_only(path, ("yeast-GEM*.yml", "yeast-GEM*.yml.gz")))
     cell = metabolic_base_graph(model)
-    listed = _only(path, ("genes.txt",)).read_text(encoding="utf-8").split()
+    listed = read_gene_list(_only(path, ("genes.txt",)))
     names = sorted({*listed, *cell["gene"].node_ids})
     number = {name: k for k, name in enumerate(names)}
     position = torch.tensor([number[name] for name in cell["gene"].node_ids])
@@ -103,6 +105,8 @@ def yeast_base_graph(
     graph["gene", "gpr", "reaction"].hyperedge_index = torch.stack([position[gpr[0]], gpr[1]])
     graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
     graph["reaction", "rmr", "metabolite"].update(cell["reaction", "rmr", "metabolite"].to_dict())
+    if left:
+        graph.__dict__["notes"] = (f"{path}: not read, no known name: {', '.join(left)}",)
     return graph
 
 
@@ -190,6 +194,26 @@ def _networks(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _unread(folder: Path) -> list[str]:
+    """Files of the folder that nothing here reads.
+
+    Raises:
+        SettingError: If one of them would be a network by another name.
+    """
+    known = ("yeast-GEM*.yml*", "genes.txt", "fba_knockouts.tsv*", "README*", "sources.json", ".*")
+    channels = tuple(f"string_*_{channel}.tsv{gz}" for channel in CHANNELS for gz in ("", ".gz"))
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    left = [path.name for path in files if not any(path.match(pattern) for pattern in (*known, *channels))]
+    if misnamed := [name for name in left if name.lower().startswith("string")]:
+        raise SettingError(
+            f"{folder} holds {', '.join(misnamed)}, which is no file of a channel; expected "
+            f"string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}",
+            path=folder,
+            fix="rename it, or move it elsewhere",
+        )
+    return left
+
+
 def _only(folder: Path, patterns: Sequence[str]) -> Path:
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if len(found) == 1:
@@ -227,12 +251,16 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
     for row, cells in enumerate(rows):
         try:
             one, other, score = cells
-            first.append(number[one])
-            second.append(number[other])
+            first.append(number[one.strip()])
+            second.append(number[other.strip()])
             scores.append(float(score))
+            if not math.isfinite(scores[-1]):
+                raise ValueError(f"the score {score!r} is no finite number")
         except (ValueError, KeyError) as error:
             what = f"{error} is not in genes.txt" if isinstance(error, KeyError) else str(error)
             raise SourceContractError(f"{path}: row {row}: {what}", path=path) from None
+    if not first:
+        raise SourceContractError(f"{path} holds no pair", path=path, fix="fetch it again, or remove it")
     pairs = np.array([first, second], dtype=np.int64)
     _check_pairs(path, pairs, len(number))
     one_way = np.array(scores, dtype=np.float32)

@@ -1,0 +1,159 @@
+"""A bipartite networkx graph of reactions and metabolites as tables, whatever convention it was written in.
+
+What an edge is - consumed or produced - may be said by a word (``edge_type``), by the sign of its stoichiometry or, in
+a graph that has both, by its direction (metabolite to reaction is consumed). What says nothing is refused, and so is
+what contradicts itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torchcell_cache.errors import SourceContractError
+from torchcell_cache.rules import rule_genes
+
+_CONSUMED = frozenset({"reactant", "substrate", "educt", "consumed", "consumes", "input"})
+_PRODUCED = frozenset({"product", "produced", "produces", "output"})
+_KINDS = ("reaction", "metabolite")
+_GROWTH = "Growth"
+
+
+class _Edge(NamedTuple):
+    """An edge between a reaction and a metabolite; what it says of itself is -1 for consumed, 1 for produced, else 0."""
+
+    reaction: Any
+    metabolite: Any
+    amount: float
+    word: int
+    way: int
+
+    def __str__(self) -> str:
+        return f"metabolism: edge between {self.reaction!r} and {self.metabolite!r}"
+
+
+def bipartite_tables(network: Any) -> dict[str, Any]:
+    """Tables of a networkx graph; see :func:`torchcell_cache.sources.networks.cell_graph`.
+
+    Raises:
+        SourceContractError: Naming the node or edge that cannot be read.
+    """
+    try:
+        nodes = {node: dict(data) for node, data in network.nodes(data=True)}
+        edges = [(source, target, dict(data)) for source, target, data in network.edges(data=True)]
+    except (TypeError, ValueError) as error:
+        raise SourceContractError(
+            f"metabolism is {type(network).__name__}, which does not give nodes and edges as networkx does: {error}"
+        ) from None
+    kinds = {node: _kind(node, data) for node, data in nodes.items()}
+    is_directed = getattr(network, "is_directed", None)
+    directed = is_directed is None or bool(is_directed())
+    entries = _signed([_edge(source, target, data, kinds, directed) for source, target, data in edges])
+    reactions = sorted(node for node, kind in kinds.items() if kind == "reaction")
+    gpr = [(gene, node) for node in reactions for gene in _genes(node, nodes[node].get("genes"))]
+    return {
+        "reactions": reactions,
+        "metabolites": sorted(node for node, kind in kinds.items() if kind == "metabolite"),
+        "rmr": tuple(zip(*entries, strict=True)) or ((), (), ()),
+        "gpr": tuple(zip(*gpr, strict=True)) or ((), ()),
+        "w_growth": [float(nodes[node].get("subsystem") == _GROWTH) for node in reactions],
+    }
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: ``None`` or pandas' NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _kind(node: Any, data: Mapping[str, Any]) -> str:
+    kind = data.get("node_type")
+    if kind not in _KINDS:
+        raise SourceContractError(
+            f"metabolism: node {node!r} has no node_type reaction or metabolite, it has {dict(data)!r}"
+        )
+    return str(kind)
+
+
+def _edge(
+    source: Any, target: Any, data: Mapping[str, Any], kinds: Mapping[Any, str], directed: bool
+) -> _Edge:
+    if kinds[source] == kinds[target]:
+        raise SourceContractError(
+            f"metabolism: edge between {source!r} and {target!r} joins two {kinds[source]}s",
+            fix="an edge joins a reaction and a metabolite",
+        )
+    forward = kinds[source] == "reaction"
+    reaction, metabolite = (source, target) if forward else (target, source)
+    word = str(data.get("edge_type") or "").strip().lower()
+    edge = _Edge(reaction, metabolite, _amount(data), _word(word), (1 if forward else -1) * directed)
+    if word and not edge.word:
+        raise SourceContractError(
+            f"{edge} has edge_type {data['edge_type']!r}, expected reactant (substrate) or product"
+        )
+    if not math.isfinite(edge.amount):
+        other = {key: value for key, value in data.items() if key != "edge_type"}
+        raise SourceContractError(f"{edge} has no stoichiometry that is a number: {other!r}")
+    return edge
+
+
+def _word(word: str) -> int:
+    return (word in _PRODUCED) - (word in _CONSUMED)
+
+
+def _amount(data: Mapping[str, Any]) -> float:
+    """The stoichiometry; 1 for an edge without any, NaN where something else may hold it."""
+    if "stoichiometry" not in data:
+        return math.nan if any(isinstance(value, int | float) for value in data.values()) else 1.0
+    try:
+        return float(data["stoichiometry"])
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
+    """Each edge with its coefficient, negative for what is consumed."""
+    signs = any(edge.amount < 0 for edge in edges)
+    ways = {-1, 1} <= {edge.way for edge in edges}
+    seen: dict[tuple[Any, Any], int] = {}
+    entries: list[tuple[Any, Any, float]] = []
+    for edge in edges:
+        sign = (edge.amount > 0) - (edge.amount < 0) if signs else 0
+        said = {
+            "edge_type": edge.word,
+            "the sign of stoichiometry": sign,
+            "the direction": edge.way if ways else 0,
+        }
+        told = {what: role for what, role in said.items() if role}
+        if len(set(told.values())) != 1:
+            why = "nothing says" if not told else f"{' and '.join(told)} contradict each other on"
+            raise SourceContractError(
+                f"{edge}: {why} whether the metabolite is consumed or produced (stoichiometry {edge.amount})",
+                fix='edge_type="reactant" or "product" on each edge',
+            )
+        role = next(iter(told.values()))
+        if ways and not edge.word and seen.setdefault((edge.reaction, edge.metabolite), role) != role:
+            raise SourceContractError(
+                f"{edge} goes both ways: is the reaction reversible, or does it consume and produce the metabolite?",
+                fix='edge_type="reactant" or "product" on both edges, or one edge only',
+            )
+        entries.append((edge.reaction, edge.metabolite, role * abs(edge.amount)))
+    return entries
+
+
+def _genes(reaction: Any, genes: Any) -> list[str]:
+    """Names of a reaction's genes, ascending; text is a gene rule."""
+    if is_missing(genes):
+        return []
+    try:
+        names = rule_genes(genes) if isinstance(genes, str) else set(genes)
+    except SourceContractError as error:
+        raise SourceContractError(f"metabolism: reaction {reaction!r}: {error}") from None
+    except TypeError:
+        names = {genes}
+    if odd := next((name for name in names if not isinstance(name, str)), None):
+        raise SourceContractError(
+            f"metabolism: reaction {reaction!r} has genes={genes!r}, of which {odd!r} is no name",
+            fix='genes={"YAL001C", ...}',
+        )
+    return sorted(names)

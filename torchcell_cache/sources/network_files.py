@@ -1,0 +1,326 @@
+"""Networks in files and tables: which cells are the ends of an edge, whatever program wrote them.
+
+Pairs with or without a header, with a column of row numbers, weights or more in front or behind; STRING's links;
+BioGRID's tables; SIF, where one line may name several targets. What cannot be told is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.delimited import BLANKS, read_text, rows_of, separator_of
+from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, is_number, looks_like_header
+
+Known = Callable[[str], bool]
+"""Whether a name is a gene of the cell."""
+
+_LOOK_AT = 1000
+_NO_TABLE = (
+    ".gml",
+    ".graphml",
+    ".xgmml",
+    ".gexf",
+    ".json",
+    ".xml",
+    ".net",
+    ".mat",
+    ".npz",
+    ".pkl",
+    ".pickle",
+)
+_RELATIONS = (
+    "pp",
+    "pd",
+    "pr",
+    "pc",
+    "pm",
+    "rc",
+    "cr",
+    "mp",
+    "gl",
+    "interacts",
+    "binds",
+    "activates",
+    "inhibits",
+)
+"""Second cells of SIF lines: SIF's own abbreviations, and words that name a relation and never a gene."""
+
+_TAXON = re.compile(r"(\d+)\.(?=.*[A-Za-z])")
+
+
+@dataclass(slots=True, eq=False)
+class Pairs:
+    """Edges of a network by name.
+
+    Attributes:
+        origin: Where they come from, for messages.
+        sources: Names of the sources.
+        targets: Names of the targets.
+        weights: A weight per edge, unconverted, or ``None``.
+        listed: Whether an edge that stands there again is the same edge, as in a file.
+        remarks: How they were read.
+    """
+
+    origin: str
+    sources: list[str]
+    targets: list[str]
+    weights: list[Any] | None = None
+    listed: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+    def without_taxon(self, known: Known | None) -> Pairs:
+        """STRING's ``4932.YAL001C`` as ``YAL001C``, if all names have one such prefix and are no genes with it."""
+        names = dict.fromkeys(chain(self.sources, self.targets))
+        taxa = {match[1] if (match := _TAXON.match(name)) else "" for name in names}
+        if len(taxa) != 1 or "" in taxa or (known and any(map(known, names))):
+            return self
+        start = len(taxa.pop()) + 1
+        self.remarks.append(f"names without the taxon {next(iter(names))[:start]!r}")
+        self.sources = [name[start:] for name in self.sources]
+        self.targets = [name[start:] for name in self.targets]
+        return self
+
+
+class _Layout(NamedTuple):
+    source: int
+    target: int
+    is_sif: bool = False
+
+
+def read_network(
+    path: str | Path, known: Known | None, header: bool | None, weight: str | int | None
+) -> Pairs:
+    """Edges of a file.
+
+    Args:
+        path: The file.
+        known: Whether a name is a gene of the cell; ``None`` if that is to be learnt from the network.
+        header: Whether the first row names the columns; ``None``: told by its cells.
+        weight: Name or position of the column of weights.
+
+    Raises:
+        SourceContractError: If it holds no edges, or it cannot be told where; names the file.
+    """
+    path = Path(path).expanduser()
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in _NO_TABLE:
+        raise SourceContractError(
+            f"{path} is no table of edges (by its name, {suffix})",
+            path=path,
+            fix="read it, for example with networkx, and pass the graph; or save its edges as TSV",
+        )
+    data = read_text(path)
+    lines = [line for line in islice(_lines(data), _LOOK_AT) if line.strip()]
+    separator = _separator(path, [line for line in lines if not line.startswith("#")], data, suffix == ".sif")
+    rows = ([_cleaned(cell) for cell in row] for row in rows_of(path, data, separator, "#"))
+    head = list(islice(rows, _LOOK_AT))
+    names = _commented_header(path, lines, separator, head) if header is not False else None
+    if names is None and head and _has_header(str(path), head, known, header):
+        names = head.pop(0)
+    pairs = _pairs(str(path), names, head, rows, known, weight, suffix == ".sif")
+    if not pairs.sources:
+        raise SourceContractError(
+            f"{path} holds no edge", path=path, fix="check what wrote it, or leave it out"
+        )
+    return pairs
+
+
+def frame_network(frame: Any, known: Known | None, weight: str | int | None) -> Pairs:
+    """Edges of a pandas frame; its column names are a header."""
+    names = [str(name).strip() for name in frame.columns]
+    rows = ([_cleaned(cell) for cell in row] for row in frame.itertuples(index=False))
+    return _pairs("a table", names, list(islice(rows, _LOOK_AT)), rows, known, weight, False)
+
+
+def _cleaned(cell: Any) -> str:
+    """A cell without the blanks and quotes around it; whole numbers without a decimal point."""
+    if not isinstance(cell, str):
+        whole = isinstance(cell, float) and cell.is_integer()
+        return "" if cell is None else str(int(cell) if whole else cell)
+    text: str = cell.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def _lines(data: bytes) -> Iterator[str]:
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start) + 1 or len(data)
+        yield data[start:end].decode("utf-8", "surrogatepass")
+        start = end
+
+
+def _separator(path: Path, lines: Sequence[str], data: bytes, is_sif: bool) -> str:
+    if is_sif:
+        return "\t" if b"\t" in data else BLANKS
+    told: str = separator_of(path)
+    for separator in (told, "\t", ",", ";"):
+        if lines and all(separator in line for line in lines):
+            return separator
+    return told if all(len(line.split()) < 2 for line in lines) else BLANKS
+
+
+def _commented_header(
+    path: Path, lines: Sequence[str], separator: str, head: Sequence[Sequence[str]]
+) -> list[str] | None:
+    """The last comment above the data, if it names its columns (BioGRID)."""
+    comments = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comments.append(line)
+    if not comments or not head:
+        return None
+    cells = next(rows_of(path, comments[-1].lstrip("#").encode("utf-8", "surrogatepass"), separator), [])
+    return [cell.strip() for cell in cells] if len(cells) == len(head[0]) and edge_columns(cells) else None
+
+
+def _has_header(origin: str, head: Sequence[Sequence[str]], known: Known | None, told: bool | None) -> bool:
+    if told is not None:
+        return told
+    first, rest = head[0], head[1:]
+    if known is not None and any(map(known, first)):
+        return False
+    if known is not None and any(known(cell) for row in rest for cell in row):
+        return True
+    found = looks_like_header(first, rest)
+    if found is None and known is None:
+        raise SourceContractError(
+            f"{origin}: the first row, {', '.join(map(repr, first[:2]))}, may be a header or an edge",
+            fix="pass header=True or header=False, or gene_set=[...]",
+        )
+    return bool(found)
+
+
+def _pairs(
+    origin: str,
+    names: list[str] | None,
+    head: list[list[str]],
+    rows: Iterable[list[str]],
+    known: Known | None,
+    weight: str | int | None,
+    is_sif: bool,
+) -> Pairs:
+    if names and head and all(len(row) == len(names) + 1 for row in head):
+        names = ["", *names]  # R names the columns, but not the row names in front of them
+    column = None if weight is None else _weight_column(origin, names, weight)
+    layout = _layout(origin, names, head, known, is_sif)
+    pairs = Pairs(origin, [], [], None if column is None else [], listed=True)
+    nameless = 0
+    for number, row in enumerate(chain(head, rows)):
+        if layout.is_sif and len(row) == 1:
+            continue  # a node without edges
+        if len(row) <= max(layout.source, layout.target, column or 0):
+            raise SourceContractError(
+                f"{origin}: row {number} has {len(row)} cells: {row[:5]}, expected the columns of the rows before it",
+            )
+        for target in row[layout.target :] if layout.is_sif else (row[layout.target],):
+            if (row[layout.source] in NAMELESS or target in NAMELESS) and not (
+                known is not None and known(row[layout.source]) and known(target)
+            ):
+                nameless += 1
+                continue
+            pairs.sources.append(row[layout.source])
+            pairs.targets.append(target)
+            if column is not None and pairs.weights is not None:
+                pairs.weights.append(row[column])
+    if names:
+        pairs.remarks.append(f"columns {names[layout.source]!r} and {names[layout.target]!r}")
+    if nameless:
+        pairs.remarks.append(f"{nameless:,} rows passed over that name no gene on one side")
+    return pairs
+
+
+def _weight_column(origin: str, names: list[str] | None, weight: str | int) -> int:
+    if isinstance(weight, int) and not isinstance(weight, bool) and weight >= 0:
+        return weight
+    if names is not None and weight in names:
+        return names.index(str(weight))
+    what = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
+    raise SettingError(
+        f"{origin}: no column of weights {weight!r}; {what}",
+        fix="weights={'network': 'column'}, or its position",
+    )
+
+
+def _layout(
+    origin: str, names: list[str] | None, head: Sequence[list[str]], known: Known | None, is_sif: bool
+) -> _Layout:
+    """Where the ends of the edges are."""
+    width = len(names) if names else max(map(len, head), default=0)
+    if is_sif or (names is None and _is_sif(head)):
+        return _Layout(0, 2, True)
+    start = int(_numbers_rows(names, head))
+    if width < start + 2:
+        raise SourceContractError(
+            f"{origin}: expected two columns, got {(names or [*head, ['']][0])[:3]}",
+            fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV)",
+        )
+    candidates = [*(edge_columns(names) if names else ()), (start, start + 1)]
+    if known is None:
+        _check_columns(origin, names, head, *candidates[0])
+        return _Layout(*candidates[0])
+    met = [
+        sum(known(row[i]) and known(row[j]) for row in head if len(row) > max(i, j)) for i, j in candidates
+    ]
+    if max(met) == 0:
+        holding = [k for k in range(width) if any(len(row) > k and known(row[k]) for row in head)]
+        if len(holding) == 2:
+            return _Layout(holding[0], holding[1])
+    best = candidates[met.index(max(met))]
+    if (
+        names is None
+        and len({len(row) for row in head}) > 1
+        and any(known(c) for row in head for c in row[2:])
+    ):
+        raise _refused(
+            origin, "rows of several lengths with genes behind the second column (an adjacency list?)"
+        )
+    return _Layout(*best)
+
+
+def _is_sif(head: Sequence[Sequence[str]]) -> bool:
+    return bool(head) and all(len(row) > 2 and row[1].lower() in _RELATIONS for row in head)
+
+
+def _numbers_rows(names: list[str] | None, head: Sequence[Sequence[str]]) -> bool:
+    """Whether the first column numbers the rows, as pandas and R write it."""
+    if not head or any(len(row) < 3 for row in head):
+        return False
+    column = [row[0] for row in head]
+    if names is not None:
+        return names[0].lower() in ("", "unnamed: 0", "index", "level_0")
+    counts = any(column == [str(k) for k in range(first, first + len(column))] for first in (0, 1))
+    return counts and not any(is_number(row[1]) for row in head)
+
+
+def _check_columns(
+    origin: str, names: list[str] | None, head: Sequence[Sequence[str]], source: int, target: int
+) -> None:
+    """Without known genes: the two sides must be alike, and nothing must look like a third one."""
+    sides = [[row[k] for row in head if len(row) > k and row[k] not in NAMELESS] for k in (source, target)]
+    shares = [sum(map(is_number, side)) / max(len(side), 1) for side in sides]
+    if abs(shares[0] - shares[1]) > 0.5:
+        k = int(shares[1] > shares[0])
+        raise _refused(
+            origin, f"column {(source, target)[k] + 1} holds numbers ({sides[k][0]!r}), the other names"
+        )
+    if names is not None:
+        return
+    if len({len(row) for row in head}) > 1:
+        raise _refused(origin, "rows of several lengths without a header (an adjacency list?)")
+    third = {row[2] for row in head if len(row) > 2}
+    if len(set(sides[1])) == 1 and len(head) > 1 and len(third) > 1 and not any(map(is_number, third)):
+        raise _refused(origin, f"the second column is {sides[1][0]!r} throughout, and names follow it")
+
+
+def _refused(origin: str, why: str) -> SourceContractError:
+    return SourceContractError(
+        f"{origin}: it cannot be told which columns hold the two genes of an edge: {why}",
+        fix="give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
+    )
