@@ -344,8 +344,8 @@ def test_wrong_arguments_are_answered_with_the_valid_ones(tmp_path):
     cases = [
         (("reaction", 3), {}, "'gene', the perturbed type"),
         (("gene", 3), {"strategy": "best"}, "'random_expressed'"),
-        (("gene",), {"values": 0}, "expected a positive integer"),
-        (("gene", 0), {"values": 0}, "expected a positive integer"),
+        (("gene",), {"values": 0}, "k=.*a whole number from 1 on"),
+        (("gene", 0), {"values": 0}, "k=.*a whole number from 1 on"),
         (("gene", 3), {}, r"column of x \(0..2\)"),
         (("gene", 3), {"values": 3}, r"column of x \(0..2\)"),
         (("gene", 3), {"values": torch.ones(4)}, r"expected \[9\] or \[2, 9\]"),
@@ -353,7 +353,7 @@ def test_wrong_arguments_are_answered_with_the_valid_ones(tmp_path):
         (
             ("gene", 3),
             {"strategy": "random_expressed", "values": 0, "seed": -1, "step": 0},
-            "integers from 0 on",
+            "seed=-1: expected a whole number from 0 on",
         ),
         (("gene", 3), {"strategy": "random_expressed", "values": 0}, "step was not given"),
     ]

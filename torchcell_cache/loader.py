@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method, whole_number
+from torchcell_cache.given_numbers import real_number, whole_number
+from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method
 from torchcell_cache.loading.prefetch import on_device
 from torchcell_cache.loading.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
 from torchcell_cache.loading.sampling import CacheSampler, Plan
@@ -95,13 +97,16 @@ class CacheLoader:
     ) -> None:
         valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
         refuse_unknown("CacheLoader", unknown, valid)
-        dataset = dataset if indices is None else restricted(dataset, indices)
+        self._given, dataset = dataset, dataset if indices is None else restricted(dataset, indices)
         self.dataset, self._view = dataset, _view(dataset)
         self.collate_fn, self.expand = collate_fn, bool(expand)
         self.follow_batch, self.exclude_keys = follow_batch, exclude_keys
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
-        self.persistent_workers, self.timeout = bool(persistent_workers), float(timeout)
+        self.persistent_workers, self.timeout = (
+            bool(persistent_workers),
+            real_number("timeout", timeout, "seconds from 0 on"),
+        )
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = start_method(multiprocessing_context)
         self.device = None if device is None else torch.device(device)
@@ -115,13 +120,10 @@ class CacheLoader:
         )
         self.batch_size = getattr(self.batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
-        self._samples = collate_fn is not None or self._view.transform is not None
         self._own = self.batch_sampler if isinstance(self.batch_sampler, CacheSampler) else None
         if self._own is not None:
             self._check_sampler(self._own)
-        reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
-        self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
-        self._workers: WorkerProcesses | None = None
+        self._prepare_reader()
 
     def _check_sampler(self, own: CacheSampler) -> None:
         """Refuse a sampler of other samples: its weights and costs would be those of others."""
@@ -135,6 +137,19 @@ class CacheLoader:
                 "the sampler is for other samples than the dataset's, or for another order", fix=fix
             )
 
+    def _prepare_reader(self) -> None:
+        self._samples = self.collate_fn is not None or self._view.transform is not None
+        reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
+        self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
+        self._workers: WorkerProcesses | None = None
+
+    def _follow_transform(self) -> None:
+        """Read as the dataset says now: its transform may have been set since this loader was made."""
+        transform = _view(self._given).transform
+        if transform is not self._view.transform:
+            self._view = replace(self._view, transform=transform)
+            self._prepare_reader()
+
     def _make_reader(self) -> SharedReader | SampleReader:
         if not self._samples:
             return SharedReader(self._view.generation, packed=self.num_workers > 0)
@@ -144,7 +159,7 @@ class CacheLoader:
                 "the dataset has a transform, so samples are read one by one and collated by PyG, which copies the base "
                 "graph into every sample of every batch; store the transform's result (processor= of build) or "
                 "apply it to batch.to_pyg() for fast batches",
-                stacklevel=3,
+                stacklevel=4,
             )
             collate = pyg_collater(self.follow_batch, self.exclude_keys)
         return SampleReader(self._view.generation, self._view.transform, collate)
@@ -156,6 +171,7 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
+        self._follow_transform()
         plan = None if self._own is None else self._own.start_epoch()
         read = self._in_workers if self.num_workers else self._here
         for job, batch in on_device(

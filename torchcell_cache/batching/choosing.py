@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.induced import FarEnds, hop_columns, neighbours
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
@@ -45,18 +46,14 @@ def check_count(k: Any, num_perturbed: int, strategy: str) -> int:
     Raises:
         SettingError: If it is no positive integer, or less than the nodes that the batch perturbs.
     """
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+    count = whole_number("k", k, 1, fix='k=1000, or strategy="all" for every node')
+    if count < num_perturbed:
         raise SettingError(
-            f"k={k!r} nodes with strategy={strategy!r}: expected a positive integer",
-            fix='k=1000, or strategy="all" for every node',
-        )
-    if k < num_perturbed:
-        raise SettingError(
-            f"k={k} nodes, but the samples of this batch perturb {num_perturbed} different nodes: a sample without its "
+            f"k={count} nodes, but the samples of this batch perturb {num_perturbed} different nodes: a sample without its "
             "perturbed nodes would look like the wild type",
             fix=f"k={num_perturbed} or more, or smaller batches",
         )
-    return int(k)
+    return count
 
 
 def checked_nodes(nodes: Any, num_nodes: int) -> Int64Array:
@@ -103,9 +100,8 @@ def at_random(scores: Scores, weighted: bool, key: tuple[int, int, int]) -> Int6
         weighted: By value rather than uniformly.
         key: Seed, epoch and step; nothing else decides the order.
     """
-    if min(key) < 0:
-        raise SettingError(f"seed, epoch and step are {key}: expected integers from 0 on")
-    drawn = np.random.default_rng(key).exponential(size=len(scores))
+    words = [whole_number(name, value, 0) for name, value in zip(("seed", "epoch", "step"), key, strict=True)]
+    drawn = np.random.default_rng(words).exponential(size=len(scores))
     expressed = np.flatnonzero(scores > 0)
     weights = scores[expressed] if weighted else 1.0
     return expressed[np.argsort(drawn[expressed] / weights, kind="stable")]
@@ -170,7 +166,7 @@ def _base_column(values: Any, base: Any, num_nodes: int) -> npt.NDArray[Any]:
         for name, value in base._mapping.items()
         if isinstance(value, Tensor) and value.numel() == num_nodes and value.size(0) == num_nodes
     }
-    if isinstance(values, int) and not isinstance(values, bool) and 0 <= values < width:
+    if isinstance(values, int | np.integer) and not isinstance(values, bool) and 0 <= values < width:
         return np.asarray(x[:, values].numpy(force=True))
     if isinstance(values, str) and values in named:
         return np.asarray(named[values].reshape(-1).numpy(force=True))

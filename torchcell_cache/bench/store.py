@@ -25,6 +25,7 @@ from torchcell_cache.bench.stages import (
 )
 from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import real_number, whole_number
 from torchcell_cache.loader import CacheLoader
 from torchcell_cache.record import Int64Array
 
@@ -127,7 +128,12 @@ def bench_store(
         SettingError: If a setting makes no sense, or the store is empty.
         CacheNotFoundError: If there is no store at ``root``.
     """
-    _check(batch_size, num_batches, workers, step_ms, seconds)
+    batch_size, num_batches = (
+        whole_number("batch_size", batch_size, 1),
+        whole_number("num_batches", num_batches, 1),
+    )
+    workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
+    _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
     if len(dataset) == 0:
         raise SettingError(f"the store at {dataset.root} has no samples, so there is nothing to time")
@@ -155,17 +161,12 @@ def bench_store(
     return report
 
 
-def _check(
-    batch_size: int, num_batches: int, workers: Sequence[int], step_ms: float | None, seconds: float
-) -> None:
-    for name, value, least in (("batch_size", batch_size, 1), ("num_batches", num_batches, 1)):
-        if value < least:
-            raise SettingError(f"{name}={value}, expected at least {least}")
-    if not workers or min(workers) < 0:
-        raise SettingError(f"workers={list(workers)}, expected numbers from 0 on, such as [0,1,2,4]")
+def _check(workers: Sequence[int], step_ms: float | None, seconds: float) -> None:
+    if not workers:
+        raise SettingError("workers=[], expected numbers from 0 on, such as [0,1,2,4]")
     for name, number in (("step_ms", step_ms), ("seconds", seconds)):
-        if number is not None and not 0 < number < float("inf"):
-            raise SettingError(f"{name}={number}, expected a number above 0")
+        if number is not None:
+            real_number(name, number, "a number above 0", above=True)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

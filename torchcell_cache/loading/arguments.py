@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import BatchSampler
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.loading.distributed import DistributedCacheSampler
 from torchcell_cache.loading.sampling import CacheSampler
 from torchcell_cache.processors.base import choice
@@ -25,17 +26,6 @@ def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:
         close = difflib.get_close_matches(name, valid, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SettingError(f"{what} has no argument {name!r}{hint}\n  it has {', '.join(valid)}")
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """``value`` if it is a whole number from ``least`` on.
-
-    Raises:
-        SettingError: If not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingError(f"{name}={value!r}: expected a whole number from {least} on")
-    return value
 
 
 def start_method(value: Any) -> Any:

@@ -14,6 +14,7 @@ import xxhash
 
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import real_number
 from torchcell_cache.loading.draws import Float64Array
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.loading.groups import column_of
@@ -162,9 +163,11 @@ class BalancedCostBatchSampler(CacheSampler):
             raise SettingError("give batch_size= (samples per batch), max_cost= (cost per batch) or both")
         common = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
         super().__init__(dataset, 1 if batch_size is None else batch_size, **common, uneven=uneven)  # type: ignore[arg-type]
-        self.batch_size = batch_size  # type: ignore[assignment]
+        if batch_size is None:
+            self.batch_size = None  # type: ignore[assignment]
         self.uneven = "drop_last" if drop_last else self.uneven
-        self.most, self.shuffle = self.num_samples if batch_size is None else batch_size, bool(shuffle)
+        self.most = self.num_samples if batch_size is None else self.batch_size
+        self.shuffle = bool(shuffle)
         if (by is None) == (costs is None):
             raise SettingError(
                 "give by= (a stored column) or costs= (numbers of your own), one of the two",
@@ -177,16 +180,15 @@ class BalancedCostBatchSampler(CacheSampler):
         if self.num_samples:
             self._refuse_none(self.beginning)
 
-    def _checked_limit(self, limit: Any) -> float:
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
-            raise SettingError(f"max_cost={limit!r}: expected a number above 0")
+    def _checked_limit(self, given: Any) -> float:
+        limit = real_number("max_cost", given, "a number above 0", above=True)
         if len(self.costs) and float(self.costs.max()) > limit:
             worst, many = int(self.costs.argmax()), int((self.costs > limit).sum())
             raise SettingError(
                 f"{many} samples cost more than max_cost={limit}: sample {worst} costs {self.costs[worst]:g}",
                 fix=f"max_cost={self.costs.max():g}, or a view without them: dataset[costs <= {limit}]",
             )
-        return float(limit)
+        return limit
 
     # Batches
 
@@ -254,6 +256,9 @@ class BalancedCostBatchSampler(CacheSampler):
     def _steps(self, place: int) -> int:
         return len(self._plan_of(self.epoch, place, 0))
 
+    def _last_place(self) -> int:
+        return len(self.batches(self._next_epoch))
+
     def _settings(self) -> dict[str, Any]:
         return {
             **super()._settings(),
@@ -285,4 +290,7 @@ def _checked(costs: Any, count: int, name: str, base_cost: float) -> Float64Arra
             f"{name}[{where}] costs {found[where]}: expected finite numbers that are not negative",
             fix="costs= of your own, or a view without those samples",
         )
+    with np.errstate(over="ignore"):
+        if not bool(np.isfinite(np.cumsum(found)[-1:]).all()):
+            raise SettingError(f"the sum of all {name} is infinite", fix="costs in a larger unit")
     return found

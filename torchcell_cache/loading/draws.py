@@ -56,6 +56,9 @@ def draw_without_replacement(weights: Float64Array, count: int, seed: int, epoch
     ``-ln(u) / weight``, in ascending order, are such a draw.
     """
     able = np.flatnonzero(weights)
-    times = minus_log(uniforms(len(weights), seed, epoch, WITHOUT))[able] / weights[able]
+    with np.errstate(
+        over="ignore"
+    ):  # a weight close to 0 beside the others comes last, after infinitely long
+        times = minus_log(uniforms(len(weights), seed, epoch, WITHOUT))[able] / weights[able]
     drawn: Int64Array = able[np.argsort(times, kind="stable")[:count]].astype(np.int64)
     return drawn

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.loading.draws import Float64Array
 from torchcell_cache.record import Int64Array
 
@@ -38,14 +39,16 @@ def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
 def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
     """Inner edges of bins, ascending."""
     known = values[np.isfinite(values)]
-    if isinstance(bins, int) and not isinstance(bins, bool):
-        if bins < 2:
-            raise SettingError(f"bins={bins!r}: expected a whole number from 2 on, or a list of edges")
+    if np.ndim(bins) == 0:
+        bins = whole_number("bins", bins, 2, fix="bins=10, or a list of edges")
         if not len(known):
             raise SettingError(f"column {name!r} has no finite value to make bins of")
         low, high = float(known.min()), float(known.max())
         return low + (high - low) * np.arange(1, bins, dtype=np.float64) / bins
-    edges = np.asarray(bins, dtype=np.float64)
+    try:
+        edges = np.asarray(bins, dtype=np.float64)
+    except (TypeError, ValueError):
+        edges = np.empty(0)
     if edges.ndim != 1 or not len(edges) or not bool((np.diff(edges) > 0).all()):
         raise SettingError(f"bins={bins!r}: expected a whole number from 2 on, or edges in ascending order")
     return edges

@@ -7,6 +7,7 @@ import os
 import torch
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import whole_number
 
 
 def rank_and_world_size(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
@@ -30,6 +31,7 @@ def rank_and_world_size(rank: int | None = None, world_size: int | None = None) 
                 f"the environment has RANK={rank} and WORLD_SIZE={world_size}: every rank would read the same samples",
                 fix="start with torchrun, or pass rank= and world_size=",
             )
+    rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
     if not 0 <= rank < world_size:
         raise SettingError(f"rank {rank} of {world_size} ranks ({origin}): expected 0 to {world_size - 1}")
     return rank, world_size

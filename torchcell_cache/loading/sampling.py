@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Iterator, Sized
 from typing import Any, ClassVar, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import seed_number, whole_number
 from torchcell_cache.loading.epoch_plan import EpochPlan, StepPlan
 from torchcell_cache.loading.ranks import rank_and_world_size
 from torchcell_cache.loading.view import view_of
@@ -69,14 +71,13 @@ class CacheSampler(abc.ABC):
         world_size: int | None,
         uneven: str,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingError(f"batch_size={batch_size!r}: expected a whole number from 1 on")
+        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(seed)
         self.dataset = dataset
-        self.num_samples = dataset if isinstance(dataset, int) else len(dataset)
-        self.batch_size, self.seed = batch_size, int(seed)
+        self.num_samples = len(dataset) if isinstance(dataset, Sized) else whole_number("dataset", dataset, 0)
         self.drop_last, self.uneven = bool(drop_last), choice("uneven", uneven, UNEVEN)
         self._rank, self._world_size = rank, world_size
         self._next_epoch, self._next_place = 0, self.beginning
+        self._ended: tuple[int, Any] | None = None  # an epoch that a state had seen to its end
         self._plan: Plan | None = None
         self._done = 0
 
@@ -135,14 +136,17 @@ class CacheSampler(abc.ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
-        if epoch != self._next_epoch:
-            self._next_epoch, self._next_place = int(epoch), self.beginning
-        self._plan = None
+        epoch = whole_number("epoch", epoch, 0)
+        if self._ended is not None and epoch == self._ended[0]:
+            self._next_epoch, self._next_place = self._ended
+        elif epoch != self._next_epoch:
+            self._next_epoch, self._next_place = epoch, self.beginning
+        self._plan = self._ended = None
 
     def start_epoch(self) -> Plan:
         """The next epoch's plan; from now on :meth:`state_dict` speaks of this epoch."""
         plan = self._make_plan(self._next_epoch, self._next_place)
-        self._plan, self._done = plan, 0
+        self._plan, self._ended, self._done = plan, None, 0
         self._next_epoch, self._next_place = self._next_epoch + 1, self.beginning
         return plan
 
@@ -190,7 +194,8 @@ class CacheSampler(abc.ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, whatever the number of ranks and workers now.
 
-        The seed is taken over; what decides which samples are drawn must be the same.
+        The seed is taken over; what decides which samples are drawn must be the same. After a state from the end of an
+        epoch the next epoch comes.
 
         Raises:
             SettingError: If the state is of another dataset, of another kind of order, or no state at all.
@@ -212,15 +217,27 @@ class CacheSampler(abc.ABC):
             )
         if self.place_name not in state:
             raise SettingError(f"not a loader's state: {self.place_name!r} is missing, got {state!r:.200}")
-        place = self._read_place(state[self.place_name])
-        self.seed, self._plan = int(state["seed"]), None
-        self._next_epoch, self._next_place = int(state["epoch"]), place
+        other = copy.copy(self)  # taken over once all of the state makes sense
+        other.seed, other._plan, other._ended = seed_number(state["seed"]), None, None
+        other._next_epoch = whole_number("not a loader's state: epoch", state["epoch"], 0)
+        other._next_place = other._read_place(state[self.place_name])
+        if other._next_place != self.beginning and other.steps_left == 0:
+            other._ended = other._next_epoch, other._next_place
+            other._next_epoch, other._next_place = other._next_epoch + 1, self.beginning
+        self.__dict__.update(other.__dict__)
 
     def _read_place(self, place: Any) -> Any:
         """A state's place, checked."""
-        if isinstance(place, bool) or not isinstance(place, int) or place < 0:
-            raise SettingError(f"not a loader's state: {self.place_name}={place!r}")
-        return place
+        seen = whole_number(f"not a loader's state: {self.place_name}", place, 0)
+        if seen > self._last_place():
+            raise SettingError(
+                f"not a loader's state: {self.place_name}={seen} of an epoch of {self._last_place()}"
+            )
+        return seen
+
+    def _last_place(self) -> int:
+        """The place at which an epoch is over, where places are numbers."""
+        return self.num_samples
 
 
 class OrderSampler(CacheSampler):
@@ -235,6 +252,9 @@ class OrderSampler(CacheSampler):
     def epoch_size(self) -> int:
         """Samples of a whole epoch, over all ranks."""
         return self.num_samples
+
+    def _last_place(self) -> int:
+        return self.epoch_size
 
     def _draw(self, epoch: int) -> Int64Array | None:
         """The epoch's list of indices, ``[epoch_size] int64``; ``None`` for the dataset's own order."""

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.arguments import whole_number
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.loading.lanes import Intervals, LanePlan, Shares
 from torchcell_cache.loading.line import Line, ShardLayout
 from torchcell_cache.loading.sampling import CacheSampler
@@ -93,8 +93,8 @@ class LaneSampler(CacheSampler):
 
     def _read_place(self, place: Any) -> Intervals:
         try:
-            found = [[int(a), int(b)] for a, b in place]
-        except (TypeError, ValueError):
+            found = [[whole_number("left", a, 0), whole_number("left", b, 0)] for a, b in place]
+        except (TypeError, ValueError, SettingError):
             found = [[1, 0]]
         flat = [0, *(x for pair in found for x in pair), self.num_samples]
         if any(b < a for a, b in itertools.pairwise(flat)):

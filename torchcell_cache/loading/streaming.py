@@ -11,8 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.loader import CacheLoader
-from torchcell_cache.loading.arguments import refuse_unknown, whole_number
+from torchcell_cache.loading.arguments import refuse_unknown
 from torchcell_cache.loading.lanes import LanePlan
 from torchcell_cache.loading.line import ShardLayout
 from torchcell_cache.loading.quality import ShuffleQuality, shuffle_quality
@@ -144,8 +145,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
         buffer: int,
         common: tuple[Any, ...],
     ) -> None:
-        self.batch_size = batch_size
-        size = 1 if batch_size is None else batch_size
+        size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.batch_size = None if batch_size is None else size
         named = dict(zip(_COMMON[3:], common, strict=True))
         self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **named)
 
@@ -179,6 +180,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
         return CacheLoader(self.dataset, num_workers=num_workers, sampler=self.sampler, **settings)
 
     def __iter__(self) -> Iterator[Any]:
+        if self._source is None:  # its transform may have been set since
+            self._view = store_view(self.dataset, "StreamingCacheDataset")
         worker = get_worker_info()
         self.sampler.lanes, lane = (1, 0) if worker is None else (worker.num_workers, worker.id)
         plan = self.sampler.start_epoch()
@@ -272,8 +275,9 @@ class StreamingCacheDataset(IterableDataset[Any]):
             epoch: Which epoch.
             batch_size: Of what is said about batches; the stream's own by default, else 256.
         """
-        line, size = self.sampler.line(epoch), batch_size or self.batch_size or 256
-        return shuffle_quality(line.indices(0, len(line)), whole_number("batch_size", size, 1))
+        line = self.sampler.line(whole_number("epoch", epoch, 0))
+        size = (self.batch_size or 256) if batch_size is None else whole_number("batch_size", batch_size, 1)
+        return shuffle_quality(line.indices(0, len(line)), size)
 
     def __repr__(self) -> str:
         return f"StreamingCacheDataset({self.dataset!r}, batch_size={self.batch_size})"
@@ -284,14 +288,8 @@ def _same(value: Any) -> Any:
 
 
 _COMMON = [
-    "shuffle",
-    "chunk_size",
-    "shuffle_buffer_size",
-    "seed",
-    "drop_last",
-    "rank",
-    "world_size",
-    "uneven",
+    *("shuffle", "chunk_size", "shuffle_buffer_size"),
+    *("seed", "drop_last", "rank", "world_size", "uneven"),
 ]
 _ARGUMENTS = ["dataset", "batch_size", *_COMMON]
 _SOURCE_ARGUMENTS = ["source", "processor", "batch_size", *_COMMON, "run_size", "collate_fn"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.arguments import whole_number
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.loading.draws import Float64Array, draw_with_replacement, draw_without_replacement
 from torchcell_cache.loading.groups import Bins, inverse_frequency
 from torchcell_cache.loading.sampling import OrderSampler
@@ -91,7 +91,7 @@ class WeightedCacheSampler(OrderSampler):
     def _checked_draws(self, wanted: int | None) -> int:
         able = int(np.count_nonzero(self.weights))
         count = (self.num_samples if self.replacement else able) if wanted is None else wanted
-        whole_number("num_samples", count, 0 if wanted is None else 1)
+        count = whole_number("num_samples", count, 0 if wanted is None else 1)
         if not self.replacement and count > able:
             raise SettingError(
                 f"num_samples={count}, but only {able} of {self.num_samples} samples have a weight above 0",
@@ -150,4 +150,6 @@ def _checked(weights: Any, count: int) -> Float64Array:
         )
     if count and not bool(found.any()):
         raise SettingError("all weights are 0: nothing could be drawn")
-    return found
+    with np.errstate(over="ignore"):
+        fits = bool(np.isfinite(np.cumsum(found)[-1:]).all())
+    return found if fits else found / found.max()

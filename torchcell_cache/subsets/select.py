@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import CacheNotFoundError, SettingError
+from torchcell_cache.given_numbers import seed_number, whole_number
 from torchcell_cache.indexing import as_positions
-from torchcell_cache.loading.arguments import whole_number
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
@@ -101,17 +101,14 @@ def _where(dataset: Any, where: str) -> npt.NDArray[np.bool_]:
 
 def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
     """Which of ``rows`` are drawn, ascending."""
-    n = whole_number("n", n.item() if hasattr(n, "item") else n, 0)
-    whole_number("bins", bins, 1)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise SettingError(f"seed={seed!r}: expected a whole number")
+    n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1), seed_number(seed)
     if n > len(rows):
         raise SettingError(
             f"n={n:,}: {len(rows):,} samples fulfil the conditions", fix="a smaller n, or fewer conditions"
         )
     if stratify is None:
         return np.sort(epoch_order(len(rows), seed, 0)[:n])
-    return draw(strata_of(column(dataset, stratify, "stratify")[rows], bins), int(n), seed)
+    return draw(strata_of(column(dataset, stratify, "stratify")[rows], bins), n, seed)
 
 
 # Perturbed nodes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.checks import seed_number, whole_number
+from torchcell_cache.given_numbers import seed_number, whole_number
 from torchcell_cache.record import Int64Array
 
 PARTS = ("train", "val", "test")

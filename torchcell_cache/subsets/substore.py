@@ -34,6 +34,7 @@ from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import SettingError
 from torchcell_cache.fingerprint import Fingerprint
 from torchcell_cache.generation import Generation
+from torchcell_cache.given_numbers import whole_number
 from torchcell_cache.graph.io import graph_digest
 from torchcell_cache.loading.view import view_of
 from torchcell_cache.manifest import processed_dir
@@ -165,9 +166,7 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 
 def _shard_plan(generation: Generation, plan: BuildPlan, count: int, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
-    size = SHARD_SIZES[manifest.storage] if shard_size is None else shard_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SettingError(f"shard_size={shard_size!r} must be at least 1")
+    size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
     generic = not generation.is_structured
     return ShardPlan(
         num_samples=count,

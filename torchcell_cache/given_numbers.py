@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -29,6 +30,27 @@ def whole_number(name: str, value: Any, least: int | None = None, fix: str | Non
         raise SettingError(f"{name}={value!r:.200}: expected {wanted}", fix=fix) from None
     if least is not None and found < least:
         raise SettingError(f"{name}={found}: expected {wanted}", fix=fix)
+    return found
+
+
+def real_number(name: str, value: Any, wanted: str, *, above: bool = False) -> float:
+    """``value`` as a finite ``float`` that is not negative.
+
+    Args:
+        name: What it is called, for the message.
+        value: What was passed.
+        wanted: What is expected, for the message.
+        above: Refuse 0 too.
+
+    Raises:
+        SettingError: If it is no such number.
+    """
+    try:
+        found = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        found = math.nan
+    if not (0 <= found < math.inf) or (above and found == 0):
+        raise SettingError(f"{name}={value!r:.200}: expected {wanted}")
     return found
 
 

@@ -1,0 +1,267 @@
+"""Numbers that samplers, splits and loaders are given: numpy's and torch's count as Python's, others get one sentence."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.data import Data
+
+import torchcell_cache as tc
+from torchcell_cache.errors import SettingError
+from torchcell_cache.given_numbers import whole_number
+
+INTEGERS = [np.int8, np.int64, np.uint64, lambda k: torch.tensor(k), lambda k: np.array(k)]
+NO_INTEGERS = [
+    None,
+    "3",
+    1.0,
+    2.5,
+    math.nan,
+    True,
+    np.True_,
+    torch.tensor(True),
+    torch.tensor(1.5),
+    [3],
+    b"3",
+    3j,
+]
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory):
+    root = tmp_path_factory.mktemp("numbers") / "s"
+    source = tc.testing.tiny_source(24)
+    return tc.build(root, source=source, processor=tc.Perturbation(), shard_size=6, progress=False)
+
+
+MADE = {
+    "DistributedCacheSampler": lambda ds, **own: tc.DistributedCacheSampler(ds, shuffle=True, **own),
+    "WeightedCacheSampler": lambda ds, **own: tc.WeightedCacheSampler(ds, weights=range(1, 25), **own),
+    "BalancedCostBatchSampler": lambda ds, **own: tc.BalancedCostBatchSampler(
+        ds, by="perturbed_count", **own
+    ),
+    "DistributedShardSampler": lambda ds, **own: tc.DistributedShardSampler(ds, **own),
+    "CacheLoader": lambda ds, **own: tc.CacheLoader(ds, shuffle=True, **own).batch_sampler,
+    "StreamingCacheDataset": lambda ds, **own: tc.StreamingCacheDataset(ds, **own).sampler,
+}
+
+
+def batches(sampler):
+    return [list(map(int, batch)) for batch in sampler]
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("of", INTEGERS, ids=str)
+def test_integers_of_any_library(ds, name, of) -> None:
+    make = MADE[name]
+    given = make(ds, seed=of(7), batch_size=of(5), rank=of(1), world_size=of(2))
+    plain = make(ds, seed=7, batch_size=5, rank=1, world_size=2)
+    assert batches(given) == batches(plain)
+    assert json.loads(json.dumps(given.state_dict())) == plain.state_dict()
+    given.set_epoch(of(3))
+    plain.set_epoch(3)
+    assert batches(given) == batches(plain)
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("wrong", NO_INTEGERS, ids=repr)
+def test_anything_else_is_answered_in_a_sentence(ds, name, wrong) -> None:
+    with pytest.raises(SettingError, match=r"seed=.*expected a whole number"):
+        MADE[name](ds, batch_size=4, seed=wrong)
+    if wrong is not None:
+        with pytest.raises(SettingError, match=r"batch_size=.*expected a whole number"):
+            MADE[name](ds, batch_size=wrong)
+    with pytest.raises(SettingError, match=r"epoch=.*expected a whole number"):
+        MADE[name](ds, batch_size=4).set_epoch(wrong)
+
+
+@pytest.mark.parametrize("split", [tc.split_random, tc.split_by_perturbation])
+def test_splits_and_draws(ds, split) -> None:
+    for of in INTEGERS:
+        found = split(
+            ds, np.array([0.5, 0.25, 0.25]), seed=of(7), bins=of(3), stratify="fitness", progress=False
+        )
+        assert (
+            found.train.tolist()
+            == split(ds, (0.5, 0.25, 0.25), seed=7, bins=3, stratify="fitness", progress=False).train.tolist()
+        )
+        assert tc.select(ds, n=of(3), seed=of(7)).tolist() == tc.select(ds, n=3, seed=7).tolist()
+        assert isinstance(found.made_by["seed"], int)
+    for wrong in NO_INTEGERS:
+        with pytest.raises(SettingError, match="seed="):
+            split(ds, seed=wrong)
+        with pytest.raises(SettingError, match="seed="):
+            tc.select(ds, n=3, seed=wrong)
+    for fractions in (
+        None,
+        0.8,
+        "abc",
+        [None],
+        [0.5, "x"],
+        (k for k in (0.5, 0.5)),
+        [10**400, 0],
+        [[0.5], [0.5]],
+    ):
+        with pytest.raises(SettingError, match="fractions="):
+            split(ds, fractions)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(-(2**70), 2**70))
+def test_whole_numbers_stay_what_they_are(number) -> None:
+    assert whole_number("n", number) == number
+    if -(2**63) <= number < 2**63:
+        assert whole_number("n", np.int64(number)) == number
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1.0, 1e300, 8e307])
+@pytest.mark.parametrize("replacement", [True, False])
+def test_weights_of_any_size_draw_alike(scale, replacement) -> None:
+    """Only ratios count; the largest weight is drawn about as often as its share says."""
+    weights = np.array([1.0, 2.0, 1.0, 2.0]) * scale
+    sampler = tc.WeightedCacheSampler(
+        4, 4, weights=weights, num_samples=4000 if replacement else 2, replacement=replacement
+    )
+    drawn = np.bincount(np.concatenate([batches(sampler)[0] for _ in range(300)]), minlength=4)
+    share = drawn / drawn.sum()
+    assert abs(share[1] + share[3] - (2 / 3 if replacement else share[1] + share[3])) < 0.08
+    assert np.isclose(sampler.weights_of(0).sum(), 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[1, 2], [math.nan] * 24, [-1.0] * 24, [0] * 24, ["a"] * 24, [math.inf] * 24, None]
+)
+def test_weights_that_make_no_sense(ds, wrong) -> None:
+    with pytest.raises(SettingError, match="weight"):
+        tc.WeightedCacheSampler(ds, 4, weights=wrong)
+
+
+def test_costs_and_limits(ds) -> None:
+    plain = batches(tc.BalancedCostBatchSampler(ds, max_cost=6, by="perturbed_count"))
+    for limit in (np.int64(6), np.float32(6), torch.tensor(6.0)):
+        assert batches(tc.BalancedCostBatchSampler(ds, max_cost=limit, by="perturbed_count")) == plain
+    for limit in (None, "6", math.nan, math.inf, 0, True, [6]):
+        with pytest.raises(SettingError, match="max_cost="):
+            tc.BalancedCostBatchSampler(ds, max_cost=limit, by="perturbed_count")
+    with pytest.raises(SettingError, match="the sum of all costs is infinite"):
+        tc.BalancedCostBatchSampler(24, 4, costs=[1e308] * 24)
+
+
+def test_bins_of_any_library(ds) -> None:
+    plain = tc.WeightedCacheSampler(ds, 4, by="fitness", bins=3).weights.tolist()
+    assert tc.WeightedCacheSampler(ds, 4, by="fitness", bins=np.int64(3)).weights.tolist() == plain
+    for wrong in (1, "3", 2.5, [], [0.5, 0.1], ["a"]):
+        with pytest.raises(SettingError, match="bins="):
+            tc.WeightedCacheSampler(ds, 4, by="fitness", bins=wrong)
+
+
+# States
+
+
+NUMBERS = [-1, 1.5, "a", None, True, math.nan, math.inf, [1], 10**30, "7"]
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("key", ["seed", "epoch", "place"])
+def test_states_with_impossible_numbers(ds, name, key) -> None:
+    sampler = MADE[name](ds, batch_size=4)
+    steps = iter(sampler)
+    next(steps)
+    state = sampler.state_dict()
+    wanted = batches(MADE[name](ds, batch_size=4))
+    for wrong in NUMBERS:
+        if (key, wrong) in (("seed", -1), ("seed", 10**30), ("epoch", 10**30)):  # whole numbers like others
+            continue
+        broken = {**state, sampler.place_name if key == "place" else key: wrong}
+        other = MADE[name](ds, batch_size=4)
+        with pytest.raises(SettingError):
+            other.load_state_dict(broken)
+        assert batches(other) == wanted  # untouched by what was refused
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    taken=st.integers(0, 6), size=st.integers(1, 9), world=st.integers(1, 3), name=st.sampled_from(list(MADE))
+)
+def test_a_state_after_any_number_of_steps_goes_on(ds, taken, size, world, name) -> None:
+    """What is left of the epoch follows, or the whole next epoch, never nothing."""
+    if name == "BalancedCostBatchSampler":
+        size = min(size, 8 // world)
+    first = MADE[name](ds, batch_size=size, rank=0, world_size=world)
+    steps = min(taken, len(first))
+    plan = first.start_epoch()
+    done = [plan.batch(k)[0].tolist() for k in range(steps)]
+    if steps:
+        first.note_step(plan, steps - 1)
+    state = json.loads(json.dumps(first.state_dict()))
+
+    again = MADE[name](ds, batch_size=size, rank=0, world_size=world)
+    again.load_state_dict(state)
+    at_end = steps == len(plan)
+    assert again.epoch == (1 if at_end else 0)
+    rest = batches(again)
+    fresh = MADE[name](ds, batch_size=size, rank=0, world_size=world)
+    if at_end:
+        fresh.set_epoch(1)
+        assert rest == batches(fresh)
+        again.load_state_dict(state)
+        again.set_epoch(0)  # asked for the finished epoch by number: nothing of it is left
+        assert batches(again) == []
+    elif not isinstance(first, tc.DistributedShardSampler | type(tc.StreamingCacheDataset(ds, 1).sampler)):
+        assert done + rest == batches(fresh)
+    else:
+        assert rest
+
+
+def test_a_loader_resumed_after_its_last_batch(ds) -> None:
+    loader = tc.CacheLoader(ds, 10, shuffle=True)
+    for _ in loader:
+        state = loader.state_dict()
+    resumed = tc.CacheLoader(ds, 10, shuffle=True)
+    resumed.load_state_dict(state)
+    assert (resumed.epoch, resumed.steps_left) == (1, 3)
+    wanted = [batch.indices.tolist() for batch in loader]  # its second epoch
+    assert [batch.indices.tolist() for batch in resumed] == wanted
+
+
+# A transform that is set, changed or taken away after the loader was made
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_transform_of_the_moment_counts(tmp_path, workers) -> None:
+    graphs = [Data(x=torch.full((2, 1), float(k))) for k in range(4)]
+    ds = tc.build(tmp_path, source=graphs, storage="full", progress=False)
+    loaders = [
+        tc.CacheLoader(
+            ds,
+            2,
+            num_workers=workers,
+            expand=True,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+        ),
+        tc.CacheLoader(ds, 2, expand=True, indices=[0, 1, 2, 3]),
+        tc.CacheLoader(torch.utils.data.Subset(ds, [0, 1, 2, 3]), 2, expand=True),
+    ]
+    streams = [tc.StreamingCacheDataset(ds, shuffle=False), tc.StreamingCacheDataset(ds, 2, shuffle=False)]
+
+    def seen(loader):
+        return [
+            value
+            for batch in loader
+            for value in (batch.to_pyg() if hasattr(batch, "to_pyg") else batch).x[::2, 0].tolist()
+        ]
+
+    for factor in (1, 7, 3, 1):
+        ds.transform = None if factor == 1 else lambda data, factor=factor: Data(x=data.x * factor)
+        for loader in (*loaders, *streams):
+            if factor != 1 and not isinstance(loader, tc.StreamingCacheDataset):
+                with pytest.warns(UserWarning, match="has a transform"):
+                    found = seen(loader)
+            else:
+                found = seen(loader)
+            assert found == [0.0, factor, 2.0 * factor, 3.0 * factor]
