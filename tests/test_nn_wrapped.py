@@ -1,0 +1,241 @@
+"""Layers that are altered, wrapped or remember edges, against the same layers on each sample's own kept edges."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Optional
+
+import pytest
+import torch
+import torch_geometric.nn as G
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_nn import BATCH, OUT, WIDTH, Drawn, as_one_graph, assert_same_run, draw, gradients
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from torchcell_cache.errors import SettingError
+from torchcell_cache.nn import shared_conv
+
+CACHING = {
+    "gcn": lambda cached: G.GCNConv(WIDTH, WIDTH, cached=cached),
+    "gcn2": lambda cached: Fed(G.GCN2Conv(WIDTH, 0.1, cached=cached), 2),
+    "sg": lambda cached: G.SGConv(WIDTH, WIDTH, cached=cached),
+    "ssg": lambda cached: G.SSGConv(WIDTH, WIDTH, 0.1, cached=cached),
+    "appnp": lambda cached: Fed(G.APPNP(2, 0.1, cached=cached)),
+    "eg": lambda cached: G.EGConv(WIDTH, WIDTH, num_heads=1, cached=cached),
+    "own": lambda cached: Remembers(cached),
+}
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "bare": lambda layer: layer,
+    "both directions": lambda layer: G.DirGNNConv(layer),
+    "sequential": lambda layer: G.Sequential(
+        "x, edge_index", [(layer, "x, edge_index -> x"), nn.ReLU(), (nn.Linear(WIDTH, OUT), "x -> x")]
+    ),
+    "transformer block": lambda layer: G.GPSConv(WIDTH, layer, heads=1, attn_type="performer").eval(),
+    "residual": lambda layer: Residual(nn.ModuleList([layer])),
+    "twice": lambda layer: Residual(nn.ModuleDict({"inner": G.DirGNNConv(layer)})),
+}
+"""What can stand around a layer; each is deterministic once it is made."""
+
+
+class Own(nn.Module):
+    """What wrappers of PyG ask of a layer."""
+
+    in_channels = out_channels = WIDTH
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Fed(Own):
+    """A layer that wants the first features as well, or takes no width."""
+
+    def __init__(self, layer: nn.Module, times: int = 1) -> None:
+        super().__init__()
+        self.layer, self.times = layer, times
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.layer(*[x] * self.times, edge_index)
+
+
+class Remembers(Own):
+    """A layer of a user that keeps degrees from its first call."""
+
+    def __init__(self, cached: bool) -> None:
+        super().__init__()
+        self.use, self._degree_cache = cached, {}
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        degree = self._degree_cache.get("degree")
+        if degree is None:
+            degree = torch.bincount(edge_index[1], minlength=len(x)).to(x.dtype).unsqueeze(1)
+            if self.use:
+                self._degree_cache["degree"] = degree
+        return x * degree
+
+
+class Residual(nn.Module):
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for layer in self.layers.values() if isinstance(self.layers, nn.ModuleDict) else self.layers:
+            x = x + layer(x, edge_index)
+        return x
+
+
+def same_values(layer: nn.Module, drawn: Drawn, actual: Tensor) -> None:
+    torch.testing.assert_close(actual, as_one_graph(layer, drawn, {}))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(CACHING)), st.sampled_from(list(WRAPPERS)), st.booleans())
+def test_no_batch_sees_the_edges_of_another(name: str, wrapper: str, cached: bool) -> None:
+    """Refused, at the latest when the second batch comes, or right."""
+    torch.manual_seed(0)
+    layer = WRAPPERS[wrapper](CACHING[name](cached)).double()
+    fresh, first, second = copy.deepcopy(layer), draw(1), draw(2)
+    if cached:
+        with pytest.raises(SettingError, match="keeps edges"):
+            for drawn in (first, second):
+                shared_conv(layer, drawn.x, drawn.edges)
+        return
+    shared_conv(layer, first.x, first.edges)
+    same_values(fresh, second, shared_conv(layer, second.x, second.edges))
+
+
+def test_a_cache_that_was_filled_and_then_switched_off_is_still_used_by_pyg() -> None:
+    layer, drawn = G.GCNConv(WIDTH, OUT, cached=True).double(), draw(3)
+    layer(drawn.x[0], drawn.edge_index)
+    layer.cached = False
+    with pytest.raises(SettingError, match="_cached_edge_index"):
+        shared_conv(layer, drawn.x, drawn.edges)
+    layer.reset_parameters()
+    same_values(layer, drawn, shared_conv(layer, drawn.x, drawn.edges))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("make", [lambda: G.GATConv(WIDTH, WIDTH), lambda: G.GCNConv(WIDTH, WIDTH)])
+def test_wrappers_and_models_run_as_they_are(wrapper: str, make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert_same_run(WRAPPERS[wrapper](make()).double(), draw(4), {}, "auto")
+
+
+@pytest.mark.parametrize("jump", [None, "cat", "max", "lstm"])
+@pytest.mark.parametrize("kind", [G.GCN, G.GraphSAGE, G.GIN, G.GAT])
+def test_whole_models(kind: type, jump: str | None) -> None:
+    torch.manual_seed(0)
+    model = kind(WIDTH, 6, 2, OUT, jk=jump, norm="layer_norm").double()
+    assert_same_run(model, draw(5), {}, "auto")
+
+
+def double_messages(layer: nn.Module) -> None:
+    own = layer.message
+    layer.message = lambda **given: 2 * own(**given)  # type: ignore[assignment]
+    layer._user_args = layer.inspector.get_flat_param_names(["message", "aggregate", "update"])
+
+
+def no_aggregation(layer: nn.Module) -> None:
+    own = layer.aggregate
+    layer.aggregate = lambda inputs, index, ptr=None, dim_size=None: 3 * own(inputs, index, ptr, dim_size)
+
+
+def update_by_half(layer: nn.Module) -> None:
+    layer.update = lambda inputs: inputs / 2
+
+
+def another_forward(layer: nn.Module) -> None:
+    own = layer.forward
+    layer.forward = lambda x, edge_index, edge_weight=None: own(x, edge_index) + 1
+
+
+def another_propagate(layer: nn.Module) -> None:
+    own = layer.propagate
+    layer.propagate = lambda edge_index, **given: own(edge_index, **given) - 1
+
+
+def another_reduction(layer: nn.Module) -> None:
+    own = layer.aggr_module.forward
+    layer.aggr_module.forward = lambda *given, **named: own(*given, **named).square()
+
+
+ALTERED = {
+    "message": double_messages,
+    "aggregate": no_aggregation,
+    "update": update_by_half,
+    "forward": another_forward,
+    "propagate": another_propagate,
+    "aggregation module": another_reduction,
+    "hook after": lambda layer: layer.register_forward_hook(lambda m, i, out: out * 2),
+    "hook before": lambda layer: layer.register_forward_pre_hook(lambda m, i: (i[0] * 2, *i[1:])),
+    "hook of the aggregation": lambda layer: layer.aggr_module.register_forward_hook(lambda m, i, out: -out),
+    "hook after messages": lambda layer: layer.register_message_forward_hook(lambda m, i, out: out * 2),
+    "hook before propagate": lambda layer: layer.register_propagate_forward_pre_hook(
+        lambda m, i: (i[0][:, :1], *i[1:])
+    ),
+    "hook after aggregation": lambda layer: layer.register_aggregate_forward_hook(lambda m, i, out: out + 1),
+    "gradient hook": lambda layer: layer.register_full_backward_hook(lambda m, i, o: (i[0] * 2, *i[1:])),
+}
+
+
+@pytest.mark.parametrize("way", ALTERED)
+@pytest.mark.parametrize("kind", [G.GCNConv, G.SAGEConv, G.GraphConv])
+def test_altered_layers_do_what_they_were_altered_to(kind: type, way: str) -> None:
+    torch.manual_seed(0)
+    layer, drawn = kind(WIDTH, OUT).double(), draw(6)
+    before = shared_conv(layer, drawn.x, drawn.edges, route="fast")
+    ALTERED[way](layer)
+    with pytest.raises(SettingError, match="not exact here"):
+        shared_conv(layer, drawn.x, drawn.edges, route="fast")
+    if way in ("message", "aggregate", "hook before propagate"):  # PyG itself takes them in their own ways
+        try:
+            as_one_graph(layer, drawn, {})
+        except Exception:
+            return
+    assert_same_run(layer, drawn, {}, "auto")
+    if way != "gradient hook":
+        assert not torch.allclose(before, shared_conv(layer, drawn.x, drawn.edges))
+
+
+def test_patches_of_the_class_and_hooks_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, drawn = G.SAGEConv(WIDTH, OUT).double(), draw(7)
+    with monkeypatch.context() as patch:
+        patch.setattr(G.SAGEConv, "message", lambda self, x_j: -x_j)
+        assert_same_run(layer, drawn, {}, "auto")
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, out: out * 2)
+    try:
+        assert_same_run(layer, drawn, {}, "auto")
+    finally:
+        handle.remove()
+    shared_conv(layer, drawn.x, drawn.edges, route="fast")
+
+
+class Doubled(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+class Louder(G.GCNConv):
+    def message(self, x_j: Tensor, edge_weight: Optional[Tensor]) -> Tensor:  # noqa: UP045 (PyG reads it)
+        return 2 * super().message(x_j, edge_weight)
+
+
+def test_parametrised_pruned_and_derived_layers() -> None:
+    drawn = draw(8)
+    outer, inner, pruned = (G.GCNConv(WIDTH, OUT).double() for _ in range(3))
+    parametrize.register_parametrization(outer, "bias", Doubled())
+    parametrize.register_parametrization(inner.lin, "weight", Doubled())
+    prune.l1_unstructured(pruned.lin, "weight", 0.5)
+    for layer in (outer, inner, pruned, Louder(WIDTH, OUT).double()):
+        torch.nn.init.normal_(next(layer.parameters()))
+        assert_same_run(layer, drawn, {}, "auto")
+
+
+def test_lazy_layers_and_layers_in_training() -> None:
+    for layer in (G.GCNConv(-1, OUT), G.SAGEConv((-1, -1), OUT, project=False)):
+        drawn = draw(9, dtype=torch.float32)
+        shared = shared_conv(layer, drawn.x, drawn.edges)
+        torch.testing.assert_close(shared, as_one_graph(layer, drawn, {}))
+        assert len(gradients(shared, layer, drawn.x)) == len(list(layer.parameters())) + 1
+        assert shared.shape == (BATCH, drawn.x.size(1), OUT)
