@@ -80,7 +80,7 @@ def _one_by_one(
         out = run(conv, pair, edges[edge_type], route, arguments)
         outs.setdefault(edge_type[2], []).append(out.flatten(0, 1))
     if not outs:
-        raise SettingError(f"none of the layer's edge types {list(layer.convs)} is among {list(edges)}")
+        raise SettingError(f"none of the layer's edge types {_types_of(layer)} is among {list(edges)}")
     grouped = {target: group(parts, layer.aggr) for target, parts in outs.items()}
     return {target: value.view(*x[target].shape[:2], *value.shape[1:]) for target, value in grouped.items()}
 
@@ -92,7 +92,7 @@ def _as_it_is(
     dicts: Dicts,
 ) -> dict[str, Tensor]:
     check_keeps_no_edges(layer)
-    known = getattr(layer, "edge_types", None) or getattr(layer, "convs", None) or edges
+    known = _types_of(layer) or edges
     index: dict[EdgeType, Tensor] = {}
     further = {name: {k: v for k, v in by_type.items() if k not in edges} for name, by_type in dicts.items()}
     for edge_type in edges:
@@ -102,7 +102,7 @@ def _as_it_is(
         check_features(pair, shared)
         kept = shared.kept(pair[0].size(1), pair[1].size(1))
         index[edge_type] = kept.index
-        of_edges = {f"{n}": by_type[edge_type] for n, by_type in dicts.items() if edge_type in by_type}
+        of_edges = {n: by_type[edge_type] for n, by_type in dicts.items() if edge_type in by_type}
         for name, value in sort_arguments(of_edges, pair, shared).of_edges.items():
             further[name][edge_type] = value[kept.edge]
     outs = layer({name: value.flatten(0, 1) for name, value in x.items()}, index, **further)
@@ -125,6 +125,14 @@ def _arguments(edge_type: EdgeType, x: Ends, edges: SharedEdges, dicts: Dicts) -
     return out
 
 
+def _types_of(layer: torch.nn.Module) -> list[EdgeType] | None:
+    """The edge types a module says it knows, if it says so."""
+    if isinstance(layer, HeteroConv):
+        return list(layer.convs.keys())
+    types = getattr(layer, "edge_types", None)
+    return types if isinstance(types, list) else None
+
+
 def _ends(x: Mapping[str, Tensor], edge_type: EdgeType) -> Ends:
     for end in (edge_type[0], edge_type[2]):
         if end not in x:
@@ -138,8 +146,8 @@ def _ends(x: Mapping[str, Tensor], edge_type: EdgeType) -> Ends:
 def _check_names(
     layer: torch.nn.Module, x: Mapping[str, Tensor], edges: Mapping[EdgeType, SharedEdges], dicts: Dicts
 ) -> None:
-    types = set(edges) | set(getattr(layer, "convs", ()))
-    types |= {end for edge_type in types for end in (edge_type[0], edge_type[2])}
+    types = {*edges, *(_types_of(layer) or ()), *x}
+    types |= {end for edge_type in edges for end in (edge_type[0], edge_type[2])}
     for name, by_type in dicts.items():
         if not name.endswith("_dict"):
             raise SettingError(f"argument '{name}' is by type", fix=f"name it '{name}_dict'")
@@ -148,11 +156,6 @@ def _check_names(
         unknown = [key for key in by_type if key not in types]
         if unknown:
             raise SettingError(f"'{name}' names {unknown[0]!r}; there are {sorted(types, key=str)}")
-    unknown = [key for key in x if key not in types]
-    if unknown:
-        raise SettingError(
-            f"features of {unknown[0]!r}, which no edge type has; there are {sorted(types, key=str)}"
-        )
 
 
 class SharedConv(torch.nn.Module):
