@@ -8,6 +8,7 @@ knock-outs is then evaluated with array operations: a reaction is lost when ever
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,13 +110,14 @@ class GeneRules:
             SettingError: If a rule's normal form is too large.
         """
         position = {name: k for k, name in enumerate(gene_ids)}
+        repeated = {name for name, n in Counter(gene_ids).items() if n > 1}
         genes: list[int] = []
         complexes: list[int] = []
         owner: list[int] = []
         for reaction, text in enumerate(rules):
             try:
                 parsed = parse_rule(text)
-                _check_known(rule_genes(text), position)
+                _check_known(rule_genes(text), position, repeated)
             except (SourceContractError, SettingError) as error:
                 name = "" if reaction_ids is None else f" ('{reaction_ids[reaction]}')"
                 raise type(error)(f"reaction {reaction}{name}: {error}") from None
@@ -271,12 +273,14 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
         at = match.end()
 
 
-def _check_known(names: Iterable[str], position: dict[str, int]) -> None:
+def _check_known(names: Iterable[str], position: dict[str, int], repeated: set[str]) -> None:
     unknown = [name for name in names if name not in position]
     if unknown:
         raise SourceContractError(
             f"unknown gene '{unknown[0]}' in the gene rule, not one of {len(position)} genes"
         )
+    if twice := [name for name in names if name in repeated]:
+        raise SourceContractError(f"gene '{twice[0]}' of the gene rule is the name of several genes")
 
 
 def _malformed(text: str, at: int, what: str) -> SourceContractError:

@@ -13,6 +13,7 @@ from torchcell_cache.errors import SourceContractError
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Float32Array, Int64Array, SampleTable
 from torchcell_cache.sources.experiments import DUPLICATES, POLICIES, Malformed, Parsed
+from torchcell_cache.sources.names import NodeNames
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -42,7 +43,7 @@ class TableBuilder:
         self.duplicates = choice("duplicates", duplicates, DUPLICATES)
         self.unknown = choice("unknown", unknown, POLICIES)
         self.malformed = choice("malformed", malformed, POLICIES)
-        self.position = {name: k for k, name in enumerate(names)}
+        self.nodes = NodeNames(names)
         self.skipped = {"unknown": 0, "malformed": 0}
         self._ids, self._counts = array("q"), array("q")
         self._sample_of: array[int] = array("q")
@@ -70,16 +71,17 @@ class TableBuilder:
                 ) from None
             self.skipped["malformed"] += 1
             return
-        lost = next((gene for gene in parsed.genes if gene not in self.position), None)
+        lost = next((gene for gene in parsed.genes if self.nodes.find(gene) < 0), None)
         if lost is not None:
             if self.unknown == "error":
-                raise SourceContractError(
-                    f"experiment {name!r}: gene {lost!r} is not a node of the base graph",
-                    fix='restrict the query with $gene_set, add the gene to gene_set, or pass unknown="skip"',
+                raise self.nodes.unknown(
+                    lost,
+                    f"experiment {name!r}",
+                    'restrict the query with $gene_set, add the gene to gene_set, or pass unknown="skip"',
                 )
             self.skipped["unknown"] += 1
             return
-        ids = tuple(sorted({self.position[gene] for gene in parsed.genes}))
+        ids = tuple(sorted({self.nodes.find(gene) for gene in parsed.genes}))
         self._note(self._sample(name, ids, parsed.condition), parsed)
 
     def _sample(self, name: str, ids: tuple[int, ...], condition: str) -> int:

@@ -6,6 +6,7 @@ what would have matched in another case or without a prefix is said, not done.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, repeat
@@ -25,6 +26,7 @@ UNKNOWN = ("error", "skip", "drop", "keep")
 """What to do with a name no node has: refuse; leave the sample out; leave the name out; keep it, removing nothing."""
 
 _EXAMPLES = 3
+_REPEATED = -2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +151,7 @@ class NodeNames:
         what: What the nodes are called in messages.
 
     Raises:
-        SourceContractError: If two nodes have one name, or an alias stands for two nodes.
+        SourceContractError: If a name is no text, or an alias stands for two nodes.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class NodeNames:
         self.names = as_texts(names if names is not None else (), f"name of a {what}")
         self._position = {name: k for k, name in enumerate(self.names)}
         if len(self._position) < len(self.names):
-            raise _repeated(self.names, self._position, what)
+            self._position |= {name: _REPEATED for name, n in Counter(self.names).items() if n > 1}
         self._aliases = read_aliases(aliases)
 
     def __len__(self) -> int:
@@ -172,22 +174,36 @@ class NodeNames:
         return self.find(name) >= 0
 
     def find(self, name: str) -> int:
-        """Position of one name, -1 if no node has it."""
+        """Position of one name, -1 if no node has it.
+
+        Raises:
+            SourceContractError: If several nodes have it.
+        """
         found = self._position.get(name)
         if found is None:
             name = name.strip()
             found = self._position.get(name)
         if found is None and name in self._aliases:
-            found = self._position.get(self._aliases[name])
+            name = self._aliases[name]
+            found = self._position.get(name)
+        if found == _REPEATED:
+            raise self._repeated(name)
         return -1 if found is None else found
 
     def positions(self, names: Iterable[str]) -> Int64Array:
-        """Position of each name, ``[n] int64``, -1 where no node has it."""
+        """Position of each name, ``[n] int64``, -1 where no node has it; raises as :meth:`find`."""
         names = list(names)
         found = np.fromiter(map(self._position.get, names, repeat(-1)), dtype=np.int64, count=len(names))
         for k in np.flatnonzero(found < 0).tolist():
             found[k] = self.find(names[k])
         return found
+
+    def _repeated(self, name: str) -> SourceContractError:
+        nodes = [k for k, other in enumerate(self.names) if other == name]
+        return SourceContractError(
+            f"{name!r} is the name of a {self.what} twice (nodes {nodes[0]} and {nodes[1]}), so it does not say which one",
+            fix="give each node a name of its own in node_ids, or pass positions in place of names",
+        )
 
     def report(self, names: Sequence[str], positions: Int64Array, *, hints: bool = True) -> NameReport:
         """How distinct names met the nodes."""
@@ -305,15 +321,6 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
         if name and target and out.setdefault(name, target) != target:
             raise SourceContractError(f"{origin}: {name!r} stands for {out[name]!r} and for {target!r}")
     return out
-
-
-def _repeated(names: list[str], position: dict[str, int], what: str) -> SourceContractError:
-    first = next(k for k, name in enumerate(names) if position[name] != k)
-    return SourceContractError(
-        f"{names[first]!r} is the name of a {what} twice (nodes {first} and {position[names[first]]}), "
-        "so a name does not say which one is meant",
-        fix="give each node a name of its own in node_ids, or pass positions in place of names",
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

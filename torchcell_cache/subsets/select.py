@@ -173,6 +173,8 @@ def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
     for name in wanted:
         if name not in known:
             raise SettingError(f"{key}: the base graph has no node {name!r}{_near(name, names)}")
+        if len(known) < len(names) and names.count(name) > 1:
+            raise SettingError(f"{key}: {name!r} is the name of several nodes, so it does not say which one")
     return np.array([known[name] for name in wanted], dtype=np.int64)
 
 
