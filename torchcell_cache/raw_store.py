@@ -138,7 +138,7 @@ class RawWriter:
         try:
             with storage_errors(target):
                 map_bytes = 2 * sum(map(len, records)) + (1 << 20)
-                store.write_shard_growing(temporary, start, lambda: [records], map_bytes)
+                store.write_shard(temporary, start, [records], map_bytes)
                 size, sha256, xxh3 = file_digest(temporary)
                 temporary.chmod(0o444)
                 fsync_file(temporary)

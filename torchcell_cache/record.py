@@ -95,10 +95,10 @@ class SampleTable:
         return len(self.ptr) - 1
 
     def sample(self, index: int, base_graph: Data | HeteroData | None = None) -> Sample:
-        """Row ``index`` as a :class:`Sample`."""
+        """Row ``index`` as a :class:`Sample` of its own: arrays are copies."""
         return Sample(
             perturbed=self.ids[self.ptr[index] : self.ptr[index + 1]].astype(np.int64),
-            values=self.values[self.value_ptr[index] : self.value_ptr[index + 1]],
+            values=self.values[self.value_ptr[index] : self.value_ptr[index + 1]].copy(),
             phenotypes=self.phenotypes,
             statistics=self.statistics,
             base_graph=base_graph,

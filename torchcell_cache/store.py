@@ -11,7 +11,8 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,6 +26,10 @@ from torchcell_cache.storage_errors import storage_error
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
+_GROWTH = 4
+_NODE_BYTES = 32
+_SPARE_PAGES = 64
+_MOVED_BYTES = 16 << 20
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 _TRIES = 5
 T = TypeVar("T")
@@ -44,24 +49,50 @@ def key_of(index: int) -> bytes:
 def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int) -> int:
     """Write consecutive records into a new LMDB file, in one transaction.
 
-    The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened.
+    The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened. Each chunk
+    is taken once: where the map turns out too small, what was written moves to a file with a larger one.
 
     Args:
         path: File to create; must not exist.
         first_index: Sample index of the first record.
         chunks: Sealed records, in order.
-        map_bytes: Size of the map; the file takes only what the records need.
+        map_bytes: First guess of the map's size; the file takes only what the records need.
 
     Returns:
         Number of records written.
 
     Raises:
-        lmdb.MapFullError: If the map is too small; the caller starts again with a larger one.
         FormatError: If a key is refused, which would mean a broken order.
+        StorageError: If the file system refuses.
     """
+    rest, map_bytes = iter(chunks), max(map_bytes, _MIN_MAP_BYTES)
+    moved = path.with_name(f".tmp-moved-{path.name.removeprefix('.tmp-')}")
+    try:
+        index, pending = _write(path, first_index, rest, map_bytes)
+        while pending:
+            path.replace(moved)
+            map_bytes *= _GROWTH
+            index, pending = _write(path, first_index, chain(_records(moved), [pending], rest), map_bytes)
+            moved.unlink(missing_ok=True)
+    except lmdb.Error as error:
+        # Before the file goes: LMDB says EIO for a short write, and its size tells whether it met a limit.
+        refused = storage_error(_errno_of(error), path)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise refused or error from error
+    finally:
+        with contextlib.suppress(OSError):
+            moved.unlink(missing_ok=True)
+    return index - first_index
+
+
+def _write(
+    path: Path, first_index: int, chunks: Iterator[Sequence[bytes]], map_bytes: int
+) -> tuple[int, Sequence[bytes]]:
+    """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
     env = lmdb.open(
         str(path),
-        map_size=min(max(map_bytes, _MIN_MAP_BYTES), _MAX_MAP_BYTES),
+        map_size=min(map_bytes, _MAX_MAP_BYTES),
         subdir=False,
         lock=False,
         sync=False,
@@ -72,11 +103,13 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
         max_dbs=0,
         **_format_argument(),
     )
-    index = first_index
+    index, room = first_index, _Room(map_bytes, env.stat()["psize"])
     try:
         with env.begin(write=True) as txn:
             cursor = txn.cursor()
             for records in chunks:
+                if not room.takes(records):
+                    return index, records
                 keys = np.arange(index, index + len(records), dtype=">u8").tobytes()
                 items = [(keys[8 * k : 8 * k + 8], record) for k, record in enumerate(records)]
                 written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
@@ -88,32 +121,57 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
         env.sync(True)
     finally:
         env.close()
-    return index - first_index
+    return index, ()
+
+
+class _Room:
+    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut.
+
+    Args:
+        map_bytes: Size of the map.
+        page: Size of a page.
+    """
+
+    def __init__(self, map_bytes: int, page: int) -> None:
+        self.pages, self.page = map_bytes // page, page
+        self.in_leaves = self.overflow = 0
+
+    def takes(self, records: Sequence[bytes]) -> bool:
+        """Note records and say whether there is room for them.
+
+        A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
+        """
+        sizes = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + _NODE_BYTES
+        large = sizes[sizes > self.page // 2 - _NODE_BYTES]
+        self.in_leaves += int(sizes.sum() - large.sum()) + 2 * _NODE_BYTES * len(large)
+        self.overflow += int((large // self.page + 1).sum())
+        return 2 * self.in_leaves // (self.page - _NODE_BYTES) + self.overflow + _SPARE_PAGES <= self.pages
+
+
+def _records(path: Path) -> Iterator[Sequence[bytes]]:
+    """Records of a file, in order, in chunks of bounded size."""
+    env = lmdb.open(
+        str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=path.stat().st_size
+    )
+    try:
+        with env.begin() as txn:
+            chunk: list[bytes] = []
+            size = 0
+            for value in txn.cursor().iternext(keys=False, values=True):
+                chunk.append(value)
+                size += len(value)
+                if size > _MOVED_BYTES:
+                    yield chunk
+                    chunk, size = [], 0
+            if chunk:
+                yield chunk
+    finally:
+        env.close()
 
 
 def _format_argument() -> dict[str, Any]:
     """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
     return {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
-
-
-class MapFull(Exception):  # noqa: N818 - a signal between two functions of the build, never shown
-    """The shard does not fit its map."""
-
-
-def write_shard_growing(path: Path, first_index: int, make_chunks: Any, map_bytes: int) -> int:
-    """:func:`write_shard`, starting again with a doubled map while it is too small."""
-    while True:
-        try:
-            return write_shard(path, first_index, make_chunks(), map_bytes)
-        except lmdb.MapFullError:
-            path.unlink(missing_ok=True)
-            map_bytes *= 2
-        except lmdb.Error as error:
-            # Before the file goes: LMDB says EIO for a short write, and its size tells whether it met a limit.
-            refused = storage_error(_errno_of(error), path)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            raise refused or error from error
 
 
 def _errno_of(error: lmdb.Error) -> int:

@@ -20,6 +20,7 @@ from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import decode_graph
+from torchcell_cache.processors.base import Processing
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import Int64Array
 
@@ -144,7 +145,7 @@ def _on_the_fly(generation: Generation) -> tuple[Callable[[Any], Any], Callable[
 
     def process(samples: list[Any]) -> list[Any]:
         processor, _, graph = parts()
-        return [processor.process(graph, sample) for sample in samples]
+        return list(map(Processing(processor, graph), samples))
 
     return process, items
 

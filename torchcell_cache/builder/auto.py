@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from torchcell_cache.graph.io import decode_graph
 
 _PROBE = 64
 _FULL_PROBE = 4
+_PROBE_SECONDS = 10.0
 _NOISE = 1.5
 
 
@@ -48,7 +48,7 @@ def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
         for storage in ("perturbation", "delta")
         if plan.can_be_structured
     ]
-    costs += [_generic_cost(plan, mode, count) for mode in (("full",) if costs else ("delta", "full"))]
+    costs += _generic_costs(plan, ("full",) if costs else ("delta", "full"), count)
     eligible = [c for c in costs if c.storage != "full" or not plan.can_be_structured]
     quickest = min(cost.read_us for cost in eligible)
     chosen = min((c for c in eligible if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
@@ -68,34 +68,47 @@ def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
         make_shard_plan(plan, storage, None, MAX_RECORD_BYTES).schema["structured"]
     )
     graph = plan.source.base_graph
-    removal = plan.processor.build_removal(graph, plan.graph_digest)
     stop = min(_PROBE, count)
-    maker = StructuredMaker(schema, plan.table, removal if schema.has_removed else None)
+    maker = StructuredMaker(schema, plan.table, plan.removal if schema.has_removed else None)
     names = plan.table.phenotypes, plan.table.statistics
-    assembler = Assembler(plan.processor, graph, plan.topology, removal, *names, schema.has_removed)
+    assembler = Assembler(plan.processor, graph, plan.topology, plan.removal, *names, schema.has_removed)
     begun = time.perf_counter()
     bodies = [body for chunk in maker.bodies(0, stop) for body in chunk]
     made = time.perf_counter()
     for body in bodies:
         assembler.graphs(structured.decode(schema, [bytes(8) + body]))
-    return _cost(storage, begun, made, bodies)
+    return _cost(storage, made - begun, time.perf_counter() - made, bodies)
 
 
-def _generic_cost(plan: BuildPlan, mode: str, count: int) -> StorageCost:
-    maker = GenericMaker(plan.source, plan.processor, mode)
-    stop = min(_FULL_PROBE if plan.can_be_structured else _PROBE, count)
-    begun = time.perf_counter()
-    bodies: list[bytes] = [body for chunk in maker.bodies(0, stop) for body in chunk]
-    made = time.perf_counter()
-    stored: dict[str, Any] = maker.extras(0, stop)["layouts"]
-    layouts = {layout.id: layout for layout in map(Layout.from_dict, stored.values())}
-    for body in bodies:
-        decode_graph(body, layouts, maker.base)
-    return _cost(mode, begun, made, bodies)
+def _generic_costs(plan: BuildPlan, modes: tuple[str, ...], count: int) -> list[StorageCost]:
+    """Costs of several storages of the same graphs: the processor makes each graph once for all of them."""
+    maker = GenericMaker(plan.source, plan.processor, modes[0], plan.parts["base_graph"])
+    bodies: dict[str, list[bytes]] = {mode: [] for mode in modes}
+    made = dict.fromkeys(modes, 0.0)
+    layouts: dict[int, Layout] = {}
+    begun = at = time.perf_counter()
+    for index, graph in maker.graphs(0, min(_FULL_PROBE if plan.can_be_structured else _PROBE, count)):
+        processing = time.perf_counter() - at
+        for mode in modes:
+            at = time.perf_counter()
+            layout, body = maker.encoded(index, graph, mode)
+            layouts[layout.id] = layout
+            bodies[mode].append(body)
+            made[mode] += processing + time.perf_counter() - at
+        at = time.perf_counter()
+        if at - begun > _PROBE_SECONDS and index + 1 >= _FULL_PROBE:
+            break
+    maker.processing.check_base_graph()
+    costs = []
+    for mode in modes:
+        at = time.perf_counter()
+        for body in bodies[mode]:
+            decode_graph(body, layouts, maker.base)
+        costs.append(_cost(mode, made[mode], time.perf_counter() - at, bodies[mode]))
+    return costs
 
 
-def _cost(storage: str, begun: float, made: float, bodies: list[bytes]) -> StorageCost:
-    ended = time.perf_counter()
+def _cost(storage: str, making: float, reading: float, bodies: list[bytes]) -> StorageCost:
     count = len(bodies)
     size = float(np.mean([len(body) + 8 for body in bodies]))
-    return StorageCost(storage, (made - begun) * 1e6 / count, (ended - made) * 1e6 / count, size)
+    return StorageCost(storage, making * 1e6 / count, reading * 1e6 / count, size)

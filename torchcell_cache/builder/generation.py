@@ -136,12 +136,12 @@ class GenerationBuild:
         if done and todo:
             self.say(f"resuming: {len(done)}/{len(share)} shards complete")
         maker = self.maker()
-        self._check_space(maker, todo)
+        space = partial(self._check_space, sum(b - a for a, b in map(self.shards.span, todo)))
         total = sum(b - a for a, b in map(self.shards.span, share))
         report = progress(total, sum(e.stop - e.start for e in done.values()))
         state = "failed"
         try:
-            self._build(todo, maker, num_workers, scratch, report, stop, len(share))
+            self._build(todo, maker, num_workers, scratch, report, stop, len(share), space)
             state = "complete"
         except CacheError as error:
             state = "interrupted" if error.code == 75 else "failed"
@@ -155,21 +155,15 @@ class GenerationBuild:
         """What makes the records."""
         if self.shards.records == "structured":
             return StructuredMaker.open(self.directory, self.shards)
-        return GenericMaker(
-            self.plan.source, self.plan.processor, "full" if self.storage == "full" else "delta"
-        )
+        mode = "full" if self.storage == "full" else "delta"
+        return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"])
 
     # Shards
 
-    def _check_space(self, maker: RecordMaker, todo: list[int]) -> None:
-        """Estimate from the first samples and refuse before anything is written if it cannot fit."""
-        if not todo:
-            return
-        start, stop = self.shards.span(todo[0])
-        first = next(maker.bodies(start, min(start + _PROBE, stop)), [])
-        size = sum(map(len, first)) / max(len(first), 1)
+    def _check_space(self, missing: int, bodies: Sequence[bytes]) -> None:
+        """Estimate from the first bodies of ``missing`` samples and refuse if the others cannot fit."""
+        size = sum(map(len, bodies)) / max(len(bodies), 1)
         per_sample = size + 30 if size < 2000 else -(-(size + 24) // 4096) * 4096
-        missing = sum(b - a for a, b in map(self.shards.span, todo))
         need, free = int(missing * per_sample * 1.1), free_bytes(self.directory)
         self.say(
             f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free"
@@ -190,13 +184,20 @@ class GenerationBuild:
         report: Progress,
         stop: StopRequest,
         total: int,
+        space: Callable[[Sequence[bytes]], None],
     ) -> None:
+        structured = self.shards.records == "structured"
+        if structured and todo:  # quick to make twice, and its workers are light
+            start, end = self.shards.span(todo[0])
+            space(next(maker.bodies(start, min(start + _PROBE, end)), []))
+
         def one(shard: int, note: Callable[[int], None]) -> None:
-            build_shard(self.directory, self.shards, maker, shard, note, scratch)
+            measure = space if shard == todo[0] and not structured else None
+            build_shard(self.directory, self.shards, maker, shard, note, scratch, measure)
 
         if num_workers == 0 or len(todo) < 2:
             run_here(todo, one, report, stop, total)
-        elif self.shards.records == "structured":
+        elif structured:
             run_workers(todo, lambda: light_worker(self.directory, scratch), num_workers, report, stop, total)
         else:
             run_workers(todo, lambda: forked_worker(one), num_workers, report, stop, total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 
 from torchcell_cache.builder.shards import CHUNK
 from torchcell_cache.codec.bulk import encode_many
+from torchcell_cache.codec.layout import Layout
 from torchcell_cache.columns import Arrays
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.io import BaseFields, encode_graph
-from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.processors.base import Processing
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 
@@ -31,21 +32,22 @@ class GenericMaker:
         source: The source.
         processor: A ``GraphProcessor``, a callable, or ``None``.
         mode: ``full`` or ``delta``.
+        digests: Those of the base graph, part by part, where they are known.
     """
 
-    def __init__(self, source: Source, processor: Any, mode: str) -> None:
+    def __init__(
+        self, source: Source, processor: Any, mode: str, digests: Mapping[str, str] | None = None
+    ) -> None:
         self.source, self.processor, self.mode = source, processor, mode
-        self.base = BaseFields(source.base_graph)
+        self.processing = Processing(processor, source.base_graph, digests)
+        self.base = BaseFields(self.processing.base_graph)
         # A quicker way to the same graphs, which verification does not take.
-        indexed = isinstance(processor, KHopSubgraph)
-        self._apply = processor.with_index(source.base_graph) if indexed else self._by_definition
+        indexed = type(processor) is KHopSubgraph
+        self._apply = processor.with_index(source.base_graph) if indexed else self.processing
         self._layouts: dict[str, Any] = {}
         self._labels: list[Any] = []
 
-    def _by_definition(self, item: Any) -> Any:
-        return apply_processor(self.processor, self.source.base_graph, item)
-
-    def _graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    def graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
 
         Raises:
@@ -93,16 +95,8 @@ class GenericMaker:
             return
         chunk: list[bytes] = []
         size, begun = 0, time.monotonic()
-        for index, graph in self._graphs(start, stop):
-            try:
-                layout, body = encode_graph(graph, self.base, self.mode)
-            except CacheError as error:
-                raise type(error)(f"sample {index}: {error}") from None
-            except (TypeError, AttributeError) as error:
-                raise SourceContractError(
-                    f"sample {index}: the processor returned {type(graph).__name__}, expected Data or HeteroData "
-                    f"({error})"
-                ) from None
+        for index, graph in self.graphs(start, stop):
+            layout, body = self.encoded(index, graph, self.mode)
             self._layouts[f"{layout.id:016x}"] = layout.to_dict()
             self._labels.append(_label(graph))
             chunk.append(body)
@@ -110,8 +104,25 @@ class GenericMaker:
             if len(chunk) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
                 yield chunk
                 chunk, size, begun = [], 0, time.monotonic()
+        self.processing.check_base_graph()
         if chunk:
             yield chunk
+
+    def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
+        """Layout and body of one processed graph.
+
+        Raises:
+            CacheError: If it cannot be stored; names the sample.
+        """
+        try:
+            return encode_graph(graph, self.base, mode)
+        except CacheError as error:
+            raise type(error)(f"sample {index}: {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise SourceContractError(
+                f"sample {index}: the processor returned {type(graph).__name__}, expected Data or HeteroData "
+                f"({error})"
+            ) from None
 
     def extras(self, start: int, stop: int) -> dict[str, Any]:
         """Layouts seen and, where every sample has one of the same shape, the labels ``y``."""

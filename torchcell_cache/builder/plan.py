@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from torchcell_cache.codec.structured import StructuredSchema
 from torchcell_cache.codehash import code_digest
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.fingerprint import Fingerprint
-from torchcell_cache.graph.io import graph_digest, graph_digests
+from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.record import SampleTable
+from torchcell_cache.removal import Removal
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.topology import Topology, topology_of
 
@@ -27,7 +29,7 @@ SHARD_SIZES = {"perturbation": 32_768, "delta": 4_096, "full": 1_024}
 """Samples per shard by default: seconds of work each, and never a function of the number of workers."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class BuildPlan:
     """A build before its storage is fixed.
 
@@ -48,6 +50,12 @@ class BuildPlan:
     table: SampleTable | None
     topology: Topology | None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def removal(self) -> Removal:
+        """Incidence index and rules of the base graph, built once."""
+        removal: Removal = self.processor.build_removal(self.source.base_graph, self.graph_digest)
+        return removal
 
     @property
     def can_be_structured(self) -> bool:
@@ -93,13 +101,14 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
             f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs",
             fix="use a PerturbationTable as source, or a transform of your own as processor",
         )
+    digests = {} if graph is None else graph_digests(graph)
     parts = {
         "format": FORMAT_VERSION,
-        "base_graph": {} if graph is None else graph_digests(graph),
+        "base_graph": digests,
         "processor": {"class": "none"} if processor is None else code_digest(processor),
         "source": source.identity(),
     }
-    digest = "" if graph is None else graph_digest(graph)
+    digest = "" if graph is None else digest_of_parts(digests)
     notes = (*notes_of(source), *_on_statistics(processor, table))
     return BuildPlan(source, processor, digest, parts, table, topology, notes)
 
@@ -197,8 +206,3 @@ def _generic_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
         "layouts": {},
         **_names(plan.table),
     }
-
-
-def with_map_bytes(plan: ShardPlan, bytes_per_sample: float) -> ShardPlan:
-    """The plan with a first map size from a measured record size."""
-    return replace(plan, map_bytes=max(1 << 20, int(plan.shard_size * (bytes_per_sample * 1.5 + 4096))))

@@ -62,7 +62,7 @@ class SharedFiles:
             self._write_base_graph(graph)
         table, topology = self.plan.table, self.plan.topology
         if table is not None and topology is not None:
-            self._write_incidence(graph)
+            self._write_incidence()
         if table is not None:
             nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
             columns: Arrays = table_to_arrays(table, nodes)
@@ -72,8 +72,8 @@ class SharedFiles:
             self._write(COLUMNS_FILE, columns_bytes(columns))
         self._write(PLAN_FILE, self.shards.to_bytes())
 
-    def _write_incidence(self, graph: Any) -> None:
-        removal = self.plan.processor.build_removal(graph, self.plan.graph_digest)
+    def _write_incidence(self) -> None:
+        removal = self.plan.removal
         index = removal.index
         self.index_ms = index.build_ms
         edges, types = index.num_edges, len(index.edge_types)

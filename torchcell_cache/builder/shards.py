@@ -27,7 +27,7 @@ from torchcell_cache.errors import FormatError
 from torchcell_cache.manifest import FileEntry, ShardEntry, write_sidecar
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
-from torchcell_cache.store import write_shard_growing
+from torchcell_cache.store import write_shard
 from torchcell_cache.topology import Topology
 
 CHUNK = 512
@@ -146,6 +146,7 @@ def build_shard(
     shard: int,
     report: Report,
     scratch: Path | None = None,
+    measure: Callable[[Sequence[bytes]], None] | None = None,
 ) -> ShardEntry:
     """Build, digest and publish one shard; its side file is the shard's commit.
 
@@ -156,6 +157,7 @@ def build_shard(
         shard: Number of the shard.
         report: Called with the number of samples done since the last call.
         scratch: Node-local directory to write in first; LMDB files are never written on network file systems.
+        measure: Called with the first bodies before anything is written.
 
     Raises:
         StorageError: If the file system refuses.
@@ -168,9 +170,10 @@ def build_shard(
     sums = [0, 0]
 
     def chunks() -> Iterator[Sequence[bytes]]:
-        sums[:] = [0, 0]
         at = start
         for bodies in maker.bodies(start, stop):
+            if measure is not None and at == start:
+                measure(bodies)
             records, (low, high) = seal(bodies, at, plan.seed, plan.max_record_bytes)
             sums[0] = (sums[0] + low) % (1 << 64)
             sums[1] = (sums[1] + high) % (1 << 64)
@@ -180,7 +183,7 @@ def build_shard(
 
     try:
         with storage_errors(target):
-            write_shard_growing(temporary, start, chunks, plan.map_bytes)
+            write_shard(temporary, start, chunks(), plan.map_bytes)
             if scratch is not None:
                 temporary = _carry_over(temporary, temp_path(target))
             size, sha256, xxh3 = file_digest(temporary)

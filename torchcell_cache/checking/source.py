@@ -10,13 +10,13 @@ from torch_geometric.data import Batch
 
 from torchcell_cache.checking.report import Report
 from torchcell_cache.codehash import code_digest
-from torchcell_cache.errors import CacheError
+from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.fingerprint import Difference, diff
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.compare import first_difference
 from torchcell_cache.graph.io import graph_digests
 from torchcell_cache.manifest import MANIFEST_NAME
-from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.processors.base import Processing
 from torchcell_cache.published import stored_processor
 from torchcell_cache.sources.base import Source
 
@@ -51,23 +51,29 @@ def compare_with_source(
         report.add(MANIFEST_NAME, f"built from something else: {difference}")
     if processor is None:
         processor = stored_processor(generation.manifest)
+    processing = Processing(processor, source.base_graph)
     count = min(len(source), len(generation))
     random = np.random.default_rng(seed)
     chosen = random.choice(count, min(num_samples, count), replace=False).tolist()
-    same: list[int] = []
+    same: dict[int, Any] = {}
     for index in chosen:
-        text = _sample_difference(generation, source, processor, index)
+        expected, text = _compared(generation, source, processing, index)
         if text is None:
-            same.append(index)
+            if len(same) < BATCH:
+                same[index] = expected
         else:
             shard = int(generation.files.shard_of(index))
             file = f"{generation.manifest.generation}/{generation.manifest.shards[shard].file.name}"
             report.add(file, text, shard, index)
         report.count("samples against the source")
         note(1)
-    text = _batch_difference(generation, source, processor, same[:BATCH])
+    text = _batch_difference(generation, same)
     if text is not None:
-        report.add(MANIFEST_NAME, f"a batch of samples {same[:BATCH]}: {text}")
+        report.add(MANIFEST_NAME, f"a batch of samples {list(same)}: {text}")
+    try:
+        processing.check_base_graph()
+    except SettingError as error:
+        report.add(MANIFEST_NAME, str(error))
 
 
 def _differences(generation: Generation, source: Source, processor: Any) -> list[Difference]:
@@ -81,29 +87,29 @@ def _differences(generation: Generation, source: Source, processor: Any) -> list
     return diff({part: generation.manifest.fingerprint.get(part, {}) for part in wanted}, wanted)
 
 
-def _sample_difference(generation: Generation, source: Source, processor: Any, index: int) -> str | None:
+def _compared(
+    generation: Generation, source: Source, processing: Processing, index: int
+) -> tuple[Any, str | None]:
+    """What a sample should be, and how the stored one differs from it."""
     try:
-        expected = apply_processor(processor, source.base_graph, source[index])
+        expected = processing(source[index])
     except Exception as error:
-        return f"the processor fails on it now: {type(error).__name__}: {error}"
+        return None, f"the processor fails on it now: {type(error).__name__}: {error}"
     try:
         text = first_difference(generation.graphs([index])[0], expected)
     except CacheError as error:
-        return f"cannot be read: {error}"
-    return None if text is None else f"not what source and processor give now: {text}"
+        return None, f"cannot be read: {error}"
+    return expected, None if text is None else f"not what source and processor give now: {text}"
 
 
-def _batch_difference(
-    generation: Generation, source: Source, processor: Any, chosen: list[int]
-) -> str | None:
-    if not chosen:
+def _batch_difference(generation: Generation, expected: dict[int, Any]) -> str | None:
+    if not expected:
         return None
-    expected = [apply_processor(processor, source.base_graph, source[index]) for index in chosen]
     try:
-        wanted = Batch.from_data_list(expected)
+        wanted = Batch.from_data_list(list(expected.values()))
     except Exception:
         return None  # PyG cannot make a batch of such samples; that is between PyG and the processor
     try:
-        return first_difference(Batch.from_data_list(generation.graphs(chosen)), wanted)
+        return first_difference(Batch.from_data_list(generation.graphs(list(expected))), wanted)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

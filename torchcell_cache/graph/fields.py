@@ -149,7 +149,12 @@ def _digest(value: Any, label: str) -> str:
 
 def graph_digest(graph: Data | HeteroData) -> str:
     """SHA-256 over :func:`graph_digests`, 64 hex digits: one name for the content of a graph."""
-    return hashlib.sha256(canonical_json(graph_digests(graph))).hexdigest()
+    return digest_of_parts(graph_digests(graph))
+
+
+def digest_of_parts(digests: dict[str, str]) -> str:
+    """:func:`graph_digest` from :func:`graph_digests`."""
+    return hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def payload_of(value: Any, label: str) -> TensorValue | bytes:

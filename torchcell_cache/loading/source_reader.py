@@ -15,7 +15,7 @@ from torchcell_cache.codec.structured import StructuredColumns
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.loading.lanes import LanePlan
 from torchcell_cache.processors import BUILT_IN, Perturbation
-from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.processors.base import Processing
 from torchcell_cache.record import Int64Array, Sample, SampleTable
 from torchcell_cache.topology import topology_of
 
@@ -88,7 +88,7 @@ class SourceReader:
         try:
             if self.assembler is not None and isinstance(item, Sample):
                 return self.assembler.graphs(_columns(item))[0]
-            return apply_processor(self.processor, self.source.base_graph, item)
+            return self._processing(item)
         except CacheError:
             raise
         except Exception as error:
@@ -115,8 +115,23 @@ class SourceReader:
         names = table.phenotypes, table.statistics
         return Assembler(processor, graph, topology, removal, *names, has_removed=False)
 
+    def check(self) -> None:
+        """Look whether the processor left the base graph as it was.
+
+        Raises:
+            SettingError: If it did not.
+        """
+        if "_processing" in self.__dict__:
+            self._processing.check_base_graph()
+
+    @cached_property
+    def _processing(self) -> Processing:
+        return Processing(self.processor, self.source.base_graph)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "assembler"}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("assembler", "_processing")
+        }
 
     def _failed(self, index: int, error: Exception) -> SampleError:
         return SampleError(

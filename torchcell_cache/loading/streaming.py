@@ -207,6 +207,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
                 if plan.uneven == "pad" and not isinstance(batch, list | dict):
                     batch.is_padding = torch.from_numpy(padding)
                 yield steps[0], batch
+            if self._source is not None:
+                self._source.check()
         finally:
             reader.close()
 

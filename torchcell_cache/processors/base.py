@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.fields import graph_digests
+from torchcell_cache.processors.private import PrivateCopies
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch_geometric.data import Data, HeteroData
 
 
@@ -14,8 +18,8 @@ if TYPE_CHECKING:
 class GraphProcessor(Protocol):
     """Turns one sample into its graph. Implement two methods; deterministic, picklable, without side effects.
 
-    The base graph's tensors may be handed on but never changed: every sample shares them. A field that *is* the base
-    graph's tensor costs nothing on disk.
+    ``sample`` is the processor's own and may be changed. The base graph's tensors may be handed on but never changed: every
+    sample shares them. A field that *is* the base graph's tensor costs nothing on disk.
     """
 
     def process(self, base_graph: Any, sample: Any) -> Data | HeteroData:
@@ -32,7 +36,9 @@ class GraphProcessor(Protocol):
 
 
 def apply_processor(processor: Any, base_graph: Any, item: Any) -> Any:
-    """Process one item the way the build does: a ``GraphProcessor``, any callable, or ``None`` for no change.
+    """Call what stands for a processor: a ``GraphProcessor``, any callable, or ``None`` for no change.
+
+    Nothing is copied here; :class:`Processing` is how the package itself runs processors.
 
     Raises:
         SettingError: If the processor is neither.
@@ -47,6 +53,59 @@ def apply_processor(processor: Any, base_graph: Any, item: Any) -> Any:
         f"processor={processor!r} has neither process(base_graph, sample) nor __call__",
         fix="pass a GraphProcessor, a torch_geometric BaseTransform or a function",
     )
+
+
+class Processing:
+    """Runs a processor: once on each sample, on a copy of its own, and on its own copy of the base graph.
+
+    Nothing is copied for the package's own processors, which change neither.
+
+    Args:
+        processor: A ``GraphProcessor``, a callable, or ``None``.
+        base_graph: The source's base graph, or ``None``.
+        digests: Those of the base graph, part by part, where they are known.
+    """
+
+    def __init__(self, processor: Any, base_graph: Any, digests: Mapping[str, str] | None = None) -> None:
+        self.processor, self._given = processor, base_graph
+        self.trusted = processor is None or type(processor).__module__.startswith(f"{__package__}.")
+        self.base_graph, self._shared = base_graph, PrivateCopies()
+        self._digests: Mapping[str, str] = digests or {}
+        if not self.trusted and base_graph is not None:
+            self.base_graph = self._shared.of(base_graph)
+            self._digests = digests or graph_digests(base_graph)
+
+    def __call__(self, item: Any) -> Any:
+        """The graph of one item of the source."""
+        return apply_processor(self.processor, self.base_graph, self.own(item))
+
+    def own(self, item: Any) -> Any:
+        """What the processor gets for an item: all its own, except for what is the base graph's."""
+        return item if self.trusted else PrivateCopies(self._shared).of(item)
+
+    def check_base_graph(self) -> None:
+        """Look whether the processor left the base graph as it was.
+
+        Raises:
+            SettingError: Naming the processor and what it changed.
+        """
+        if self.trusted or self._given is None:
+            return
+        before = self._digests
+        for graph in (self.base_graph, self._given):  # the source's own: it may hold a reference of its own
+            now = graph_digests(graph)
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            if changed:
+                raise SettingError(
+                    f"processor {_name(self.processor)} changes the base graph, which all samples share: "
+                    f"{', '.join(changed)}",
+                    fix="clone what it changes: graph['gene'].x = base_graph['gene'].x.clone()",
+                )
+
+
+def _name(processor: Any) -> str:
+    """A function's own name, else that of the class."""
+    return str(getattr(processor, "__qualname__", type(processor).__qualname__))
 
 
 def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
