@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import math
 import operator
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.subsets.coded_names import CodedNames
+from torchcell_cache.subsets.column_names import PLACEHOLDER, meant, set_aside, suggestion, typed
 
 MAX_LENGTH = 4_000
 MAX_NODES = 1_000
 MAX_DEPTH = 40
 _LARGEST = 2**53
-_FIX = "and, or, not, comparisons, in (..), + - * / // %, isnan(x), isfinite(x), abs(x), names of columns"
-_QUOTED = re.compile(r"`([^`]*)`")
-_PLACEHOLDER = "quoted_column_"
+_FIX = "and, or, not (&, |, ~), comparisons, in (..), + - * / // %, isnan(x), isfinite(x), abs(x), names of columns"
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
@@ -71,15 +69,11 @@ class Expression:
             raise SettingError(f"where={text!r} is no expression", fix="where='perturbed_count == 2'")
         if len(text) > MAX_LENGTH:
             raise self._refused(f"has {len(text):,} characters, at most {MAX_LENGTH:,} expected")
-        self._quoted: list[str] = []
-        if _PLACEHOLDER in text:
-            raise self._refused(f"{_PLACEHOLDER!r} is reserved")
-        self._tree = self._parsed(_QUOTED.sub(self._set_aside, text)).body
+        if PLACEHOLDER in text:
+            raise self._refused(f"{PLACEHOLDER!r} is reserved")
+        readable, self._quoted = set_aside(text)
+        self._tree = self._parsed(readable).body
         self._check_size()
-
-    def _set_aside(self, match: re.Match[str]) -> str:
-        self._quoted.append(match[1])
-        return f" {_PLACEHOLDER}{len(self._quoted) - 1} "
 
     def _parsed(self, text: str) -> ast.Expression:
         try:
@@ -87,7 +81,7 @@ class Expression:
                 warnings.simplefilter("ignore")  # of the parser, about text that is refused later
                 return ast.parse(text.strip(), "<where>", mode="eval")
         except SyntaxError as error:
-            raise self._refused(f"cannot be read: {error.msg}") from None
+            raise self._refused(f"cannot be read: {error.msg}", fix=f"it has {_FIX}") from None
         except (ValueError, MemoryError, RecursionError) as error:
             raise self._refused(f"cannot be read: {type(error).__name__}") from None
 
@@ -104,11 +98,17 @@ class Expression:
         return SettingError(f"where={text!r} {what}", fix=fix)
 
     def _unknown(self, node: ast.AST) -> SettingError:
+        return self._refused(
+            f"holds {self._shown(node)!r}, which is not of the language", fix=f"it has {_FIX}"
+        )
+
+    def _shown(self, node: ast.AST) -> str:
+        """A part of the expression for a message."""
         part = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
-        return self._refused(f"holds {part[:80]!r}, which is not of the language", fix=f"it has {_FIX}")
+        return typed(part, self._quoted)[:80]
 
     def _name(self, node: ast.Name) -> str:
-        number = node.id.removeprefix(_PLACEHOLDER)
+        number = node.id.removeprefix(PLACEHOLDER)
         return self._quoted[int(number)] if number != node.id else node.id
 
     @property
@@ -134,7 +134,7 @@ class Expression:
         Raises:
             SettingError: If a column is unknown or no column of numbers, or numbers stand where a comparison belongs.
         """
-        tree = _Coded(self, categories or {}).visit(copy.deepcopy(self._tree))
+        tree = CodedNames(self, categories or {}).visit(copy.deepcopy(self._tree))
         with np.errstate(all="ignore"):
             value = self._value(tree, _Columns(self, columns))
         if not value.truth:
@@ -159,7 +159,11 @@ class Expression:
                 for truth in truths[1:]:
                     result = combine(result, truth)
                 return _Value(result, True)
-            case ast.UnaryOp(op=ast.Not(), operand=inner):
+            case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr() as sign, right=right):
+                pair = self._joined(left, sign, columns), self._joined(right, sign, columns)
+                join = np.logical_and if isinstance(sign, ast.BitAnd) else np.logical_or
+                return _Value(join(*pair), True)
+            case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=inner):
                 return _Value(np.logical_not(self._truth(inner, columns)), True)
             case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
                 number = self._number(inner, columns)
@@ -199,7 +203,7 @@ class Expression:
                 raise self._refused("compares by identity", fix=f"it has {_FIX}")
             right = self._value(right_node, columns)
             if left.truth != right.truth or (left.truth and not isinstance(op, ast.Eq | ast.NotEq)):
-                raise self._refused(f"compares a condition with a number in {ast.unparse(node)[:80]!r}")
+                raise self._refused(f"compares a condition with a number in {self._shown(node)!r}")
             result = np.logical_and(result, _COMPARE[type(op)](left.data, right.data))
             left = right
         return _Value(result, True)
@@ -216,55 +220,27 @@ class Expression:
     def _number(self, node: ast.expr, columns: _Columns) -> Any:
         value = self._value(node, columns)
         if value.truth:
-            raise self._refused(f"counts with the condition {ast.unparse(node)[:80]!r}")
+            raise self._refused(f"counts with the condition {self._shown(node)!r}")
+        return value.data
+
+    def _joined(self, node: ast.expr, sign: ast.operator, columns: _Columns) -> Any:
+        """A condition beside ``&`` or ``|``, which bind tighter than comparisons."""
+        value = self._value(node, columns)
+        if not value.truth:
+            sign_text, word = ("&", "and") if isinstance(sign, ast.BitAnd) else ("|", "or")
+            raise self._refused(
+                f"joins {self._shown(node)!r}, a number, by {sign_text!r}, which binds tighter than a comparison",
+                fix=f"a > 1 {word} b < 2, or (a > 1) {sign_text} (b < 2)",
+            )
         return value.data
 
     def _truth(self, node: ast.expr, columns: _Columns) -> Any:
         value = self._value(node, columns)
         if not value.truth:
             raise self._refused(
-                f"joins the number {ast.unparse(node)[:80]!r} by and, or, not", fix="compare it: ... > 0"
+                f"joins the number {self._shown(node)!r} by and, or, not", fix="compare it: ... > 0"
             )
         return value.data
-
-
-class _Coded(ast.NodeTransformer):
-    """Puts codes for names: ``cell_type == 'NK'`` becomes a comparison with the number that the column holds."""
-
-    def __init__(self, expression: Expression, categories: Mapping[str, Sequence[str]]) -> None:
-        self.expression, self.categories = expression, categories
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        """A comparison whose sides are one column of names and texts, by code."""
-        self.generic_visit(node)
-        sides = [node.left, *node.comparators]
-        found = {self.expression._name(side) for side in sides if isinstance(side, ast.Name)}
-        column = next(iter(found & self.categories.keys()), None)
-        if column is not None and len(found) == 1:
-            equal = all(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops)
-            node.left, *node.comparators = [self._side(side, column, equal) for side in sides]
-        return node
-
-    def _side(self, side: ast.expr, column: str, equal: bool) -> ast.expr:
-        if isinstance(side, ast.Tuple | ast.List):
-            side.elts = [self._side(each, column, equal) for each in side.elts]
-        if not isinstance(side, ast.Constant) or isinstance(side.value, bool):
-            return side
-        names = list(self.categories[column])
-        if not isinstance(side.value, str):
-            if str(side.value) in names:  # code or name? nobody can tell
-                fix = f"{column} == {str(side.value)!r} for the name"
-                raise self.expression._refused(
-                    f"compares {column!r}, whose names are texts, with a number", fix
-                )
-            return side
-        if not equal:
-            raise self.expression._refused(f"orders the names of {column!r}", fix="==, != and in (...)")
-        if side.value not in names:
-            raise self.expression._refused(
-                f"asks for {side.value!r:.60}, which is no {column}{suggestion(side.value, names)}"
-            )
-        return ast.Constant(names.index(side.value))
 
 
 class _Columns:
@@ -277,6 +253,7 @@ class _Columns:
         usable = [
             key for key, column in self.columns.items() if column.ndim == 1 and column.dtype.kind in "biuf"
         ]
+        name = meant(name, usable)
         if name not in usable:
             known = name in self.columns
             why = "is not one number per sample" if known else "is no column of this store"
@@ -293,11 +270,3 @@ class _Columns:
 
 def _beyond(column: npt.NDArray[Any]) -> bool:
     return int(column.max()) > _LARGEST or int(column.min()) < -_LARGEST
-
-
-def suggestion(word: str, valid: list[str]) -> str:
-    """``; did you mean 'x'? valid are ...`` for a message."""
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {near[0]!r}? valid: {', '.join(valid)}" if near else f"; valid: {', '.join(valid)}"
-    )

@@ -16,7 +16,8 @@ from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Int64Array
-from torchcell_cache.subsets.expression import Expression, suggestion
+from torchcell_cache.subsets.column_names import suggestion
+from torchcell_cache.subsets.expression import Expression
 from torchcell_cache.subsets.index_file import load_indices
 from torchcell_cache.subsets.strata import column, draw, strata_of
 from torchcell_cache.topology import perturbable_type

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torchcell_cache.errors import SettingError
 from torchcell_cache.loading.groups import column_of
 from torchcell_cache.record import Int64Array
-from torchcell_cache.subsets.expression import suggestion
+from torchcell_cache.subsets.column_names import suggestion
 from torchcell_cache.subsets.split_parts import PARTS, checked_fractions, made_by, named_parts
 from torchcell_cache.subsets.split_sets import Splits
 from torchcell_cache.subsets.strata import divide, means, strata_of, values_of

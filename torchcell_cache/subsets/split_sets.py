@@ -21,7 +21,7 @@ from torchcell_cache.errors import (
     StaleCacheError,
 )
 from torchcell_cache.record import Int64Array
-from torchcell_cache.subsets.expression import suggestion
+from torchcell_cache.subsets.column_names import suggestion
 from torchcell_cache.subsets.index_file import (
     check_identity,
     digest_of,

@@ -12,6 +12,7 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.loading.draws import Float64Array
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.record import Int64Array
+from torchcell_cache.subsets.column_names import suggestion
 
 MAX_CLASSES = 16
 
@@ -90,8 +91,6 @@ def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
     Raises:
         SettingError: Naming the columns there are.
     """
-    from torchcell_cache.subsets.expression import suggestion
-
     columns: dict[str, npt.NDArray[Any]] = {
         k: c for k, c in dataset.columns.items() if c.ndim == 1 and c.dtype.kind in "biuf"
     }
