@@ -484,7 +484,7 @@ WRONG = {
     "target": ({"target_sum": 0}, "must be a positive number"),
     "flavour": ({"n_top_genes": 5, "flavor": "surat"}, "'seurat', 'cell_ranger', 'seurat_v3'"),
     "top": ({"n_top_genes": 0}, "must be at least 1"),
-    "unknown": ({"perturbation": "batch", "unknown": "ignore"}, "'error', 'drop'"),
+    "unknown": ({"perturbation": "batch", "unknown": "ignore"}, "'error', 'skip', 'drop', 'keep'"),
     "column": ({"column": 2}, "no node field 'x'"),
     "separator": ({"separator": ""}, "separator is empty"),
 }
@@ -637,9 +637,11 @@ def test_new_cells_are_appended(tmp_path: Path) -> None:
     assert np.array_equal(features(growth.dataset), features(whole))
     assert tc.verify(tmp_path / "store", level="full", progress=False).ok
     other = read(paths[1])
-    other.obs["cell_type"] = pd.Categorical(["T cell"] * 13)
+    other.obs["cell_type"] = pd.Categorical(["T cell", "platelet"] + ["NK"] * 11)
     tail = tc.AnnDataSource(write(other, tmp_path / "other.h5ad"), graph, **kept)
-    with pytest.raises(tc.errors.StaleCacheError, match=r"obs_categories(.|\n)*in the same order"):
+    with pytest.raises(
+        tc.errors.StaleCacheError, match=r"names that the store does not have: platelet\n  fix: update"
+    ):
         tc.append(tmp_path / "store", tail, progress=False)
 
 

@@ -110,6 +110,14 @@ class StoredFacts(abc.ABC):
         return named(self.columns[apart.get(label, label)], names_in(self.base_graph, label))
 
     @property
+    def source_ids(self) -> list[str] | None:
+        """The source's own names of the samples of this view (barcodes of cells), ``None`` if it gave none."""
+        table = self.generation.table
+        if table is None or table.source_ids is None:
+            return None
+        return [table.source_ids[k] for k in self.positions().tolist()]
+
+    @property
     def perturbed(self) -> list[Int64Array]:
         """Perturbed node ids of every sample of this view."""
         table = self.generation.table

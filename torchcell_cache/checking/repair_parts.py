@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,12 @@ class PartMaker:
         table = getattr(self._given, "table", None)
         if table is not None:
             self.source(COLUMNS_FILE)
-            self._write(COLUMNS_FILE, self._columns_of(table))
+            data = self._columns_of(table)
+            if table.source_ids is not None and not self._is_original(COLUMNS_FILE, data):
+                data = self._columns_of(
+                    replace(table, source_ids=None)
+                )  # stores of cells once kept no barcodes
+            self._write(COLUMNS_FILE, data)
             return
         data = self._columns_of_records() if whole_shards else None
         if data is None or not self._is_original(COLUMNS_FILE, data):  # names of samples are in no record

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from glob import has_magic
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,12 +66,11 @@ def _table(values: dict[str, Any], progress: bool) -> Any:
 def _anndata(values: dict[str, Any], progress: bool) -> Any:
     given = values["files"]
     files = [given] if isinstance(given, str) else list(given)
-    paths = [file if "://" in file else existing_path("source.files", file) for file in files]
+    paths = [
+        file if "://" in file or has_magic(file) else existing_path("source.files", file) for file in files
+    ]
     rest = {key: value for key, value in values.items() if key not in ("files", "base_graph")}
-    source = sources.AnnDataSource(paths, make_base_graph(values["base_graph"]), **rest)
-    if progress:
-        print(source.report(), file=sys.stderr)
-    return source
+    return sources.AnnDataSource(paths, make_base_graph(values["base_graph"]), **rest)
 
 
 def _neo4j(values: dict[str, Any], progress: bool) -> Any:

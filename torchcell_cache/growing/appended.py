@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -22,8 +23,8 @@ _FIX_GRAPH = (
     "use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source"
 )
 _FIX_CELLS = (
-    "start from the graph that the store's source was given; files must measure the same genes and name the same categories "
-    "in the same order; else update with a source of all files"
+    "start from the graph that the store's source was given; files must measure no other genes and name no other categories; "
+    "else update with a source of all files"
 )
 
 
@@ -99,6 +100,8 @@ def appended(old: Generation, tail: Source) -> Source:
         StaleCacheError: If the tail stands on another base graph.
         SourceContractError: If store and tail do not hold the same kind of samples.
     """
+    continued = getattr(tail, "continued", None)
+    tail = continued(old.base_graph) if callable(continued) else tail
     graph = tail.base_graph
     stored = {"base_graph": old.manifest.fingerprint["base_graph"]}
     wanted = {"base_graph": {} if graph is None else graph_digests(graph)}
@@ -116,7 +119,11 @@ def appended(old: Generation, tail: Source) -> Source:
             f"the store's samples are {'graphs' if old.table is None else 'perturbations'}, those of "
             f"{type(tail).__name__} are {'perturbations' if old.table is None else 'graphs'}"
         )
-    whole = _joined(old.table, table) if old.table is not None and isinstance(table, SampleTable) else None
+    whole = None
+    if old.table is not None and isinstance(table, SampleTable):
+        if getattr(tail, "gives_graphs", False):  # cells: plates may share barcodes, and old stores kept none
+            table = replace(table, source_ids=None) if old.table.source_ids is None else table
+        whole = _joined(old.table, table, unique=not getattr(tail, "gives_graphs", False))
     if whole is None or (len(tail) and type(tail[0]) is not Sample):
         kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
         kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
@@ -152,7 +159,7 @@ def _check_settings(old: Generation, tail: Source) -> None:
         )
 
 
-def _joined(first: SampleTable, then: SampleTable) -> SampleTable:
+def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:
     for what in ("phenotypes", "statistics"):
         if getattr(first, what) != getattr(then, what):
             raise SourceContractError(
@@ -166,7 +173,7 @@ def _joined(first: SampleTable, then: SampleTable) -> SampleTable:
     names = None
     if first.source_ids is not None and then.source_ids is not None:
         names = list(chain(first.source_ids, then.source_ids))
-        if len(set(names)) < len(names):
+        if unique and len(set(names)) < len(names):
             seen = set(first.source_ids)
             again = next(name for name in then.source_ids if name in seen)
             raise SourceContractError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +12,21 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.bulk import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
+from torchcell_cache.columns import categories_of
 from torchcell_cache.digest import array_digest
-from torchcell_cache.errors import SettingError
+from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array, SampleTable
 from torchcell_cache.sources.cells.alignment import align, gene_names
+from torchcell_cache.sources.cells.categories import whole
 from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
-from torchcell_cache.sources.cells.h5ad import H5adFile
-from torchcell_cache.sources.cells.labels import Labels, Perturbations, read_labels
+from torchcell_cache.sources.cells.files import cell_files
+from torchcell_cache.sources.cells.labels import Labels, read_labels
+from torchcell_cache.sources.cells.perturbed import Perturbations
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
 from torchcell_cache.sources.cells.variable import HighlyVariable, choose
+from torchcell_cache.sources.names import UNKNOWN, read_aliases
 from torchcell_cache.topology import perturbable_type
 
 if TYPE_CHECKING:
@@ -29,17 +34,18 @@ if TYPE_CHECKING:
 
 
 class AnnDataSource:
-    """Cells of one or several H5AD files, each a sample on the base graph. Needs ``torchcell-cache[singlecell]``.
+    """Cells of H5AD files or ``AnnData`` objects, each a sample on the base graph. Needs the packages anndata and h5py.
 
     Files stay on disk and are read in runs of cells; what is held in memory per cell is its labels. A sample is the base
     graph with the node field ``field`` in which one column is the cell's expression, and in the global store ``obs_values``
     (``[1, num_phenotypes] float32``), ``obs_codes`` (``[1, num_categorical] int64``, -1 for none) and ``y``, as far as asked
-    for. With ``perturbation`` columns the nodes also have ``ids_pert`` and ``perturbation_indices``. The source's base graph
-    has the same field with that column zero, ``measured`` (``[num_nodes] bool``: which nodes can have expression) and
-    ``obs_categories`` (the names behind the codes).
+    for; names of cells are their ``source_ids``. With ``perturbation`` columns the nodes also have ``ids_pert`` and
+    ``perturbation_indices``. The source's base graph has the same field with that column zero, ``measured``
+    (``[num_nodes] bool``: which nodes can have expression) and ``obs_categories`` (the names behind the codes).
 
     Args:
-        files: Path or URL of an H5AD file, or several; cells are numbered file after file.
+        files: Path, URL or pattern (``plates/*.h5ad``) of H5AD files, an ``AnnData`` in memory, or several of these; cells
+            are numbered file after file, those of a pattern by name. What is in memory must not change while it is read.
         base_graph: The gene graph, with ``node_ids``.
         layer: Layer to take; ``X`` if ``None``.
         raw: Take ``raw.X`` and its variables.
@@ -52,7 +58,9 @@ class AnnDataSource:
         perturbation: Column or columns of ``obs`` with the perturbed genes of a cell.
         separator: What joins several genes there.
         control: What stands for no perturbation there; an empty entry does too.
-        unknown: ``error``, or ``drop`` perturbed genes that the base graph does not have.
+        unknown: What to do with perturbed genes that the base graph does not have: ``error``; ``skip`` leaves the cell out
+            (one without any entry too); ``drop`` leaves the gene out, which makes a cell look less perturbed than it is;
+            ``keep`` leaves its name in ``ids_pert``.
         target_sum: Scale each cell to this total (``scanpy.pp.normalize_total``).
         log1p: Then take ``log(1 + value)`` (``scanpy.pp.log1p``).
         n_top_genes: Keep the expression of so many highly variable genes, chosen by scanpy among those that files and base
@@ -62,17 +70,24 @@ class AnnDataSource:
         node_type: Node type of the genes; ``gene`` or the only one by default.
         version: A text that names the files' content, instead of reading each file once to digest it.
         storage_options: Passed to fsspec for URLs.
+        aliases: Other names of genes, for variables and perturbed genes: a mapping of name to node name, or a file of two
+            such columns.
 
     Raises:
-        SourceContractError: If files, columns and base graph do not fit together; says what was found.
+        SourceContractError: If files, columns and base graph do not fit together, or float32 cannot hold a value; says
+            what was found.
         SettingError: If an argument has no such value, or a library is missing.
+        RemoteAccessError: If a server does not let us in.
+
+    Example:
+        ``AnnDataSource("plates/*.h5ad", graph, categories=["cell_type"], target_sum=1e4, log1p=True)``
     """
 
     gives_graphs = True
 
     def __init__(
         self,
-        files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        files: Any,
         base_graph: Data | HeteroData,
         *,
         layer: str | None = None,
@@ -95,49 +110,79 @@ class AnnDataSource:
         node_type: str | None = None,
         version: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        aliases: Mapping[str, str] | str | Path | None = None,
     ) -> None:
-        choice("unknown", unknown, ("error", "drop"))
+        choice("unknown", unknown, UNKNOWN)
         how = Perturbations(_several(perturbation), separator, _several(control), unknown)
         _check(layer, raw, target_sum, tuple(phenotypes), tuple(categories), y, separator)
         self.phenotypes, self.target_sum, self.log1p = tuple(phenotypes), target_sum, log1p
         self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
         self.node_type = perturbable_type(base_graph, node_type)
-        self._names = gene_names(base_graph, self.node_type)
-        self._open(files, storage_options, layer, raw, gene_column)
+        self._aliases = read_aliases(aliases) or None
+        named = gene_names(base_graph, self.node_type, self._aliases)
+        self._names = named.names
+        self.files = cell_files(files, storage_options)
+        self.matrices = [Matrix(file, layer, raw) for file in self.files]
+        self.alignments = [align(matrix, named, gene_column) for matrix in self.matrices]
+        lengths = [matrix.shape[0] for matrix in self.matrices]
         self._labels: Labels = read_labels(
-            self.files, np.diff(self._starts).tolist(), self._names, self.phenotypes, tuple(categories), how
+            self.files, lengths, named, self.phenotypes, tuple(categories), how
         )
+        kept = [len(rows) for rows in self._labels.rows]
+        if sum(lengths) and not sum(kept):
+            raise SourceContractError(
+                f"no cell of {len(self.files)} files is left: " + "; ".join(self._labels.notes),
+                fix='unknown="error" shows the first name; perturbation=..., separator=..., control=... say how names stand',
+            )
+        self._starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         self._version, self._digests = version, [""] * len(self.files)
         perturbed = [*how.columns, separator, *how.control, unknown] if how.columns else None
-        self._settings = {
+        self._settings: dict[str, Any] = {
             **{"layer": layer, "raw": raw, "gene_column": gene_column, "node_type": self.node_type},
             **{"field": field, "column": column, "phenotypes": list(phenotypes), "y": y},
             **{"categories": list(categories), "perturbation": perturbed},
             **{"target_sum": target_sum, "log1p": log1p},
         }
         self._nodes = self._nodes_of_variables(len(self._names))
+        self._graph, self._how = base_graph, how
+        self._make_samples(self._measured())
+
+    def _make_samples(self, measured: npt.NDArray[np.bool_]) -> None:
+        settings = self._settings
         self._samples = CellSamples(
-            *(base_graph, self.node_type, self._names, field, column, self._measured()),
-            *(self._labels, self.phenotypes, y, how),
+            *(self._graph, self.node_type, self._names, settings["field"], settings["column"], measured),
+            *(self._labels, self.phenotypes, settings["y"], self._how),
         )
         self.base_graph = self._samples.base_graph
 
-    def _open(
-        self,
-        files: Any,
-        options: Mapping[str, Any] | None,
-        layer: str | None,
-        raw: bool,
-        gene_column: str | None,
-    ) -> None:
-        given = [files] if isinstance(files, str | os.PathLike) else list(files)
-        if not given:
-            raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
-        self.files = [H5adFile(file, options) for file in given]
-        self.matrices = [Matrix(file, layer, raw) for file in self.files]
-        self.alignments = [align(matrix, self._names, gene_column) for matrix in self.matrices]
-        lengths = [matrix.shape[0] for matrix in self.matrices]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    def continued(self, graph: Any) -> AnnDataSource:
+        """These cells as more of a store: its codes for categories, its measured genes, of which ours may be a part.
+
+        Args:
+            graph: The store's base graph.
+
+        Raises:
+            StaleCacheError: If a column has names that the store does not know.
+        """
+        stored, ours = categories_of(graph), self._labels.categories
+        if stored.keys() != ours.keys():
+            return self  # other settings, which are compared next
+        for name, texts in ours.items():
+            known = {*stored[name], *(map(whole, stored[name]) if name in self._labels.numeric else ())}
+            new = [text for text in texts if text not in known and whole(text) not in known]
+            if new:
+                raise StaleCacheError(
+                    f"{name} of the samples to append has names that the store does not have: {', '.join(new[:8])}",
+                    fix="update with a source of all files",
+                )
+        out = copy.copy(self)
+        out._labels = self._labels.recoded(stored)
+        store = graph._store if self.node_type is None else graph[self.node_type]
+        measured, all_measured = self._samples.measured, store.get("measured")
+        fits = self.variable is None and all_measured is not None and len(all_measured) == len(measured)
+        wider = fits and not bool((measured & ~all_measured.numpy()).any())
+        out._make_samples(all_measured.numpy() if wider else measured)
+        return out
 
     def _measured(self) -> npt.NDArray[np.bool_]:
         """Which nodes can have expression, ``[num_nodes] bool``."""
@@ -156,7 +201,7 @@ class AnnDataSource:
         measured = np.unique(np.concatenate([part[part >= 0] for part in nodes]))
 
         def read(start: int, stop: int) -> Iterator[Expression]:
-            return self._expression(start, stop, nodes, num_nodes, target, log1p)
+            return self._expression(start, stop, nodes, target, log1p)
 
         chosen = choose(self.variable, len(self), read, measured, num_nodes)
         return [np.where((part >= 0) & chosen[part], part, -1) for part in nodes]
@@ -167,13 +212,18 @@ class AnnDataSource:
     def __repr__(self) -> str:
         return f"AnnDataSource({len(self):,} cells of {len(self.files)} files)"
 
-    def report(self) -> str:
-        """What matched between the files and the base graph, a line per file."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What matched between the files and the base graph, what was left out and what is missing, line by line."""
         lines = [str(found) for found in self.alignments]
         if self.variable is not None:
             chosen = int(self._samples.measured.sum())
             lines.append(f"{chosen:,} highly variable genes keep their expression")
-        return "\n".join(lines)
+        return (*lines, *self._labels.notes)
+
+    def report(self) -> str:
+        """:attr:`notes` as one text."""
+        return "\n".join(self.notes)
 
     @property
     def table(self) -> SampleTable:
@@ -216,36 +266,45 @@ class AnnDataSource:
             at += len(found.ptr) - 1
 
     def _cells(self, start: int, stop: int) -> Iterator[Expression]:
-        return self._expression(start, stop, self._nodes, len(self._names), self.target_sum, self.log1p)
+        return self._expression(start, stop, self._nodes, self.target_sum, self.log1p)
 
     def _expression(
         self,
         start: int,
         stop: int,
         nodes: list[Int64Array],
-        num_nodes: int,
         target: float | None,
         log1p: bool,
     ) -> Iterator[Expression]:
         for number, matrix in enumerate(self.matrices):
             first, last = int(self._starts[number]), int(self._starts[number + 1])
-            for rows in matrix.runs(max(start, first) - first, min(stop, last) - first):
-                yield on_nodes(rows, transformed(rows, target, log1p), nodes[number], num_nodes)
+            chosen = self._labels.rows[number][max(start, first) - first : max(min(stop, last) - first, 0)]
+            if not len(chosen):
+                continue
+            for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1):
+                values = transformed(rows, target, log1p)
+                found = on_nodes(rows, values, nodes[number], self._names, matrix.file.url)
+                yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
 
     def settings(self) -> dict[str, Any]:
         """How samples are made of cells; cells that are appended to a store must be made the same way."""
-        return dict(self._settings)
+        return {**self._settings, "aliases": self._aliases}
 
     def identity(self) -> dict[str, Any]:
         """Content of the files, and every setting that changes a sample."""
         out: dict[str, Any] = {"class": "AnnDataSource", "num_samples": len(self), **self._settings}
+        if self._aliases is not None:
+            out["aliases"] = self._aliases
         if self._version is not None:
             out["version"] = self._version
         else:
             for number, file in enumerate(self.files):
                 file.check_unchanged()
-                self._digests[number] = self._digests[number] or file.digest()
+                if file.in_memory or not self._digests[number]:  # what is in memory may have changed
+                    self._digests[number] = file.digest()
             out["files"] = list(self._digests)
+            if any(file.in_memory for file in self.files):
+                out["cells"] = self._labels.digest(self._nodes)
         if self.variable is not None:
             out["highly_variable"] = {
                 "n_top_genes": self.variable.n_top_genes,

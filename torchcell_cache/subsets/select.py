@@ -225,8 +225,16 @@ def _by_source_id(dataset: Any, wanted: list[str], origin: str) -> Int64Array:
         raise SettingError(
             f"{origin}: the samples of this store have no source ids", fix="list store positions"
         )
-    needed = set(wanted)
-    known = {name: position for position, name in enumerate(table.source_ids) if name in needed}
+    needed, known = set(wanted), dict[str, int]()
+    here = set(dataset.positions().tolist()) if len(dataset) < len(dataset.generation) else None
+    for position, name in enumerate(table.source_ids):
+        if name in needed and (name not in known or here is None or position in here):
+            if name in known and (here is None or known[name] in here):  # barcodes, which plates may share
+                raise SettingError(
+                    f"{origin}: samples {known[name]} and {position} are both called {name!r:.80}",
+                    fix="list store positions, or select from a view that has one of them",
+                )
+            known[name] = position
     missing = next((name for name in wanted if name not in known), None)
     if missing is not None:
         near = (

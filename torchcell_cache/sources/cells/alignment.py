@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Int64Array
-from torchcell_cache.sources.cells.h5ad import decoded_names
+from torchcell_cache.sources.cells.categories import texts_of
 from torchcell_cache.sources.cells.rows import Matrix
+from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.topology import count_nodes
 
 _SHOWN = 8
@@ -44,54 +46,67 @@ class Alignment:
         )
 
 
-def align(matrix: Matrix, names: list[str], column: str | None) -> Alignment:
+def align(matrix: Matrix, nodes: NodeNames, column: str | None) -> Alignment:
     """Match the variables of a matrix with node names.
 
     Args:
         matrix: The matrix.
-        names: Node names of the base graph.
+        nodes: Names of the base graph's nodes.
         column: Column of ``var`` with the genes' names; the index of ``var`` if ``None``.
 
     Raises:
-        SourceContractError: If a name occurs twice, or none matches.
+        SourceContractError: If a name occurs twice, two are the same node, or none is one.
     """
     file = matrix.file
-    table = file.table(
-        "raw/var" if matrix.raw else "var", () if column is None else (column,), index=column is None
-    )
-    found = decoded_names(table["" if column is None else column])
+    table = file.table("raw/var" if matrix.raw else "var", () if column is None else (column,))
+    found = [name.strip() for name in texts_of(table["" if column is None else column]).tolist()]
     if matrix.shape[1] != len(found):
         raise SourceContractError(
             f"{file.url}: the matrix has {matrix.shape[1]} variables, var has {len(found)}", path=file.url
         )
     where = "the index of var" if column is None else f"var column {column!r}"
-    named = found[found != ""]
-    unique, counts = np.unique(named.astype(str), return_counts=True)
-    if len(unique) != len(named):
-        twice = unique[counts > 1].tolist()
-        raise SourceContractError(
-            f"{file.url}: {where} names {len(twice)} genes more than once: {', '.join(twice[:_SHOWN])}"
-            + (", ..." if len(twice) > _SHOWN else ""),
-            path=file.url,
-            fix="gene_column=... with unique names, or make them unique in the file (adata.var_names_make_unique())",
-        )
-    lookup = {name: k for k, name in enumerate(names)}
-    node_of = np.array([lookup.get(name, -1) for name in found], dtype=np.int64)
+    node_of = nodes.positions(found)
+    _refuse_repeated(file.url, where, found, node_of, nodes.names)
     measured = set(node_of.tolist())
     if not measured - {-1}:
+        report = nodes.report(found, node_of)
         raise SourceContractError(
             f"{file.url}: no name in {where} is a node of the base graph; the file has "
-            f"{', '.join(found[:_SHOWN])}, ..., the graph {', '.join(names[:_SHOWN])}, ...",
+            f"{', '.join(found[:_SHOWN])}, ..., the graph {', '.join(nodes.names[:_SHOWN])}, ..."
+            + (f"; {report.hint}" if report.hint else ""),
             path=file.url,
-            fix="gene_column=... with the names that the base graph's node_ids use",
+            fix="gene_column=... with the names that the base graph's node_ids use, or aliases={'name': 'node name'}",
         )
-    missing = tuple(name for k, name in enumerate(names) if k not in measured)
-    unused = tuple(found[node_of < 0].tolist())
+    missing = tuple(name for k, name in enumerate(nodes.names) if k not in measured)
+    unused = tuple(name for name, node in zip(found, node_of.tolist(), strict=True) if node < 0)
     return Alignment(file.url, node_of, len(node_of) - len(unused), missing, unused)
 
 
-def gene_names(graph: Any, node_type: str | None) -> list[str]:
-    """``node_ids`` of the genes.
+def _refuse_repeated(url: str, where: str, found: list[str], node_of: Int64Array, names: list[str]) -> None:
+    """Refuse names that occur twice, and variables that are one node."""
+    counts = Counter(name for name in found if name)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise SourceContractError(
+            f"{url}: {where} names {len(twice)} genes more than once: {', '.join(twice[:_SHOWN])}"
+            + (", ..." if len(twice) > _SHOWN else ""),
+            path=url,
+            fix="gene_column=... with unique names, or make them unique in the file (adata.var_names_make_unique())",
+        )
+    first: dict[int, str] = {}
+    for name, node in zip(found, node_of.tolist(), strict=True):
+        if node >= 0 and first.setdefault(node, name) != name:
+            raise SourceContractError(
+                f"{url}: {first[node]!r} and {name!r} in {where} are both the node {names[node]!r}",
+                path=url,
+                fix="leave one of them out of aliases, or out of the file",
+            )
+
+
+def gene_names(
+    graph: Any, node_type: str | None, aliases: Mapping[str, str] | str | Path | None = None
+) -> NodeNames:
+    """``node_ids`` of the genes, for looking names up.
 
     Raises:
         SourceContractError: If there are none, or not one for each node.
@@ -108,9 +123,9 @@ def gene_names(graph: Any, node_type: str | None) -> list[str]:
             fix="set graph['gene'].node_ids to the list of gene names",
         )
     count = count_nodes(store, f"'{node_type}'")
-    if len(names) != count or len(set(names)) != count:
-        raise SourceContractError(f"node_ids has {len(set(names))} different names for {count} nodes")
-    return names
+    if len(names) != count:
+        raise SourceContractError(f"node_ids has {len(names)} names for {count} nodes")
+    return NodeNames(names, aliases)
 
 
 def _some(names: tuple[str, ...], what: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Float32Array, Int64Array
+from torchcell_cache.record import Float32Array, Int64Array, segments
 from torchcell_cache.sources.cells.rows import Rows
+
+EXACT = 1 << 24
+"""Whole numbers up to here are exact in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +30,20 @@ class Expression:
     nodes: Int64Array
     values: Float32Array
 
+    def only(self, cells: Int64Array) -> Expression:
+        """Those of given cells that are among ours, ``[k] int64``, ascending."""
+        here = cells[(cells >= 0) & (cells < len(self.ptr) - 1)]
+        nodes, ptr = segments(self.nodes, self.ptr, here)
+        values, _ = segments(self.values, self.ptr, here)
+        return Expression(ptr, nodes, values)
 
-def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArray[np.floating]:
+
+def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArray[Any]:
     """The values of ``rows`` as ``scanpy.pp.normalize_total`` and ``scanpy.pp.log1p`` leave them.
 
     Totals are over all variables of the file, those the base graph does not have too. They are summed in double
-    precision; values keep their own floating dtype, and whole numbers become float32 as in scanpy.
+    precision; values keep their own floating dtype of at least float32, and whole numbers become float32 as in scanpy.
+    Without either of the two the values are those of the file.
 
     Args:
         rows: Cells.
@@ -39,10 +51,10 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
         log1p: Whether to take ``log(1 + value)``.
 
     Returns:
-        ``[nnz]`` floats.
+        ``[nnz]``.
 
     Raises:
-        SourceContractError: If values to be normalised are negative, and so no counts.
+        SourceContractError: If values to be normalised are negative, and so no counts, or too large for a total.
     """
     if (target_sum is not None or log1p) and len(rows.values) and bool((rows.values < 0).any()):
         at = int(np.argmax(rows.values < 0))
@@ -51,11 +63,23 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
             f"cell {cell} of its file has the value {rows.values[at]:g}: target_sum and log1p are for counts",
             fix="raw=True or layer=... for the counts, or neither of the two for scaled values",
         )
-    values = rows.values if rows.values.dtype.kind == "f" else rows.values.astype(np.float32)
+    if target_sum is None and not log1p:
+        return rows.values
+    half_or_whole = rows.values.dtype.kind != "f" or rows.values.dtype.itemsize < 4
+    values = rows.values.astype(np.float32) if half_or_whole else rows.values
     if target_sum is not None:
-        totals = _sums(values, rows.ptr).astype(values.dtype) / target_sum
+        with np.errstate(over="ignore", invalid="ignore"):
+            totals = _sums(values, rows.ptr).astype(values.dtype) / target_sum
+        endless = np.flatnonzero(np.isinf(totals))
+        if len(endless) and bool(np.isfinite(values).all()):
+            cell = rows.start + int(endless[0])
+            raise SourceContractError(
+                f"the values of cell {cell} of its file sum to more than {values.dtype} holds",
+                fix="scale the values before, or leave out target_sum",
+            )
         totals[totals == 0] = 1
-        values = values / np.repeat(totals.astype(values.dtype), np.diff(rows.ptr))
+        with np.errstate(invalid="ignore"):
+            values = values / np.repeat(totals.astype(values.dtype), np.diff(rows.ptr))
     return np.log1p(values) if log1p else values
 
 
@@ -67,17 +91,33 @@ def _sums(values: npt.NDArray[np.floating], ptr: Int64Array) -> npt.NDArray[np.f
     return out
 
 
-def on_nodes(rows: Rows, values: npt.NDArray[np.floating], node_of: Int64Array, num_nodes: int) -> Expression:
+def on_nodes(
+    rows: Rows, values: npt.NDArray[Any], node_of: Int64Array, names: list[str], url: str
+) -> Expression:
     """Expression by node.
 
     Args:
         rows: Cells.
         values: Their values, one per element of ``rows``.
         node_of: Node of each variable, -1 for none, ``[num_variables] int64``.
-        num_nodes: Nodes of the base graph.
+        names: Names of the base graph's nodes.
+        url: The file, for messages.
+
+    Raises:
+        SourceContractError: If float32 does not hold a value; names the cell and the gene.
     """
-    nodes = node_of[rows.columns]
-    short = values.astype(np.float32)
+    nodes, num_nodes = node_of[rows.columns], len(names)
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = values.astype(np.float32)
+    lost = np.flatnonzero(lost_in_float32(values, short) & (nodes >= 0))
+    if len(lost):
+        at = int(lost[0])
+        cell = rows.start + int(np.searchsorted(rows.ptr, at, side="right")) - 1
+        raise SourceContractError(
+            f"{url}: cell {cell} has {values[at]!s} of {names[int(nodes[at])]}, which float32 cannot hold",
+            path=url,
+            fix="scale the values, or mend what wrote them",
+        )
     kept = (nodes >= 0) & (short.view(np.uint32) != 0)
     cells = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))[kept]
     nodes, short = nodes[kept], short[kept]
@@ -90,3 +130,15 @@ def on_nodes(rows: Rows, values: npt.NDArray[np.floating], node_of: Int64Array, 
         order = np.argsort(place)
         nodes, short = nodes[order], short[order]
     return Expression(ptr, nodes, short)
+
+
+def lost_in_float32(given: npt.NDArray[Any], short: Float32Array) -> npt.NDArray[np.bool_]:
+    """Which finite values became infinite, and which of an integer dtype another number, ``[n] bool``."""
+    if given.dtype.kind == "f":
+        endless = np.isinf(short)
+        return endless & np.isfinite(given) if endless.any() else endless
+    out = np.zeros(len(given), dtype=np.bool_)
+    if given.dtype.itemsize > 2:
+        large = np.flatnonzero((given > EXACT) | (given < -EXACT if given.dtype.kind == "i" else False))
+        out[large] = [int(short[k]) != int(given[k]) for k in large.tolist()]
+    return out

@@ -1,23 +1,26 @@
 """One H5AD file, read in runs of cells; the only place that opens HDF5.
 
-The file stays on disk: a run of cells costs the rows it has. Files of anndata before 0.7 keep their tables and categories
-where only anndata itself finds them; of those the tables are read through anndata's backed mode.
+The file stays on disk: a run of cells costs the rows it has. Tables of anndata 0.7 keep the names of categories beside the
+column, later ones in it; both are read column by column. Those before 0.7 are read through anndata's backed mode.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.errors import SettingError, SourceContractError, install_line
+from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.cells.failures import absent, directory_refused, reading
 
 if TYPE_CHECKING:
     import h5py
@@ -30,19 +33,21 @@ def needs(name: str) -> Any:
     """Import an optional library.
 
     Raises:
-        SettingError: Naming the extra that brings it.
+        SettingError: Naming the package that brings it.
     """
-    from importlib import import_module
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # anndata and scanpy announce their own deprecations on import
             return import_module(name)
     except ImportError as error:
-        raise SettingError(
-            f"AnnDataSource needs the package {name.split('.')[0]} ({error})",
-            fix=install_line("singlecell"),
-        ) from None
+        raise absent(name, error) from None
+
+
+@cache
+def _use_codecs() -> None:
+    """Codecs beyond HDF5's own, if they are installed."""
+    with contextlib.suppress(ImportError):
+        import_module("hdf5plugin")
 
 
 class H5adFile:
@@ -54,7 +59,10 @@ class H5adFile:
 
     Raises:
         SourceContractError: If there is no such file.
+        RemoteAccessError: If the server does not let us in.
     """
+
+    in_memory = False
 
     def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = os.fspath(url)
@@ -67,15 +75,17 @@ class H5adFile:
 
     def _stat(self) -> tuple[str, ...]:
         """What changes when the file does, without reading it."""
-        try:
+        with reading(self.url):
             if self.is_remote:
                 fs, path = needs("fsspec").core.url_to_fs(self.url, **self.options)
-                return (str(fs.info(path)["size"]), str(fs.ukey(path)))
+                info = fs.info(path)
+                if info.get("type") == "directory":
+                    names = [str(name).rpartition("/")[2] for name in fs.ls(path, detail=False)]
+                    raise directory_refused(self.url, names)
+                return (str(info["size"]), str(fs.ukey(path)))
             found = Path(self.url).stat()
-        except FileNotFoundError:
-            raise SourceContractError(
-                f"{self.url}: no such file", path=self.url, fix="pass the path or URL of an H5AD file"
-            ) from None
+            if stat.S_ISDIR(found.st_mode):
+                raise directory_refused(self.url, [path.name for path in Path(self.url).iterdir()])
         return tuple(map(str, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)))
 
     def check_unchanged(self) -> None:
@@ -103,7 +113,7 @@ class H5adFile:
     def digest(self) -> str:
         """XXH3-128 of the whole file, read once from start to end."""
         hasher = xxhash.xxh3_128()
-        with self._bytes() as file:
+        with reading(self.url), self._bytes() as file:
             while block := file.read(_BLOCK):
                 hasher.update(block)
         self.check_unchanged()
@@ -114,27 +124,24 @@ class H5adFile:
         """The open file; closed on leaving, so that no handle lives through a fork.
 
         Raises:
-            SourceContractError: If it is not an HDF5 file, or was changed.
+            SourceContractError: If it is not an HDF5 file, cannot be read, or was changed.
         """
         h5 = needs("h5py")
         needs("anndata")
+        _use_codecs()
         self.check_unchanged()
-        with contextlib.ExitStack() as stack:
-            try:
-                if self.is_remote:
-                    file = stack.enter_context(h5.File(stack.enter_context(self._bytes()), "r"))
-                else:
-                    # No HDF5 lock: reading needs none, and read-only and network mounts refuse it.
-                    file = stack.enter_context(h5.File(self.url, "r", locking=False))
-            except OSError as error:
-                raise SourceContractError(f"{self.url} is not an H5AD file: {error}", path=self.url) from None
-            yield file
+        with reading(self.url), contextlib.ExitStack() as stack:
+            if self.is_remote:
+                yield stack.enter_context(h5.File(stack.enter_context(self._bytes()), "r"))
+            else:
+                # No HDF5 lock: reading needs none, and read-only and network mounts refuse it.
+                yield stack.enter_context(h5.File(self.url, "r", locking=False))
         self.check_unchanged()  # nor while it was being read
 
     # Tables
 
-    def table(self, name: str, columns: tuple[str, ...], *, index: bool = False) -> dict[str, Any]:
-        """Columns of ``obs``, ``var`` or ``raw/var`` as pandas series or arrays; the index under ``""`` if asked for.
+    def table(self, name: str, columns: tuple[str, ...]) -> dict[str, Any]:
+        """Columns of ``obs``, ``var`` or ``raw/var`` as pandas series or arrays, and the index under ``""``.
 
         Raises:
             SourceContractError: Naming the columns there are.
@@ -143,20 +150,20 @@ class H5adFile:
             warnings.simplefilter("ignore")  # of anndata, about files written by older versions
             with self.open() as file:
                 node = file.get(name)
-                if hasattr(node, "keys") and "encoding-type" in node.attrs:
-                    there = [str(column) for column in node.attrs["column-order"]]
-                    self._check_columns(name, columns, there)
-                    read = _element_reader()
-                    out = {column: read(node[column]) for column in columns}
-                    return {**out, "": read(node[node.attrs["_index"]])} if index else out
                 if node is None and (name != "raw/var" or "raw.var" not in file):
                     raise SourceContractError(
-                        f"{self.url} has no {name}; it has {', '.join(file)}", path=self.url
+                        f"{self.url} has no {name}; it has {', '.join(file)}",
+                        path=self.url,
+                        fix="AnnData.write_h5ad makes files with it",
                     )
+                if hasattr(node, "keys"):
+                    index = _text(node.attrs.get("_index", "_index"))
+                    there = [_text(c) for c in node.attrs.get("column-order", list(node))]
+                    self._check_columns(name, columns, there)
+                    return {column: _column(node, column) for column in columns} | {"": _column(node, index)}
             found = self._legacy_table(name)
         self._check_columns(name, columns, list(map(str, found.columns)))
-        out = {column: found[column] for column in columns}
-        return {**out, "": found.index} if index else out
+        return {column: found[column] for column in columns} | {"": found.index}
 
     def _check_columns(self, name: str, columns: tuple[str, ...], there: list[str]) -> None:
         for column in columns:
@@ -171,11 +178,12 @@ class H5adFile:
                 f"{self.url} was written by anndata before 0.7, which is read from local disks only",
                 fix="anndata.read_h5ad(...).write_h5ad(...) once, and use the new file",
             )
-        backed = needs("anndata").read_h5ad(self.url, backed="r")
-        try:
-            return backed.raw.var if name == "raw/var" else getattr(backed, name).copy()
-        finally:
-            backed.file.close()
+        with reading(self.url):
+            backed = needs("anndata").read_h5ad(self.url, backed="r")
+            try:
+                return backed.raw.var if name == "raw/var" else getattr(backed, name).copy()
+            finally:
+                backed.file.close()
 
     # The matrix
 
@@ -189,7 +197,7 @@ class H5adFile:
             found = file.get("raw/X", file.get("raw.X"))
         else:
             found = file.get("X") if layer is None else file.get(f"layers/{layer}")
-        if found is None:
+        if found is None or found.attrs.get("encoding-type") == "null":
             layers = sorted(file["layers"]) if "layers" in file else []
             wanted = "raw/X" if raw else "X" if layer is None else f"layer {layer!r}"
             raise SourceContractError(
@@ -200,10 +208,32 @@ class H5adFile:
         return found
 
 
-def _element_reader() -> Any:
-    """``anndata.io.read_elem``, which stood elsewhere before anndata 0.11."""
-    anndata = needs("anndata")
-    return anndata.io.read_elem if hasattr(anndata, "io") else needs("anndata.experimental").read_elem
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _column(table: Any, name: str) -> Any:
+    """One column of a table as anndata reads it."""
+    anndata = needs("anndata")  # whose read_elem stood elsewhere before 0.11
+    read = anndata.io.read_elem if hasattr(anndata, "io") else needs("anndata.experimental").read_elem
+    element = table[name]
+    if hasattr(element, "keys"):
+        return read(element)
+    # anndata 0.7: the column holds codes and a reference to the names, which stand in a group of the table.
+    known = element.attrs.get("categories")
+    if known is None and element.dtype.kind == "i" and f"__categories/{name}" in table:
+        known = f"__categories/{name}"
+    if known is None:
+        return read(element)
+    names = table[known if not isinstance(known, bytes) else known.decode()]
+    ordered = bool(names.attrs.get("ordered", False))
+    return needs("pandas").Categorical.from_codes(read(element), _values(read(names)), ordered=ordered)
+
+
+def _values(categories: Any) -> Any:
+    """Categories, texts decoded."""
+    array = np.asarray(categories)
+    return [_text(value) for value in array] if array.dtype.kind in "OS" else array
 
 
 def kind_of(matrix: Any) -> str:
@@ -222,11 +252,3 @@ def shape_of(matrix: Any) -> tuple[int, int]:
         else matrix.shape
     )
     return int(shape[0]), int(shape[1])
-
-
-def decoded_names(values: Any) -> npt.NDArray[Any]:
-    """Names as an array of ``str``; missing ones are empty."""
-    array = np.asarray(values, dtype=object)
-    return np.array(
-        [v.decode() if isinstance(v, bytes) else v if isinstance(v, str) else "" for v in array], dtype=object
-    )

@@ -1,36 +1,49 @@
-"""Labels, batch columns and perturbations of all cells, from ``obs``: some bytes per cell, held in memory."""
+"""Labels, batch columns, perturbations and barcodes of all cells, from ``obs``: some bytes per cell, held in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.columns import Names
+from torchcell_cache.digest import array_digest
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.fingerprint import sha256_json
 from torchcell_cache.record import Float32Array, Int64Array, SampleTable
-from torchcell_cache.sources.cells.h5ad import H5adFile
+from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
+from torchcell_cache.sources.cells.expression import lost_in_float32
+from torchcell_cache.sources.cells.files import CellFile
+from torchcell_cache.sources.cells.perturbed import Perturbations, Perturbed, read_perturbed
+from torchcell_cache.sources.names import NodeNames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """What ``obs`` says of all cells of all files.
+    """What ``obs`` says of all cells that are samples.
 
     Attributes:
         values: Numeric columns, ``[num_cells, num_phenotypes] float32``.
         codes: Categorical columns, -1 where a cell has none, ``[num_cells, num_categorical] int64``.
         categories: Per categorical column the names behind the codes.
-        ids: Perturbed nodes, ascending per cell, ``[num_perturbed] int64``.
-        ptr: Where each cell starts in ``ids``, ``[num_cells + 1] int64``.
+        perturbed: Perturbed nodes.
+        barcodes: The cells' own names, as the files have them; files may share some.
+        rows: Per file the rows that are samples, ascending, ``[k] int64``.
+        numeric: Categorical columns that some file holds as numbers.
+        notes: What was left out, and what is missing, line by line.
     """
 
     values: Float32Array
     codes: Int64Array
     categories: dict[str, list[str]]
-    ids: Int64Array
-    ptr: Int64Array
+    perturbed: Perturbed
+    barcodes: Names
+    rows: list[Int64Array]
+    numeric: frozenset[str]
+    notes: tuple[str, ...] = ()
 
     def table(self, phenotypes: tuple[str, ...]) -> SampleTable:
         """All columns as labels; codes as numbers, NaN where a cell has none."""
@@ -39,145 +52,127 @@ class Labels:
         names = (*phenotypes, *self.categories)
         values = np.ascontiguousarray(np.concatenate([self.values, codes], axis=1))
         once = np.arange(len(values) + 1, dtype=np.int64)
-        return SampleTable(self.ids, self.ptr, values, once, names)
+        return SampleTable(
+            self.perturbed.ids, self.perturbed.ptr, values, once, names, source_ids=self.barcodes
+        )
 
+    def digest(self, nodes: Sequence[Int64Array]) -> str:
+        """Of all labels, and of the node of each variable; for cells that are in no file."""
+        found = self.perturbed
+        arrays: list[npt.NDArray[Any]] = [self.values, self.codes, found.ids, found.ptr, *self.rows, *nodes]
+        arrays += [self.barcodes.data, self.barcodes.ptr]
+        foreign = [[cell, *names] for cell, names in sorted(found.foreign.items())]
+        return sha256_json([[array_digest(part) for part in arrays], self.categories, foreign])
 
-@dataclass(frozen=True, slots=True)
-class Perturbations:
-    """Where the perturbed genes of a cell stand.
+    def recoded(self, categories: dict[str, list[str]]) -> Labels:
+        """The same cells with the codes of given names, which hold all of ours.
 
-    Attributes:
-        columns: Columns of ``obs``.
-        separator: What joins several genes.
-        control: Names that stand for no perturbation.
-        unknown: ``error``, or ``drop`` genes that the base graph does not have.
-    """
-
-    columns: tuple[str, ...]
-    separator: str
-    control: tuple[str, ...]
-    unknown: str
+        Raises:
+            KeyError: If they lack one.
+        """
+        codes = self.codes.copy()
+        for k, (name, ours) in enumerate(self.categories.items()):
+            known = {text: code for code, text in enumerate(categories[name])}
+            if name in self.numeric:  # 1 here may be 1.0 there
+                known = {**{whole(text): code for text, code in known.items()}, **known}
+            new = [known[text] if text in known else known[whole(text)] for text in ours]
+            codes[:, k] = np.array([*new, -1], dtype=np.int64)[self.codes[:, k]]
+        return replace(self, codes=codes, categories=categories)
 
 
 def read_labels(
-    files: Sequence[H5adFile],
+    files: Sequence[CellFile],
     lengths: Sequence[int],
-    names: list[str],
+    nodes: NodeNames,
     phenotypes: tuple[str, ...],
     categorical: tuple[str, ...],
-    perturbations: Perturbations,
+    how: Perturbations,
 ) -> Labels:
     """Read the columns of all files.
 
     Raises:
         SourceContractError: Naming the file, the column and the value that do not fit.
     """
-    known: dict[str, dict[str, int]] = {name: {} for name in categorical}
-    lookup = {name: k for k, name in enumerate(names)}
-    values, codes, ids, counts = [], [], [], []
+    numbers, coded, barcodes, perturbed = [], [], [], []
     for file, length in zip(files, lengths, strict=True):
-        wanted = tuple(dict.fromkeys((*phenotypes, *categorical, *perturbations.columns)))
-        table = file.table("obs", wanted) if wanted else {}
+        wanted = tuple(dict.fromkeys((*phenotypes, *categorical, *how.columns)))
+        table = file.table("obs", wanted)
         if any(len(column) != length for column in table.values()):
             raise SourceContractError(
                 f"{file.url}: the matrix has {length} cells, obs another number", path=file.url
             )
-        numeric = np.empty((length, len(phenotypes)), dtype=np.float32)
-        coded = np.empty((length, len(categorical)), dtype=np.int64)
-        for k, name in enumerate(phenotypes):
-            numeric[:, k] = _numbers(file, name, table[name])
-        for k, name in enumerate(categorical):
-            coded[:, k] = _codes(table[name], known[name])
-        values.append(numeric)
-        codes.append(coded)
-        part, count = _perturbed(file, table, perturbations, lookup, length)
-        ids.append(part)
-        counts.append(count)
-    ptr = np.zeros(sum(lengths) + 1, dtype=np.int64)
-    np.cumsum(np.concatenate(counts), out=ptr[1:])
-    return Labels(
-        np.concatenate(values),
-        np.concatenate(codes),
-        {name: list(found) for name, found in known.items()},
-        np.concatenate(ids),
-        ptr,
+        names = texts_of(table[""]).tolist()
+        barcodes.append(names)
+        found = [_numbers(file.url, name, table[name], names) for name in phenotypes]
+        numbers.append(np.stack(found, axis=1) if found else np.empty((length, 0), dtype=np.float32))
+        coded.append([Coded.of(table[name]) for name in categorical])
+        perturbed.append(read_perturbed(file.url, table, how, nodes, length))
+    urls = [file.url for file in files]
+    codes, categories = [np.empty((n, 0), dtype=np.int64) for n in lengths], {}
+    for k, name in enumerate(categorical):
+        new, categories[name] = merged([parts[k] for parts in coded], urls, name)
+        codes = [np.column_stack([before, more]) for before, more in zip(codes, new, strict=True)]
+    rows = [part.rows for part in perturbed]
+    kept = [names[row] for names, part in zip(barcodes, rows, strict=True) for row in part.tolist()]
+    out = Labels(
+        np.concatenate([part[at] for part, at in zip(numbers, rows, strict=True)]),
+        np.concatenate([part[at] for part, at in zip(codes, rows, strict=True)]),
+        categories,
+        Perturbed.joined(perturbed),
+        _block(kept),
+        rows,
+        frozenset(
+            name for k, name in enumerate(categorical) if any(parts[k].kinds() - {"text"} for parts in coded)
+        ),
+    )
+    return replace(out, notes=(*(n for part in perturbed for n in part.notes), *_missing(out, phenotypes)))
+
+
+def _block(names: list[str]) -> Names:
+    encoded = [name.encode() for name in names]
+    return Names(
+        np.frombuffer(b"".join(encoded), dtype=np.uint8), np.array([len(n) for n in encoded], dtype=np.uint32)
     )
 
 
-def _numbers(file: H5adFile, name: str, column: Any) -> Float32Array:
-    dtype = getattr(column, "dtype", None)
+def _missing(labels: Labels, phenotypes: tuple[str, ...]) -> list[str]:
+    """A line for each label that some cells do not have."""
+    count = len(labels.values)
+    lost = dict(zip(phenotypes, (~np.isfinite(labels.values)).sum(axis=0).tolist(), strict=True))
+    lost |= dict(zip(labels.categories, (labels.codes < 0).sum(axis=0).tolist(), strict=True))
+    return [f"{name}: {n:,} of {count:,} cells have no value" for name, n in lost.items() if n]
+
+
+def _numbers(url: str, name: str, column: Any, cells: Sequence[str]) -> Float32Array:
+    """A numeric column.
+
+    Raises:
+        SourceContractError: If it holds no numbers, or one that float32 cannot hold.
+    """
+    dtype: Any = getattr(column, "dtype", None)
     kind = getattr(dtype, "kind", "O")
     if kind not in "fiub" or str(dtype) == "category":
         raise SourceContractError(
-            f"{file.url}: obs column {name!r} holds {dtype}, expected numbers",
-            path=file.url,
+            f"{url}: obs column {name!r} holds {dtype}, expected numbers",
+            path=url,
             fix=f"categories=[{name!r}] for a column of names",
         )
-    if hasattr(column, "to_numpy"):  # nullable integers and bools of pandas
-        return np.asarray(column.to_numpy(dtype=np.float32, na_value=np.nan), dtype=np.float32)
-    return np.asarray(column, dtype=np.float32)
-
-
-def _text(column: Any) -> tuple[npt.NDArray[Any], list[str]]:
-    """Codes (-1: none) and names of a column of categories, texts, bools or integers."""
-    import pandas as pd
-
-    found = column.array if hasattr(column, "array") else column
-    if not isinstance(found, pd.Categorical):
-        found = pd.Categorical(pd.Series(column))
-    names = [v.decode() if isinstance(v, bytes) else str(v) for v in found.categories]
-    return np.asarray(found.codes, dtype=np.int64), names
-
-
-def _codes(column: Any, known: dict[str, int]) -> Int64Array:
-    """Codes over all files: categories keep the order in which files name them."""
-    codes, names = _text(column)
-    new = np.array([*(known.setdefault(name, len(known)) for name in names), -1], dtype=np.int64)
-    coded: Int64Array = new[codes]
-    return coded
-
-
-def _perturbed(
-    file: H5adFile, table: dict[str, Any], how: Perturbations, lookup: dict[str, int], length: int
-) -> tuple[Int64Array, Int64Array]:
-    """Perturbed ids of each cell and their number; each distinct entry is looked up once."""
-    if not how.columns:
-        return np.empty(0, dtype=np.int64), np.zeros(length, dtype=np.int64)
-    owners, found = [], []
-    for column in how.columns:
-        codes, names = _text(table[column])
-        if bool((codes < 0).any()):
-            raise SourceContractError(
-                f"{file.url}: obs column {column!r} has no value for {int((codes < 0).sum()):,} cells, the first is cell "
-                f"{int(np.argmax(codes < 0))}: that does not say whether they are perturbed",
-                path=file.url,
-                fix=f"drop these cells, or fill them with {how.control[0] if how.control else 'a control'!r}",
-            )
-        parsed = [_nodes(file, column, name, how, lookup) for name in names]
-        counts = np.array([len(nodes) for nodes in parsed], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        flat = np.array([node for nodes in parsed for node in nodes], dtype=np.int64)
-        per_cell = counts[codes]
-        shift = np.repeat(starts[:-1][codes] - np.cumsum(per_cell) + per_cell, per_cell)
-        owners.append(np.repeat(np.arange(length), per_cell))
-        found.append(flat[shift + np.arange(int(per_cell.sum()))])
-    pairs = np.unique(np.stack([np.concatenate(owners), np.concatenate(found)], axis=1), axis=0)
-    return pairs[:, 1].copy(), np.bincount(pairs[:, 0], minlength=length).astype(np.int64)
-
-
-def _nodes(file: H5adFile, column: str, text: str, how: Perturbations, lookup: dict[str, int]) -> list[int]:
-    out = []
-    for part in text.split(how.separator):
-        name = part.strip()
-        if name == "" or name in how.control:
-            continue
-        if name in lookup:
-            out.append(lookup[name])
-        elif how.unknown == "error":
-            raise SourceContractError(
-                f"{file.url}: obs column {column!r} has {text!r}, and {name!r} is neither a node of the base graph "
-                f"nor a control ({', '.join(how.control)})",
-                path=file.url,
-                fix='separator=..., control=..., or unknown="drop"',
-            )
+    missing = np.zeros(len(column), dtype=np.bool_)
+    if hasattr(dtype, "numpy_dtype"):  # nullable integers and bools of pandas
+        missing = np.asarray(column.isna())
+        column = column[~missing].to_numpy(dtype=dtype.numpy_dtype)
+    given = np.asarray(column)
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = given.astype(np.float32)
+    lost = np.flatnonzero(~missing)[lost_in_float32(given, short)]
+    if len(lost):
+        row = int(lost[0])
+        value = given[int((~missing[:row]).sum())]
+        raise SourceContractError(
+            f"{url}: obs column {name!r} of cell {row} ({cells[row]}) is {value!s}, which float32 cannot hold",
+            path=url,
+            fix=f"scale the column, or categories=[{name!r}] for numbers that are names",
+        )
+    out = np.full(len(missing), np.nan, dtype=np.float32)
+    out[~missing] = short
     return out

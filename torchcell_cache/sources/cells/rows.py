@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.record import Int64Array
-from torchcell_cache.sources.cells.h5ad import H5adFile, kind_of, needs, shape_of
+from torchcell_cache.sources.cells.files import CellFile
+from torchcell_cache.sources.cells.h5ad import kind_of, needs, shape_of
 from torchcell_cache.sources.cells.transpose import Transposed
 
 MAX_CELLS = 2_048
@@ -44,7 +45,7 @@ class Matrix:
         raw: Take ``raw.X``.
     """
 
-    def __init__(self, file: H5adFile, layer: str | None, raw: bool) -> None:
+    def __init__(self, file: CellFile, layer: str | None, raw: bool) -> None:
         self.file, self.layer, self.raw = file, layer, raw
         with file.open() as opened:
             found = file.matrix(opened, layer, raw)

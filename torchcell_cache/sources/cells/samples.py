@@ -14,7 +14,8 @@ from torchcell_cache.codec.layout import FieldKey, Payload, TensorValue, field_l
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import flatten, payload_of
 from torchcell_cache.record import Float32Array, Int64Array
-from torchcell_cache.sources.cells.labels import Labels, Perturbations
+from torchcell_cache.sources.cells.labels import Labels
+from torchcell_cache.sources.cells.perturbed import Perturbations
 
 _INT64, _FLOAT32 = 6, 11
 
@@ -79,7 +80,7 @@ class CellSamples:
             self._global(self.base_graph)["obs_categories"] = {
                 name: list(found) for name, found in labels.categories.items()
             }
-        self._texts: dict[tuple[int, ...], bytes] = {}
+        self._texts: dict[tuple[str, ...], bytes] = {}
 
     def _nodes(self, graph: Any) -> Any:
         return graph._store if self.node_type is None else graph[self.node_type]
@@ -98,7 +99,13 @@ class CellSamples:
                 )
 
     def _perturbed(self, index: int) -> Int64Array:
-        return self.labels.ids[self.labels.ptr[index] : self.labels.ptr[index + 1]]
+        found = self.labels.perturbed
+        return found.ids[found.ptr[index] : found.ptr[index + 1]]
+
+    def _perturbed_names(self, index: int) -> tuple[str, ...]:
+        """Names of a cell's perturbed genes, those last that are no nodes."""
+        own = self.labels.perturbed.foreign.get(index, ())
+        return (*(self.names[k] for k in self._perturbed(index).tolist()), *own)
 
     def graph(self, index: int, nodes: Int64Array, values: Float32Array) -> Any:
         """The graph of one cell.
@@ -115,7 +122,7 @@ class CellSamples:
         store[self.field] = feature
         for (key, name), column in self._sample_fields.items():
             if name == "ids_pert":
-                store[name] = [self.names[k] for k in self._perturbed(index).tolist()]
+                store[name] = list(self._perturbed_names(index))
             elif name == "perturbation_indices":
                 store[name] = torch.from_numpy(self._perturbed(index).copy())
             else:
@@ -143,18 +150,18 @@ class CellSamples:
         if column is not None:
             part = column[start : start + count]
             return StackedField(_FLOAT32 if part.dtype == np.float32 else _INT64, part)
-        cells = [self._perturbed(k) for k in range(start, start + count)]
+        cells = range(start, start + count)
         if key[1] == "perturbation_indices":
-            return ListedField([TensorValue(_INT64, ids) for ids in cells])
-        return ListedField([self._text(tuple(ids.tolist()), key) for ids in cells])
+            return ListedField([TensorValue(_INT64, self._perturbed(k)) for k in cells])
+        return ListedField([self._text(self._perturbed_names(k), key) for k in cells])
 
-    def _text(self, ids: tuple[int, ...], key: FieldKey) -> Payload:
+    def _text(self, names: tuple[str, ...], key: FieldKey) -> Payload:
         """Names of perturbed genes as stored; most cells share them with others."""
-        if ids not in self._texts:
-            payload = payload_of([self.names[k] for k in ids], field_label(key))
+        if names not in self._texts:
+            payload = payload_of(list(names), field_label(key))
             assert isinstance(payload, bytes)
-            self._texts[ids] = payload
-        return self._texts[ids]
+            self._texts[names] = payload
+        return self._texts[names]
 
 
 def _with_column(given: Any, field: str, column: int | None, num_nodes: int) -> tuple[torch.Tensor, int]:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.cells.failures import temporary_files
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.cells.rows import Rows
@@ -43,11 +45,16 @@ class Transposed:
         self.element = np.dtype([("row", "<i8"), ("column", "<i4"), ("value", group["data"].dtype)])
         buckets = min(max(1, -(-total // _BUCKET)), max(shape[0], 1))
         self.size = -(-shape[0] // buckets)
-        self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
+        with temporary_files(f"the cells of {url} ({total * self.element.itemsize:,} bytes)"):
+            self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
         # finalize() runs in the process that made it only: a forked worker that ends leaves the files alone.
         self._remove = weakref.finalize(self, _remove, str(self.directory), _pid())
-        for low in range(0, total, _BLOCK):
-            self._sort_in(group, indptr, low, min(low + _BLOCK, total))
+        try:
+            for low in range(0, total, _BLOCK):
+                self._sort_in(group, indptr, low, min(low + _BLOCK, total))
+        except BaseException:
+            self._remove()
+            raise
 
     def _sort_in(self, group: Any, indptr: Any, low: int, high: int) -> None:
         rows = np.asarray(group["indices"][low:high], dtype=np.int64)
@@ -62,8 +69,9 @@ class Transposed:
         for number in range(len(edges) - 1):
             part = order[edges[number] : edges[number + 1]]
             if len(part):
-                with (self.directory / str(number)).open("ab") as file:
-                    block[part].tofile(file)
+                path = self.directory / str(number)
+                with temporary_files(f"the cells of {self.url}"), path.open("ab", buffering=0) as file:
+                    _write(file, block[part])
 
     def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
         """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
@@ -83,6 +91,13 @@ class Transposed:
                 columns = part["column"].astype(np.int64)
                 values = np.ascontiguousarray(part["value"])
                 yield canonical(low, edges - edges[0], columns, values, self.shape[1], self.url)
+
+
+def _write(file: Any, elements: npt.NDArray[Any]) -> None:
+    """All of them: a raw file may take a part, and ``tofile`` does not say why it wrote less."""
+    left = memoryview(elements.tobytes())
+    while len(left):
+        left = left[file.write(left) :]
 
 
 def _pid() -> int:

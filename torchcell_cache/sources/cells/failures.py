@@ -1,0 +1,149 @@
+"""What goes wrong when a file of cells is found, opened or read, as an error with path, cause and fix."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from torchcell_cache.errors import (
+    CacheError,
+    RemoteAccessError,
+    RemoteUnavailableError,
+    SettingError,
+    SourceContractError,
+    StorageFullError,
+    StorageLostError,
+    install_line,
+)
+from torchcell_cache.storage_errors import storage_error
+from torchcell_cache.urls import PROTOCOLS, how_to_log_in, protocol_of
+
+_HDF5 = ("synchronously", "unable to open", "unable to read", "hdf5")
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turn whatever finding, opening or reading a file raises into the package's own error."""
+    try:
+        yield
+    except (CacheError, MemoryError):
+        raise
+    except Exception as error:
+        raise _translated(url, error) from error
+
+
+@contextlib.contextmanager
+def temporary_files(what: str) -> Iterator[None]:
+    """Turn a failure to write below ``$TMPDIR`` into the package's own error."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except OSError as error:
+        where = os.environ.get("TMPDIR", "/tmp")
+        fix = f"export TMPDIR=... to a directory with room, then run the same again; {where} is in use now"
+        kind = StorageFullError if storage_error(error.errno, where) is not None else SettingError
+        text = error.strerror or str(error)
+        raise kind(f"cannot write {what} below {where}: {text}", path=where, fix=fix) from error
+
+
+def directory_refused(url: str, names: list[str]) -> SourceContractError:
+    """The error for a directory in place of a file; zarr stores are directories."""
+    if url.rstrip("/").endswith(".zarr") or {".zgroup", ".zattrs", ".zmetadata", "zarr.json"} & set(names):
+        return SourceContractError(
+            f"{url} is a zarr store; cells are read from H5AD files",
+            path=url,
+            fix=f"AnnDataSource(anndata.read_zarr({url!r}), ...) where it fits in memory, or once "
+            f"anndata.read_zarr({url!r}).write_h5ad('cells.h5ad')",
+        )
+    count = sum(name.endswith(".h5ad") for name in names)
+    return SourceContractError(
+        f"{url} is a directory, expected an H5AD file",
+        path=url,
+        fix=f"{url.rstrip('/')}/*.h5ad for the {count} H5AD files in it"
+        if count
+        else "pass the path of an H5AD file",
+    )
+
+
+def missing_file(url: str) -> SourceContractError:
+    """The error for a file that is not there."""
+    return SourceContractError(
+        f"{url}: no such file", path=url, fix="pass the path or URL of an H5AD file, or a pattern of several"
+    )
+
+
+def _translated(url: str, error: Exception) -> CacheError:
+    said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if isinstance(error, OSError) and any(word in str(error).lower() for word in _HDF5):
+        return _of_hdf5(url, error)
+    if "://" in url:
+        return _of_server(url, error)
+    if isinstance(error, FileNotFoundError):
+        return missing_file(url)
+    if isinstance(error, PermissionError):
+        return SourceContractError(
+            f"{url} may not be read: {error.strerror}", path=url, fix=f"check owner and permissions of {url}"
+        )
+    lost = storage_error(error.errno, url, "read") if isinstance(error, OSError) else None
+    if isinstance(lost, StorageLostError):
+        return lost
+    return SourceContractError(
+        f"{url} cannot be read as an H5AD file: {said}",
+        path=url,
+        fix="does anndata.read_h5ad read it? If so, pass what it returns in place of the path; else write it again",
+    )
+
+
+def _of_hdf5(url: str, error: OSError) -> SourceContractError:
+    text = str(error)
+    if "filter" in text.lower() or "plugin" in text.lower():
+        return SourceContractError(
+            f"{url} is compressed by a codec that is not installed: {text}",
+            path=url,
+            fix="pip install hdf5plugin, which is used where it is installed",
+        )
+    return SourceContractError(
+        f"{url} is not an H5AD file, or it is damaged: {text}",
+        path=url,
+        fix="copy or write it again; AnnData.write_h5ad makes such files",
+    )
+
+
+def _of_server(url: str, error: Exception) -> CacheError:
+    from torchcell_cache.remote import failures
+
+    kind, text = failures.kind_of(error), failures.text_of(error)
+    protocol = protocol_of(url)
+    if isinstance(error, ImportError):
+        extra = PROTOCOLS.get(protocol)
+        fix = install_line(extra) if extra else "pip install the package that the message names"
+        return SettingError(f"{url}: {text}", path=url, fix=fix)
+    if kind == failures.ACCESS:
+        return RemoteAccessError(f"not allowed to read {url} ({text})", path=url, fix=how_to_log_in(protocol))
+    if kind == failures.GONE:
+        return missing_file(url)
+    if kind == failures.USAGE:
+        return SettingError(
+            f"cannot read {url}: {text}", path=url, fix="check the address and storage_options"
+        )
+    return RemoteUnavailableError(
+        f"cannot read {url}: {text}", path=url, fix="check network and endpoint, then run the same again"
+    )
+
+
+def absent(library: str, error: ImportError) -> SettingError:
+    """The error for a library that is not installed."""
+    name = library.split(".")[0]
+    fix = f"pip install {name}" if name == "fsspec" else install_line("singlecell")
+    return SettingError(f"AnnDataSource needs the package {name} ({error})", fix=fix)
+
+
+def not_a_file(given: Any) -> SettingError:
+    """The error for something that is neither a path nor an AnnData."""
+    return SettingError(
+        f"files holds {type(given).__name__}, expected paths or URLs of H5AD files, or AnnData objects",
+        fix='files="cells.h5ad", or files=["a.h5ad", "b.h5ad"], or files=adata',
+    )
