@@ -118,12 +118,11 @@ class PartMaker:
         table = getattr(self._given, "table", None)
         if table is not None:
             self.source(COLUMNS_FILE)
-            data = self._columns_of(table)
-            if table.source_ids is not None and not self._is_original(COLUMNS_FILE, data):
-                data = self._columns_of(
-                    replace(table, source_ids=None)
-                )  # stores of cells once kept no barcodes
-            self._write(COLUMNS_FILE, data)
+            made = self._columns_of(table)
+            if table.source_ids is not None and not self._is_original(COLUMNS_FILE, made):
+                # Stores of cells once kept no barcodes.
+                made = self._columns_of(replace(table, source_ids=None))
+            self._write(COLUMNS_FILE, made)
             return
         data = self._columns_of_records() if whole_shards else None
         if data is None or not self._is_original(COLUMNS_FILE, data):  # names of samples are in no record
