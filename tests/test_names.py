@@ -1,0 +1,160 @@
+"""Names meet nodes: exact, stripped, by alias; what does not match is shown from both sides."""
+
+import numpy as np
+import pytest
+from graphs import cell_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchcell_cache as tc
+from torchcell_cache.errors import CacheError, SettingError, SourceContractError
+from torchcell_cache.sources.experiment_table import TableBuilder
+from torchcell_cache.sources.names import UNKNOWN, NameLists, NodeNames, as_texts, read_aliases, resolve
+
+NODES = ["YAL001C", "YAL002W", "YAL003W-A", "851262"]
+name = st.sampled_from(["A", "B", "C", "X", "Y", " B ", "C\t"])
+rows = st.lists(st.lists(name, max_size=4), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows, st.sampled_from(UNKNOWN[1:]))
+def test_policies_against_a_loop(table, policy) -> None:
+    known = {"A": 0, "B": 1, "C": 2}
+    found = resolve(NameLists.of(table), NodeNames(list(known)), policy)
+    wanted = [[known.get(n.strip(), -1) for n in row] for row in table]
+    kept = [k for k, row in enumerate(wanted) if policy != "skip" or -1 not in row]
+    assert (list(range(len(table))) if found.rows is None else found.rows.tolist()) == kept
+    nodes = [found.ids[a:b].tolist() for a, b in zip(found.ptr, found.ptr[1:], strict=False)]
+    assert nodes == [[n for n in wanted[k] if n >= 0] for k in kept]
+    changed = [row for row in wanted if -1 in row] if policy != "skip" else []
+    assert (found.changed, found.emptied) == (len(changed), sum(set(row) == {-1} for row in changed))
+    distinct = {n.strip() for row in table for n in row}
+    assert (found.report.matched, found.report.unmatched) == (
+        len(distinct & set(known)),
+        len(distinct - set(known)),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=3))
+def test_columns_of_names_beside_each_other(tables) -> None:
+    size = min(map(len, tables))
+    parts = [NameLists.of(table[:size]) for table in tables]
+    joined = [[n.strip() for table in tables for n in table[k]] for k in range(size)]
+    assert NameLists.beside(parts).lists() == joined
+
+
+@pytest.mark.parametrize(
+    ("given_name", "said"),
+    [
+        ("4932.YAL001C", "prefix"),
+        ("sgd:YAL001C", "prefix"),
+        ("yal001c", "letter case"),
+        ("YAL001C_dma1", "suffix"),
+        ("YAL001C.1", "suffix"),
+        ("'YAL001C'", "quotes"),
+        ("851262.0", "number"),
+        ("YAL001C;YAL002W", "separator"),
+    ],
+)
+def test_a_name_that_almost_matches_is_explained(given_name, said) -> None:
+    nodes = NodeNames(NODES)
+    with pytest.raises(SourceContractError, match=rf"row 1: (.|\n)*{said}") as caught:
+        resolve(NameLists.of([["YAL002W"], [given_name]]), nodes)
+    assert given_name in str(caught.value)
+    assert "'YAL001C'" in str(caught.value)
+    assert 'unknown="skip"' in caught.value.fix
+
+
+def test_exact_names_are_never_bent() -> None:
+    nodes = NodeNames(["a", "A", "1.A", "A_1"])
+    assert nodes.positions(["A", "a", "A_1", "1.A", " A ", "B", "1.a"]).tolist() == [1, 0, 3, 2, 1, -1, -1]
+
+
+def test_numbers_count_as_their_digits() -> None:
+    nodes = NodeNames(np.array([851262, 7]))
+    assert nodes.positions(["851262", "7", "07"]).tolist() == [0, 1, -1]
+    assert as_texts([3, 4.0, np.int64(5), "6"]) == ["3", "4", "5", "6"]
+    for bad in (True, None, float("nan"), 1.5, b"x"):
+        with pytest.raises(SourceContractError, match="expected text"):
+            as_texts(["A", bad])
+
+
+def test_aliases_from_a_mapping_or_a_file(tmp_path) -> None:
+    path = tmp_path / "aliases.tsv"
+    path.write_text(
+        "\ufeffTFC3\tYAL001C\r\nVPS8\tYAL002W\r\nYAL002W\tYAL001C\r\ngone\tYXX\r\n", encoding="utf-8"
+    )
+    for aliases in (
+        path,
+        str(path),
+        {"TFC3": "YAL001C", "VPS8 ": " YAL002W", "YAL002W": "YAL001C", "gone": "YXX"},
+    ):
+        nodes = NodeNames(NODES, aliases)
+        names = ["TFC3", "VPS8", "YAL002W", "gone"]
+        assert nodes.positions(names).tolist() == [0, 1, 1, -1]  # a name that a node has is that node
+        report = nodes.report(names, nodes.positions(names))
+        assert (report.matched, report.renamed, report.unmatched) == (3, 2, 1)
+        assert all(word in str(report) for word in ("3 of 4", "2 of them", "'gone'", "'YAL003W-A'"))
+
+
+def test_alias_tables_that_say_two_things_are_refused(tmp_path) -> None:
+    path = tmp_path / "aliases.csv"
+    path.write_text("TFC3,YAL001C\nTFC3,YAL002W\n")
+    with pytest.raises(SourceContractError, match="'TFC3' stands for 'YAL001C' and for 'YAL002W'"):
+        read_aliases(path)
+    path.write_text("TFC3,YAL001C,essential\n")
+    with pytest.raises(SourceContractError, match="3 cells"):
+        read_aliases(path)
+    with pytest.raises(SettingError, match="aliases"):
+        read_aliases(3)  # type: ignore[arg-type]
+
+
+def _table(names: list, looked_up: str) -> object:
+    graph = tc.testing.tiny_graph(num_genes=len(names))
+    graph["gene"].node_ids = names
+    return tc.PerturbationTable(graph, [[looked_up]])
+
+
+def _experiments(names: list, looked_up: str) -> object:
+    builder = TableBuilder(names)
+    parsed = type("P", (), {"genes": [looked_up], "condition": "", "labels": {}, "statistics": {}})()
+    builder.add("e", lambda: parsed)
+    return builder.table()
+
+
+@pytest.mark.parametrize("look_up", [_table, _experiments])
+def test_a_name_of_several_nodes_is_refused_where_it_is_looked_up(look_up) -> None:
+    names = ["A", "B", "A", "B2", "C"]
+    with pytest.raises(CacheError, match=r"'A' is the name of .* twice \(nodes 0 and 2\)"):
+        look_up(names, "A")
+    look_up(names, "B")
+
+
+def test_positions_need_no_names() -> None:
+    graph = tc.testing.tiny_graph(num_genes=4)
+    graph["gene"].node_ids = ["A"] * 4
+    assert tc.PerturbationTable(graph, [[2], [0]])[0].perturbed.tolist() == [2]
+
+
+def test_a_selection_by_a_name_of_several_nodes_is_refused(tmp_path) -> None:
+    graph = tc.testing.tiny_graph(num_genes=4)
+    graph["gene"].node_ids = ["A", "B", "A", "C"]
+    source = tc.PerturbationTable(graph, [[0], [1], [2]])
+    dataset = tc.build(tmp_path / "s", source=source, processor=tc.Perturbation(), progress=False)
+    assert tc.select(dataset, genes=["B"]).tolist() == [1]
+    with pytest.raises(SettingError, match="'A' is the name of several nodes"):
+        tc.select(dataset, genes=["A"])
+
+
+def test_a_million_names_are_no_loop_over_pairs() -> None:
+    names = [f"N{k}" for k in range(200_000)]
+    found = NodeNames(names).positions(reversed(names))
+    assert found[:2].tolist() == [199_999, 199_998]
+
+
+def test_a_table_says_which_names_fit(tmp_path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("genes,f\nTFC1|Y002,1\nY003,2\n")
+    source = tc.PerturbationTable.from_csv(path, cell_graph(), aliases={"TFC1": "Y001"})
+    assert [source[k].perturbed.tolist() for k in range(2)] == [[1, 2], [3]]
