@@ -66,30 +66,28 @@ def outcome(path: Path, roles: Roles, fast: bool, **settings):
 # The two readers
 
 
-ODD = tuple(
-    [
-        "0.5",
-        "-2.5e3",
-        "+1",
-        ".5",
-        "5.",
-        "1e400",
-        "inf",
-        "-Infinity",
-        "nan",
-        "NAN",
-        "nan(1)",
-        "1_0",
-        "95%",
-        "0,5",
-        "0x10",
-        "9007199254740993",
-        "x",
-        "G1|G2",
-        "-",
-        "1.2.3",
-        "NA",
-    ]
+ODD = (
+    "0.5",
+    "-2.5e3",
+    "+1",
+    ".5",
+    "5.",
+    "1e400",
+    "inf",
+    "-Infinity",
+    "nan",
+    "NAN",
+    "nan(1)",
+    "1_0",
+    "95%",
+    "0,5",
+    "0x10",
+    "9007199254740993",
+    "x",
+    "G1|G2",
+    "-",
+    "1.2.3",
+    "NA",
 )
 odd_cells = st.sampled_from([*ODD, " 3 ", "\u22125", "\uff11\uff12", "ok 5", "\u00a07", ""])
 cells = st.one_of(
