@@ -180,9 +180,7 @@ class Generation:
         if not self.is_structured or entry is None or entry.size > MAX_BYTES:
             return None
         names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
-        path = self.directory / entry.name
-        if self.fetcher is not None:
-            self.fetcher.bring(entry)
+        path = self.file(entry.name)
         with storage_errors(path, "read"):
             return TableReader.load(path, entry.xxh3, *names)
 

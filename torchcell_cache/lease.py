@@ -12,14 +12,19 @@ import errno
 import fcntl
 import os
 import weakref
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 from torchcell_cache.errors import CacheNotFoundError
 from torchcell_cache.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.manifest import Manifest, manifest_path, processed_dir
 
 LEASE_NAME = ".staged.json"
 """In the root of a staged copy: says what it is a copy of."""
 
+T = TypeVar("T")
+_TRIES = 5
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CANNOT_TELL = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """No locks on this file system, or (NFS) none that keep others out for who may only read."""
@@ -34,14 +39,50 @@ def open_with_lease(root: Path) -> Generation:
     """
     copy = _staged(root)
     try:
-        generation = Generation.open(root)
+        generation, lease = _with_lease(root, Generation.open, lambda found: found.manifest)
     except BaseException:
         _close(copy)
         raise
-    with contextlib.suppress(BlockingIOError):  # then it is being removed, and reading will say so
-        weakref.finalize(generation, _close, _take(generation.directory / GENERATION_MANIFEST))
+    weakref.finalize(generation, _close, lease)
     weakref.finalize(generation, _close, copy)
     return generation
+
+
+@contextlib.contextmanager
+def keeping(
+    root: Path, read: Callable[[Path], T], manifest_of: Callable[[T], Manifest]
+) -> Generator[T, None, None]:
+    """What ``read`` finds published; its generation is kept from ``gc`` within the ``with`` block."""
+    found, lease = _with_lease(root, read, manifest_of)
+    try:
+        yield found
+    finally:
+        _close(lease)
+
+
+def _with_lease(
+    root: Path, read: Callable[[Path], T], manifest_of: Callable[[T], Manifest]
+) -> tuple[T, int | None]:
+    """What is published and a lease on it; again where another generation was published in between, or it is removed."""
+    for left in reversed(range(_TRIES)):
+        before = _identity(manifest_path(root))
+        found = read(root)
+        lease = None
+        with contextlib.suppress(BlockingIOError):
+            lease = _take(processed_dir(root) / manifest_of(found).generation / GENERATION_MANIFEST)
+        if not left or before == _identity(manifest_path(root)):
+            return found, lease
+        _close(lease)
+    raise AssertionError
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever another manifest is published: that is a new file."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_mtime_ns
 
 
 def _staged(root: Path) -> int | None:

@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ from torchcell_cache.durable.atomic import (
 )
 from torchcell_cache.durable.lock import BuilderLock, read_status
 from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
-from torchcell_cache.lease import LEASE_NAME, try_to_remove
+from torchcell_cache.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.transfer import Origin, check_space, fill, missing_files, write_rest
@@ -83,7 +83,12 @@ def stage(
     place = local_path(to, "to")
     if place.exists() and not place.is_dir():
         raise SettingError(f"to={place} is a file, expected a directory on local disk")
-    manifest, origin, where = _source(root, wait, storage_options)
+    with _source(root, wait, storage_options) as source:
+        return _copied(*source, place, keep, say)
+
+
+def _copied(manifest: Manifest, origin: Origin, where: str, place: Path, keep: int | None, say: Say) -> Path:
+    """The copy in ``place``, made unless it is there."""
     make_dirs_durable(place)
     remove_stale_temps(place)
     target = place / copy_name(Path(where), manifest)
@@ -94,7 +99,7 @@ def stage(
     lock = _lock_of(target)
     _acquire(lock, target, say)
     try:
-        _ensure(manifest, where, origin, target, lock.exclusive, progress, say)
+        _ensure(manifest, where, origin, target, lock.exclusive, say)
         with contextlib.suppress(OSError):  # somebody else's copy
             os.utime(target / LEASE_NAME)
         if keep is not None:
@@ -110,19 +115,21 @@ def copy_name(root: Path, manifest: Manifest) -> str:
     return f"{name}-{manifest.digest[:16]}"
 
 
+@contextlib.contextmanager
 def _source(
     root: str | os.PathLike[str], wait: bool | float, options: Mapping[str, Any] | None
-) -> tuple[Manifest, Origin, str]:
-    """What is to be copied, where its files are, and its name."""
+) -> Generator[tuple[Manifest, Origin, str], None, None]:
+    """What is to be copied, where its files are, and its name; on a file system kept from ``gc`` meanwhile."""
     if is_url(root):
         opening = import_module("torchcell_cache.remote.opening")
         bucket = import_module("torchcell_cache.remote.bucket").Bucket(root, options)
         manifest = opening.remote_manifest(bucket, wait)
-        return manifest, opening.remote_origin(bucket, manifest), bucket.url
+        yield manifest, opening.remote_origin(bucket, manifest), bucket.url
+        return
     where = local_path(root)
     wait_for_store(where, wait)
-    manifest = read_manifest(where)
-    return manifest, local_origin(where, manifest), str(where)
+    with keeping(where, read_manifest, lambda found: found) as manifest:
+        yield manifest, local_origin(where, manifest), str(where)
 
 
 def local_origin(root: Path, manifest: Manifest) -> Origin:
@@ -147,9 +154,7 @@ def _acquire(lock: BuilderLock, target: Path, say: Say) -> None:
         timeout = _WAIT_SECONDS
 
 
-def _ensure(
-    manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, progress: bool, say: Say
-) -> None:
+def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Say) -> None:
     """Make the copy, complete what is missing of one, or find it whole."""
     begun = time.perf_counter()
     if target.is_dir() and _is_whole(manifest, target):
@@ -164,7 +169,7 @@ def _ensure(
     make_dirs_durable(processed_dir(work))
     source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
     write_atomic(work / LEASE_NAME, json.dumps(source).encode())
-    meter = Progress(total, 0, None, enabled=progress, what=f"stage {target.name}", unit="bytes")
+    meter = Progress(total, 0, None, enabled=say.enabled, what=f"stage {target.name}", unit="bytes")
     try:
         fill(manifest, work, wanted, origin, meter)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -147,13 +147,20 @@ def bring(
             temporary.chmod(0o444)
             fsync_file(temporary)
             replace_file(temporary, target)
+            note_verified(target, entry.xxh3)
+    except FileNotFoundError:  # of ours: what the origin lacks is a CorruptShardError
+        stop.set()
+        raise StorageLostError(
+            f"{directory} was removed while {entry.name} was copied there",
+            path=directory,
+            fix="run the same call again",
+        ) from None
     except BaseException:
         stop.set()
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    note_verified(target, entry.xxh3)
 
 
 def _stream_right(
@@ -172,31 +179,40 @@ def _stream_right(
     return False
 
 
-def _stream(
-    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
-) -> bool:
-    """Copy the bytes and check them on the way; ``False`` if asked to stop."""
-    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+@contextlib.contextmanager
+def _at_origin(entry: FileEntry, origin: Origin) -> Iterator[None]:
     try:
-        with origin.fetch(entry.name) as source, temporary.open("xb", buffering=0) as sink:
-            while block := source.read(_CHUNK):
-                sha.update(block)
-                xxh.update(block)
-                view = memoryview(block)
-                while view:
-                    view = view[sink.write(view) :]
-                size += len(block)
-                note(len(block))
-                if stop.is_set():
-                    return False
-                if size > entry.size:
-                    break
+        yield
     except CacheError:
         raise
     except FileNotFoundError as error:
         raise CorruptShardError(
             f"{entry.name} is missing at {origin.name} ({error})", path=origin.name, fix=origin.fix
         ) from None
+
+
+def _stream(
+    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
+) -> bool:
+    """Copy the bytes and check them on the way; ``False`` if asked to stop."""
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    with (
+        temporary.open("xb", buffering=0) as sink,
+        _at_origin(entry, origin),
+        origin.fetch(entry.name) as source,
+    ):
+        while block := source.read(_CHUNK):
+            sha.update(block)
+            xxh.update(block)
+            view = memoryview(block)
+            while view:
+                view = view[sink.write(view) :]
+            size += len(block)
+            note(len(block))
+            if stop.is_set():
+                return False
+            if size > entry.size:
+                break
     if (size, sha.hexdigest(), xxh.hexdigest()) != (entry.size, entry.sha256, entry.xxh3):
         raise CorruptShardError(
             f"{entry.name} at {origin.name} has {size:,} bytes and SHA-256 {sha.hexdigest()[:16]}..., "

@@ -40,6 +40,7 @@ from torchcell_cache.graph.io import graph_digest, write_base_graph
 from torchcell_cache.manifest import FileEntry, Manifest
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import SampleTable
+from torchcell_cache.shard_entry import repair_hint
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 
@@ -274,6 +275,10 @@ def share_file(path: Path, target: Path) -> None:
     temporary = temp_path(target)
     try:
         os.link(path, temporary)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise

@@ -28,6 +28,7 @@ from torchcell_cache.durable.atomic import file_digest
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.graph.io import graph_digest, graph_digests, load_base_graph
+from torchcell_cache.lease import keeping
 from torchcell_cache.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -84,16 +85,18 @@ def verify(
         raise SettingError("processor= is for comparing with a source", fix="pass source=... too")
     begun = time.perf_counter()
     where = local_path(root)
-    manifest, damage = read_or_recover(where)
-    work = _Verifier(where, manifest, level, progress)
-    if damage is not None:
-        work.report.add(MANIFEST_NAME, damage)
-    work.run()
-    if source is not None:
-        chosen = min(num_samples, manifest.num_samples)
-        meter = Progress(chosen, 0, None, enabled=progress, what="compare with source")
-        compare_with_source(work.generation, as_source(source), processor, chosen, seed, work.report, meter)
-        meter.close("complete")
+    with keeping(where, read_or_recover, lambda found: found[0]) as (manifest, damage):
+        work = _Verifier(where, manifest, level, progress)
+        if damage is not None:
+            work.report.add(MANIFEST_NAME, damage)
+        work.run()
+        if source is not None:
+            chosen = min(num_samples, manifest.num_samples)
+            meter = Progress(chosen, 0, None, enabled=progress, what="compare with source")
+            compare_with_source(
+                work.generation, as_source(source), processor, chosen, seed, work.report, meter
+            )
+            meter.close("complete")
     return work.report.finish(time.perf_counter() - begun)
 
 

@@ -21,14 +21,13 @@ class ByteLocks:
     """Shared and exclusive locks on the bytes of a file, by number.
 
     Args:
-        path: The lock file; made if it is not there.
+        path: The lock file; made when it is first needed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.supported = True
         self._descriptor: int | None = None
-        self._open()
         _ALL.add(self)
 
     def shared(self, byte: int) -> bool:
@@ -43,6 +42,15 @@ class ByteLocks:
         """Give a lock back."""
         self._set(fcntl.F_UNLCK, byte)
 
+    def is_there(self) -> bool:
+        """Whether the path still leads to the file that the locks are on; else others lock another one."""
+        if self._descriptor is None:  # after a fork: opened when it is needed
+            return self.path.is_file()
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Give all locks back."""
         descriptor, self._descriptor = self._descriptor, None
@@ -53,14 +61,15 @@ class ByteLocks:
     def __del__(self) -> None:
         self.close()
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Open or make the lock file."""
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _set(self, kind: int, byte: int) -> bool:
         if not self.supported:
             return True
         if self._descriptor is None:
-            self._open()
+            self.open()
         assert self._descriptor is not None
         # struct flock: type, whence, start, length, and a pid that must be 0
         request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
-from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.errors import CacheError, CorruptShardError, StorageLostError
 from torchcell_cache.generation import GENERATION_MANIFEST
 from torchcell_cache.manifest import FileEntry, Manifest, processed_dir
 from torchcell_cache.remote.byte_locks import ByteLocks
@@ -33,6 +33,7 @@ LOCK_NAME = ".files.lock"
 _FETCH = 1 << 40
 _FIRST_SHARD = 16
 _PAUSES_S = (0.002, 0.1)
+_TRIES = 5
 
 
 class LocalCache:
@@ -45,19 +46,14 @@ class LocalCache:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root, self.manifest = root, manifest
-        self.directory = make_dirs_durable(processed_dir(root) / manifest.generation)
-        self.used = make_dirs_durable(root / USED_NAME)
-        with storage_errors(root, "lock"):
-            self.locks = ByteLocks(root / LOCK_NAME)
-        path = self.directory / GENERATION_MANIFEST
-        if not path.is_file() or path.read_bytes() != manifest.to_bytes():
-            write_atomic(path, manifest.to_bytes())
-        remove_stale_temps(self.directory)
+        self.directory, self.used = processed_dir(root) / manifest.generation, root / USED_NAME
         self.here = np.zeros(len(manifest.shards), dtype=bool)  # shards leased by this process
         self.held: OrderedDict[str, None] = (
             OrderedDict()
         )  # all that is leased, least recently asked for first
         self._reset()
+        self.locks = ByteLocks(root / LOCK_NAME)
+        self.settle()
         _CACHES_ALIVE.add(self)
 
     def _reset(self) -> None:
@@ -70,6 +66,35 @@ class LocalCache:
         self._reset()
         self.held.clear()
         self.here[:] = False
+
+    def settle(self) -> None:
+        """Make what the directory needs, also again: somebody may have emptied the cache meanwhile."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._settle()
+                return
+            except FileNotFoundError as error:
+                if not left:
+                    raise StorageLostError(
+                        f"{self.root} is removed while it is made ({error})",
+                        path=self.root,
+                        fix="choose cache_dir=...",
+                    ) from None
+
+    def _settle(self) -> None:
+        with self._changing:
+            make_dirs_durable(self.directory)
+            make_dirs_durable(self.used)
+            if not self.locks.is_there():
+                with storage_errors(self.root, "lock"):
+                    self.locks = ByteLocks(self.root / LOCK_NAME)
+                    self.locks.open()
+                self.held.clear()  # what was leased through the lock file that is gone is leased no more
+                self.here[:] = False
+            path = self.directory / GENERATION_MANIFEST
+            if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
+                write_atomic(path, self.manifest.to_bytes())
+            remove_stale_temps(self.directory)
 
     # Leasing
 
@@ -85,29 +110,53 @@ class LocalCache:
         """
         with self._turn(entry.name):
             self._latest[threading.get_ident()] = entry.name
-            if entry.name in self.held:
+            vanished = entry.name in self.held
+            if vanished and self._has_size(entry):
                 with self._changing, contextlib.suppress(KeyError):
                     self.held.move_to_end(entry.name)
                 return
-            byte = byte_of(entry.name)
-            _wait(lambda: self.locks.shared(byte))
-            try:
-                if not self._is_whole(entry):
-                    self._fetch_alone(entry, byte, fetch)
-            except BaseException:
-                self.locks.release(byte)
-                raise
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._lease(entry, fetch)
+                    break
+                except CacheError as error:
+                    emptied = isinstance(error, StorageLostError) and not self.directory.is_dir()
+                    if not left or not emptied:  # else the directory was removed in this very moment
+                        raise self._named(error, entry) if vanished else error from None
             self._note(entry.name, True)
             with contextlib.suppress(OSError):
                 (self.used / entry.name).touch()
 
-    def _fetch_alone(self, entry: FileEntry, byte: int, fetch: Callable[[FileEntry], None]) -> None:
-        _wait(lambda: self.locks.exclusive(_FETCH + byte))
+    def _lease(self, entry: FileEntry, fetch: Callable[[FileEntry], None]) -> None:
+        """Take the shared lock of a file and fetch it unless it is whole."""
+        if not self.directory.is_dir() or not self.locks.is_there():
+            self.settle()
+        byte, locks = byte_of(entry.name), self.locks
+        _wait(lambda: locks.shared(byte))
         try:
             if not self._is_whole(entry):
-                fetch(entry)
-        finally:
-            self.locks.release(_FETCH + byte)
+                _wait(lambda: locks.exclusive(_FETCH + byte))
+                try:
+                    if not self._is_whole(entry):
+                        fetch(entry)
+                finally:
+                    locks.release(_FETCH + byte)
+        except BaseException:
+            self._note(entry.name, False)
+            locks.release(byte)
+            raise
+
+    def _named(self, error: CacheError, entry: FileEntry) -> CacheError:
+        """The error of fetching, where the user did not know that anything had to be fetched."""
+        path, said = self.directory / entry.name, str(error).partition("\n  fix: ")[0]
+        return type(error)(f"{path} was removed; fetched again, {said}", path=path, fix=error.fix)
+
+    def _has_size(self, entry: FileEntry) -> bool:
+        """Whether a file that is leased is still there: a lease keeps other readers of the cache away, not users."""
+        try:
+            return (self.directory / entry.name).stat().st_size == entry.size
+        except OSError:
+            return False
 
     def _is_whole(self, entry: FileEntry) -> bool:
         try:
@@ -190,6 +239,8 @@ def cache_at(root: Path, manifest: Manifest) -> LocalCache:
         found = _CACHES.get(str(root))
         if found is None:
             found = _CACHES[str(root)] = LocalCache(root, manifest)
+        elif not found.directory.is_dir():
+            found.settle()
         return found
 
 
