@@ -8,11 +8,12 @@ what contradicts itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.rules import rule_genes
+from torchcell_cache.sources.names import as_texts
 
 _CONSUMED = frozenset({"reactant", "substrate", "educt", "consumed", "consumes", "input"})
 _PRODUCED = frozenset({"product", "produced", "produces", "output"})
@@ -145,15 +146,12 @@ def _genes(reaction: Any, genes: Any) -> list[str]:
     """Names of a reaction's genes, ascending; text is a gene rule."""
     if is_missing(genes):
         return []
-    try:
-        names = rule_genes(genes) if isinstance(genes, str) else set(genes)
-    except SourceContractError as error:
-        raise SourceContractError(f"metabolism: reaction {reaction!r}: {error}") from None
-    except TypeError:
-        names = {genes}
-    if odd := next((name for name in names if not isinstance(name, str)), None):
-        raise SourceContractError(
-            f"metabolism: reaction {reaction!r} has genes={genes!r}, of which {odd!r} is no name",
-            fix='genes={"YAL001C", ...}',
-        )
-    return sorted(names)
+    what = f"metabolism: reaction {reaction!r}"
+    if isinstance(genes, str):
+        try:
+            return list(rule_genes(genes))
+        except SourceContractError as error:
+            raise SourceContractError(f"{what}: {error}") from None
+    if not isinstance(genes, Iterable):
+        raise SourceContractError(f"{what} has genes={genes!r}", fix='genes={"YAL001C", ...}')
+    return sorted({name.strip() for name in as_texts(genes, f"{what}: gene")})

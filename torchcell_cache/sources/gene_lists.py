@@ -10,8 +10,9 @@ from typing import Any
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import read_text
 from torchcell_cache.sources.names import as_texts
-from torchcell_cache.sources.table_headers import is_column_name
+from torchcell_cache.sources.table_headers import looks_like_header
 
+_LOOK_AT = 100
 _BETWEEN_NAMES = re.compile(r"[\s,;]")
 
 
@@ -76,7 +77,7 @@ def read_gene_list(path: str | Path) -> list[str]:
                 fix="keep the column of names only",
             )
         names.append(name)
-    if len(names) > 1 and is_column_name(names[0]) and not is_column_name(names[1]):
+    if looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]]):
         del names[0]
     if not names:
         raise SourceContractError(f"{path} holds no gene name", path=path, fix="one gene name per line")

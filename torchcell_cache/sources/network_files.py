@@ -7,18 +7,16 @@ BioGRID's tables; SIF, where one line may name several targets. What cannot be t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import BLANKS, read_text, rows_of, separator_of
-from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, is_number, looks_like_header
-
-Known = Callable[[str], bool]
-"""Whether a name is a gene of the cell."""
+from torchcell_cache.sources.network_columns import Known, edge_layout
+from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, looks_like_header
 
 _LOOK_AT = 1000
 _NO_TABLE = (
@@ -34,23 +32,6 @@ _NO_TABLE = (
     ".pkl",
     ".pickle",
 )
-_RELATIONS = (
-    "pp",
-    "pd",
-    "pr",
-    "pc",
-    "pm",
-    "rc",
-    "cr",
-    "mp",
-    "gl",
-    "interacts",
-    "binds",
-    "activates",
-    "inhibits",
-)
-"""Second cells of SIF lines: SIF's own abbreviations, and words that name a relation and never a gene."""
-
 _TAXON = re.compile(r"(\d+)\.(?=.*[A-Za-z])")
 
 
@@ -85,12 +66,6 @@ class Pairs:
         self.sources = [name[start:] for name in self.sources]
         self.targets = [name[start:] for name in self.targets]
         return self
-
-
-class _Layout(NamedTuple):
-    source: int
-    target: int
-    is_sif: bool = False
 
 
 def read_network(
@@ -208,8 +183,10 @@ def _pairs(
 ) -> Pairs:
     if names and head and all(len(row) == len(names) + 1 for row in head):
         names = ["", *names]  # R names the columns, but not the row names in front of them
+    if not head:
+        return Pairs(origin, [], [], listed=True)
     column = None if weight is None else _weight_column(origin, names, weight)
-    layout = _layout(origin, names, head, known, is_sif)
+    layout = edge_layout(origin, names, head, known, is_sif)
     pairs = Pairs(origin, [], [], None if column is None else [], listed=True)
     nameless = 0
     for number, row in enumerate(chain(head, rows)):
@@ -245,82 +222,4 @@ def _weight_column(origin: str, names: list[str] | None, weight: str | int) -> i
     raise SettingError(
         f"{origin}: no column of weights {weight!r}; {what}",
         fix="weights={'network': 'column'}, or its position",
-    )
-
-
-def _layout(
-    origin: str, names: list[str] | None, head: Sequence[list[str]], known: Known | None, is_sif: bool
-) -> _Layout:
-    """Where the ends of the edges are."""
-    width = len(names) if names else max(map(len, head), default=0)
-    if is_sif or (names is None and _is_sif(head)):
-        return _Layout(0, 2, True)
-    start = int(_numbers_rows(names, head))
-    if width < start + 2:
-        raise SourceContractError(
-            f"{origin}: expected two columns, got {(names or [*head, ['']][0])[:3]}",
-            fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV)",
-        )
-    candidates = [*(edge_columns(names) if names else ()), (start, start + 1)]
-    if known is None:
-        _check_columns(origin, names, head, *candidates[0])
-        return _Layout(*candidates[0])
-    met = [
-        sum(known(row[i]) and known(row[j]) for row in head if len(row) > max(i, j)) for i, j in candidates
-    ]
-    if max(met) == 0:
-        holding = [k for k in range(width) if any(len(row) > k and known(row[k]) for row in head)]
-        if len(holding) == 2:
-            return _Layout(holding[0], holding[1])
-    best = candidates[met.index(max(met))]
-    if (
-        names is None
-        and len({len(row) for row in head}) > 1
-        and any(known(c) for row in head for c in row[2:])
-    ):
-        raise _refused(
-            origin, "rows of several lengths with genes behind the second column (an adjacency list?)"
-        )
-    return _Layout(*best)
-
-
-def _is_sif(head: Sequence[Sequence[str]]) -> bool:
-    return bool(head) and all(len(row) > 2 and row[1].lower() in _RELATIONS for row in head)
-
-
-def _numbers_rows(names: list[str] | None, head: Sequence[Sequence[str]]) -> bool:
-    """Whether the first column numbers the rows, as pandas and R write it."""
-    if not head or any(len(row) < 3 for row in head):
-        return False
-    column = [row[0] for row in head]
-    if names is not None:
-        return names[0].lower() in ("", "unnamed: 0", "index", "level_0")
-    counts = any(column == [str(k) for k in range(first, first + len(column))] for first in (0, 1))
-    return counts and not any(is_number(row[1]) for row in head)
-
-
-def _check_columns(
-    origin: str, names: list[str] | None, head: Sequence[Sequence[str]], source: int, target: int
-) -> None:
-    """Without known genes: the two sides must be alike, and nothing must look like a third one."""
-    sides = [[row[k] for row in head if len(row) > k and row[k] not in NAMELESS] for k in (source, target)]
-    shares = [sum(map(is_number, side)) / max(len(side), 1) for side in sides]
-    if abs(shares[0] - shares[1]) > 0.5:
-        k = int(shares[1] > shares[0])
-        raise _refused(
-            origin, f"column {(source, target)[k] + 1} holds numbers ({sides[k][0]!r}), the other names"
-        )
-    if names is not None:
-        return
-    if len({len(row) for row in head}) > 1:
-        raise _refused(origin, "rows of several lengths without a header (an adjacency list?)")
-    third = {row[2] for row in head if len(row) > 2}
-    if len(set(sides[1])) == 1 and len(head) > 1 and len(third) > 1 and not any(map(is_number, third)):
-        raise _refused(origin, f"the second column is {sides[1][0]!r} throughout, and names follow it")
-
-
-def _refused(origin: str, why: str) -> SourceContractError:
-    return SourceContractError(
-        f"{origin}: it cannot be told which columns hold the two genes of an edge: {why}",
-        fix="give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
     )

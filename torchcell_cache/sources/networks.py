@@ -20,7 +20,8 @@ from torchcell_cache.sources.columns_of import columns_of
 from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.metabolism import set_metabolism
 from torchcell_cache.sources.names import NodeNames, as_texts, read_aliases
-from torchcell_cache.sources.network_files import Known, Pairs, frame_network, read_network
+from torchcell_cache.sources.network_columns import Known
+from torchcell_cache.sources.network_files import Pairs, frame_network, read_network
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData

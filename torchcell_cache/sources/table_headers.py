@@ -42,8 +42,10 @@ def looks_like_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bo
         rest: Some of the rows after it.
     """
     columns = [[row[k] for row in rest if len(row) > k and row[k] not in NAMELESS] for k in range(len(first))]
-    named = any(is_column_name(cell) for cell in first)
-    if named and not any(is_column_name(cell) for column in columns for cell in column):
+    if rest and not first[0] and len(columns[0]) == len(rest):
+        return True  # pandas leaves the name of the index blank
+    named = [(cell, column) for cell, column in zip(first, columns, strict=True) if is_column_name(cell)]
+    if named and not any(_family(cell) in map(_family, column) for cell, column in named):
         return True
     for cell, column in zip(first, columns, strict=True):
         kinds = {is_number(other) for other in column}
@@ -66,7 +68,8 @@ def edge_columns(header: Sequence[str]) -> list[tuple[int, int]]:
     for one, other in _SIDES:
         for i, left in enumerate(words):
             for j, right in enumerate(words):
-                if one in left and other in right and left - {one} == right - {other}:
+                alike = one in left and other in right and left - {one} == right - {other}
+                if alike and left & _NOUNS:
                     strange = len((left | right) - _NOUNS - _MORE) - 9 * ("systematic" in left)
                     found.append((strange, i, j, len(found)))
     return [(i, j) for _, i, j, _ in sorted(found)]
@@ -83,6 +86,11 @@ def is_number(cell: str) -> bool:
 
 def _words(cell: str) -> frozenset[str]:
     return frozenset(word.lower() for word in _TOKEN.findall(cell))
+
+
+def _family(cell: str) -> str:
+    """What ``gene1`` and ``gene3`` have in common: genes named like columns are no header."""
+    return re.sub(r"\d+", "", cell)
 
 
 def _has_digit(cell: str) -> bool:
