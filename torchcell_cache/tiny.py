@@ -77,11 +77,11 @@ def _add_reactions(graph: HeteroData, names: list[str]) -> None:
 
 def _add_hyperedges(graph: HeteroData) -> None:
     gpr = graph["gene", "gpr", "reaction"]
-    gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]])
+    gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]], device="cpu")
     gpr.num_edges = 8
     rmr = graph["reaction", "rmr", "metabolite"]
-    rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]])
-    rmr.stoichiometry = torch.tensor([-1.0, 1.0, -2.0, 0.5, 1.0, -1.0])
+    rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]], device="cpu")
+    rmr.stoichiometry = torch.tensor([-1.0, 1.0, -2.0, 0.5, 1.0, -1.0], dtype=torch.float32, device="cpu")
     rmr.num_edges = 6
 
 

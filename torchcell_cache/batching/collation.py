@@ -76,8 +76,8 @@ def collate(
             if name in follow_batch:
                 store[f"{name}_batch"], store[f"{name}_ptr"] = _follow(field.slices, device)
         if isinstance(model, NodeStorage) and model.can_infer_num_nodes:
-            counts = torch.tensor(fields.num_nodes(key))
-            ptr = torch.zeros(batch_size + 1, dtype=torch.int64)
+            counts = torch.tensor(fields.num_nodes(key), device="cpu")
+            ptr = torch.zeros(batch_size + 1, dtype=torch.int64, device="cpu")
             torch.cumsum(counts, 0, out=ptr[1:])
             store.batch, store.ptr = _follow(ptr, device)
     out._num_graphs, out._slice_dict, out._inc_dict = batch_size, slices, incs
@@ -92,23 +92,25 @@ def _follow(slices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def steps(batch_size: int, size: int) -> Tensor:
     """Slices of a field of the same size in every sample, ``[batch_size + 1] int64``."""
-    return torch.arange(batch_size + 1) * size
+    return torch.arange(batch_size + 1, device="cpu") * size
 
 
 def no_increments(batch_size: int) -> Tensor:
     """Increments of a field that is not shifted, ``[batch_size] int64``."""
-    return torch.zeros(batch_size, dtype=torch.int64)
+    return torch.zeros(batch_size, dtype=torch.int64, device="cpu")
 
 
 def listed(values: list[Any]) -> Field:
     """A field that PyG keeps as a list with one item per sample."""
-    return Field(values, torch.arange(len(values) + 1), None)
+    return Field(values, torch.arange(len(values) + 1, device="cpu"), None)
 
 
 def numbers(values: list[int], device: torch.device) -> Field:
     """An integer per sample, which PyG collates to a tensor ``[batch] int64``."""
     return Field(
-        torch.tensor(values, device=device), torch.arange(len(values) + 1), no_increments(len(values))
+        torch.tensor(values, device=device),
+        torch.arange(len(values) + 1, device="cpu"),
+        no_increments(len(values)),
     )
 
 

@@ -123,13 +123,13 @@ class SampleFields:
 
     def _index(self, key: Any, name: str, tensor: Tensor) -> Field:
         """An edge index: each sample's copy shifted by the nodes of the samples before it."""
-        samples, size = torch.arange(self.count), tensor.size(1)
+        samples, size = torch.arange(self.count, device="cpu"), tensor.size(1)
         if self.hetero:
-            ends = torch.tensor([self.num_nodes(key[0])[0], self.num_nodes(key[2])[0]])
+            ends = torch.tensor([self.num_nodes(key[0])[0], self.num_nodes(key[2])[0]], device="cpu")
             incs = samples.view(-1, 1, 1) * ends.view(2, 1)
             dtype = torch.result_type(tensor, incs)
         else:
-            ends = torch.tensor([self.num_nodes(None)[0]] * 2)
+            ends = torch.tensor([self.num_nodes(None)[0]] * 2, device="cpu")
             incs, dtype = samples * ends[0], tensor.dtype
         out = self.resident.pool.take((key, name), (2, self.count, size), dtype)
         offsets = ends.view(2, 1, 1) * samples.view(1, -1, 1)

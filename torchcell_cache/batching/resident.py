@@ -139,7 +139,7 @@ class DeviceGraph:
             values=np.zeros((1, len(self.phenotypes) + len(self.statistics)), dtype=np.float32),
             phenotypes=self.phenotypes,
             statistics=self.statistics,
-            kept=tuple(torch.ones(d.size, dtype=torch.bool) for d in self.topology.domains),
+            kept=tuple(torch.ones(d.size, dtype=torch.bool, device="cpu") for d in self.topology.domains),
         )
         graph = self.processor.assemble(self.base_graph, self.topology, self.shell, deletion)
         for store in graph.stores:

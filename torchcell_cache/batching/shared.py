@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+from torch_geometric.data import Batch
 
 from torchcell_cache.batching import packing
 from torchcell_cache.batching.resident import find_generation
@@ -258,6 +260,12 @@ class SharedGraphBatch(Selectable, TravellingBatch):
                 f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=2
             )
         return out
+
+
+def collated(graphs: list[Any], follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+    """PyG's own batch of graphs on the CPU, whatever the default device."""
+    with torch.device("cpu"):
+        return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
 
 
 @lasting

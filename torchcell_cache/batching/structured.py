@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch
 
 from torchcell_cache.batching.collation import collate, is_plain
 from torchcell_cache.batching.direct import gather, pack_directly
@@ -17,7 +16,7 @@ from torchcell_cache.batching.fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batching.filtered import FilteredFields
 from torchcell_cache.batching.masks import Regions, node_flags, owners, regions
 from torchcell_cache.batching.sections import Sections, structured_sections
-from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, require_sections
+from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, collated, require_sections
 from torchcell_cache.codec.gap import decode_gaps_ragged
 from torchcell_cache.codec.structured import StructuredColumns
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, SettingError
@@ -269,8 +268,7 @@ class PerturbationBatch(SharedGraphBatch):
         self._check_statistics(exclude_keys)
         resident = self.resident
         if not is_plain(resident.template):
-            whole = Batch.from_data_list(list(self), sorted(follow_batch), sorted(exclude_keys))
-            return whole.to(self.device)
+            return collated(list(self), follow_batch, exclude_keys).to(self.device)
         self._check_removals()
         kind: type[SampleFields] = SampleFields
         if isinstance(resident.processor, LazySubgraphRepresentation):

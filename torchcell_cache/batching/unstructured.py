@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, HeteroData
+from torch_geometric.data import HeteroData
 
 from torchcell_cache.batching.features import dense_features
 from torchcell_cache.batching.masks import owners
 from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels
-from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, require_sections
+from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, collated, require_sections
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import FormatError, SettingError
@@ -189,7 +189,7 @@ class GraphBatch(SharedGraphBatch):
                     "would drop them or fail, depending on which comes first",
                     fix="exclude_keys=[...] with these names",
                 )
-        return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys)).to(self.device)
+        return collated(graphs, follow_batch, exclude_keys).to(self.device)
 
 
 def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:

@@ -79,7 +79,7 @@ def to_tensor(value: TensorValue) -> Tensor:
         )
     if value.array.size == 0:
         # from_numpy gives an empty tensor strides of 0, which .view(other dtype) then refuses.
-        return torch.empty(value.array.shape, dtype=dtype)
+        return torch.empty(value.array.shape, dtype=dtype, device="cpu")
     tensor = torch.from_numpy(value.array)
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
 

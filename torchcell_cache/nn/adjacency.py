@@ -251,7 +251,11 @@ def _csr(row_ptr: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]
             "ignore", UserWarning
         )  # "CSR is in beta"; only construction and products are used
         if row_ptr.is_cuda or torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-            return torch.sparse_csr_tensor(row_ptr, column, values, shape, check_invariants=False)
+            return torch.sparse_csr_tensor(
+                row_ptr, column, values, shape, check_invariants=False, device=values.device
+            )
         rows = torch.repeat_interleave(torch.arange(shape[0], device=column.device), row_ptr.diff())
         index = torch.stack([rows, column])
-        return torch.sparse_coo_tensor(index, values, shape, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            index, values, shape, is_coalesced=True, check_invariants=False, device=values.device
+        )

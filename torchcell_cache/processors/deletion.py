@@ -165,7 +165,7 @@ def kept_by_definition(
     Returns:
         One boolean mask per domain of the topology, ``[domain size] bool``.
     """
-    node_kept = torch.ones(topology.num_nodes, dtype=torch.bool)
+    node_kept = torch.ones(topology.num_nodes, dtype=torch.bool, device="cpu")
     node_kept[torch.from_numpy(perturbed)] = False
     reaction_kept = _reactions_kept(graph, topology, node_kept, gpr)
     return tuple(_domain_kept(graph, topology, d, node_kept, reaction_kept, gpr_by) for d in topology.domains)
@@ -184,7 +184,7 @@ def _domain_kept(
         return reaction_kept
     if domain.role == "edge":
         index = (graph if domain.key is None else graph[domain.key]).edge_index
-        kept = torch.ones(index.size(1), dtype=torch.bool)
+        kept = torch.ones(index.size(1), dtype=torch.bool, device="cpu")
         ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
         for row, end in enumerate(ends):
             if end == topology.node_type:
@@ -193,7 +193,9 @@ def _domain_kept(
     index = graph[domain.key].hyperedge_index
     if domain.role == "rmr":
         return (
-            torch.ones(index.size(1), dtype=torch.bool) if reaction_kept is None else reaction_kept[index[0]]
+            torch.ones(index.size(1), dtype=torch.bool, device="cpu")
+            if reaction_kept is None
+            else reaction_kept[index[0]]
         )
     kept = node_kept[index[0]]
     if gpr_by == "reaction" and reaction_kept is not None:
@@ -205,7 +207,7 @@ def _reactions_kept(graph: Any, topology: Topology, node_kept: Tensor, gpr: str)
     domain = topology.find("reaction")
     if domain is None:
         return None
-    kept = torch.ones(domain.size, dtype=torch.bool)
+    kept = torch.ones(domain.size, dtype=torch.bool, device="cpu")
     if gpr == "any":
         entries = topology.find("gpr")
         if entries is not None:

@@ -109,7 +109,7 @@ class KHopSubgraph:
         """
         _check(base_graph, sample)
         topology = topology_of(base_graph, self.node_type)
-        near = torch.zeros(topology.num_nodes, dtype=torch.bool)
+        near = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
         near[torch.from_numpy(sample.perturbed)] = True
         walked = [topology.domains[c] for c in hop_columns(topology, self.edge_types)]
         for _ in range(self.num_hops):
@@ -195,8 +195,8 @@ def _assemble(
     base = base_graph._store if homogeneous else base_graph[topology.node_type]
     wanted = torch.from_numpy(nodes)
     mapping = _node_fields(base, topology.num_nodes, sample, wanted, labels)
-    new_id = torch.full((topology.num_nodes,), -1, dtype=torch.int64)
-    new_id[wanted] = torch.arange(len(nodes))
+    new_id = torch.full((topology.num_nodes,), -1, dtype=torch.int64, device="cpu")
+    new_id[wanted] = torch.arange(len(nodes), device="cpu")
     if homogeneous:
         data = Data()
         known = (*NODE_FIELDS, *EDGE_FIELDS)
@@ -235,7 +235,7 @@ def _node_fields(
         fields["x"] = base.x[wanted]
         fields["x_pert"] = base.x[torch.from_numpy(sample.perturbed)]
     fields.update(labels)
-    is_perturbed = torch.zeros(num_nodes, dtype=torch.bool)
+    is_perturbed = torch.zeros(num_nodes, dtype=torch.bool, device="cpu")
     is_perturbed[torch.from_numpy(sample.perturbed)] = True
     return {**fields, "n_id": wanted, "is_perturbed": is_perturbed[wanted]}
 

@@ -75,7 +75,7 @@ class LazySubgraphRepresentation(DeletionProcessor):
         self, base_graph: Any, topology: Topology, shell: LazyShell, deletion: Deletion
     ) -> Data | HeteroData:
         """The sample's graph: copies of the shell's stores and the sample's own fields."""
-        pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool)
+        pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
         fields = perturbation_fields(shell.names, deletion.perturbed)
         pert_mask[fields["perturbation_indices"]] = True
         mapping: dict[str, Any] = {
@@ -97,8 +97,8 @@ class LazySubgraphRepresentation(DeletionProcessor):
         graph._node_store_dict[topology.node_type].__dict__["_mapping"] = mapping
         for node_type, size in shell.others:
             # Fresh for every sample: a mask edited in place must not reach the next one.
-            mappings[node_type]["pert_mask"] = torch.zeros(size, dtype=torch.bool)
-            mappings[node_type]["mask"] = torch.ones(size, dtype=torch.bool)
+            mappings[node_type]["pert_mask"] = torch.zeros(size, dtype=torch.bool, device="cpu")
+            mappings[node_type]["mask"] = torch.ones(size, dtype=torch.bool, device="cpu")
         for domain, kept in zip(topology.domains, deletion.kept, strict=True):
             store = mappings[domain.key]
             if domain.role == "reaction":

@@ -43,8 +43,11 @@ def phenotype_fields(
     split = len(phenotypes)
     value, kind, sample = _coordinates(values[:, :split])
     if len(value) == 0:
-        value = torch.full((1,), torch.nan)
-        kind, sample = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+        value = torch.full((1,), torch.nan, dtype=torch.float32, device="cpu")
+        kind, sample = (
+            torch.zeros(1, dtype=torch.long, device="cpu"),
+            torch.zeros(1, dtype=torch.long, device="cpu"),
+        )
     out: dict[str, Any] = {
         "phenotype_values": value,
         "phenotype_type_indices": kind,

@@ -48,7 +48,7 @@ class SubgraphRepresentation(DeletionProcessor):
         self, base_graph: Any, topology: Topology, shell: SubgraphShell, deletion: Deletion
     ) -> Data | HeteroData:
         """Filter and relabel the base graph by what is kept."""
-        pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool)
+        pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
         pert_mask[torch.from_numpy(deletion.perturbed)] = True
         base = base_graph._store if topology.node_type is None else base_graph[topology.node_type]
         mapping = _kept_nodes(base, shell, pert_mask, deletion, self.labels(deletion))
@@ -102,7 +102,7 @@ def _kept_nodes(
 
 def _other_nodes(store: Any, node_type: str, size: int, kept: Tensor | None) -> dict[str, Any]:
     """A node type whose nodes go only with a reaction rule, or not at all (``kept`` is ``None``)."""
-    everything = torch.ones(size, dtype=torch.bool) if kept is None else kept
+    everything = torch.ones(size, dtype=torch.bool, device="cpu") if kept is None else kept
     fields: dict[str, Any] = {}
     if node_type == "reaction":
         fields["num_nodes"] = int(everything.sum())

@@ -115,7 +115,7 @@ def metabolic_base_graph(
     graph["reaction"].num_nodes = len(tables.texts)
     graph["reaction"].gene_rules = tables.texts
     growth = [float(reaction.objective_coefficient != 0) for reaction in model.reactions]
-    graph["reaction"].w_growth = torch.tensor(growth, dtype=torch.float32)
+    graph["reaction"].w_growth = torch.tensor(growth, dtype=torch.float32, device="cpu")
     graph["metabolite"].node_ids = _ids(model.metabolites, "metabolite")
     graph["metabolite"].num_nodes = len(model.metabolites)
 

@@ -139,7 +139,11 @@ def _each(value: Any, what: str, graphs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _features(features: Any, num_genes: int) -> torch.Tensor:
-    x = torch.zeros((num_genes, 0)) if features is None else torch.as_tensor(features, dtype=torch.float32)
+    x = (
+        torch.zeros((num_genes, 0), dtype=torch.float32, device="cpu")
+        if features is None
+        else torch.as_tensor(features, dtype=torch.float32, device="cpu")
+    )
     if x.dim() != 2 or x.size(0) != num_genes:
         raise SourceContractError(f"features have shape {tuple(x.shape)}, expected [{num_genes}, d]")
     return x

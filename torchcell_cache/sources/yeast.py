@@ -90,12 +90,13 @@ def yeast_base_graph(
     listed = read_gene_list(_only(path, ("genes.txt",)))
     names = sorted({*listed, *cell["gene"].node_ids})
     number = {name: k for k, name in enumerate(names)}
-    position = torch.tensor([number[name] for name in cell["gene"].node_ids])
+    position = torch.tensor([number[name] for name in cell["gene"].node_ids], device="cpu")
 
     graph = HeteroData()
     graph["gene"].node_ids = names
     graph["gene"].num_nodes = len(names)
-    graph["gene"].x = torch.zeros(len(names), cell["gene"].x.size(1)).index_copy_(0, position, cell["gene"].x)
+    x = cell["gene"].x
+    graph["gene"].x = x.new_zeros(len(names), x.size(1)).index_copy_(0, position, x)
     graph["reaction"].update(cell["reaction"].to_dict())
     graph["reaction"].subsystem = [reaction.subsystem for reaction in model.reactions]
     graph["metabolite"].update(cell["metabolite"].to_dict())

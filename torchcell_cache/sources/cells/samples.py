@@ -171,7 +171,7 @@ def _with_column(given: Any, field: str, column: int | None, num_nodes: int) -> 
             raise SettingError(
                 f"column={column}, but the base graph has no node field {field!r}", fix="leave it out"
             )
-        return torch.zeros(num_nodes, 1), 0
+        return torch.zeros(num_nodes, 1, dtype=torch.float32, device="cpu"), 0
     if not isinstance(given, torch.Tensor) or given.dim() != 2 or given.dtype != torch.float32:
         got = (
             f"{given.dtype} {list(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
@@ -181,7 +181,9 @@ def _with_column(given: Any, field: str, column: int | None, num_nodes: int) -> 
             fix='convert it, or pass field="expression" for a field of its own',
         )
     if column is None:
-        return torch.cat([given, torch.zeros(num_nodes, 1)], dim=1), int(given.size(1))
+        return torch.cat([given, torch.zeros(num_nodes, 1, dtype=torch.float32, device="cpu")], dim=1), int(
+            given.size(1)
+        )
     if not 0 <= column < given.size(1):
         raise SettingError(f"column={column} is not one of the {given.size(1)} columns of {field!r}")
     out = given.clone()
