@@ -330,7 +330,7 @@ def test_config_files_hold_settings_but_no_code(tmp_path: Path, capsys) -> None:
     settings = read_settings("preprocess", [f"config={config}", "storage=full", "source.seed=3"])
     assert (settings["root"], settings["storage"]) == ("here", "full")
     assert settings["source"] == {"num_samples": 7, "seed": 3, "self_loops": False}
-    assert settings["processor"] == {"gpr": "rule", "node_type": None}
+    assert settings["processor"] == {"gpr": "rule", "node_type": None, "statistics": "measured"}
     config.write_text("root: here\nsource: python\nsource.file: evil.py\n")
     assert main(["preprocess", f"config={config}"]) == 65
     assert "can only be named on the command line" in capsys.readouterr().err

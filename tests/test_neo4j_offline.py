@@ -124,11 +124,11 @@ def test_duplicates_kept_grouped_and_averaged():
     kept = measured(*ROWS)
     assert len(kept) == 5
     assert kept.phenotypes == ("fitness", "tau")
-    grouped = measured(*ROWS, duplicates="group")
+    grouped = measured(*ROWS, replicates="group")
     assert grouped.source_ids == ["e0", "e1", "e4"]
     assert grouped.value_ptr.tolist() == [0, 3, 4, 5]
     assert np.array_equal(grouped.values[:3, 0], np.float32([0.5, 0.75, math.nan]), equal_nan=True)
-    mean = measured(*ROWS, duplicates="mean")
+    mean = measured(*ROWS, replicates="mean")
     assert mean.statistics == ("se", "fitness_count", "tau_count")
     assert np.array_equal(
         mean.values,

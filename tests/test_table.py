@@ -61,7 +61,7 @@ def test_policies_keep_what_the_user_wants_to_keep(graph) -> None:
     assert source[0].perturbed.tolist() == [2]
     with pytest.raises(SourceContractError, match="row 1: 'f' is NaN"):
         tc.PerturbationTable(graph, [[1], [2]], phenotypes={"f": [1.0, np.nan]}, nan="error")
-    with pytest.raises(SettingError, match="'error', 'drop'"):
+    with pytest.raises(SettingError, match="'error', 'skip', 'drop'"):
         tc.PerturbationTable(graph, [], unknown="ignore")
 
 

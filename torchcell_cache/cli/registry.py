@@ -89,9 +89,17 @@ def _neo4j(values: dict[str, Any], progress: bool) -> Any:
     if values["query_file"] is not None:
         rest["query"] = existing_path("source.query_file", values["query_file"])
     if values["perturbed"] is not None or values["id_column"] is not None:
-        rest["columns"] = {key: values[key] for key in ("perturbed", "phenotypes", "statistics")}
+        rest["columns"] = {key: values[key] for key in ("phenotypes", "statistics")}
+        rest["columns"]["perturbed"] = _one("source.perturbed", values["perturbed"])
         rest["columns"]["id"] = values["id_column"]
     return sources.Neo4jCellDataset(**rest, graphs=graphs, progress=progress)
+
+
+def _one(key: str, names: Any) -> Any:
+    """The one name of a setting that elsewhere takes several."""
+    if isinstance(names, list) and len(names) != 1:
+        raise SettingError(f"{key}={names} names {len(names)} columns, expected one")
+    return names[0] if isinstance(names, list) else names
 
 
 _NEO4J_OURS = (

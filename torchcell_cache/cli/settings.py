@@ -46,7 +46,15 @@ BOOLEANS = {
 INTEGER_LISTS = {"workers"}
 NUMBER_LISTS = {"fractions", "seen_fractions"}
 LISTS = (
-    {"source.phenotypes", "source.statistics", "processor.edge_types", "exclude_keys", "genes", "without"}
+    {
+        "source.perturbed",
+        "source.phenotypes",
+        "source.statistics",
+        "processor.edge_types",
+        "exclude_keys",
+        "genes",
+        "without",
+    }
     | INTEGER_LISTS
     | NUMBER_LISTS
 )
@@ -69,11 +77,12 @@ CHOICES = {
     "processor.perturbed": ("keep", "delete"),
     "processor.statistics": ("measured", "always"),
     "source.flavor": ("seurat", "cell_ranger", "seurat_v3"),
-    "source.unknown": ("error", "drop", "skip"),  # skip: source=neo4j
+    "source.unknown": ("error", "skip", "drop"),
     "source.duplicate": ("error", "unique"),
     "source.empty": ("error", "keep"),
-    "source.nan": ("error", "keep"),
-    "source.duplicates": ("keep", "group", "mean"),
+    "source.nan": ("error", "keep", "skip"),
+    "source.replicates": ("keep", "group", "mean", "error"),
+    "source.duplicates": ("keep", "group", "mean", "error"),
     "source.malformed": ("error", "skip"),
 }
 _EXECUTES = "_target_"
@@ -144,7 +153,9 @@ def _parse(command: str, argument: str) -> tuple[str, Any]:
         raise SettingError(
             f"{argument!r}: keys cannot be added or removed", fix=f"torchcell-cache {command} --help"
         )
-    if key not in INTEGERS | NUMBERS | BOOLEANS | LISTS | MAPPINGS and text not in ("null", "???"):
+    is_text = key not in INTEGERS | NUMBERS | BOOLEANS | LISTS | MAPPINGS
+    one_name = key in LISTS - INTEGER_LISTS - NUMBER_LISTS and not text.startswith("[") and "," not in text
+    if (is_text or one_name) and text not in ("null", "???"):
         argument = (
             f"{key}={_quoted(text)}"  # paths may hold anything: =, #, brackets, every script of the world
         )

@@ -6,16 +6,16 @@ from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.processors.base import choice
-from torchcell_cache.record import Float32Array, Int64Array, SampleTable
-from torchcell_cache.sources.experiments import DUPLICATES, POLICIES, Malformed, Parsed
+from torchcell_cache.record import SampleTable
+from torchcell_cache.sources.experiments import POLICIES, Malformed, Parsed
+from torchcell_cache.sources.measurements import Float64Array, as_float32
 from torchcell_cache.sources.names import NodeNames
-
-Float64Array = npt.NDArray[np.float64]
+from torchcell_cache.sources.replicates import REPLICATES, count_names, means
+from torchcell_cache.sources.sample_rows import UNKNOWN
 
 
 class TableBuilder:
@@ -23,28 +23,34 @@ class TableBuilder:
 
     Args:
         names: Node names of the base graph; the position is the id.
-        duplicates: ``keep`` every experiment as a sample; ``group`` those of one genotype in one environment into a
-            sample with several measurements; ``mean`` into one measurement, with the statistic ``<label>_count``.
-        unknown: ``error``, or ``skip`` experiments with a gene that the base graph does not have.
+        replicates: ``keep`` every experiment as a sample; ``group`` those of one genotype in one environment into a
+            sample with several measurements; ``mean`` into one measurement, with the statistic ``<label>_count``; or
+            ``error``.
+        unknown: ``error``; ``skip`` experiments with a gene that the base graph does not have; or ``drop`` the gene.
         malformed: ``error``, or ``skip`` records that are not experiments.
 
     Attributes:
         skipped: Number of records passed over, by reason.
+
+    Raises:
+        SourceContractError: If two nodes have one name.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         *,
-        duplicates: str = "keep",
+        replicates: str = "keep",
         unknown: str = "error",
         malformed: str = "error",
     ) -> None:
-        self.duplicates = choice("duplicates", duplicates, DUPLICATES)
-        self.unknown = choice("unknown", unknown, POLICIES)
+        self.replicates = choice("replicates", replicates, REPLICATES)
+        self.unknown = choice("unknown", unknown, UNKNOWN)
         self.malformed = choice("malformed", malformed, POLICIES)
         self.nodes = NodeNames(names)
         self.skipped = {"unknown": 0, "malformed": 0}
+        self._lost: dict[str, None] = {}
+        self._shortened = 0
         self._ids, self._counts = array("q"), array("q")
         self._sample_of: array[int] = array("q")
         self._known: dict[tuple[tuple[int, ...], str], int] = {}
@@ -71,23 +77,33 @@ class TableBuilder:
                 ) from None
             self.skipped["malformed"] += 1
             return
-        lost = next((gene for gene in parsed.genes if self.nodes.find(gene) < 0), None)
-        if lost is not None:
+        found = {gene: self.nodes.find(gene) for gene in parsed.genes}
+        lost = [gene for gene, node in found.items() if node < 0]
+        if lost:
             if self.unknown == "error":
                 raise self.nodes.unknown(
-                    lost,
+                    lost[0],
                     f"experiment {name!r}",
                     'restrict the query with $gene_set, add the gene to gene_set, or pass unknown="skip"',
                 )
-            self.skipped["unknown"] += 1
-            return
-        ids = tuple(sorted({self.nodes.find(gene) for gene in parsed.genes}))
+            self._lost.update(dict.fromkeys(lost))
+            if self.unknown == "skip":
+                self.skipped["unknown"] += 1
+                return
+            self._shortened += 1
+        ids = tuple(sorted({node for node in found.values() if node >= 0}))
         self._note(self._sample(name, ids, parsed.condition), parsed)
 
     def _sample(self, name: str, ids: tuple[int, ...], condition: str) -> int:
         sample = len(self._counts)
-        if self.duplicates != "keep":
+        if self.replicates != "keep":
             sample = self._known.setdefault((ids, condition), sample)
+            if self.replicates == "error" and sample < len(self._counts):
+                first = next(known for known, at in self._source_ids.items() if at == sample)
+                raise SourceContractError(
+                    f"experiments {first!r} and {name!r} delete the same genes in one environment",
+                    fix='replicates="mean", "group" or "keep"',
+                )
         if name in self._source_ids:
             raise SourceContractError(
                 f"experiment {name!r} is returned more than once",
@@ -110,6 +126,25 @@ class TableBuilder:
                     self._column.append(column)
                     self._value.append(value)
 
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what was passed over, left out and joined."""
+        lines = []
+        examples = ", ".join(map(repr, list(self._lost)[:3]))
+        if self.skipped["unknown"]:
+            lines.append(f"{self.skipped['unknown']:,} experiments are left out: the graph has no {examples}")
+        if self._shortened:
+            lines.append(
+                f"{self._shortened:,} experiments delete fewer genes than they say: the graph has no {examples}"
+            )
+        if self.skipped["malformed"]:
+            lines.append(f"{self.skipped['malformed']:,} records are no experiments and are left out")
+        if len(self._counts) < len(self._sample_of):
+            lines.append(
+                f"{len(self._sample_of):,} experiments make {len(self._counts):,} samples "
+                f"(replicates={self.replicates!r})"
+            )
+        return tuple(lines)
+
     def table(self) -> SampleTable:
         """All samples.
 
@@ -131,42 +166,19 @@ class TableBuilder:
         first: dict[int, str] = {}
         for name, sample in self._source_ids.items():
             first.setdefault(sample, name)
-        if self.duplicates == "mean":
-            values, counts = _means(values, owner, len(self._counts), len(phenotypes))
+        if self.replicates == "mean":
+            added = count_names(tuple(phenotypes), tuple(statistics))
+            values, counts = means(values, owner, len(self._counts), len(phenotypes))
             values = np.concatenate([values, counts], axis=1)
-            statistics += [f"{name}_count" for name in phenotypes]
+            statistics += added
             owner = np.arange(len(self._counts))
         by_sample = np.argsort(owner, kind="stable")
         return SampleTable(
             ids=np.asarray(self._ids, dtype=np.int64),
             ptr=offsets(np.asarray(self._counts, dtype=np.int64)),
-            values=_float32(values[by_sample]),
+            values=as_float32(values[by_sample]),
             value_ptr=offsets(np.bincount(owner, minlength=len(self._counts))),
             phenotypes=tuple(phenotypes),
             statistics=tuple(statistics),
             source_ids=[first[sample] for sample in range(len(self._counts))],
         )
-
-
-def _float32(values: Float64Array) -> Float32Array:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
-
-
-def _means(
-    values: Float64Array,
-    owner: Int64Array,
-    num_samples: int,
-    num_labels: int,
-) -> tuple[Float64Array, Float64Array]:
-    """Mean of every column over the values there are, and how many there were for each label."""
-    means = np.full((num_samples, values.shape[1]), np.nan)
-    counts = np.zeros((num_samples, num_labels))
-    for k in range(values.shape[1]):
-        known = ~np.isnan(values[:, k])
-        total = np.bincount(owner[known], weights=values[known, k], minlength=num_samples)
-        count = np.bincount(owner[known], minlength=num_samples)
-        np.divide(total, count, out=means[:, k], where=count > 0)
-        if k < num_labels:
-            counts[:, k] = count
-    return means, counts

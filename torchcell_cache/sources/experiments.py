@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.sources.measurements import float32_problem
 
 _KEYS = ("id", "perturbed", "phenotypes", "statistics")
-DUPLICATES = ("keep", "group", "mean")
 POLICIES = ("error", "skip")
 
 
@@ -153,7 +153,7 @@ def number(value: Any, name: str) -> float | None:
     """``value`` as a float; ``None`` and NaN are no value.
 
     Raises:
-        Malformed: If it is text, a list, ...
+        Malformed: If it is text, a list, ..., or a number that float32 cannot hold.
     """
     if value is None:
         return None
@@ -163,6 +163,9 @@ def number(value: Any, name: str) -> float | None:
         out = float(value)
     except OverflowError:
         raise Malformed(f"{name} is too large for a float") from None
+    problem = "is infinite" if math.isinf(out) else float32_problem(value)
+    if problem:
+        raise Malformed(f"{name} {problem}")
     return None if math.isnan(out) else out
 
 

@@ -18,6 +18,7 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
 
 Float64Array = npt.NDArray[np.float64]
+SCORES = ("epsilon", "tau")
 
 
 def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, Float32Array]:
@@ -56,6 +57,51 @@ def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, 
     return epsilon.astype(np.float32), tau.astype(np.float32)
 
 
+def with_scores(
+    ids: Int64Array,
+    ptr: Int64Array,
+    values: Float64Array,
+    value_ptr: Int64Array,
+    phenotypes: tuple[str, ...],
+    interactions: bool | str,
+) -> tuple[Float64Array, tuple[str, ...]]:
+    """Measurements with the labels ``epsilon`` and ``tau`` after the other labels.
+
+    Args:
+        ids: Deleted nodes of all samples.
+        ptr: Offsets of the samples, ``[num_samples + 1] int64``.
+        values: ``[num_samples, num_columns] float64``, labels first.
+        value_ptr: Offsets of the samples' measurements.
+        phenotypes: Names of the labels.
+        interactions: Name of the label that is the fitness; ``True``: ``fitness``, or the only label.
+
+    Raises:
+        SettingError: If there is no such label, one of that name is there already, or a sample has several measurements.
+        SourceContractError: If one knock-out stands in the table twice.
+    """
+    label = interactions
+    if not isinstance(label, str):
+        label = phenotypes[0] if len(phenotypes) == 1 else "fitness"
+    if label not in phenotypes:
+        raise SettingError(
+            f"interactions={interactions!r}: no label {label!r}; there are {list(phenotypes)}",
+            fix="interactions='<label>', the fitness as a fraction of the wild type",
+        )
+    if taken := sorted(set(phenotypes).intersection(SCORES)):
+        raise SettingError(
+            f"interactions={interactions!r}: {taken} are labels already", fix="interactions=False"
+        )
+    if len(values) != len(ptr) - 1 or bool((np.diff(value_ptr) != 1).any()):
+        raise SettingError(
+            "interactions need one fitness per knock-out, and some samples do not have exactly one measurement",
+            fix='replicates="mean"',
+        )
+    scores = interaction_scores(ids, ptr, values[:, phenotypes.index(label)])
+    added = np.stack(scores, axis=1).astype(np.float64)
+    split = len(phenotypes)
+    return np.concatenate([values[:, :split], added, values[:, split:]], axis=1), (*phenotypes, *SCORES)
+
+
 class _Group:
     """Knock-outs of one size, ascending by their genes, and a number for each."""
 
@@ -77,7 +123,7 @@ class _Group:
             first, second = rows[order[repeated[0]]], rows[order[repeated[0] + 1]]
             raise SourceContractError(
                 f"rows {first} and {second} are the same knock-out, so its fitness is ambiguous",
-                fix="keep one of them, or their mean",
+                fix='keep one of them, or pass replicates="mean"',
             )
         return cls(genes[order], rows[order], fitness[rows[order]], keys[order], width)
 

@@ -59,9 +59,10 @@ class Neo4jCellDataset(PerturbationTable):
         self_loops: Append one self loop per gene to each network, as torchcell does.
         parameters: Further parameters of the query. ``after`` is the first ``$after``, ``""`` by default.
         columns: For queries that do not return ``e, ref``: ``id``, ``perturbed``, ``phenotypes``, ``statistics``.
-        duplicates: Experiments of one genotype in one environment: ``keep`` each as a sample, ``group`` them into one
-            sample with several measurements, or take their ``mean`` (with the statistic ``<label>_count``).
-        unknown: Experiments with a gene the base graph does not have: ``error`` or ``skip``.
+        replicates: Experiments of one genotype in one environment: ``keep`` each as a sample, ``group`` them into one
+            sample with several measurements, take their ``mean`` (with the statistic ``<label>_count``), or ``error``.
+        duplicates: Older name of ``replicates``.
+        unknown: Experiments with a gene the base graph does not have: ``error``, ``skip``, or ``drop`` the gene.
         malformed: Records that are not experiments: ``error`` or ``skip``.
         username: User, ``NEO4J_USER`` if ``None``.
         password: Password, ``NEO4J_PASSWORD`` if ``None``.
@@ -94,7 +95,8 @@ class Neo4jCellDataset(PerturbationTable):
         self_loops: bool = False,
         parameters: Mapping[str, Any] | None = None,
         columns: Mapping[str, Any] | None = None,
-        duplicates: str = "keep",
+        replicates: str = "keep",
+        duplicates: str | None = None,
         unknown: str = "error",
         malformed: str = "error",
         username: str | None = None,
@@ -112,7 +114,9 @@ class Neo4jCellDataset(PerturbationTable):
         self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
         self.node_type = perturbable_type(self.base_graph, None)
         names = _names(self.base_graph[self.node_type])
-        builder = TableBuilder(names, duplicates=duplicates, unknown=unknown, malformed=malformed)
+        builder = TableBuilder(
+            names, replicates=duplicates or replicates, unknown=unknown, malformed=malformed
+        )
         wanted = Columns.of(columns)
         text = _query_text(query)
         given = {"gene_set": sorted(names) if genes is None else genes, **(parameters or {})}
@@ -129,7 +133,7 @@ class Neo4jCellDataset(PerturbationTable):
             raw = fetch(self.root, _plan(text, given, wanted), login, text, given, wanted, **options)
         _fill(builder, raw)
         self.skipped = builder.skipped
-        self._table = builder.table()
+        self._table, self.notes = builder.table(), builder.notes()
 
     def __repr__(self) -> str:
         return f"Neo4jCellDataset({len(self)}, phenotypes={list(self._table.phenotypes)}, root={str(self.root)!r})"

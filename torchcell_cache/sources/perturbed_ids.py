@@ -1,0 +1,292 @@
+"""Perturbed nodes as callers give them: names, ids, grids, frames, tensors; every value is what it says or refused."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.columns import offsets
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.record import Int64Array
+from torchcell_cache.sources.names import NameLists, NodeNames, Resolved, resolve
+from torchcell_cache.sources.positional import column_list, frame_columns, is_frame
+
+_TEXTS = (str, bytes, bytearray, memoryview)
+_WHOLE = "iu"
+
+
+class _No(ValueError):  # noqa: N818 - a signal between two functions, shown as SourceContractError
+    """What is wrong with an entry."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RaggedIds:
+    """Ids of nodes, sample after sample, and their offsets, ``[sum of counts]`` and ``[num_samples + 1] int64``."""
+
+    ids: Int64Array
+    ptr: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """The nodes that can be perturbed.
+
+    Attributes:
+        names: Their names, if they have any.
+        count: How many there are.
+        aliases: Other names, as for :class:`NodeNames`.
+        pattern: Regular expression with one group that takes the name out of what a table has (``YAL001C_sn12``).
+    """
+
+    names: list[str] | None
+    count: int
+    aliases: Any = None
+    pattern: str | None = None
+
+    def found(self, perturbations: Any, unknown: str) -> tuple[RaggedIds, Resolved | None, int]:
+        """Ids of the perturbed nodes, how their names met those of the nodes, and the number of rows given.
+
+        Raises:
+            SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
+        """
+        given = rows_of(perturbations)
+        if isinstance(given, RaggedIds):
+            return self._checked(given), None, len(given)
+        if isinstance(given, list):  # names and ids in one table
+            given = self._by_name(given)
+        resolved = resolve(self._extracted(given), NodeNames(self.names, self.aliases), unknown)
+        return RaggedIds(resolved.ids, resolved.ptr), resolved, len(given)
+
+    def _checked(self, given: RaggedIds) -> RaggedIds:
+        outside = (given.ids < 0) | (given.ids >= self.count)
+        if outside.any():
+            at = int(np.argmax(outside))
+            raise SourceContractError(
+                f"row {_row_of(given.ptr, at)}: id {given.ids[at]} is outside 0..{self.count - 1}"
+            )
+        return given
+
+    def _by_name(self, rows: list[list[str | int]]) -> NameLists:
+        ids = [[entry for entry in row if not isinstance(entry, str)] for row in rows]
+        flat = np.array([entry for row in ids for entry in row], dtype=np.int64)
+        self._checked(RaggedIds(flat, offsets(np.array([len(row) for row in ids], dtype=np.int64))))
+        names = self.names
+        if names is None:
+            row, name = next((r, e) for r, row in enumerate(rows) for e in row if isinstance(e, str))
+            raise NodeNames(None).unknown(name, f"row {row}")
+        return NameLists.of([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
+
+    def _extracted(self, lists: NameLists) -> NameLists:
+        if self.pattern is None:
+            return lists
+        expression = _compiled(self.pattern)
+        found = [
+            match[1] if (match := expression.search(name)) and match[1] else name for name in lists.distinct
+        ]
+        known = {name: k for k, name in enumerate(dict.fromkeys(found))}
+        new = np.array([known[name] for name in found], dtype=np.int64)
+        return NameLists(list(known), new[lists.codes] if len(new) else lists.codes, lists.ptr)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise SettingError(f"name={pattern!r} is no regular expression: {error}") from None
+    if expression.groups != 1:
+        raise SettingError(
+            f"name={pattern!r} has {expression.groups} groups, expected one: the name of the node",
+            fix=r'name=r"^([^_]+)_" takes YAL001C out of YAL001C_sn12',
+        )
+    return expression
+
+
+def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]:
+    """What a caller gives as perturbed nodes, as lists of names, or ids, or (where rows mix both) lists of either.
+
+    Raises:
+        SourceContractError: Naming the row and the value that can be neither.
+    """
+    if isinstance(perturbations, NameLists):
+        return perturbations
+    if (
+        isinstance(perturbations, tuple)
+        and len(perturbations) == 2
+        and hasattr(perturbations[1], "__array__")
+    ):
+        return _ragged(*perturbations)
+    if is_frame(perturbations):
+        return _side_by_side(frame_columns(perturbations))
+    if hasattr(perturbations, "detach") or isinstance(perturbations, np.ndarray):
+        array = perturbations.detach().cpu().numpy() if hasattr(perturbations, "detach") else perturbations
+        if array.ndim == 2 and array.dtype.kind in "OUT":
+            return _side_by_side(list(array.T))
+        if array.dtype.kind != "O" or array.ndim != 1:
+            return _grid(array)
+    rows = column_list(perturbations, "perturbations")
+    if not set(map(type, rows)) <= {list, tuple}:
+        rows = [_entries(row, k) for k, row in enumerate(rows)]
+    flat = list(chain.from_iterable(rows))
+    return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
+
+
+def _from_flat(flat: list[Any], ptr: Int64Array) -> NameLists | RaggedIds | list[list[str | int]]:
+    kinds = set(map(type, flat))
+    if not kinds <= {str} and not kinds <= {int}:
+        for at, entry in enumerate(flat):
+            try:
+                flat[at] = _entry(entry)
+            except _No as error:
+                raise SourceContractError(f"row {_row_of(ptr, at)}: {error}", fix=_FIX) from None
+        kinds = set(map(type, flat))
+    if kinds == {str}:
+        position: dict[str, int] = {}
+        codes = [position.setdefault(name, len(position)) for name in flat]
+        known: dict[str, int] = {}
+        clean = np.array([known.setdefault(name.strip(), len(known)) for name in position], dtype=np.int64)
+        return NameLists(list(known), clean[np.array(codes, dtype=np.int64)], ptr)
+    if str in kinds:
+        at = ptr.tolist()
+        return [flat[a:b] for a, b in pairwise(at)]
+    try:
+        return RaggedIds(np.array(flat, dtype=np.int64), ptr)
+    except OverflowError:
+        at = next(k for k, entry in enumerate(flat) if not -(2**63) <= entry < 2**63)
+        raise SourceContractError(
+            f"row {_row_of(ptr, at)}: {flat[at]} is no id of a node", fix=_FIX
+        ) from None
+
+
+_FIX = "give each sample a list of names of nodes, or of their positions as whole numbers"
+
+
+def _entries(row: Any, number: int) -> list[Any]:
+    """The entries of one row."""
+    if isinstance(row, _TEXTS):
+        what = "text" if isinstance(row, str) else type(row).__name__
+        raise SourceContractError(
+            f"row {number}: {row!r:.80} is one {what}, expected a list of names or ids", fix=_FIX
+        )
+    if isinstance(row, set | frozenset):
+        return list(row)
+    if getattr(getattr(row, "dtype", None), "kind", "") == "V":
+        raise SourceContractError(f"row {number}: {row!r:.80} holds records, expected names or ids", fix=_FIX)
+    if isinstance(row, Mapping) or not hasattr(row, "__iter__") or getattr(row, "ndim", 1) != 1:
+        raise SourceContractError(f"row {number}: {row!r:.80} is no list of names or ids", fix=_FIX)
+    return column_list(row, f"row {number}")
+
+
+def _entry(entry: Any) -> str | int:
+    """One entry as a name or an id.
+
+    Raises:
+        _No: If it is neither; says what it is.
+    """
+    if isinstance(entry, str):
+        return str(entry)
+    if getattr(entry, "ndim", None) == 0 and hasattr(entry, "item"):
+        if getattr(getattr(entry, "dtype", None), "kind", "") in ("M", "m"):
+            raise _No(f"{entry!r} is a date, not a name or an id")
+        entry = entry.item()  # a scalar of numpy or torch
+        if isinstance(entry, str):
+            return entry
+    if isinstance(entry, bool):
+        raise _No(f"{entry!r} is a truth value, not an id; the ids of a mask are numpy.flatnonzero(mask)")
+    if entry is None or (isinstance(entry, float) and math.isnan(entry)) or type(entry).__name__ == "NAType":
+        raise _No(f"{entry!r} is a missing value, not a name or an id")
+    if isinstance(entry, float):
+        if not entry.is_integer():
+            raise _No(f"{entry!r} is a number with a fraction, not an id")
+        entry = int(entry)
+    if isinstance(entry, bytes):
+        raise _No(f"{entry!r:.80} is bytes, not a name; bytes.decode() gives text")
+    try:
+        node = operator.index(entry)
+    except TypeError:
+        raise _No(f"{entry!r:.80} is neither a name nor an id") from None
+    if not -(2**63) <= node < 2**63:
+        raise _No(f"{entry} is no id of a node")
+    return node
+
+
+def _ragged(ids: Any, ptr: Any) -> RaggedIds:
+    ends = _whole(ptr, "the offsets", None)
+    found = RaggedIds(_whole(ids, "ids", ends), ends)
+    if not len(ends) or ends[0] != 0 or ends[-1] != len(found.ids) or bool((np.diff(ends) < 0).any()):
+        raise SourceContractError(
+            f"the offsets of (ids, ptr) must rise from 0 to {len(found.ids)}, got {ends[:3]}..{ends[-1:]}"
+        )
+    return found
+
+
+def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
+    """Whole numbers, ``[n] int64``; floats may pass if they are whole, as those of a column with gaps are."""
+    array = np.ma.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise SourceContractError(
+            f"{what} of (ids, ptr) must be whole numbers, [n], got {array.dtype} {list(array.shape)}"
+        )
+    values = np.ma.getdata(array)
+    wrong = np.ma.getmaskarray(array)
+    if array.dtype.kind == "f":
+        wrong = wrong | ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= 2.0**63)
+    elif array.dtype.kind == "u":
+        wrong = wrong | (values > np.iinfo(np.int64).max)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        where = f"position {at}" if ptr is None or not len(ptr) else f"row {_row_of(ptr, at)}"
+        raise SourceContractError(f"{what}, {where}: {array[at]} is no whole number of a node", fix=_FIX)
+    return values.astype(np.int64)
+
+
+def _grid(array: npt.NDArray[Any]) -> RaggedIds:
+    if array.ndim != 2 or array.dtype.kind not in _WHOLE:
+        mask = array.ndim == 2 and array.dtype.kind == "b"
+        raise SourceContractError(
+            f"perturbations as an array must be [num_samples, k] integers, got {array.shape} {array.dtype}",
+            fix="[numpy.flatnonzero(row) for row in mask]" if mask else _FIX,
+        )
+    ids = np.ma.filled(array, -1) if np.ma.isMaskedArray(array) else array
+    wrong = (ids < -1) if array.dtype.kind == "i" else (ids > np.iinfo(np.int64).max)
+    if wrong.any():
+        row, column = (int(at[0]) for at in np.nonzero(wrong))
+        raise SourceContractError(
+            f"row {row}: {ids[row, column]} is no id of a node", fix="-1 fills up shorter rows"
+        )
+    ids = ids.astype(np.int64)
+    used = ids >= 0
+    return RaggedIds(ids[used], offsets(used.sum(axis=1)))
+
+
+def _side_by_side(columns: list[Any]) -> NameLists | RaggedIds | list[list[str | int]]:
+    """Columns with one perturbed node each (query and array): a cell without a value perturbs nothing."""
+    lists = [column_list(column, f"column {k} of perturbations") for k, column in enumerate(columns)]
+    rows = [[cell for cell in row if not _is_missing(cell)] for row in zip(*lists, strict=True)]
+    flat = list(chain.from_iterable(rows))
+    return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
+
+
+def _is_missing(cell: Any) -> bool:
+    return (
+        cell is None
+        or (isinstance(cell, float) and math.isnan(cell))
+        or (isinstance(cell, str) and not cell.strip())
+        or type(cell).__name__ in ("NAType", "NaTType")
+    )
+
+
+def _row_of(ptr: Int64Array, at: int) -> int:
+    return int(np.searchsorted(ptr, at, side="right")) - 1

@@ -1,0 +1,162 @@
+"""Rows of a table as samples: perturbed nodes and measurements meet, and the policies say what becomes of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.columns import offsets
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.processors.base import choice
+from torchcell_cache.record import Int64Array, SampleTable, segments
+from torchcell_cache.sources.interactions import with_scores
+from torchcell_cache.sources.measurements import NAN, Measurements, as_float32
+from torchcell_cache.sources.names import Resolved
+from torchcell_cache.sources.perturbed_ids import Nodes, RaggedIds
+from torchcell_cache.sources.positional import named_columns, texts
+from torchcell_cache.sources.replicates import (
+    REPLICATES,
+    count_names,
+    means,
+    refuse_replicates,
+    set_numbers,
+)
+
+UNKNOWN = ("error", "skip", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What becomes of rows that are not plain samples; see ``PerturbationTable``."""
+
+    unknown: str = "error"
+    duplicate: str = "error"
+    empty: str = "keep"
+    nan: str = "keep"
+    replicates: str = "keep"
+    interactions: bool | str = False
+
+    def __post_init__(self) -> None:
+        choice("unknown", self.unknown, UNKNOWN)
+        choice("duplicate", self.duplicate, ("error", "unique"))
+        choice("empty", self.empty, ("keep", "error"))
+        choice("nan", self.nan, NAN)
+        choice("replicates", self.replicates, REPLICATES)
+
+
+def make_table(
+    nodes: Nodes,
+    perturbations: Any,
+    phenotypes: Any,
+    statistics: Any,
+    source_ids: Any,
+    policies: Policies,
+) -> tuple[SampleTable, tuple[str, ...]]:
+    """The samples, and lines on what was left out or changed.
+
+    Raises:
+        SourceContractError: Naming the row and the value that break a rule.
+        SettingError: If an argument is none of what it may be.
+    """
+    labels, others = named_columns(phenotypes, "phenotypes"), named_columns(statistics, "statistics")
+    if overlap := sorted(set(labels) & set(others)):
+        raise SettingError(f"{overlap} are given as phenotype and as statistic")
+    given, resolved, total = nodes.found(perturbations, policies.unknown)
+    rows = np.arange(total) if resolved is None or resolved.rows is None else resolved.rows
+    given = _sorted_unique(given, rows, nodes.names, policies.duplicate)
+    measured = Measurements.of({**labels, **others}, total)
+    names = texts(source_ids, total, "source_ids")
+    notes = [*_on_names(resolved, total, policies.unknown), *measured.note_on_values()]
+    if policies.nan == "error":
+        measured.refuse_odd(rows)
+    elif policies.nan == "skip":
+        kept = ~measured.odd_rows()[rows]
+        if not kept.all():
+            notes.append(_left_out(len(rows) - int(kept.sum()), total, "a value is NaN or infinite"))
+        given, rows = RaggedIds(*segments(given.ids, given.ptr, np.flatnonzero(kept))), rows[kept]
+    if policies.empty == "error" and bool((np.diff(given.ptr) == 0).any()):
+        row = int(rows[int(np.argmin(np.diff(given.ptr)))])
+        raise SourceContractError(f"row {row} perturbs nothing", fix='drop the row, or pass empty="keep"')
+    if len(rows) < total:
+        measured = Measurements(measured.names, *segments(measured.values, measured.ptr, rows))
+        names = None if names is None else [names[row] for row in rows.tolist()]
+    table, joined = _joined(given, measured, names, rows, (tuple(labels), tuple(others)), policies)
+    return table, (*notes, *joined)
+
+
+def _joined(
+    given: RaggedIds,
+    measured: Measurements,
+    names: list[str] | None,
+    rows: Int64Array,
+    columns: tuple[tuple[str, ...], tuple[str, ...]],
+    policies: Policies,
+) -> tuple[SampleTable, Sequence[str]]:
+    """One sample per set of nodes where replicates are to be one, and the scores that follow from the labels."""
+    phenotypes, statistics = columns
+    values, value_ptr, notes = measured.values, measured.ptr, []
+    if policies.replicates != "keep":
+        number = set_numbers(given.ids, given.ptr)
+        if policies.replicates == "error":
+            refuse_replicates(number, rows)
+        _, first = np.unique(number, return_index=True)
+        owner = number[np.repeat(np.arange(len(number)), np.diff(value_ptr))]
+        if len(first) < len(number):
+            notes.append(
+                f"{len(number):,} rows perturb {len(first):,} different sets of nodes, a sample each "
+                f"(replicates={policies.replicates!r})"
+            )
+        given = RaggedIds(*segments(given.ids, given.ptr, first))
+        names = None if names is None else [names[k] for k in first.tolist()]
+        if policies.replicates == "mean":
+            added = count_names(phenotypes, statistics)
+            averaged, counts = means(values, owner, len(first), len(phenotypes))
+            values, statistics = np.concatenate([averaged, counts], axis=1), (*statistics, *added)
+            value_ptr = np.arange(len(first) + 1, dtype=np.int64)
+        else:
+            values = values[np.argsort(owner, kind="stable")]
+            value_ptr = offsets(np.bincount(owner, minlength=len(first)))
+    if policies.interactions:
+        values, phenotypes = with_scores(
+            given.ids, given.ptr, values, value_ptr, phenotypes, policies.interactions
+        )
+    table = SampleTable(given.ids, given.ptr, as_float32(values), value_ptr, phenotypes, statistics, names)
+    return table, notes
+
+
+def _sorted_unique(given: RaggedIds, rows: Int64Array, names: list[str] | None, duplicate: str) -> RaggedIds:
+    owner = np.repeat(np.arange(len(given)), np.diff(given.ptr))
+    ids = given.ids[np.lexsort((given.ids, owner))]
+    repeat = np.zeros(len(ids), dtype=bool)
+    repeat[1:] = (ids[1:] == ids[:-1]) & (owner[1:] == owner[:-1])
+    if not repeat.any():
+        return RaggedIds(ids, given.ptr)
+    if duplicate == "error":
+        at = int(np.argmax(repeat))
+        name = ids[at] if names is None else names[ids[at]]
+        raise SourceContractError(
+            f"row {rows[owner[at]]}: {name!r} is given twice", fix='remove it, or pass duplicate="unique"'
+        )
+    return RaggedIds(ids[~repeat], offsets(np.bincount(owner[~repeat], minlength=len(given))))
+
+
+def _left_out(count: int, total: int, why: str) -> str:
+    return f"{count:,} of {total:,} rows are left out: {why}"
+
+
+def _on_names(resolved: Resolved | None, total: int, unknown: str) -> list[str]:
+    """What became of names that no node has."""
+    if resolved is None or not resolved.report.unmatched:
+        return []
+    lost = (
+        f"{resolved.report.unmatched:,} names are no nodes ({', '.join(map(repr, resolved.report.examples))})"
+    )
+    if resolved.rows is not None:
+        return [_left_out(total - len(resolved.rows), total, lost)]
+    return [
+        f"{lost}: {resolved.changed:,} of {total:,} samples perturb fewer nodes than their row names, "
+        f"{resolved.emptied:,} of them none at all (unknown={unknown!r})"
+    ]
