@@ -35,7 +35,9 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
     Args:
         root: Directory the store was built in, or the address it was pushed to (``s3://bucket/prefix``, ``gs://``,
             ``az://``, ``file://``). See ``docs/object_storage.md``.
-        transform: Applied to every sample after it is read, never stored.
+        transform: Applied to every sample after it is read, never stored. It gets a copy of its own of what samples
+            share: large tensors are copied when they are written (which takes one more copy of them per process), small
+            ones, lists and dicts for each sample.
         pre_transform: Not accepted: processing happens in the build.
         pre_filter: Not accepted, likewise.
         log: Kept for PyG's signature.
@@ -187,7 +189,7 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
         """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
         if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
             data = self.get(self._position(int(idx)))
-            return data if self.transform is None else self.transform(data)
+            return data if self.transform is None else self._transformed(data)
         if (
             isinstance(idx, torch.Tensor | np.ndarray)
             and idx.ndim == 0
@@ -199,7 +201,12 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many samples at once; what ``DataLoader`` calls. Read together, in one pass per shard."""
         graphs = self.generation.graphs(self.positions(indices))
-        return graphs if self.transform is None else [self.transform(graph) for graph in graphs]
+        return graphs if self.transform is None else list(map(self._transformed, graphs))
+
+    def _transformed(self, graph: Any) -> Any:
+        """A sample after ``transform``, which may work in place: what samples share is copied for it."""
+        assert self.transform is not None
+        return self.transform(self.generation.shared_fields.separate(graph))
 
     def index_select(self, idx: Any) -> PreprocessedDataset:
         """A view of the given samples, in the given order."""

@@ -27,6 +27,7 @@ from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
 from torchcell_cache.schema import check_schema
+from torchcell_cache.shared_fields import SharedFields
 from torchcell_cache.storage_errors import storage_errors
 from torchcell_cache.store import ShardFiles
 from torchcell_cache.table_reader import MAX_BYTES, TableReader
@@ -201,6 +202,11 @@ class Generation:
         return BaseFields(self.base_graph)
 
     @cached_property
+    def shared_fields(self) -> SharedFields:
+        """What samples share with the base graph and with each other."""
+        return SharedFields([self.base_graph, *([self.assembler.shell] if self.is_structured else [])])
+
+    @cached_property
     @lasting
     def assembler(self) -> Assembler:
         """Makes graphs of structured records."""
@@ -281,7 +287,7 @@ class Generation:
         return structured.decode(self.structured, self.read(indices))
 
     def graphs(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Any]:
-        """The graphs of the given samples, as the processor made them."""
+        """The graphs of the given samples, as the processor made them, on the base graph's own tensors."""
         records = self.read(indices)
         try:
             if self.is_structured:

@@ -71,7 +71,7 @@ class SampleReader:
     def _transformed(self, position: int, sample: Any) -> Any:
         assert self.transform is not None
         try:
-            return self.transform(sample)
+            return self.transform(self.generation.shared_fields.separate(sample))
         except Exception as error:
             error.add_note(f"in the dataset's transform of sample {position}")
             raise

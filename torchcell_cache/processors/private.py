@@ -22,7 +22,7 @@ from torch_geometric.data.data import BaseData
 from torchcell_cache.processors.cloning import clone_stores
 from torchcell_cache.record import Sample
 
-_CONSTANT = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, type)
+CONSTANT = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, type)
 _ALIGNED = 16
 
 
@@ -77,7 +77,7 @@ class PrivateCopies:
             yield tensor, plain.set_(known[2], offset, tensor.shape, tensor.stride())
 
     def _copy(self, value: Any) -> Any:
-        if isinstance(value, _CONSTANT):
+        if isinstance(value, CONSTANT):
             return value
         made = self._known(value)
         if made is not None:
