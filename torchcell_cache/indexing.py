@@ -14,8 +14,8 @@ def as_positions(index: Any, count: int) -> Int64Array:
     """Positions that ``index`` selects from ``count`` samples.
 
     Args:
-        index: A slice (also with floats, as shares of ``count``), or a sequence, array or tensor of integers or of
-            ``count`` bools.
+        index: A slice (also with floats, as shares of ``count``), or a sequence, array, tensor or pandas column of
+            integers or of ``count`` bools.
         count: Number of samples.
 
     Returns:
@@ -32,6 +32,8 @@ def as_positions(index: Any, count: int) -> Int64Array:
         index = np.arange(index.start, index.stop, index.step)
     elif hasattr(index, "detach"):
         index = index.detach().cpu().numpy()
+    elif getattr(index, "ndim", None) == 1 and hasattr(index, "to_numpy"):  # a pandas column: by position
+        index = index.to_numpy()
     elif isinstance(index, Sequence) and not isinstance(index, str | bytes):
         index = np.asarray(index) if len(index) else np.empty(0, dtype=np.int64)
     if not isinstance(index, np.ndarray):
