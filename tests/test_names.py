@@ -158,3 +158,16 @@ def test_a_table_says_which_names_fit(tmp_path) -> None:
     path.write_text("genes,f\nTFC1|Y002,1\nY003,2\n")
     source = tc.PerturbationTable.from_csv(path, cell_graph(), aliases={"TFC1": "Y001"})
     assert [source[k].perturbed.tolist() for k in range(2)] == [[1, 2], [3]]
+
+
+def test_what_met_and_what_did_not_stands_in_the_report() -> None:
+    rows = [["Y001", "YXX"], ["Y002"], ["y003"]]
+    skipped = tc.PerturbationTable(cell_graph(), rows, unknown="skip").report()
+    dropped = tc.PerturbationTable(cell_graph(), rows, unknown="drop").report()
+    for said in (skipped, dropped):
+        assert "2 of 4 names are nodes of the base graph; not among them 'YXX', 'y003'" in said
+        assert "nodes are 'Y000', 'Y003'" in said
+        assert "'y003' and 'Y003' differ in letter case only" in said
+    assert "2 of 3 rows are left out" in skipped
+    assert "2 of 3 samples perturb fewer nodes than their row names, 1 of them none at all" in dropped
+    assert tc.PerturbationTable(cell_graph(), [["Y001"]]).report() == ""

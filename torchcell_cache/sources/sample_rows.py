@@ -129,7 +129,10 @@ def _joined(
 
 def _sorted_unique(given: RaggedIds, rows: Int64Array, names: list[str] | None, duplicate: str) -> RaggedIds:
     owner = np.repeat(np.arange(len(given)), np.diff(given.ptr))
-    ids = given.ids[np.lexsort((given.ids, owner))]
+    width = int(given.ids.max(initial=0)) + 1
+    keys = owner * width + given.ids  # sorting one number per id takes a third of the time of sorting two
+    keys.sort()
+    ids = keys % width
     repeat = np.zeros(len(ids), dtype=bool)
     repeat[1:] = (ids[1:] == ids[:-1]) & (owner[1:] == owner[:-1])
     if not repeat.any():
@@ -149,14 +152,14 @@ def _left_out(count: int, total: int, why: str) -> str:
 
 def _on_names(resolved: Resolved | None, total: int, unknown: str) -> list[str]:
     """What became of names that no node has."""
-    if resolved is None or not resolved.report.unmatched:
+    if resolved is None or not (resolved.report.unmatched or resolved.report.renamed):
         return []
-    lost = (
-        f"{resolved.report.unmatched:,} names are no nodes ({', '.join(map(repr, resolved.report.examples))})"
-    )
+    said = [str(resolved.report)]
     if resolved.rows is not None:
-        return [_left_out(total - len(resolved.rows), total, lost)]
-    return [
-        f"{lost}: {resolved.changed:,} of {total:,} samples perturb fewer nodes than their row names, "
-        f"{resolved.emptied:,} of them none at all (unknown={unknown!r})"
-    ]
+        said.append(_left_out(total - len(resolved.rows), total, "a name is no node"))
+    elif resolved.changed:
+        said.append(
+            f"{resolved.changed:,} of {total:,} samples perturb fewer nodes than their row names, "
+            f"{resolved.emptied:,} of them none at all (unknown={unknown!r})"
+        )
+    return said
