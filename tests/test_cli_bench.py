@@ -75,7 +75,7 @@ def test_a_table_for_people(store: Path, capsys) -> None:
     assert "\x1b" not in said.err + said.out
     lines = said.out.splitlines()
     assert lines[0].startswith(f"{store}: 20 samples as 'delta', records ")
-    assert "batches of 20 at random, seed 0, one thread" in lines[1]
+    assert "batches of 20 (999 asked for: the store has no more) at random, seed 0, one thread" in lines[1]
     for name in (*LIGHT, *HEAVY):
         row = next(line for line in lines if line.startswith(f"{name}  "))
         assert len(re.findall(r"[\d.]+ (?:ms|s)\b", row)) == 4
@@ -171,8 +171,8 @@ MISTAKES = {
     "words for workers": (["root=x", "workers=[a]"], "is not a list of whole numbers"),
     "half a worker": (["root=x", "workers=[0,1.5]"], "is not a list of whole numbers"),
     "true is no number": (["root=x", "workers=[true]"], "is not a list of whole numbers"),
-    "no workers": (["root=x", "workers=[]"], "expected a whole number from 0 on"),
-    "fewer than none": (["root=x", "workers=[-1]"], "expected numbers from 0 on"),
+    "no workers": (["root=x", "workers=[]"], "expected numbers from 0 on"),
+    "fewer than none": (["root=x", "workers=[-1]"], "expected a whole number from 0 on"),
     "no batch": (["root=x", "batch_size=0"], "a whole number from 1 on"),
     "no batches": (["root=x", "num_batches=0"], "a whole number from 1 on"),
     "not a number": (["root=x", "step_ms=fast"], "is not a number"),
@@ -218,7 +218,7 @@ def made_up(step_ms, waits: dict[int, float], **stages: float) -> BenchReport:
         return Timing("", 10, (ms / 1e3,) * 5)
 
     facts = {"root": "r", "samples": 9, "storage": "delta", "record_bytes": 1, "shards": 1, "cores": 8}
-    facts |= {"device": "cpu", "torch": "2", "batch_size": 10, "step_ms": step_ms, "seed": 0}
+    facts |= {"device": "cpu", "torch": "2", "batch_size": 10, "asked": 10, "step_ms": step_ms, "seed": 0}
     report = BenchReport(facts)
     report.stages = {name.replace("_", " "): timing(ms) for name, ms in stages.items()}
     report.sweep = [

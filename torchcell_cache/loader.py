@@ -143,13 +143,6 @@ class CacheLoader:
         self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
         self._workers: WorkerProcesses | None = None
 
-    def _follow_transform(self) -> None:
-        """Read as the dataset says now: its transform may have been set since this loader was made."""
-        transform = _view(self._given).transform
-        if transform is not self._view.transform:
-            self._view = replace(self._view, transform=transform)
-            self._prepare_reader()
-
     def _make_reader(self) -> SharedReader | SampleReader:
         if not self._samples:
             return SharedReader(self._view.generation, packed=self.num_workers > 0)
@@ -171,7 +164,10 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        self._follow_transform()
+        transform = _view(self._given).transform  # may have been set since this loader was made
+        if transform is not self._view.transform:
+            self._view = replace(self._view, transform=transform)
+            self._prepare_reader()
         plan = None if self._own is None else self._own.start_epoch()
         read = self._in_workers if self.num_workers else self._here
         for job, batch in on_device(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.columns import categories_of, named, names_apart, names_in
+from torchcell_cache.errors import SettingError
 from torchcell_cache.record import Int64Array
 
 if TYPE_CHECKING:
@@ -149,8 +150,17 @@ class StoredFacts(abc.ABC):
         """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
 
         Columns are named by :attr:`label_columns`. The mean over the measurements of a sample; NaN where it has no value.
+
+        Raises:
+            SettingError: If pandas is not installed; ``columns`` needs none.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SettingError(
+                "label_df is a pandas table, and pandas cannot be imported",
+                fix="pip install pandas, or dataset.columns, which gives numpy arrays",
+            ) from None
 
         rows = self.positions()
         return pd.DataFrame({"index": rows, **self._labels(rows)})

@@ -49,6 +49,20 @@ class SelectedGeneration(Generation):
         self._perturbed = perturbed
         self._graphs: dict[str, SelectedGraph] = {}
 
+    def __reduce__(self) -> Any:
+        return _rebuild_generation, (self.whole, self.selection.nodes, self.selection.kept, self._perturbed)
+
+    # Records and columns are the whole store's and speak of its nodes: nobody gets them under these numbers.
+
+    def _of_the_store(self, *_: Any) -> Any:
+        raise SettingError(
+            f"a batch restricted to {len(self.selection.nodes)} nodes has no records and columns of its own",
+            fix="batch.generation.whole, the store's own generation with its own numbers of nodes",
+        )
+
+    read = visit = _of_the_store  # type: ignore[assignment]
+    columns = table = table_reader = property(_of_the_store)
+
     @cached_property
     @lasting
     def base_graph(self) -> Any:
@@ -256,9 +270,13 @@ class SelectedBatch(PerturbationBatch):
 def _rebuild_selected(
     root: str, name: str, nodes: Int64Array, kept: Any, perturbed: Int64Array, sections: Sections
 ) -> SelectedBatch:
-    whole = find_generation(root, name)
-    assert whole.topology is not None
-    selection = Selection.make(whole.topology, nodes, kept)
-    generation = SelectedGeneration(whole, selection, perturbed)
+    generation = _rebuild_generation(find_generation(root, name), nodes, kept, perturbed)
     SelectedBatch.check_sections(generation, sections)
     return SelectedBatch(generation, sections)
+
+
+def _rebuild_generation(
+    whole: Generation, nodes: Int64Array, kept: Any, perturbed: Int64Array
+) -> SelectedGeneration:
+    assert whole.topology is not None
+    return SelectedGeneration(whole, Selection.make(whole.topology, nodes, kept), perturbed)

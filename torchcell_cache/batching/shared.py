@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import operator
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torchcell_cache.batching.resident import find_generation
 from torchcell_cache.batching.sections import Sections
 from torchcell_cache.batching.selectable import Selectable
 from torchcell_cache.batching.travel import TravellingBatch
+from torchcell_cache.batching.unlike_pyg import UnlikePyG, unlike_pyg
 from torchcell_cache.columns import named, names_in
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
@@ -46,7 +48,7 @@ class Coordinates(NamedTuple):
     batch: Tensor
 
 
-class SharedGraphBatch(Selectable, TravellingBatch):
+class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
     """Samples of a store that share one base graph: ids of what each lacks and its labels, nothing else.
 
     Made by ``dataset.read_batch(indices)`` and :meth:`read`. A batch is one buffer of a few kilobytes when it crosses a
@@ -123,8 +125,17 @@ class SharedGraphBatch(Selectable, TravellingBatch):
         return (self[k] for k in range(len(self)))
 
     def __getitem__(self, index: int) -> Any:
-        """The graph of one sample, equal to ``dataset[i]`` and like it on the CPU."""
-        at = index + len(self) if index < 0 else index
+        """The graph of one sample, equal to ``dataset[i]`` and like it on the CPU.
+
+        Raises:
+            SettingError: If ``index`` is no number, such as the node type that a PyG batch takes.
+            IndexError: If there is no such sample.
+        """
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise unlike_pyg(self, f"[{index!r:.80}]") from None
+        at = number + len(self) if number < 0 else number
         if not 0 <= at < len(self):
             raise IndexError(f"sample {index} of a batch of {len(self)}")
         return self._graph(at)
@@ -218,6 +229,10 @@ class SharedGraphBatch(Selectable, TravellingBatch):
 
     @abc.abstractmethod
     def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any: ...
+
+    def _placed(self, batch: Any) -> Any:
+        """A PyG batch on this batch's device. PyG's ``to`` makes lists of tuples even where nothing moves."""
+        return batch if self.device.type == "cpu" else batch.to(self.device)
 
     @abc.abstractmethod
     def _mask_names(self) -> Iterable[str]:

@@ -268,7 +268,7 @@ class PerturbationBatch(SharedGraphBatch):
         self._check_statistics(exclude_keys)
         resident = self.resident
         if not is_plain(resident.template):
-            return collated(list(self), follow_batch, exclude_keys).to(self.device)
+            return self._placed(collated(list(self), follow_batch, exclude_keys))
         self._check_removals()
         kind: type[SampleFields] = SampleFields
         if isinstance(resident.processor, LazySubgraphRepresentation):

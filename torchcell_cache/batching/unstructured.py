@@ -189,7 +189,7 @@ class GraphBatch(SharedGraphBatch):
                     "would drop them or fail, depending on which comes first",
                     fix="exclude_keys=[...] with these names",
                 )
-        return collated(graphs, follow_batch, exclude_keys).to(self.device)
+        return self._placed(collated(graphs, follow_batch, exclude_keys))
 
 
 def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:

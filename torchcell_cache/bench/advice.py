@@ -27,6 +27,14 @@ _WHAT = {
     "on the fly": "the processor on each sample, no cache, for comparison",
 }
 
+_COMPARED = {
+    "batch": "reading a batch",
+    "samples": "reading samples",
+    "on the fly": "processing on the fly",
+    "pyg collate": "PyG's collate",
+}
+"""What the comparison with processing on the fly needs."""
+
 
 def human_ms(ms: float) -> str:
     """Milliseconds with three digits or so, in seconds from 1,000 on."""
@@ -76,8 +84,11 @@ def _head(report: BenchReport) -> Iterator[str]:
         f"{facts['root']}: {facts['samples']:,} samples as '{facts['storage']}', records {human_bytes(facts['record_bytes'])} "
         f"in {facts['shards']:,} shards"
     )
+    fewer = (
+        "" if facts["asked"] == report.batch_size else f" ({facts['asked']} asked for: the store has no more)"
+    )
     yield (
-        f"batches of {report.batch_size} at random, seed {facts['seed']}, one thread; {facts['cores']} cores, device "
+        f"batches of {report.batch_size}{fewer} at random, seed {facts['seed']}, one thread; {facts['cores']} cores, device "
         f"{facts['device']}, torch {facts['torch']}"
     )
 
@@ -159,11 +170,9 @@ def _against_processing(report: BenchReport) -> Iterator[str]:
     shared, expanded = report.cost(*_ON_THE_WAY, *moved), report.cost(*_ON_THE_WAY, *moved, "expand")
     stock, fly = report.cost("samples", "pyg collate"), report.cost("on the fly", "pyg collate")
     single, process = report.cost("samples"), report.cost("on the fly")
-    if fly is None or process is None or single is None:
-        why = report.skipped.get("on the fly") or report.skipped.get("pyg collate", "")
-        yield f"whether the cache helps cannot be said: processing on the fly was not measured ({why})"
+    if fly is None or process is None or single is None or shared is None:
+        yield from _not_compared(report, single, process)
         return
-    assert shared is not None
     here = min(cost for cost in (expanded, stock) if cost is not None) if expanded or stock else shared
     versus = f"{human_ms(here)} from the store, {human_ms(fly)} processed on the fly and collated by PyG"
     if here >= _NO_GAIN * fly:
@@ -185,6 +194,17 @@ def _against_processing(report: BenchReport) -> Iterator[str]:
         yield (
             f"without a cache {needed} worker{'' if needed == 1 else 's'} could keep up with your step as well, each "
             "busy all the time and sending whole PyG batches: here the cache saves processors and memory more than time"
+        )
+
+
+def _not_compared(report: BenchReport, single: float | None, process: float | None) -> Iterator[str]:
+    missing = [name for name in _COMPARED if name not in report.stages]
+    why = [f"{_COMPARED[name]} was not measured ({report.skipped.get(name, 'no time')})" for name in missing]
+    yield f"whether the cache helps cannot be said for PyG batches: {'; '.join(why)}"
+    if single is not None and process is not None:
+        yield (
+            f"a sample alone costs {human_ms(single / report.batch_size)} from the store, "
+            f"{human_ms(process / report.batch_size)} processed on the fly"
         )
 
 

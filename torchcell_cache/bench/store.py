@@ -141,7 +141,7 @@ def bench_store(
     size = min(batch_size, len(dataset))
     draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
     facts = _facts(dataset, target) | {
-        "batch_size": size,
+        **{"batch_size": size, "asked": batch_size},
         "num_batches": num_batches,
         "step_ms": step_ms,
         "seed": seed,

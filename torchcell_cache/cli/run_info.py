@@ -82,19 +82,19 @@ def _fields(layout: dict[str, Any]) -> list[str]:
     return list(Layout.from_dict(layout).labels)
 
 
-def _base_graph(graph: Any) -> Iterator[tuple[str, str]]:
-    """Size of each store of the base graph."""
+def _base_graph(graph: Any) -> Iterator[tuple[str, int | dict[str, int]]]:
+    """Size of each store of the base graph; a number by itself for a graph of one type."""
     if graph is None:
         return
     if not hasattr(graph, "node_types"):
-        yield "nodes", f"{graph.num_nodes:,}"
-        yield "edges", f"{graph.num_edges:,}"
+        yield "nodes", int(graph.num_nodes)
+        yield "edges", int(graph.num_edges)
         return
     for name in graph.node_types:
-        yield name, f"{graph[name].num_nodes:,} nodes"
+        yield name, {"nodes": int(graph[name].num_nodes)}
     for key in graph.edge_types:
         index = graph[key].get("edge_index", graph[key].get("hyperedge_index"))
-        yield "|".join(key), f"{0 if index is None else index.size(1):,} edges"
+        yield "|".join(key), {"edges": 0 if index is None else int(index.size(1))}
 
 
 def _histograms(dataset: PreprocessedDataset, bins: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield from (f"  {note}" for note in built["notes"])
     if facts["base_graph"]:
         yield "\nbase graph"
-        yield from (f"  {name:<34}{text}" for name, text in facts["base_graph"].items())
+        yield from (f"  {name:<34}{_sized(size)}" for name, size in facts["base_graph"].items())
     yield "\ncolumns"
     yield from (f"  {name:<34}{text}" for name, text in facts["columns"].items())
     for name, fields in facts["fields"].items():
@@ -141,6 +141,13 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from _tree(facts["fingerprint"], "  ")
     for name, values in facts["histograms"].items():
         yield "\n" + as_text(name, values)
+
+
+def _sized(size: int | dict[str, int]) -> str:
+    """Such as ``1,234 nodes``."""
+    return (
+        f"{size:,}" if isinstance(size, int) else ", ".join(f"{count:,} {of}" for of, count in size.items())
+    )
 
 
 def _processor(facts: dict[str, Any]) -> str:
