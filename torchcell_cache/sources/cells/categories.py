@@ -38,11 +38,15 @@ class Coded:
         found = column.array if hasattr(column, "array") else column
         if not isinstance(found, pd.Categorical):
             found = pd.Categorical(pd.Series(column))
-        values = [v.decode() if isinstance(v, bytes) else v for v in found.categories]
+        known = found.categories
+        short = (
+            getattr(known.dtype, "kind", "") == "f" and known.dtype.itemsize < 8
+        )  # pandas would give doubles
+        values = [v.decode() if isinstance(v, bytes) else v for v in (known.to_numpy() if short else known)]
         return cls(np.asarray(found.codes, dtype=np.int64), values, bool(found.ordered))
 
     def kinds(self) -> set[str]:
-        """Which kinds of values it has: ``bool``, ``int``, ``float``, ``text``."""
+        """Which kinds of values it has: ``bool``, ``int``, ``float4``, ``float8``, ``text``."""
         return {_kind(value) for value in self.values}
 
     def names(self) -> list[str]:
@@ -52,7 +56,7 @@ class Coded:
 
 def plain(value: Any) -> str:
     """A value as text; 7.0 is ``7``."""
-    return str(int(value)) if _kind(value) == "float" and float(value).is_integer() else str(value)
+    return str(int(value)) if _kind(value).startswith("float") and float(value).is_integer() else str(value)
 
 
 def texts_of(column: Any) -> npt.NDArray[Any]:
@@ -85,7 +89,7 @@ def merged(parts: Sequence[Coded], urls: Sequence[str], name: str) -> tuple[list
         SourceContractError: If files hold bools and other numbers, or order the same names differently.
     """
     kinds = set().union(*(part.kinds() for part in parts)) if parts else set()
-    bools = "bool" in kinds and bool(kinds & {"int", "float"})
+    bools = "bool" in kinds and bool(kinds - {"bool", "text"})
     texts = []
     for part, url in zip(parts, urls, strict=True):
         if bools and any(v not in (0, 1) for v in part.values if _kind(v) != "text"):
@@ -111,14 +115,17 @@ def _kind(value: Any) -> str:
         return "bool"
     if isinstance(value, int | np.integer):
         return "int"
-    return "float" if isinstance(value, float | np.floating) else "text"
+    if isinstance(value, np.floating):
+        return f"float{value.itemsize}"
+    return "float8" if isinstance(value, float) else "text"
 
 
 def _one_text(value: Any, kinds: set[str]) -> str:
     """The text of a value; where files differ in type, of the number that it is."""
-    if "float" not in kinds or len(kinds) == 1:
-        return str(value)
-    return whole(plain(value))
+    floats = {kind for kind in kinds if kind.startswith("float")}
+    if floats and kinds - floats:
+        return whole(plain(value))
+    return str(float(value)) if floats and len(kinds) == 1 else str(value)
 
 
 def whole(text: str) -> str:
