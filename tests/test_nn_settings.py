@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_nn import EDGES, NODES, OUT, WIDTH, Drawn, as_one_graph, draw, mlp
 from torch import Tensor, nn
 
+from torchcell_cache.errors import SettingError
 from torchcell_cache.nn import SharedEdges, shared_conv
 
 FAST = {
@@ -221,6 +222,30 @@ def test_edges_masked_anew_in_place_are_noticed() -> None:
             torch.testing.assert_close(shared_conv(layer, drawn.x, edges), as_one_graph(layer, drawn, {}))
         drawn.kept[1] = ~drawn.kept[1]
         drawn.mask.copy_(drawn.kept[:, drawn.edge_index[0]] & drawn.kept[:, drawn.edge_index[1]])
+
+
+@layers
+@pytest.mark.parametrize(("batch", "nodes"), [(2, 0), (0, 4), (2, 4)])
+def test_no_edges_no_nodes_no_samples(name: str, batch: int, nodes: int) -> None:
+    kept = torch.ones(batch, nodes, dtype=torch.bool)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    drawn = Drawn(none, kept, kept[:, :0], torch.randn(batch, nodes, WIDTH, requires_grad=True), {})
+    layer = LAYERS[name]()
+    out = shared_conv(layer, drawn.x, drawn.edges)
+    torch.testing.assert_close(out.flatten(0, 1), layer(drawn.x.flatten(0, 1), none))
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("node", [-1, NODES, NODES + 3])
+def test_edges_to_nodes_that_are_not_there_are_refused(end: int, node: int) -> None:
+    """As one graph they would reach into the sample before or after."""
+    for name in ("gcn", "gat"):
+        drawn = draw(14, dtype=torch.float32)
+        shared_conv(LAYERS[name](), drawn.x, drawn.edges)
+        drawn.edge_index[end, 7] = node
+        with pytest.raises(SettingError, match=f"edge 7 goes from .*{node}"):
+            shared_conv(LAYERS[name](), drawn.x, drawn.edges)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torchcell_cache.errors import SettingError
 from torchcell_cache.lasting import lasting
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -112,19 +116,45 @@ _KNOWN: Any = WeakTensorKeyDictionary()
 
 
 @lasting
-def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
-    """The adjacency of an edge list, remembered as long as the tensor lives unchanged."""
+def known_of(edge_index: Tensor, key: Hashable, make: Callable[[], T]) -> T:
+    """What is made of an edge list once, remembered as long as the tensor lives unchanged."""
     if edge_index.is_inference():  # changes in place are not counted there
-        return Adjacency.build(edge_index, num_source, num_target)
-    version = edge_index._version
-    found: tuple[int, Adjacency] | None = _KNOWN.get(edge_index)
-    if found is not None:
-        known = found[1]
-        if (found[0], known.num_source, known.num_target) == (version, num_source, num_target):
-            return known
-    built = Adjacency.build(edge_index, num_source, num_target)
-    _KNOWN[edge_index] = version, built
-    return built
+        return make()
+    version, known = _KNOWN.get(edge_index, (None, {}))
+    if version != edge_index._version:
+        known = {}
+        _KNOWN[edge_index] = edge_index._version, known
+    if key not in known:
+        known[key] = make()
+    found: T = known[key]
+    return found
+
+
+def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
+    """The adjacency of an edge list."""
+    key = "adjacency", num_source, num_target
+    return known_of(edge_index, key, lambda: Adjacency.build(edge_index, num_source, num_target))
+
+
+def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
+    """Insist on edges between nodes that are there; others would reach into the next sample.
+
+    Raises:
+        SettingError: Naming the first edge that does not fit.
+    """
+
+    def first_wrong() -> int | None:
+        sizes = torch.tensor([[num_source], [num_target]], device=edge_index.device)
+        wrong = ((edge_index < 0) | (edge_index >= sizes)).any(0)
+        return int(wrong.nonzero()[0]) if bool(wrong.any()) else None
+
+    at = known_of(edge_index, ("ends", num_source, num_target), first_wrong)
+    if at is not None:
+        raise SettingError(
+            f"edge {at} goes from {int(edge_index[0, at])} to {int(edge_index[1, at])}, but there are features of "
+            f"{num_source} source and {num_target} target nodes",
+            fix="take x and edge_index from the same batch",
+        )
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
