@@ -23,6 +23,7 @@ _DTYPES = {
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 _MAX_HEADER = 16 << 20
+_MAX_DIMENSIONS = 64  # numpy's own limit
 _METADATA = "torchcell_cache"
 
 
@@ -92,11 +93,16 @@ def _metadata(path: Path, entries: Any) -> dict[str, str]:
 
 def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     try:
-        dtype = np.dtype(_DTYPES[info["dtype"]])
-        shape = [int(n) for n in info["shape"]]
-        start, stop = (int(n) for n in info["data_offsets"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{path}: array '{name}' has a malformed entry ({error!r})", path=path) from None
+        dtype, shape = np.dtype(_DTYPES[info["dtype"]]), info["shape"]
+        if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:  # before they are multiplied
+            raise ValueError(f"its shape is no list of at most {_MAX_DIMENSIONS} extents")
+        start, stop = info["data_offsets"]
+        if any(type(number) is not int for number in (*shape, start, stop)):
+            raise TypeError("extents and offsets are whole numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{path}: array '{name:.80}' has a malformed entry ({error!r})", path=path
+        ) from None
     count = 1
     for extent in shape:
         count *= extent

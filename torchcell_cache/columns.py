@@ -16,12 +16,14 @@ import numpy.typing as npt
 
 from torchcell_cache.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
-from torchcell_cache.record import Int64Array, SampleTable
+from torchcell_cache.record import Int64Array, SampleTable, segments
 
 if TYPE_CHECKING:
     from torchcell_cache.topology import Topology
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+_FEW_PAIRS = 64
 
 
 def names_apart(labels: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
@@ -151,7 +153,42 @@ def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> n
 def _edges_between(
     keys: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
 ) -> npt.NDArray[np.int64]:
-    """Edges among each sample's own nodes; ``keys`` are sorted ``low * num_nodes + high`` with repeats."""
+    """Edges among each sample's own nodes; ``keys`` are sorted ``low * num_nodes + high`` with repeats.
+
+    By pairs of a sample's nodes, or by the edges of its nodes where those are fewer: work grows with the size of a sample.
+    """
+    counts, first = np.diff(ptr), np.searchsorted(keys, np.arange(num_nodes + 1) * num_nodes)
+    edges = _sums(np.diff(first)[ids], ptr)
+    by_edges = counts * (counts - 1) // 2 > edges + _FEW_PAIRS
+    out = np.zeros(len(counts), dtype=np.int64)
+    for rows, count in ((np.flatnonzero(~by_edges), _by_pairs), (np.flatnonzero(by_edges), _by_edges)):
+        if len(rows):
+            out[rows] = count(keys, first, *segments(ids, ptr, rows), num_nodes)
+    return out
+
+
+def _sums(values: npt.NDArray[Any], ptr: Int64Array) -> Int64Array:
+    """Sum of each sample's values, ``[n] int64``."""
+    total = offsets(values)
+    return total[ptr[1:]] - total[ptr[:-1]]
+
+
+def _by_edges(
+    keys: Int64Array, first: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
+) -> Int64Array:
+    """Of the edges that begin at a sample's nodes, those that end at them."""
+    owner = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+    at, edge_ptr = segments(np.arange(len(keys)), first, ids)
+    far = np.repeat(owner, np.diff(edge_ptr)) * num_nodes + keys[at] % num_nodes
+    mine = owner * num_nodes + ids  # ascending: ids ascend within a sample
+    inside = mine[np.minimum(np.searchsorted(mine, far), len(mine) - 1)] == far
+    return _sums(_sums(inside, edge_ptr), ptr)
+
+
+def _by_pairs(
+    keys: Int64Array, first: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
+) -> Int64Array:
+    """How often each pair of a sample's nodes stands among the edges."""
     counts = np.diff(ptr)
     out = np.zeros(len(counts), dtype=np.int64)
     bits = None
@@ -164,8 +201,8 @@ def _edges_between(
             np.cumsum(np.maximum(counts - distance, 0)) - np.maximum(counts - distance, 0),
             np.maximum(counts - distance, 0),
         )
-        first = ptr[:-1][rows] + within
-        pair = ids[first] * num_nodes + ids[first + distance]  # ids ascend within a sample
+        start = ptr[:-1][rows] + within
+        pair = ids[start] * num_nodes + ids[start + distance]  # ids ascend within a sample
         if bits is not None:
             hit = (bits[pair >> 3] >> (pair & 7).astype(np.uint8)) & 1 == 1
             rows, pair = rows[hit], pair[hit]
