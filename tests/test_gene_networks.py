@@ -211,6 +211,10 @@ def test_genes_that_no_edge_joins():
         (f",i,j\ne1,{A},{B}\ne2,{C},{D}\n", "columns are '', 'i', 'j'"),
         (f"{A}\tphysical\t{B}\n{C}\tphysical\t{D}\n", "'physical' throughout"),
         (f"{A} {B} {C}\n{C} {D}\n", "adjacency list"),
+        (f"4932.{A}\tTFC3\t1160\n4932.{B}\tVPS8\t1274\n", "taxon '4932.'.*'TFC3'"),
+        ("entrez gene/locuslink:1\tentrez gene/locuslink:2\n", "no name of a gene"),
+        ('{"a": 1}\n{"b": 2}\n', "two columns|no name of a gene"),
+        (f"gene\tgene\n{A}\t{B}\n", "'gene' more than once"),
         (f"from_here\tother\n{A}\t{B}\n{C}\t{D}\n{A}\t{D}\n", "header=True"),
         (f"my.first\tmy.second\n{A}\t{B}\n{C}\t{D}\n{A}\t{D}\n", "header=True"),
     ],
@@ -276,7 +280,7 @@ def test_rows_without_a_name_are_counted(tmp_path):
     (tmp_path / "net.tsv").write_text(f"{A}\t{B}\n-\t{C}\n{D}\t\nNaN\t{A}\n")
     graph = cell_graph(None, {"net": tmp_path / "net.tsv"})
     assert graph["gene"].node_ids == [A, B]
-    assert "3 rows passed over" in graph.notes[0]
+    assert "3 edges passed over" in graph.notes[0]
 
 
 # In Python
@@ -299,6 +303,7 @@ def test_pairs_of_columns_and_lists_of_pairs(wrap):
         ([(A, B, 5), (C, D, 7)], "entry 0 has 3 items"),
         ([A + B, C + D], "expected"),
         ("AB", "no file at AB"),
+        ("https://string-db.org/net.tsv", "is an address"),
         ({(A, B), (C, D)}, "is set"),
         (([A, None], [B, C]), "None, expected text"),
         (([A, float("nan")], [B, C]), "nan, expected text"),
@@ -364,6 +369,14 @@ def test_weights_stay_with_their_edges(tmp_path_factory, pairs, both, self_loops
     table = {(a, b): float(w) for a, b, w in frame.itertuples(index=False)}
     for (a, b), weight in zip(edges(cell), store.edge_weight.tolist(), strict=True):
         assert weight == (1 if a == b else table.get((a, b), table.get((b, a))))
+
+
+def test_what_pandas_makes_of_numbers_with_gaps(tmp_path):
+    frame = pd.DataFrame({"source": [1, 2, None], "target": [2, 3, 1]}, dtype="float64")
+    frame.to_csv(tmp_path / "net.csv", index=False)
+    for network in (frame, tmp_path / "net.csv"):
+        for genes in (None, [1, 2, 3]):
+            assert edges(cell_graph(genes, {"net": network})) == [("1", "2"), ("2", "3")]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.delimited import BLANKS, read_text, rows_of, separator_of
+from torchcell_cache.sources.delimited import BLANKS, check_header, read_text, rows_of, separator_of
 from torchcell_cache.sources.network_columns import Known, edge_layout
 from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, looks_like_header
+from torchcell_cache.urls import is_url
 
 _LOOK_AT = 1000
 _NO_TABLE = (
@@ -32,7 +33,9 @@ _NO_TABLE = (
     ".pkl",
     ".pickle",
 )
-_TAXON = re.compile(r"(\d+)\.(?=.*[A-Za-z])")
+_TAXON = re.compile(r"^\d+\.(?=.*[A-Za-z])")
+_DECIMALS = re.compile(r"(?<=\d)\.0+$")
+_NO_NAME = re.compile(r"[\s{}\[\]<>\"|;,]")
 
 
 @dataclass(slots=True, eq=False)
@@ -55,16 +58,46 @@ class Pairs:
     listed: bool = False
     remarks: list[str] = field(default_factory=list)
 
-    def without_taxon(self, known: Known | None) -> Pairs:
-        """STRING's ``4932.YAL001C`` as ``YAL001C``, if all names have one such prefix and are no genes with it."""
-        names = dict.fromkeys(chain(self.sources, self.targets))
-        taxa = {match[1] if (match := _TAXON.match(name)) else "" for name in names}
-        if len(taxa) != 1 or "" in taxa or (known and any(map(known, names))):
+    def leave_out(self, names: set[str]) -> None:
+        """Leave out edges with one of these on a side, which are no names."""
+        ends = zip(self.sources, self.targets, strict=True)
+        kept = [k for k, (one, other) in enumerate(ends) if one not in names and other not in names]
+        self.remarks.append(
+            f"{len(self.sources) - len(kept):,} edges passed over that name no gene on one side"
+        )
+        self.sources, self.targets = ([side[k] for k in kept] for side in (self.sources, self.targets))
+        self.weights = None if self.weights is None else [self.weights[k] for k in kept]
+
+    def tidied(self, known: Known | None) -> Pairs:
+        """Names as their database has them: STRING's ``4932.YAL001C`` as ``YAL001C``, ``851262.0`` as ``851262``.
+
+        Only if all names are written so and none of them is a gene as it stands.
+
+        Raises:
+            SourceContractError: For a file where there are no genes to compare with: if something is no name, or some
+                names have a taxon and others have none.
+        """
+        names = list(dict.fromkeys(chain(self.sources, self.targets)))
+        unsure = self.listed and known is None
+        if unsure and (odd := next(filter(_NO_NAME.search, names), None)) is not None:
+            raise SourceContractError(
+                f"{self.origin}: {odd[:80]!r} is no name of a gene",
+                fix="pass gene_set=[...], or a table with a column of names",
+            )
+        starts = {match[0] if (match := _TAXON.match(name)) else "" for name in names}
+        if unsure and len(starts) > 1 and "" in starts:
+            raise SourceContractError(
+                f"{self.origin}: some names have the taxon {max(starts)!r} in front and others, such as "
+                f"{next(name for name in names if not _TAXON.match(name))!r}, do not",
+                fix="pass gene_set=[...], or a table with a column of names",
+            )
+        if not names or (known and any(map(known, names))):
             return self
-        start = len(taxa.pop()) + 1
-        self.remarks.append(f"names without the taxon {next(iter(names))[:start]!r}")
-        self.sources = [name[start:] for name in self.sources]
-        self.targets = [name[start:] for name in self.targets]
+        cut = re.compile(re.escape(starts.pop())) if len(starts) == 1 and starts != {""} else _DECIMALS
+        if all(map(cut.search, names)):
+            self.remarks.append(f"names without {(cut.search(names[0]) or [''])[0]!r}")
+            self.sources = [cut.sub("", name, count=1) for name in self.sources]
+            self.targets = [cut.sub("", name, count=1) for name in self.targets]
         return self
 
 
@@ -82,6 +115,8 @@ def read_network(
     Raises:
         SourceContractError: If it holds no edges, or it cannot be told where; names the file.
     """
+    if is_url(path):
+        raise SettingError(f"{path} is an address, expected a file", fix="download it, and pass the path")
     path = Path(path).expanduser()
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in _NO_TABLE:
@@ -93,8 +128,8 @@ def read_network(
     data = read_text(path)
     lines = [line for line in islice(_lines(data), _LOOK_AT) if line.strip()]
     separator = _separator(path, [line for line in lines if not line.startswith("#")], data, suffix == ".sif")
-    rows = ([_cleaned(cell) for cell in row] for row in rows_of(path, data, separator, "#"))
-    head = list(islice(rows, _LOOK_AT))
+    rows = rows_of(path, data, separator, "#")
+    head = [[_cleaned(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
     names = _commented_header(path, lines, separator, head) if header is not False else None
     if names is None and head and _has_header(str(path), head, known, header):
         names = head.pop(0)
@@ -109,8 +144,9 @@ def read_network(
 def frame_network(frame: Any, known: Known | None, weight: str | int | None) -> Pairs:
     """Edges of a pandas frame; its column names are a header."""
     names = [str(name).strip() for name in frame.columns]
-    rows = ([_cleaned(cell) for cell in row] for row in frame.itertuples(index=False))
-    return _pairs("a table", names, list(islice(rows, _LOOK_AT)), rows, known, weight, False)
+    rows = map(list, frame.itertuples(index=False))
+    head = [[_cleaned(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
+    return _pairs("a table", names, head, rows, known, weight, False)
 
 
 def _cleaned(cell: Any) -> str:
@@ -185,31 +221,36 @@ def _pairs(
         names = ["", *names]  # R names the columns, but not the row names in front of them
     if not head:
         return Pairs(origin, [], [], listed=True)
+    check_header(Path(origin), [name for name in names or () if name])
     column = None if weight is None else _weight_column(origin, names, weight)
     layout = edge_layout(origin, names, head, known, is_sif)
-    pairs = Pairs(origin, [], [], None if column is None else [], listed=True)
-    nameless = 0
+    sources: list[Any] = []
+    targets: list[Any] = []
+    weights: list[Any] = []
     for number, row in enumerate(chain(head, rows)):
         if layout.is_sif and len(row) == 1:
             continue  # a node without edges
-        if len(row) <= max(layout.source, layout.target, column or 0):
+        try:
+            sources.append(row[layout.source])
+            targets.append(row[layout.target])
+            if column is not None:
+                weights.append(row[column])
+        except IndexError:
             raise SourceContractError(
-                f"{origin}: row {number} has {len(row)} cells: {row[:5]}, expected the columns of the rows before it",
-            )
-        for target in row[layout.target :] if layout.is_sif else (row[layout.target],):
-            if (row[layout.source] in NAMELESS or target in NAMELESS) and not (
-                known is not None and known(row[layout.source]) and known(target)
-            ):
-                nameless += 1
-                continue
-            pairs.sources.append(row[layout.source])
-            pairs.targets.append(target)
-            if column is not None and pairs.weights is not None:
-                pairs.weights.append(row[column])
+                f"{origin}: row {number} has {len(row)} cells: {row[:5]}, expected the columns of the rows before it"
+            ) from None
+        if layout.is_sif and len(row) > layout.target + 1:
+            more = row[layout.target + 1 :]
+            sources += [row[layout.source]] * len(more)
+            targets += more
+            weights += [row[column]] * len(more) if column is not None else []
+    clean = {cell: _cleaned(cell) for cell in {*sources, *targets}}
+    pairs = Pairs(origin, [clean[cell] for cell in sources], [clean[cell] for cell in targets], listed=True)
+    pairs.weights = weights if column is not None else None
+    if none := {name for name in clean.values() if name in NAMELESS and not (known and known(name))}:
+        pairs.leave_out(none)
     if names:
         pairs.remarks.append(f"columns {names[layout.source]!r} and {names[layout.target]!r}")
-    if nameless:
-        pairs.remarks.append(f"{nameless:,} rows passed over that name no gene on one side")
     return pairs
 
 

@@ -95,7 +95,7 @@ def cell_graph(
         _each(value, what, graphs) for value, what in ((header, "header"), (weights, "weights"))
     )
     pairs = {
-        name: _name_pairs(name, network, known, headers[name], columns[name]).without_taxon(known)
+        name: _name_pairs(name, network, known, headers[name], columns[name])
         for name, network in graphs.items()
     }
     if genes is None:
@@ -154,13 +154,13 @@ def _name_pairs(
 ) -> Pairs:
     """Source and target names of a network, in its order."""
     what = f"network {name!r}"
-    if isinstance(network, str | Path):
-        try:
-            return read_network(network, known, header, weight)
-        except (SourceContractError, SettingError) as error:
-            raise type(error)(f"{what}: {error}", path=error.path) from None
-    if hasattr(network, "itertuples") and hasattr(network, "columns"):
-        return frame_network(network, known, weight)
+    try:
+        if isinstance(network, str | Path):
+            return read_network(network, known, header, weight).tidied(known)
+        if hasattr(network, "itertuples") and hasattr(network, "columns"):
+            return frame_network(network, known, weight).tidied(known)
+    except (SourceContractError, SettingError) as error:
+        raise type(error)(f"{what}: {error}", path=error.path) from None
     network = (
         getattr(network, "graph", network) if not hasattr(network, "edges") else network
     )  # torchcell's GeneGraph
