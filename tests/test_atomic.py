@@ -33,6 +33,7 @@ from torchcell_cache.durable.atomic import (
 from torchcell_cache.errors import (
     EXIT_CANNOT_WRITE,
     CacheNotFoundError,
+    StorageError,
     StorageFullError,
     StorageLostError,
     StorageReadOnlyError,
@@ -209,10 +210,9 @@ def test_makes_nested_directories_and_accepts_existing_ones(tmp_path: Path) -> N
 
 def test_a_file_where_a_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    with pytest.raises(FileExistsError):
-        make_dirs_durable(tmp_path / "f")
-    with pytest.raises(NotADirectoryError):
-        fsync_dir(tmp_path / "f")
+    for refused in (make_dirs_durable, fsync_dir):
+        with pytest.raises(StorageError, match=f"{tmp_path}/f is a file"):
+            refused(tmp_path / "f")
     fsync_file(tmp_path / "f")
 
 

@@ -88,6 +88,11 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
                 "pre_transform, pre_filter and force_reload do nothing on a store that is built already",
                 fix="tc.build(root, source=..., processor=..., on_stale='rebuild')",
             )
+        if transform is not None and not callable(transform):
+            raise SettingError(
+                f"transform is a {type(transform).__name__}, expected a function of a sample; a source is no transform",
+                fix="tc.build(root, source=..., processor=...), or PreprocessedDataset(root, source_dataset=...)",
+            )
         self._source_dataset = source_dataset
         self._opened: Generation | None = None
         remote = {"cache_dir": cache_dir, "cache_bytes": cache_bytes, "storage_options": storage_options}
@@ -243,9 +248,34 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
 
 
 class Neo4jPreprocessedCellDataset(PreprocessedDataset):
-    """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does."""
+    """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does.
+
+    Args:
+        root: See :class:`PreprocessedDataset`.
+        source_dataset: See there; second, as torchcell has it.
+        transform: See there.
+        settings: Other arguments of :class:`PreprocessedDataset`.
+
+    Raises:
+        SettingError: If ``source_dataset`` is a function.
+    """
 
     _missing_is_error = False
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        source_dataset: Any = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if callable(source_dataset) and not hasattr(source_dataset, "__getitem__"):
+            raise SettingError(
+                f"source_dataset is a {type(source_dataset).__name__}, expected a source; a function is a transform",
+                fix="Neo4jPreprocessedCellDataset(root, transform=...)",
+            )
+        super().__init__(root, transform, pre_transform, source_dataset=source_dataset, **settings)
 
 
 def _refuse_remote(root: Any, given: Mapping[str, Any]) -> None:

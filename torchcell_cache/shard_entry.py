@@ -253,7 +253,7 @@ def repair_hint(path: StrPath | None) -> str:
         return "torchcell-cache repair root=..."
     if place.name == RAW_NAME:
         return f"rm -r {shlex.quote(str(place))}, then fetch again"
-    if (place.parent / USED_NAME).is_dir():
+    if os.path.isdir(place.parent / USED_NAME):  # noqa: PTH112 - which never raises
         return f"rm -r {shlex.quote(str(place.parent))}, then open the dataset again: it is a cache of an address"
     root = root_argument(place.parent)
     return f"torchcell-cache repair {root}  (or build again: torchcell-cache preprocess {root} ...)"

@@ -81,8 +81,6 @@ def stage(
         raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
     say = Say(progress)
     place = local_path(to, "to")
-    if place.exists() and not place.is_dir():
-        raise SettingError(f"to={place} is a file, expected a directory on local disk")
     with _source(root, wait, storage_options) as source:
         return _copied(*source, place, keep, say)
 

@@ -24,6 +24,7 @@ _NEARLY_FULL_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _LOST = {errno.EIO, errno.ESTALE}
+_NO_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 
 
 def free_bytes(path: StrPath) -> int:
@@ -57,6 +58,9 @@ def storage_error(number: int | None, path: StrPath, action: str = "write") -> S
     elif number in _LOST:
         kind = StorageLostError
         fix = "look at the system log and the mount, then run the same command again; no part was published"
+    elif number in _NO_PLACE:
+        kind, text = StorageError, f"{text}{_in_the_way(path)}"
+        fix = "choose another path, or remove what is in the way"
     else:
         return None
     error = kind(text, path=os.fspath(path), fix=fix)
@@ -71,11 +75,25 @@ def storage_errors(path: StrPath, action: str = "write") -> Iterator[None]:
         yield
     except CacheError:
         raise
+    except NotADirectoryError as error:
+        if action != "read":
+            raise storage_error(error.errno, path, action) or error from error
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path)) from error
     except OSError as error:
         translated = storage_error(error.errno, path, action)
         if translated is None:
             raise
         raise translated from error
+
+
+def _in_the_way(path: StrPath) -> str:
+    """The part of a path that is neither a directory nor free."""
+    for part in (Path(path), *Path(path).parents):
+        if os.path.islink(part) and not os.path.exists(part):  # noqa: PTH110, PTH114 - which never raise
+            return f" ({part} is a symbolic link to a place that does not exist)"
+        if os.path.isfile(part):  # noqa: PTH113
+            return f" ({part} is a file)"
+    return ""
 
 
 def _is_full(path: StrPath) -> bool:

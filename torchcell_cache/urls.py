@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -50,16 +51,29 @@ def local_path(path: Any, what: str = "root") -> Path:
         what: The argument's name, for the message.
 
     Raises:
-        SettingError: If it is an address, which would become a directory named ``s3:``, or no path at all.
+        SettingError: If it is an address, which would become a directory named ``s3:``, or no path that a file
+            system could take.
     """
     if is_url(path):
         raise SettingError(
             f"{what}={os.fspath(path)} is an address, expected a path on a file system", fix=_on_disk(path)
         )
     try:
-        return Path(os.fspath(path)).expanduser().absolute()
-    except (TypeError, ValueError, RuntimeError) as error:  # no text; a home directory that nobody has
+        local = Path(os.fspath(path)).expanduser().absolute()
+        str(local).encode()  # LMDB and JSON take UTF-8 only
+        local.stat()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise SettingError(
+                f"{what}={path} cannot be: {error.strerror}", fix="choose another path"
+            ) from None
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no text, a null byte; a home directory that nobody has
         raise SettingError(f"{what}={path!r} is no path: {error}", fix=f"pass {what} as text") from None
+    return local
 
 
 def _on_disk(url: Any) -> str:

@@ -13,7 +13,7 @@ from torchcell_cache.builder.pool import StopRequest
 from torchcell_cache.builder.steps import Say, acquire, begun_storage, look, publish
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.dataset import PreprocessedDataset
-from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, storage_errors
+from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.fingerprint import explain
@@ -55,7 +55,8 @@ def build(
         on_stale: What to do with a store built from something else: ``error``, ``rebuild`` or ``warn``.
         allow_empty: Whether a source without samples is fine.
         max_record_bytes: Largest record accepted.
-        scratch: Node-local directory to write shards in before they move to ``root``; for roots on network storage.
+        scratch: Node-local directory to write shards in before they move to ``root``, made if it is not there; for roots
+            on network storage.
         progress: Whether to print progress.
 
     Raises:
@@ -75,8 +76,9 @@ def build(
         remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
         return opened
     say.notes(plan.notes)
-    with storage_errors(processed_dir(where)):
-        make_dirs_durable(processed_dir(where))
+    make_dirs_durable(processed_dir(where))
+    if place is not None:
+        make_dirs_durable(place)
     lock = BuilderLock(processed_dir(where) / LOCK_NAME)
     acquire(lock, say)
     try:

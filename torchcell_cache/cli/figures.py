@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.durable.atomic import make_dirs_durable, storage_errors
 from torchcell_cache.errors import SettingError, install_line
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write it, and the directory it goes to."""
+    make_dirs_durable(path.parent)
+    with storage_errors(path):
+        figure.savefig(path, dpi=120)
 
 
 def new_figure(path: Path, size: tuple[float, float]) -> Any:

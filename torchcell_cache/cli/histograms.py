@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.cli.figures import new_figure
+from torchcell_cache.cli.figures import new_figure, write_figure
 
 _WIDTH = 40
 
@@ -67,4 +67,4 @@ def save_plot(histograms: Mapping[str, Mapping[str, Any]], title: str, path: Pat
         axes.stairs(facts["counts"], facts["edges"], fill=True)
         axes.set_xlabel(name)
         axes.set_ylabel("samples" if number == 0 else "")
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)

@@ -9,9 +9,8 @@ from typing import Any
 
 from torchcell_cache.bench.advice import as_dict, as_text
 from torchcell_cache.bench.store import BenchReport, bench_store
-from torchcell_cache.cli.figures import new_figure
+from torchcell_cache.cli.figures import new_figure, write_figure
 from torchcell_cache.cli.settings import Settings
-from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK
 from torchcell_cache.urls import local_path
 
@@ -39,8 +38,7 @@ def run(settings: Settings) -> int:
     finally:
         progress.close()
     if path is not None:
-        with storage_errors(path):
-            save_plot(report, path)
+        save_plot(report, path)
     print(json.dumps(as_dict(report), indent=1) if settings["json"] else as_text(report))
     if path is not None and not settings["json"]:
         print(f"\nplot written to {settings['plot']}")
@@ -78,7 +76,7 @@ def save_plot(report: BenchReport, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _draw_stages(left, report)
     _draw_workers(right, report)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
 
 
 def _draw_stages(axes: Any, report: BenchReport) -> None:

@@ -11,7 +11,6 @@ from torchcell_cache.cli.histograms import as_text, histogram, save_plot
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.dataset import PreprocessedDataset
-from torchcell_cache.durable.atomic import storage_errors
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.published import generation_dirs
 from torchcell_cache.urls import local_path
@@ -27,8 +26,7 @@ def run(settings: Settings) -> int:
     facts = store_facts(dataset, settings["bins"])
     if settings["plot"] is not None:
         path = local_path(settings["plot"], "plot")
-        with storage_errors(path):
-            save_plot(facts["histograms"], f"{facts['root']}, {facts['samples']:,} samples", path)
+        save_plot(facts["histograms"], f"{facts['root']}, {facts['samples']:,} samples", path)
     if settings["json"]:
         print(json.dumps(facts, indent=1))
         return EXIT_OK

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import xxhash
 
 from torchcell_cache.durable.process import runs_here, this_process
-from torchcell_cache.errors import StorageReadOnlyError
+from torchcell_cache.errors import StorageLostError, StorageReadOnlyError
 from torchcell_cache.storage_errors import StrPath, free_bytes, storage_error, storage_errors
 
 __all__ = [
@@ -64,7 +64,7 @@ def temp_path(path: StrPath) -> Path:
     """A new name beside ``path`` that no other process uses and that tells who made it."""
     target, me = Path(path), this_process()
     return target.with_name(
-        f"{TEMP_PREFIX}{target.name}.{me.machine}.{me.pid}.{me.start_time}.{secrets.token_hex(8)}"
+        f"{TEMP_PREFIX}{target.name[:40]}.{me.machine}.{me.pid}.{me.start_time}.{secrets.token_hex(8)}"
     )
 
 
@@ -165,7 +165,12 @@ def make_dirs_durable(path: StrPath) -> Path:
     """
     directory = Path(path).absolute()
     with storage_errors(directory, "create directory"):
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # of the kernel (/proc), or removed at this moment
+            raise StorageLostError(
+                f"cannot create directory {directory}: {error}", path=directory, fix="choose another path"
+            ) from error
         device = directory.stat().st_dev
         for ancestor in (directory, *directory.parents):
             if ancestor.stat().st_dev != device:

@@ -24,7 +24,7 @@ _ACCESS_CODES = {
     "SignatureDoesNotMatch", "AccessDenied", "RequestTimeTooSkewed", "401", "403",
 }  # fmt: skip
 _TRANSIENT_CODES = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "SlowDown"}
-_USAGE_ERRNOS = (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_USAGE_ERRNOS = (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _SECRETS = (
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}\b"),
     re.compile(
@@ -50,7 +50,14 @@ def kind_of(error: BaseException) -> str:
         return GONE
     if isinstance(error, OSError) and error.errno in _USAGE_ERRNOS:
         return USAGE
-    if type(error) in (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError):
+    if isinstance(error, UnicodeError) or type(error) in (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+        ImportError,
+    ):
         return USAGE
     return TRANSIENT
 

@@ -73,7 +73,7 @@ class LocalCache:
             try:
                 self._settle()
                 return
-            except FileNotFoundError as error:
+            except (FileNotFoundError, StorageLostError) as error:
                 if not left:
                     raise StorageLostError(
                         f"{self.root} is removed while it is made ({error})",
