@@ -131,6 +131,15 @@ def test_genes_of_a_reaction(genes):
     assert read(graph)[1] == [(A, "r1"), (B, "r1"), (A, "r2")]
 
 
+def test_a_rule_in_place_of_genes_and_ids_of_two_kinds():
+    graph = nx.DiGraph([(1, "m1", REACTANT)])
+    graph.add_nodes_from(["m1", 2], node_type="metabolite")
+    graph.add_nodes_from([1, "r2"], node_type="reaction", gene_reaction_rule=f"{A} or {B}")
+    found, gpr, _ = read(graph)
+    assert found == {"1": {"m1": -1.0}, "r2": {}}
+    assert gpr == [(A, "1"), (B, "1"), (A, "r2"), (B, "r2")]
+
+
 @pytest.mark.parametrize("genes", [None, float("nan"), "", (), {"r": 1}.keys() - {"r"}])
 def test_a_reaction_without_genes(genes):
     graph = edge(("r1", "m1", REACTANT))
@@ -163,7 +172,7 @@ def tables(**more):
     [
         ([f"{A} and {B}", ""], [(A, "r1"), (B, "r1")], [f"{A} and {B}", ""]),
         ([f"{A} & ({B} | {C})", None], [(A, "r1"), (B, "r1"), (C, "r1")], [f"{A} & ({B} | {C})", ""]),
-        ([f" {A} ", float("nan")], [(A, "r1")], [f" {A} ", ""]),
+        ([f" {A} ", pd.NA], [(A, "r1")], [f" {A} ", ""]),
         (pd.Series([None, C]), [(C, "r2")], ["", C]),
         ({"r2": D}, [(D, "r2")], ["", D]),
         ([f"{A} or {B} or unknown", ""], [(A, "r1"), (B, "r1")], [f"{A} or {B} or unknown", ""]),

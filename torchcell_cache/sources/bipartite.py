@@ -51,11 +51,12 @@ def bipartite_tables(network: Any) -> dict[str, Any]:
     is_directed = getattr(network, "is_directed", None)
     directed = is_directed is None or bool(is_directed())
     entries = _signed([_edge(source, target, data, kinds, directed) for source, target, data in edges])
-    reactions = sorted(node for node, kind in kinds.items() if kind == "reaction")
-    gpr = [(gene, node) for node in reactions for gene in _genes(node, nodes[node].get("genes"))]
+    reactions, metabolites = (_sorted(node for node in nodes if kinds[node] == kind) for kind in _KINDS)
+    genes = {node: nodes[node].get("genes", nodes[node].get("gene_reaction_rule")) for node in reactions}
+    gpr = [(gene, node) for node in reactions for gene in _genes(node, genes[node])]
     return {
         "reactions": reactions,
-        "metabolites": sorted(node for node, kind in kinds.items() if kind == "metabolite"),
+        "metabolites": metabolites,
         "rmr": tuple(zip(*entries, strict=True)) or ((), (), ()),
         "gpr": tuple(zip(*gpr, strict=True)) or ((), ()),
         "w_growth": [float(nodes[node].get("subsystem") == _GROWTH) for node in reactions],
@@ -63,8 +64,16 @@ def bipartite_tables(network: Any) -> dict[str, Any]:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: ``None`` or pandas' NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """Whether a cell is empty: ``None``, NaN or pandas' NA."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or repr(value) == "<NA>"
+
+
+def _sorted(names: Iterable[Any]) -> list[Any]:
+    names = list(names)
+    try:
+        return sorted(names)
+    except TypeError:  # numbers and text
+        return sorted(names, key=str)
 
 
 def _kind(node: Any, data: Mapping[str, Any]) -> str:

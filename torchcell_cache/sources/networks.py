@@ -120,8 +120,10 @@ def cell_graph(
 
 
 def _by_name(graphs: Any, what: str) -> dict[Any, Any]:
-    if graphs is None or isinstance(graphs, Mapping):
-        return dict(graphs or {})
+    if graphs is None:
+        return {}
+    if callable(getattr(graphs, "items", None)):  # a mapping, or torchcell's GeneMultiGraph
+        return dict(graphs.items())
     raise SettingError(
         f"{what} is {type(graphs).__name__}, expected a mapping", fix=f'{what}={{"name": network, ...}}'
     )
