@@ -93,8 +93,8 @@ def places(directory):
 @pytest.mark.parametrize("writer", WRITERS)
 def test_no_output_goes_where_none_can_be(store, tmp_path, writer):
     for place, word in places(tmp_path).items():
-        if writer == "scratch" and word == "does not exist":
-            continue
+        if (writer, word) in (("scratch", "does not exist"), ("push", "surrogate")):
+            continue  # fine there: nothing is written yet; objects may have any name
         with pytest.raises(tc.errors.CacheError) as caught:
             WRITERS[writer](store, place)
         text = str(caught.value)

@@ -12,7 +12,13 @@ from loading import build, make_source
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.errors import CacheNotFoundError, CorruptShardError, SettingError, StorageFullError
+from torchcell_cache.errors import (
+    CacheNotFoundError,
+    CorruptShardError,
+    SettingError,
+    StorageError,
+    StorageFullError,
+)
 from torchcell_cache.lease import LEASE_NAME
 from torchcell_cache.manifest import FileEntry, processed_dir, read_manifest
 from torchcell_cache.staging import KEPT_SECONDS, copy_name, local_origin
@@ -187,7 +193,7 @@ def test_old_copies_go_but_never_one_that_is_read_or_young(tmp_path: Path, store
     with pytest.raises(SettingError, match="keep=0"):
         stage(store, local, keep=0)
     (local.parent / "file").write_text("")
-    with pytest.raises(SettingError, match="is a file"):
+    with pytest.raises(StorageError, match="is a file"):
         stage(store, local.parent / "file")
 
 

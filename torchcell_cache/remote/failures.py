@@ -25,6 +25,7 @@ _ACCESS_CODES = {
 }  # fmt: skip
 _TRANSIENT_CODES = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "SlowDown"}
 _USAGE_ERRNOS = (errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_USAGE_TYPES = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
 _SECRETS = (
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}\b"),
     re.compile(
@@ -50,14 +51,7 @@ def kind_of(error: BaseException) -> str:
         return GONE
     if isinstance(error, OSError) and error.errno in _USAGE_ERRNOS:
         return USAGE
-    if isinstance(error, UnicodeError) or type(error) in (
-        TypeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-        ImportError,
-    ):
+    if isinstance(error, UnicodeError) or type(error) in _USAGE_TYPES:
         return USAGE
     return TRANSIENT
 
