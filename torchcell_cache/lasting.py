@@ -20,7 +20,10 @@ def lasting(make: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(make)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
+        in_transform = torch._C._functorch.peek_interpreter_stack() is not None
+        if not in_transform and not torch.is_inference_mode_enabled():
+            return make(*args, **kwargs)
+        with torch.inference_mode(False), torch._C._DisableFuncTorch():
             return make(*args, **kwargs)
 
     out: Any = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
