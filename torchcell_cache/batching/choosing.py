@@ -17,10 +17,11 @@ from torch import Tensor
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.given_numbers import whole_number
+from torchcell_cache.incidence import IncidenceIndex
 from torchcell_cache.induced import FarEnds, hop_columns, neighbours
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
-from torchcell_cache.topology import Topology
+from torchcell_cache.topology import Topology, topology_of
 
 _FAR_ENDS: weakref.WeakKeyDictionary[Generation, FarEnds] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
@@ -35,8 +36,11 @@ def far_ends(generation: Generation) -> FarEnds:
     with _LOCK:
         found = _FAR_ENDS.get(generation)
         if found is None:
-            assert generation.removal is not None
-            found = _FAR_ENDS[generation] = FarEnds.of(generation.removal.index, generation.base_graph)
+            stored = None if generation.removal is None else generation.removal.index
+            index = stored or IncidenceIndex.build(
+                generation.base_graph, graph_digest=""
+            )  # of cells none is stored
+            found = _FAR_ENDS[generation] = FarEnds.of(index, generation.base_graph)
         return found
 
 
@@ -158,6 +162,22 @@ def scores_of(values: Any, base: Any, num_nodes: int, batch_size: int) -> Scores
     return np.where(np.isnan(scores), -np.inf, scores)
 
 
+def expression_of(batch: Any, values: Any) -> Any:
+    """What ``values`` means for a batch of cells: their own expression by default, a column of their own ``x`` by number."""
+    source = batch.generation.manifest.fingerprint.get("source", {})
+    while source.get("class") in ("AppendedSource", "Subset"):
+        source = source["stored"] if "stored" in source else source["of"]["source"]
+    field, column = source.get("field", "x"), source.get("column")
+    if isinstance(values, int) and not isinstance(values, bool):
+        field, column = "x", values
+    elif values is not None and values != field if isinstance(values, str) else values is not None:
+        return values
+    found = batch.features(None, field)
+    if column is not None and not 0 <= column < found.size(2):
+        raise SettingError(f"values={values!r}: {field} has the columns 0..{found.size(2) - 1}")
+    return found[..., -1 if column is None else column]
+
+
 def _base_column(values: Any, base: Any, num_nodes: int) -> npt.NDArray[Any]:
     x = base._mapping.get("x")
     width = x.size(1) if isinstance(x, Tensor) and x.dim() == 2 else 0
@@ -185,11 +205,12 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
         SettingError: Naming the valid choices.
     """
     choice("strategy", strategy, STRATEGIES)
-    index, graph = batch.generation.removal.index, batch.generation.base_graph
-    topology: Topology = index.topology
+    graph = batch.generation.base_graph
+    removal = batch.generation.removal
+    topology: Topology = topology_of(graph) if removal is None else removal.index.topology
     if strategy == "all":
         return np.arange(topology.num_nodes)
-    perturbed = np.unique(batch.sections["perturbed"]).astype(np.int64)
+    perturbed = np.unique(batch.perturbed.numpy(force=True)).astype(np.int64)
     k = check_count(k, len(perturbed), strategy)
     if strategy == "perturbed_neighbourhood":
         if len(perturbed) == 0:
@@ -199,7 +220,8 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
             )
         return neighbourhood(far_ends(batch.generation), perturbed, k, settings["edge_types"])
     base = graph._store if topology.node_type is None else graph[topology.node_type]
-    scores = scores_of(settings["values"], base, topology.num_nodes, len(batch))
+    values = settings["values"] if removal is not None else expression_of(batch, settings["values"])
+    scores = scores_of(values, base, topology.num_nodes, len(batch))
     if strategy == "most_expressed":
         return with_perturbed(perturbed, by_value(scores), k)
     if settings["key"][-1] is None:

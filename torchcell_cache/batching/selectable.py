@@ -10,9 +10,11 @@ from torch import Tensor
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
+from torchcell_cache.topology import topology_of
 
 if TYPE_CHECKING:
     from torchcell_cache.batching.selected import SelectedBatch
+    from torchcell_cache.batching.selected_cells import SelectedCells
 
 
 class Selectable:
@@ -32,7 +34,7 @@ class Selectable:
         seed: int = 0,
         epoch: int = 0,
         step: int | None = None,
-    ) -> SelectedBatch:
+    ) -> SelectedBatch | SelectedCells:
         """This batch restricted to ``k`` nodes of the perturbed type and the edges among them.
 
         Nodes that a sample of the batch perturbs are always among them and count towards ``k``: left out, their samples would
@@ -47,7 +49,8 @@ class Selectable:
                 ``perturbed_neighbourhood`` (fewest hops from any perturbed node; ties: most edges to the hop before, then
                 lowest id).
             values: For the first two: a tensor ``[num_nodes]`` or ``[batch, num_nodes]`` (its mean over the samples), the
-                number of a column of the base graph's ``x``, or the name of a node field.
+                number of a column of the base graph's ``x``, or the name of a node field. Left out, or a column of ``x``, in a
+                batch of cells: their own expression.
             weighted: Draw ``random_expressed`` with probabilities proportional to the values.
             edge_types: For ``perturbed_neighbourhood``: edge types to walk along, all between two such nodes by default.
             seed: With ``epoch`` and ``step``, all that ``random_expressed`` depends on.
@@ -62,7 +65,6 @@ class Selectable:
                 lists), or the store holds whole graphs.
         """
         from torchcell_cache.batching.choosing import choose
-        from torchcell_cache.batching.selected import SelectedBatch
 
         whole = self._selectable(node_type)
         settings = {
@@ -71,11 +73,11 @@ class Selectable:
             "edge_types": edge_types,
             "key": (seed, epoch, step),
         }
-        return SelectedBatch.of(whole, choose(whole, k, strategy, settings))
+        return _restricted(whole, choose(whole, k, strategy, settings), False)
 
     def restrict(
         self, node_type: str | None, nodes: npt.ArrayLike | Tensor, *, allow_wild_type: bool = False
-    ) -> SelectedBatch:
+    ) -> SelectedBatch | SelectedCells:
         """This batch restricted to given nodes and the edges among them; see :meth:`select_nodes`.
 
         Args:
@@ -88,29 +90,28 @@ class Selectable:
                 graphs.
         """
         from torchcell_cache.batching.choosing import checked_nodes
-        from torchcell_cache.batching.selected import SelectedBatch
 
         whole = self._selectable(node_type)
-        assert whole.generation.topology is not None
-        wanted = checked_nodes(nodes, whole.generation.topology.num_nodes)
-        return SelectedBatch.of(whole, wanted, allow_wild_type=allow_wild_type)
+        topology = whole.generation.topology or topology_of(whole.generation.base_graph)
+        return _restricted(whole, checked_nodes(nodes, topology.num_nodes), allow_wild_type)
 
     def _selectable(self, node_type: str | None) -> Any:
         """This batch, if nodes of the given type can be selected from it."""
-        from torchcell_cache.batching.selected import SelectedBatch
         from torchcell_cache.batching.structured import PerturbationBatch
+        from torchcell_cache.batching.unstructured import GraphBatch
 
         topology = self.generation.topology
-        if isinstance(
-            self, SelectedBatch
-        ):  # it knows what its perturbed nodes take with them, and of no other node
+        nodes = getattr(self, "nodes", None)
+        if nodes is not None:  # it knows what its perturbed nodes take with them, and of no other node
             raise SettingError(
-                f"this batch is restricted to {len(self.generation.selection.nodes)} nodes already",
+                f"this batch is restricted to {len(nodes)} nodes already",
                 fix="select from the batch that the store gave: batch.restrict(node_type, nodes)",
             )
-        if not isinstance(self, PerturbationBatch) or topology is None:
+        if isinstance(self, GraphBatch) and self.shares_edges:
+            topology = topology_of(self.generation.base_graph)
+        elif not isinstance(self, PerturbationBatch) or topology is None:
             raise SettingError(
-                f"nodes are selected from batches of stores of node deletions; {self.generation.root} holds whole graphs",
+                f"nodes are selected from batches of node deletions or of cells; {self.generation.root} holds whole graphs",
                 fix='build the store with a built-in processor and storage="perturbation" or "delta"',
             )
         if node_type != topology.node_type:
@@ -119,3 +120,14 @@ class Selectable:
                 "types are kept whole"
             )
         return self
+
+
+def _restricted(batch: Any, nodes: Any, allow_wild_type: bool) -> SelectedBatch | SelectedCells:
+    """A batch with fewer nodes, of the kind that it is."""
+    from torchcell_cache.batching.selected import SelectedBatch
+    from torchcell_cache.batching.selected_cells import SelectedCells
+    from torchcell_cache.batching.unstructured import GraphBatch
+
+    if isinstance(batch, GraphBatch):
+        return SelectedCells.of_cells(batch, nodes, allow_wild_type)
+    return SelectedBatch.of(batch, nodes, allow_wild_type=allow_wild_type)

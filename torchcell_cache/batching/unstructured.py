@@ -64,6 +64,15 @@ class GraphBatch(SharedGraphBatch):
         record = memoryview(self.sections["records"][ptr[at] : ptr[at + 1]].tobytes())
         return decode_graph(record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields)
 
+    @property
+    def shares_edges(self) -> bool:
+        """Whether all samples have the base graph's edges, as cells do that no processor changed: one selection fits all."""
+        graph, made_by = self.generation.base_graph, self.generation.manifest.fingerprint.get("processor")
+        if graph is None or self.generation.table is None or made_by != {"class": "none"}:
+            return False
+        node_type = perturbable_type(graph)
+        return "measured" in (graph._store if node_type is None else graph[node_type])
+
     def _store(self, at: int, key: Any) -> dict[str, Any]:
         graph = self.graphs[at]
         if isinstance(graph, HeteroData):
