@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
+    # PyG compiles a class with torch.jit when it is imported; no user of a command can do anything about it.
+    warnings.filterwarnings("ignore", ".torch.jit.", FutureWarning)
     try:
         with _terminating():
             return _dispatch(arguments)
