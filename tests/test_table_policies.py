@@ -63,7 +63,8 @@ def test_unknown_names_by_policy(rows: list[list[str]]) -> None:
         assert skipped.notes == dropped.notes == ()
         return
     count, emptied = len(rows) - len(whole), sum(not known[k] for k in range(len(rows)) if k not in whole)
-    assert f"{count} of {len(rows)} rows are left out: {len(lost)} names are no nodes" in skipped.report()
+    assert f"{count} of {len(rows)} rows are left out: a name is no node" in skipped.report()
+    assert all(repr(name) in skipped.report() for name in lost)
     assert f"{count} of {len(rows)} samples perturb fewer nodes" in dropped.report()
     assert f"{emptied} of them none at all" in dropped.report()
     with pytest.raises(SourceContractError, match='unknown="skip"'):
@@ -87,7 +88,7 @@ def test_notes_are_said_by_the_build_and_stand_in_the_store(
 ) -> None:
     source = table([["X1", "Y000"], ["Y001"]], unknown="skip")
     ds = tc.build(tmp_path / "s", source=source, processor=tc.Perturbation())
-    assert "1 of 2 rows are left out: 1 names are no nodes ('X1')" in capsys.readouterr().err
+    assert "1 of 2 rows are left out: a name is no node" in capsys.readouterr().err
     assert list(source.notes) == ds.generation.manifest.created["notes"]
 
 
