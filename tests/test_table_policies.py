@@ -18,6 +18,7 @@ from torchcell_cache.cli import main
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.experiment_table import TableBuilder
 from torchcell_cache.sources.experiments import Malformed, Parsed, number
+from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.sources.replicates import set_numbers
 
 GRAPH = cell_graph()  # genes Y000 to Y008
@@ -316,3 +317,18 @@ def test_labels_of_experiments_that_float32_cannot_hold(value: float) -> None:
         number(value, "fitness")
     assert number(2**24, "fitness") == 2**24
     assert number(1e-60, "fitness") == 1e-60
+
+
+def test_names_outside_the_graph_cannot_be_kept() -> None:
+    with pytest.raises(SettingError, match='unknown="drop"'):
+        table([["X1"]], unknown="keep")
+
+
+@pytest.mark.parametrize("ids", [[0.5, 1, 2], [True, False, True], [0, math.nan, 2]])
+def test_scores_of_ids_that_are_none(ids: list[Any]) -> None:
+    with pytest.raises(SourceContractError):
+        interaction_scores(np.array(ids), np.array([0, 1, 2, 3]), [0.5, 0.5, 0.5])
+    with pytest.raises(SourceContractError, match="'fitness' is"):
+        interaction_scores([0, 1], [0, 1, 2], [0.5, 1j])
+    with pytest.raises(SettingError, match="fitness"):
+        interaction_scores([0, 1], [0, 1, 2], [0.5])

@@ -220,3 +220,27 @@ def test_a_million_rows_take_seconds() -> None:
     assert len(grid) == count
     assert len(lists) == 5
     assert time.process_time() - begun < 30
+
+
+def test_a_frame_of_one_column_is_that_column() -> None:
+    """list(frame) would be its column names."""
+    frame = pd.DataFrame(
+        {"genes": [["Y001"], ["Y002", "Y003"]], 0: [0.5, 0.25], "id": ["a", "b"]}, index=[1, 0]
+    )
+    source = tc.PerturbationTable(
+        GRAPH, frame["genes"], phenotypes={"f": frame[[0]]}, source_ids=frame[["id"]]
+    )
+    assert rows_of(source) == [("Y001", 0.5, "a"), ("Y002|Y003", 0.25, "b")]
+    for column in (frame, frame[[0, "id"]]):
+        with pytest.raises(SourceContractError, match="frame of"):
+            tc.PerturbationTable(GRAPH, [[0], [1]], phenotypes={"f": column})
+
+
+@pytest.mark.parametrize("dtype", [int, bool, float])
+def test_a_frame_of_zeros_and_ones_is_no_frame_of_ids(dtype: type) -> None:
+    ones = pd.DataFrame({"Y001": [1, 0], "Y003": [1, 1]}, index=[1, 0]).astype(dtype)
+    with pytest.raises(SourceContractError, match="columns are nodes"):
+        tc.PerturbationTable(GRAPH, ones)
+    lists = [ones.columns[row] for row in ones.to_numpy(dtype=bool)]
+    source = tc.PerturbationTable(GRAPH, lists)
+    assert [source[k].perturbed.tolist() for k in range(2)] == [[1, 3], [3]]

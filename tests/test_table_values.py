@@ -401,3 +401,23 @@ def test_values_that_become_zero_are_said() -> None:
     source = tc.PerturbationTable(GRAPH, [[0], [1]], statistics={"p": [1e-60, 0.5]})
     assert source.table.values.tolist() == [[0], [0.5]]
     assert "'p': 1 values are too small for float32 and count as 0" in source.report()
+
+
+def test_what_fills_up_shorter_columns_is_no_missing_value() -> None:
+    """Three measurements of one label beside one of another: nothing is missing there."""
+    rows = [[k] for k in range(4)]
+    columns = {"a": [[1.0, 2.0, 3.0], [1.0], [1.0, math.nan], [1.0]], "b": [[5.0], [5.0, 6.0], [5.0], []]}
+    source = tc.PerturbationTable(GRAPH, rows, phenotypes=columns, nan="skip")
+    assert ids_of(source) == [[0], [1]]
+    assert source.table.value_ptr.tolist() == [0, 3, 5]
+    for last, message in ((3, "row 2: 'a' is NaN"), (2, "")):
+        part = {name: column[:last] for name, column in columns.items()}
+        if message:
+            with pytest.raises(SourceContractError, match=message):
+                tc.PerturbationTable(GRAPH, rows[:last], phenotypes=part, nan="error")
+        else:
+            assert len(tc.PerturbationTable(GRAPH, rows[:last], phenotypes=part, nan="error")) == last
+    with pytest.raises(SourceContractError, match="row 1: 'b' is NaN"):
+        tc.PerturbationTable(GRAPH, [[0], [1]], phenotypes={"a": [[1.0]] * 2, "b": [[1.0], []]}, nan="error")
+    with pytest.raises(SourceContractError, match="row 1 has no measurement"):
+        tc.PerturbationTable(GRAPH, [[0], [1]], phenotypes={"a": [[1.0], []]}, nan="error")

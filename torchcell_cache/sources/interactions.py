@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array
+from torchcell_cache.sources.measurements import Measurements
+from torchcell_cache.sources.perturbed_ids import ragged_ids
 
 Float64Array = npt.NDArray[np.float64]
 SCORES = ("epsilon", "tau")
@@ -34,13 +36,15 @@ def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, 
         are no double (no triple), and where a knock-out that the formula needs is not in the table.
 
     Raises:
-        SettingError: If the arrays do not fit each other.
-        SourceContractError: If one knock-out stands in the table twice: its fitness would be ambiguous.
+        SettingError: If there is not one fitness per knock-out.
+        SourceContractError: If one knock-out stands in the table twice, so that its fitness would be ambiguous; if ids and
+            offsets do not fit each other, or a value is no number.
     """
-    ids, ptr = np.asarray(ids, dtype=np.int64), np.asarray(ptr, dtype=np.int64)
-    fitness = np.asarray(fitness, dtype=np.float64)
-    if len(fitness) != len(ptr) - 1 or (len(ptr) and int(ptr[-1]) != len(ids)):
-        raise SettingError(f"{len(fitness)} fitness values and {len(ids)} ids for {len(ptr) - 1} knock-outs")
+    given = ragged_ids(ids, ptr)
+    ids, ptr = given.ids, given.ptr
+    fitness = Measurements.of({"fitness": fitness}, len(given)).values[:, 0]
+    if len(fitness) != len(given):
+        raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
     names, ids = np.unique(ids, return_inverse=True)  # small numbers: three of them must fit into one
     counts, width = np.diff(ptr), max(len(names), 1)
     single, double, triple = (_Group.of(ids, ptr, size, counts == size, fitness, width) for size in (1, 2, 3))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.record import Float32Array, Int64Array
+from torchcell_cache.record import Float32Array, Int64Array, segments
 from torchcell_cache.sources.positional import column_list
 
 Float64Array = npt.NDArray[np.float64]
@@ -34,11 +34,14 @@ class Measurements:
         names: Names of the columns.
         values: ``[num_measurements, num_columns] float64``, NaN where there is no value.
         ptr: Offsets of the samples, ``[num_samples + 1] int64``.
+        short: Where a column has fewer measurements than another one of the sample, ``[num_measurements, num_columns]
+            bool``, if any does.
     """
 
     names: tuple[str, ...]
     values: Float64Array
     ptr: Int64Array
+    short: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, columns: dict[str, Any], num_samples: int) -> Measurements:
@@ -60,15 +63,31 @@ class Measurements:
             return cls(tuple(read), table, one_each)
         lists = [(values, one_each if ptr is None else ptr) for values, ptr in read.values()]
         whole = offsets(np.max([np.diff(ptr) for _, ptr in lists], axis=0, initial=0))
-        table = np.full((int(whole[-1]), len(lists)), np.nan)
+        table, short = (
+            np.full((int(whole[-1]), len(lists)), np.nan),
+            np.ones((int(whole[-1]), len(lists)), dtype=bool),
+        )
         for k, (values, ptr) in enumerate(lists):
-            table[np.arange(len(values)) + np.repeat(whole[:-1] - ptr[:-1], np.diff(ptr)), k] = values
-        return cls(tuple(read), table, whole)
+            at = np.arange(len(values)) + np.repeat(whole[:-1] - ptr[:-1], np.diff(ptr))
+            table[at, k], short[at, k] = values, False
+        short[whole[:-1][np.diff(whole) > 0]] = False  # a column without any measurement has no value
+        return cls(tuple(read), table, whole, short)
+
+    def take(self, rows: Int64Array) -> Measurements:
+        """Those of some of the samples."""
+        values, ptr = segments(self.values, self.ptr, rows)
+        return Measurements(self.names, values, ptr)
+
+    @property
+    def _odd(self) -> npt.NDArray[np.bool_]:
+        odd = ~np.isfinite(self.values)
+        return odd if self.short is None else odd & ~self.short
 
     def odd_rows(self) -> npt.NDArray[np.bool_]:
-        """Samples in which some value is NaN or infinite, ``[num_samples] bool``."""
-        total = np.concatenate([[0], np.cumsum(~np.isfinite(self.values).all(axis=1))])
-        return np.asarray(total[self.ptr[1:]] > total[self.ptr[:-1]])
+        """Samples in which some value is NaN or infinite, or a column has none, ``[num_samples] bool``."""
+        total = np.concatenate([[0], np.cumsum(self._odd.any(axis=1))])
+        none = np.diff(self.ptr) == 0 if self.names else False
+        return np.asarray((total[self.ptr[1:]] > total[self.ptr[:-1]]) | none)
 
     def refuse_odd(self, rows: Int64Array) -> None:
         """Refuse the first value of the given samples that is NaN or infinite.
@@ -80,9 +99,11 @@ class Measurements:
         if not odd.any():
             return
         row = int(rows[int(np.argmax(odd))])
-        values = self.values[self.ptr[row] : self.ptr[row + 1]]
-        at, k = (int(v[0]) for v in np.nonzero(~np.isfinite(values)))
-        value = values[at, k]
+        part = slice(self.ptr[row], self.ptr[row + 1])
+        if part.start == part.stop:
+            raise SourceContractError(f"row {row} has no measurement", fix='nan="keep" or nan="skip"')
+        at, k = (int(v[0]) for v in np.nonzero(self._odd[part]))
+        value = self.values[part][at, k]
         fix = 'nan="keep" (no value)' if np.isnan(value) else 'nan="keep" (as it is)'
         raise SourceContractError(
             f"row {row}: '{self.names[k]}' is {'NaN' if np.isnan(value) else value}",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -17,14 +14,10 @@ from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.names import NameLists, NodeNames, Resolved, resolve
-from torchcell_cache.sources.positional import column_list, frame_columns, is_frame
+from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
+from torchcell_cache.sources.table_entries import FIX, NoEntry, entries_of, entry_of, is_missing
 
-_TEXTS = (str, bytes, bytearray, memoryview)
 _WHOLE = "iu"
-
-
-class _No(ValueError):  # noqa: N818 - a signal between two functions, shown as SourceContractError
-    """What is wrong with an entry."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +53,8 @@ class Nodes:
         Raises:
             SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
         """
+        if is_frame(perturbations):
+            self._refuse_indicators(frame_names(perturbations))
         given = rows_of(perturbations)
         if isinstance(given, RaggedIds):
             return self._checked(given), None, len(given)
@@ -67,6 +62,15 @@ class Nodes:
             given = self._by_name(given)
         resolved = resolve(self._extracted(given), NodeNames(self.names, self.aliases), unknown)
         return RaggedIds(resolved.ids, resolved.ptr), resolved, len(given)
+
+    def _refuse_indicators(self, columns: list[Any]) -> None:
+        """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""
+        if columns and self.names is not None and set(map(str, columns)) <= set(map(str, self.names)):
+            raise SourceContractError(
+                f"perturbations is a frame whose columns are nodes ({', '.join(map(str, columns[:3]))}), expected columns "
+                "that hold names or ids of nodes",
+                fix="[frame.columns[row] for row in frame.to_numpy(dtype=bool)] makes lists of 0 and 1",
+            )
 
     def _checked(self, given: RaggedIds) -> RaggedIds:
         outside = (given.ids < 0) | (given.ids >= self.count)
@@ -125,7 +129,7 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
         and len(perturbations) == 2
         and hasattr(perturbations[1], "__array__")
     ):
-        return _ragged(*perturbations)
+        return ragged_ids(*perturbations)
     if is_frame(perturbations):
         return _side_by_side(frame_columns(perturbations))
     if hasattr(perturbations, "detach") or isinstance(perturbations, np.ndarray):
@@ -136,7 +140,7 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
             return _grid(array)
     rows = column_list(perturbations, "perturbations")
     if not set(map(type, rows)) <= {list, tuple}:
-        rows = [_entries(row, k) for k, row in enumerate(rows)]
+        rows = [entries_of(row, k) for k, row in enumerate(rows)]
     flat = list(chain.from_iterable(rows))
     return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
 
@@ -146,9 +150,9 @@ def _from_flat(flat: list[Any], ptr: Int64Array) -> NameLists | RaggedIds | list
     if not kinds <= {str} and not kinds <= {int}:
         for at, entry in enumerate(flat):
             try:
-                flat[at] = _entry(entry)
-            except _No as error:
-                raise SourceContractError(f"row {_row_of(ptr, at)}: {error}", fix=_FIX) from None
+                flat[at] = entry_of(entry)
+            except NoEntry as error:
+                raise SourceContractError(f"row {_row_of(ptr, at)}: {error}", fix=FIX) from None
         kinds = set(map(type, flat))
     if kinds == {str}:
         position: dict[str, int] = {}
@@ -163,64 +167,15 @@ def _from_flat(flat: list[Any], ptr: Int64Array) -> NameLists | RaggedIds | list
         return RaggedIds(np.array(flat, dtype=np.int64), ptr)
     except OverflowError:
         at = next(k for k, entry in enumerate(flat) if not -(2**63) <= entry < 2**63)
-        raise SourceContractError(
-            f"row {_row_of(ptr, at)}: {flat[at]} is no id of a node", fix=_FIX
-        ) from None
+        raise SourceContractError(f"row {_row_of(ptr, at)}: {flat[at]} is no id of a node", fix=FIX) from None
 
 
-_FIX = "give each sample a list of names of nodes, or of their positions as whole numbers"
-
-
-def _entries(row: Any, number: int) -> list[Any]:
-    """The entries of one row."""
-    if isinstance(row, _TEXTS):
-        what = "text" if isinstance(row, str) else type(row).__name__
-        raise SourceContractError(
-            f"row {number}: {row!r:.80} is one {what}, expected a list of names or ids", fix=_FIX
-        )
-    if isinstance(row, set | frozenset):
-        return list(row)
-    if getattr(getattr(row, "dtype", None), "kind", "") == "V":
-        raise SourceContractError(f"row {number}: {row!r:.80} holds records, expected names or ids", fix=_FIX)
-    if isinstance(row, Mapping) or not hasattr(row, "__iter__") or getattr(row, "ndim", 1) != 1:
-        raise SourceContractError(f"row {number}: {row!r:.80} is no list of names or ids", fix=_FIX)
-    return column_list(row, f"row {number}")
-
-
-def _entry(entry: Any) -> str | int:
-    """One entry as a name or an id.
+def ragged_ids(ids: Any, ptr: Any) -> RaggedIds:
+    """Ids and offsets that a caller gives, whole numbers and of one length.
 
     Raises:
-        _No: If it is neither; says what it is.
+        SourceContractError: Naming the row and the value that is no whole number, or offsets that do not rise.
     """
-    if isinstance(entry, str):
-        return str(entry)
-    if getattr(entry, "ndim", None) == 0 and hasattr(entry, "item"):
-        if getattr(getattr(entry, "dtype", None), "kind", "") in ("M", "m"):
-            raise _No(f"{entry!r} is a date, not a name or an id")
-        entry = entry.item()  # a scalar of numpy or torch
-        if isinstance(entry, str):
-            return entry
-    if isinstance(entry, bool):
-        raise _No(f"{entry!r} is a truth value, not an id; the ids of a mask are numpy.flatnonzero(mask)")
-    if entry is None or (isinstance(entry, float) and math.isnan(entry)) or type(entry).__name__ == "NAType":
-        raise _No(f"{entry!r} is a missing value, not a name or an id")
-    if isinstance(entry, float):
-        if not entry.is_integer():
-            raise _No(f"{entry!r} is a number with a fraction, not an id")
-        entry = int(entry)
-    if isinstance(entry, bytes):
-        raise _No(f"{entry!r:.80} is bytes, not a name; bytes.decode() gives text")
-    try:
-        node = operator.index(entry)
-    except TypeError:
-        raise _No(f"{entry!r:.80} is neither a name nor an id") from None
-    if not -(2**63) <= node < 2**63:
-        raise _No(f"{entry} is no id of a node")
-    return node
-
-
-def _ragged(ids: Any, ptr: Any) -> RaggedIds:
     ends = _whole(ptr, "the offsets", None)
     found = RaggedIds(_whole(ids, "ids", ends), ends)
     if not len(ends) or ends[0] != 0 or ends[-1] != len(found.ids) or bool((np.diff(ends) < 0).any()):
@@ -248,7 +203,7 @@ def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
     if wrong.any():
         at = int(np.argmax(wrong))
         where = f"position {at}" if ptr is None or not len(ptr) else f"row {_row_of(ptr, at)}"
-        raise SourceContractError(f"{what}, {where}: {array[at]} is no whole number of a node", fix=_FIX)
+        raise SourceContractError(f"{what}, {where}: {array[at]} is no whole number of a node", fix=FIX)
     return values.astype(np.int64)
 
 
@@ -257,7 +212,7 @@ def _grid(array: npt.NDArray[Any]) -> RaggedIds:
         mask = array.ndim == 2 and array.dtype.kind == "b"
         raise SourceContractError(
             f"perturbations as an array must be [num_samples, k] integers, got {array.shape} {array.dtype}",
-            fix="[numpy.flatnonzero(row) for row in mask]" if mask else _FIX,
+            fix="[numpy.flatnonzero(row) for row in mask]" if mask else FIX,
         )
     ids = np.ma.filled(array, -1) if np.ma.isMaskedArray(array) else array
     wrong = (ids < -1) if array.dtype.kind == "i" else (ids > np.iinfo(np.int64).max)
@@ -274,18 +229,9 @@ def _grid(array: npt.NDArray[Any]) -> RaggedIds:
 def _side_by_side(columns: list[Any]) -> NameLists | RaggedIds | list[list[str | int]]:
     """Columns with one perturbed node each (query and array): a cell without a value perturbs nothing."""
     lists = [column_list(column, f"column {k} of perturbations") for k, column in enumerate(columns)]
-    rows = [[cell for cell in row if not _is_missing(cell)] for row in zip(*lists, strict=True)]
+    rows = [[cell for cell in row if not is_missing(cell)] for row in zip(*lists, strict=True)]
     flat = list(chain.from_iterable(rows))
     return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
-
-
-def _is_missing(cell: Any) -> bool:
-    return (
-        cell is None
-        or (isinstance(cell, float) and math.isnan(cell))
-        or (isinstance(cell, str) and not cell.strip())
-        or type(cell).__name__ in ("NAType", "NaTType")
-    )
 
 
 def _row_of(ptr: Int64Array, at: int) -> int:

@@ -18,6 +18,13 @@ def column_list(column: Any, what: str) -> list[Any]:
     """
     if isinstance(column, (_TEXTS, Mapping | Set)) or column is None:
         raise SourceContractError(f"{what} is {type(column).__name__}, expected one value per row, in order")
+    if is_frame(column):
+        inner = frame_columns(column)
+        if len(inner) != 1:
+            raise SourceContractError(
+                f"{what} is a frame of {len(inner)} columns, expected one value per row"
+            )
+        return column_list(inner[0], what)
     if hasattr(column, "detach"):
         column = column.detach().cpu()
     if getattr(getattr(column, "dtype", None), "kind", "") in ("M", "m"):
@@ -49,6 +56,11 @@ def frame_columns(frame: Any) -> list[Any]:
     return [frame.iloc[:, k] for k in range(frame.shape[1])]
 
 
+def frame_names(frame: Any) -> list[Any]:
+    """Names of a frame's columns."""
+    return list(frame.column_names if hasattr(frame, "column_names") else frame.columns)
+
+
 def named_columns(given: Any, what: str) -> dict[str, Any]:
     """Columns by name.
 
@@ -64,8 +76,7 @@ def named_columns(given: Any, what: str) -> dict[str, Any]:
     if isinstance(given, Mapping):
         names, columns = list(given), list(given.values())
     elif is_frame(given):
-        names = list(given.column_names if hasattr(given, "column_names") else given.columns)
-        columns = frame_columns(given)
+        names, columns = frame_names(given), frame_columns(given)
     elif isinstance(getattr(given, "name", None), str):
         names, columns = [given.name], [given]
     else:

@@ -40,6 +40,11 @@ class Policies:
     interactions: bool | str = False
 
     def __post_init__(self) -> None:
+        if self.unknown == "keep":
+            raise SettingError(
+                'unknown="keep": a store holds ids of nodes, so names that no node has cannot be kept',
+                fix='unknown="drop" leaves out the name, unknown="skip" the sample',
+            )
         choice("unknown", self.unknown, UNKNOWN)
         choice("duplicate", self.duplicate, ("error", "unique"))
         choice("empty", self.empty, ("keep", "error"))
@@ -81,7 +86,7 @@ def make_table(
         row = int(rows[int(np.argmin(np.diff(given.ptr)))])
         raise SourceContractError(f"row {row} perturbs nothing", fix='drop the row, or pass empty="keep"')
     if len(rows) < total:
-        measured = Measurements(measured.names, *segments(measured.values, measured.ptr, rows))
+        measured = measured.take(rows)
         names = None if names is None else [names[row] for row in rows.tolist()]
     table, joined = _joined(given, measured, names, rows, (tuple(labels), tuple(others)), policies)
     return table, (*notes, *joined)
