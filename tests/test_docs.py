@@ -26,6 +26,7 @@ RUNNABLE = (
     "docs/subsets.md",
     "docs/object_storage.md",
     "docs/growing.md",
+    "docs/tables.md",
 )
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

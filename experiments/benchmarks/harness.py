@@ -21,6 +21,8 @@ PACKAGES = (
     "lmdb",
     "safetensors",
     "xxhash",
+    "pandas",
+    "pyarrow",
     "litdata",
     "mosaicml-streaming",
 )

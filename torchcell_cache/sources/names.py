@@ -117,7 +117,9 @@ class NameReport:
         if self.renamed:
             said += f", {self.renamed:,} of them by another name"
         if self.unmatched:
-            said += f"; not among them {_listed(self.examples)}; nodes are {_listed(self.nodes)}"
+            said += (
+                f"; not among them {_listed(self.examples, self.unmatched)}; nodes are {_listed(self.nodes)}"
+            )
         return f"{said}; {self.hint}" if self.hint else said
 
 
@@ -323,8 +325,8 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
     return out
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) + ", ..." if names else "none"
+def _listed(names: Sequence[str], total: int | None = None) -> str:
+    return ", ".join([*map(repr, names), *([] if total == len(names) else ["..."])]) if names else "none"
 
 
 def _ptr(counts: npt.NDArray[Any]) -> Int64Array:
