@@ -223,6 +223,8 @@ def test_interactions_of_replicates_and_of_what_is_missing() -> None:
     for columns, wanted in ((labels, "size"), ({"a": [1.0] * 5, "b": [1.0] * 5}, True)):
         with pytest.raises(SettingError, match="no label"):
             table(rows, columns, interactions=wanted)
+    with pytest.raises(SettingError, match="interactions=5"):
+        table([[1]], {"fitness": [1.0]}, interactions=5)
     with pytest.raises(SettingError, match="'epsilon'"):
         table([[1]], {"fitness": [1.0], "epsilon": [0.0]}, interactions=True)
     with pytest.raises(SettingError, match="one fitness per knock-out"):

@@ -244,3 +244,13 @@ def test_a_frame_of_zeros_and_ones_is_no_frame_of_ids(dtype: type) -> None:
     lists = [ones.columns[row] for row in ones.to_numpy(dtype=bool)]
     source = tc.PerturbationTable(GRAPH, lists)
     assert [source[k].perturbed.tolist() for k in range(2)] == [[1, 3], [3]]
+
+
+def test_sparse_and_nested_tensors() -> None:
+    nested = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])], layout=torch.jagged)
+    for rows in (nested, list(nested.unbind()), torch.tensor([[1, 2], [3, -1]]).to_sparse()):
+        source = tc.PerturbationTable(GRAPH, rows, phenotypes={"f": torch.tensor([0.0, 2.0]).to_sparse()})
+        assert [source[k].perturbed.tolist() for k in range(2)] == [[1, 2], [3]]
+        assert source.table.values.tolist() == [[0], [2]]
+    several = tc.PerturbationTable(GRAPH, [[0], [1]], phenotypes={"f": nested})
+    assert [several[k].values[:, 0].tolist() for k in range(2)] == [[1, 2], [3]]

@@ -262,6 +262,7 @@ NO_LABELS = [
     np.int64(2**53 + 1),
     np.longdouble("1e4000"),
     Decimal("1e99"),
+    Decimal("sNaN"),
     {"a": 1},
     {1.0},
     [[1.0]],

@@ -84,6 +84,8 @@ def with_scores(
         SourceContractError: If one knock-out stands in the table twice.
     """
     label = interactions
+    if label is not True and not isinstance(label, str):
+        raise SettingError(f"interactions={interactions!r} is neither True nor the name of a label")
     if not isinstance(label, str):
         label = phenotypes[0] if len(phenotypes) == 1 else "fitness"
     if label not in phenotypes:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Float32Array, Int64Array, segments
-from torchcell_cache.sources.positional import column_list
+from torchcell_cache.sources.positional import column_list, on_host
 
 Float64Array = npt.NDArray[np.float64]
 NAN = ("error", "keep", "skip")
@@ -129,6 +129,8 @@ def float32_problem(value: Any) -> str:
         found = float(value)
     except OverflowError:
         found = float("inf")
+    except ValueError:  # a signalling NaN of decimal
+        return f"is {value}, no number"
     with np.errstate(over="ignore"):
         single = float(np.float32(found))
     if math.isinf(single) and not (isinstance(value, float) and math.isinf(value)):
@@ -161,8 +163,8 @@ def _column(name: str, column: Any) -> tuple[Float64Array, Int64Array | None]:
 
 def _array(column: Any) -> npt.NDArray[Any] | None:
     """A column that holds numbers of one kind as an array; ``None`` where values must be looked at one by one."""
+    column = on_host(column)
     if hasattr(column, "detach"):
-        column = column.detach().cpu()
         column = (column.double() if column.is_floating_point() else column).numpy()
     dtype = getattr(column, "dtype", None)
     if isinstance(column, np.ma.MaskedArray) and dtype is not None and dtype.kind in "biuf":

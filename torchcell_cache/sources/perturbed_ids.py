@@ -14,7 +14,7 @@ from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.names import NameLists, NodeNames, Resolved, resolve
-from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
+from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame, on_host
 from torchcell_cache.sources.table_entries import FIX, NoEntry, entries_of, entry_of, is_missing
 
 _WHOLE = "iu"
@@ -132,8 +132,9 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
         return ragged_ids(*perturbations)
     if is_frame(perturbations):
         return _side_by_side(frame_columns(perturbations))
+    perturbations = on_host(perturbations)
     if hasattr(perturbations, "detach") or isinstance(perturbations, np.ndarray):
-        array = perturbations.detach().cpu().numpy() if hasattr(perturbations, "detach") else perturbations
+        array = perturbations.numpy() if hasattr(perturbations, "detach") else perturbations
         if array.ndim == 2 and array.dtype.kind in "OUT":
             return _side_by_side(list(array.T))
         if array.dtype.kind != "O" or array.ndim != 1:
@@ -187,7 +188,7 @@ def ragged_ids(ids: Any, ptr: Any) -> RaggedIds:
 
 def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
     """Whole numbers, ``[n] int64``; floats may pass if they are whole, as those of a column with gaps are."""
-    array = np.ma.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    array = np.ma.asarray(on_host(given))
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iuf":

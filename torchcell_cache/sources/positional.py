@@ -25,8 +25,7 @@ def column_list(column: Any, what: str) -> list[Any]:
                 f"{what} is a frame of {len(inner)} columns, expected one value per row"
             )
         return column_list(inner[0], what)
-    if hasattr(column, "detach"):
-        column = column.detach().cpu()
+    column = on_host(column)
     if getattr(getattr(column, "dtype", None), "kind", "") in ("M", "m"):
         return list(column)  # tolist would make numbers of dates
     for method in ("to_pylist", "tolist", "to_list"):
@@ -39,6 +38,16 @@ def column_list(column: Any, what: str) -> list[Any]:
         raise SourceContractError(
             f"{what} is {_shown(column)}, expected one value per row, in order"
         ) from None
+
+
+def on_host(value: Any) -> Any:
+    """A tensor as a dense one on the CPU, a nested one as a list of them; anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu()
+    if getattr(value, "is_nested", False):
+        return list(value.unbind())
+    return value.to_dense() if str(value.layout) != "torch.strided" else value
 
 
 def is_frame(value: Any) -> bool:
