@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -77,24 +78,29 @@ def missing_file(url: str) -> SourceContractError:
 
 def _translated(url: str, error: Exception) -> CacheError:
     said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if isinstance(error, OSError) and any(word in str(error).lower() for word in _HDF5):
-        return _of_hdf5(url, error)
-    if "://" in url:
+    if "://" in url and not _is_of_hdf5(error):
         return _of_server(url, error)
     if isinstance(error, FileNotFoundError):
         return missing_file(url)
     if isinstance(error, PermissionError):
+        reason = os.strerror(error.errno or errno.EACCES)
         return SourceContractError(
-            f"{url} may not be read: {error.strerror}", path=url, fix=f"check owner and permissions of {url}"
+            f"{url} may not be read: {reason}", path=url, fix=f"check owner and permissions of {url}"
         )
     lost = storage_error(error.errno, url, "read") if isinstance(error, OSError) else None
     if isinstance(lost, StorageLostError):
         return lost
+    if isinstance(error, OSError) and _is_of_hdf5(error):
+        return _of_hdf5(url, error)
     return SourceContractError(
         f"{url} cannot be read as an H5AD file: {said}",
         path=url,
         fix="does anndata.read_h5ad read it? If so, pass what it returns in place of the path; else write it again",
     )
+
+
+def _is_of_hdf5(error: Exception) -> bool:
+    return isinstance(error, OSError) and any(word in str(error).lower() for word in _HDF5)
 
 
 def _of_hdf5(url: str, error: OSError) -> SourceContractError:

@@ -64,7 +64,8 @@ def _expanded(path: Any, options: Mapping[str, Any] | None) -> list[str]:
             return [path]
         with reading(path):
             fs, pattern = needs("fsspec").core.url_to_fs(path, **(options or {}))
-            found = [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+            seen = [name for name in sorted(fs.glob(pattern)) if not name.rpartition("/")[2].startswith(".")]
+            found = [fs.unstrip_protocol(name) for name in seen]
     else:
         with reading(path):  # there may be no such home
             path = str(Path(path).expanduser())

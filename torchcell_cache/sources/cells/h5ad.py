@@ -50,6 +50,16 @@ def _use_codecs() -> None:
         import_module("hdf5plugin")
 
 
+def _opened(h5: Any, path: str) -> h5py.File:
+    """A local file without HDF5's lock: reading needs none, and read-only and network mounts refuse it."""
+    try:
+        return h5.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5.File(path, "r")  # it is open in this process already, backed for instance, in another way
+
+
 class H5adFile:
     """A file by its path or URL; opened where it is used, never across a fork.
 
@@ -134,8 +144,7 @@ class H5adFile:
             if self.is_remote:
                 yield stack.enter_context(h5.File(stack.enter_context(self._bytes()), "r"))
             else:
-                # No HDF5 lock: reading needs none, and read-only and network mounts refuse it.
-                yield stack.enter_context(h5.File(self.url, "r", locking=False))
+                yield stack.enter_context(_opened(h5, self.url))
         self.check_unchanged()  # nor while it was being read
 
     # Tables

@@ -33,6 +33,12 @@ class CellsInMemory:
     def __repr__(self) -> str:
         return self.url
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self.__dict__,
+            "cells": None,
+        }  # tables were read when the source was made; it may hold an open file
+
     def check_unchanged(self) -> None:
         """Nothing: :meth:`digest` looks at the values themselves."""
 
