@@ -461,6 +461,7 @@ def test_notes_stay_beside_the_content_and_go_with_the_build(tmp_path, capsys):
     store = tc.build(tmp_path, source=source, processor=tc.LazySubgraphRepresentation())
     assert graph.notes[0] in capsys.readouterr().err
     assert list(graph.notes) == store.generation.manifest.created["notes"][:2]
+    assert source.report().startswith("\n".join(graph.notes))
     plain = tc.PerturbationTable(bare, [[A], [B]], phenotypes={"fitness": [1.0, 0.5]})
     tc.build(tmp_path, source=plain, processor=tc.LazySubgraphRepresentation())  # not stale
 

@@ -15,7 +15,11 @@ NOTES = ("network: 40 edges kept, 2 left out", "labels: fitness (3 missing)")
 
 
 class _Talking(tc.PerturbationTable):
-    notes = NOTES
+    said: tuple[str, ...] = NOTES
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.notes = self.said
 
 
 def _table(names: list[str], kind: type[tc.PerturbationTable] = _Talking) -> tc.PerturbationTable:
@@ -72,8 +76,8 @@ def test_info_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_store_that_grows_keeps_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _build(tmp_path / "s", progress=False)
 
-    class Tail(tc.PerturbationTable):
-        notes = ("a second plate",)
+    class Tail(_Talking):
+        said = ("a second plate",)
 
     grown = tc.append(tmp_path / "s", _table(["G2"], Tail))
     assert _counts(capfd.readouterr().err) == [0, 0]

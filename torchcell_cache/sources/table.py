@@ -12,6 +12,7 @@ from torchcell_cache.errors import SourceContractError
 from torchcell_cache.fingerprint import array_digest, sha256_json
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.record import Sample, SampleTable
+from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.perturbed_ids import Nodes
 from torchcell_cache.sources.sample_rows import Policies, make_table
@@ -182,8 +183,8 @@ class PerturbationTable:
         return self._table.sample(position, self.base_graph)
 
     def report(self) -> str:
-        """What was read as what, and what was left out; a line each."""
-        return "\n".join(self.notes)
+        """What was read as what, and what was left out, of the base graph too; a line each."""
+        return "\n".join(notes_of(self))
 
     def __repr__(self) -> str:
         return f"PerturbationTable({len(self)}, phenotypes={list(self._table.phenotypes)})"
