@@ -141,7 +141,7 @@ def test_labels_as_pandas_reads_them(tmp_path: Path, column, kind, encoding, end
         np.testing.assert_array_equal(found.phenotypes["fitness"], wanted["fitness"].to_numpy(np.float64))
         missing = int(wanted["fitness"].isna().sum())
         labels = f"labels fitness ({missing:,} without a value)" if missing else "labels fitness"
-        assert found.notes == (f"{path.name}: {len(column)} rows; {labels}; text, hence no labels: note",)
+        assert found.notes == (f"{path.name}: {len(column)} rows; {labels}; no labels: note",)
 
 
 def test_a_large_table_is_one_chunk_after_the_other(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_became_a_label_is_said(read, capsys, tmp_path) -> None:
     assert source.table.phenotypes == ("fitness", "empty", "plate")
     said = (
         "screen.csv: 2 rows; labels fitness (1 without a value), empty (2 without a value), plate; "
-        "text, hence no labels: strain"
+        "no labels: strain"
     )
     assert said in source.notes
     assert said in source.report()
@@ -239,7 +239,7 @@ def test_a_column_of_numbers_of_another_locale_is_no_text(read, cell) -> None:
 def test_a_column_of_text_is_left_out_and_listed(read, cell) -> None:
     source = read(f"genes,other,n\nY001,{cell},3\nY002,{cell},4\n")
     assert labels(source) == {"n": [3, 4]}
-    assert "text, hence no labels: other" in source.report()
+    assert "no labels: other" in source.report()
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_whole_numbers_that_would_change_are_refused(read) -> None:
 # The files
 
 
-@pytest.mark.parametrize("header", ["genes,f,genes,f", "genes,genes,f", "genes, genes,f", "genes,f,,"])
+@pytest.mark.parametrize("header", ["genes,f,genes,f", "genes,genes,f", "genes, genes,f"])
 def test_a_header_with_names_twice_is_refused_with_all_of_them(read, header) -> None:
     names = [name.strip() for name in header.split(",")]
     with pytest.raises(SourceContractError, match="more than once") as caught:
@@ -383,3 +383,51 @@ def test_what_is_no_parquet_is_named(tmp_path: Path, data) -> None:
         tc.PerturbationTable.from_csv(path, cell_graph())
     with pytest.raises(SourceContractError, match="holds double, expected names"):
         tc.PerturbationTable.from_csv(parquet(path, {"genes": [0.5], "f": [1]}), cell_graph())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("header", [",genes,f", ",genes,f,,", '"","genes","f"'])
+def test_columns_without_a_name_are_no_labels(tmp_path: Path, header, fast) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n0,Y001,0.5{',,' if header.endswith(',') else ''}\n")
+    found = read_table(path, GENES, fast=fast)
+    assert list(found.phenotypes) == ["f"]
+    assert f"no labels: {3 if header.endswith(',') else 1} without a name" in found.notes[0]
+    ids = Roles(("genes",), id_column="")
+    if header.endswith(","):
+        with pytest.raises(SourceContractError, match="no one column ''"):
+            read_table(path, ids, fast=fast)
+    else:
+        assert read_table(path, ids, fast=fast).source_ids == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("Genes,f", "letter case"),
+        ("# by hand", "it has"),
+        ("genes f", "delimiter=' '"),
+        ('"genes;f"', "delimiter=';'"),
+    ],
+)
+def test_a_column_that_is_not_there_is_looked_for(read, header, said) -> None:
+    with pytest.raises(SourceContractError, match="no column 'genes'") as caught:
+        read(f"{header}\nY001{',1' if ',' in header else ''}\n")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"encoding": 8}, "encoding=8"),
+        ({"encoding": "hex"}, "encoding='hex'"),
+        ({"encoding": "a\0"}, "encoding="),
+        ({"delimiter": 8}, "delimiter=8"),
+        ({"phenotypes": [3]}, "3 is no name"),
+        ({"perturbed": [None]}, "None is no name"),
+        ({"perturbed": []}, "names no column"),
+    ],
+)
+def test_settings_of_reading_that_are_none(read, setting, said) -> None:
+    with pytest.raises(SettingError, match=said):
+        read("genes,f\nY001,1\n", **setting)

@@ -58,7 +58,8 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         raise SourceContractError(f"{path} is {said}, expected text", path=path, fix="save it as CSV or TSV")
     try:
         known = codecs.lookup(encoding or "utf-8")
-    except LookupError:
+        bytes(4).decode(known.name)  # fails for codecs that give no text, such as hex
+    except (LookupError, TypeError, ValueError):
         raise SettingError(
             f"encoding={encoding!r} is unknown", fix="utf-8, latin-1, cp1252, utf-16"
         ) from None
@@ -142,28 +143,29 @@ def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None)
         ) from None
 
 
-def checked_separator(separator: str) -> str:
+def checked_separator(separator: str, setting: str = "separator") -> str:
     """A separator of cells.
 
     Raises:
         SettingError: If it is none.
     """
-    if separator == BLANKS or (len(separator) == 1 and separator not in '"\r\n\0'):
+    one = isinstance(separator, str) and len(separator) == 1 and separator not in '"\r\n\0'
+    if one or separator == BLANKS:
         return separator
     raise SettingError(
-        f"separator={separator!r} separates no cells",
+        f"{setting}={separator!r} separates no cells",
         fix=f'one character such as "," or "\\t", or "{BLANKS}"',
     )
 
 
 def check_header(path: Path, header: list[str]) -> list[str]:
-    """Column names without the blanks around them.
+    """Column names without the blanks around them; any number of columns may have none.
 
     Raises:
         SourceContractError: If a name stands there twice; lists all such names.
     """
     names = [name.strip() for name in header]
-    repeated = [name for k, name in enumerate(names) if name in names[:k]]
+    repeated = [name for k, name in enumerate(names) if name and name in names[:k]]
     if repeated:
         raise SourceContractError(
             f"{path}: the header has {', '.join(map(repr, dict.fromkeys(repeated)))} more than once",

@@ -20,6 +20,7 @@ from torchcell_cache.sources.delimited import (
     separator_of,
 )
 from torchcell_cache.sources.names import NameLists
+from torchcell_cache.sources.near_names import hint
 from torchcell_cache.sources.numbers_in_text import Numbers, parse_cells
 
 Float64Array = npt.NDArray[np.float64]
@@ -48,6 +49,8 @@ class Roles:
             raise SettingError("separator is empty: it would not separate names", fix='separator="|"')
         if not self.perturbed:
             raise SettingError("perturbed names no column", fix='perturbed="genes"')
+        if odd := [name for name in self.named if not isinstance(name, str)]:
+            raise SettingError(f"{odd[0]!r} is no name of a column, expected text")
 
     @property
     def named(self) -> list[str]:
@@ -151,8 +154,9 @@ def read_table(
         if not path.is_file():
             raise SourceContractError(f"no file at {path}", path=path, fix="check the path")
         columns: dict[str, Column] = dict(read_parquet(path, None if roles.labels_by_type else roles.named))
+        unnamed = 0
     else:
-        columns = _delimited(path, roles, delimiter, encoding, fast)
+        columns, unnamed = _delimited(path, roles, delimiter, encoding, fast)
     for name in roles.named:
         if name not in columns:
             raise _no_column(path, name, list(columns))
@@ -166,14 +170,17 @@ def read_table(
     ids = None if roles.id_column is None else columns[roles.id_column].texts()
     statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
     labels, left = _labels(path, roles, columns)
+    if unnamed and roles.labels_by_type:
+        left = [*left, f"{unnamed} without a name"]
     notes = _notes(path, size, labels, statistics, left)
     return TableColumns(perturbed, labels, statistics, ids, notes)
 
 
 def _delimited(
     path: Path, roles: Roles, delimiter: str | None, encoding: str | None, fast: bool
-) -> dict[str, Column]:
-    separator = separator_of(path, ",") if delimiter is None else checked_separator(delimiter)
+) -> tuple[dict[str, Column], int]:
+    """Columns by name, and how many have none: row numbers of pandas and R, or nothing behind the last comma."""
+    separator = separator_of(path, ",") if delimiter is None else checked_separator(delimiter, "delimiter")
     data = read_text(path, encoding)
     rows = rows_of(path, data, separator)
     first = next(rows, None)
@@ -181,12 +188,13 @@ def _delimited(
         raise SourceContractError(f"{path} is empty", path=path)
     header = check_header(path, first)
     for name in roles.named:
-        if name not in header:
+        if header.count(name) != 1:
             raise _no_column(path, name, header)
-    wanted = header if roles.labels_by_type else roles.named
+    wanted = [name for name in header if name in roles.named or (name and roles.labels_by_type)]
+    unnamed = sum(not name and name not in wanted for name in header)
     found = read_csv(path, data, separator, wanted) if fast else None
     if found is not None:
-        return {name: found[name] for name in wanted}
+        return {name: found[name] for name in wanted}, unnamed
     cells: list[list[str]] = [[] for _ in header]
     for number, row in enumerate(rows):
         if len(row) != len(header):
@@ -197,14 +205,21 @@ def _delimited(
             )
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)
-    return {name: CellColumn(column) for name, column in zip(header, cells, strict=True) if name in wanted}
+    named = zip(header, cells, strict=True)
+    return {name: CellColumn(column) for name, column in named if name in wanted}, unnamed
 
 
 def _no_column(path: Path, name: str, header: Sequence[str]) -> SourceContractError:
-    fix = None
-    if len(header) == 1 and (other := next((c for c in ";\t,| " if c in header[0]), None)):
-        fix = f"cells seem to be separated by {other!r}: pass delimiter={other!r}"
-    return SourceContractError(f"{path}: no column '{name}'; it has {list(header)}", path=path, fix=fix)
+    fix = hint([name], header) or None
+    if len(header) == 1:
+        parts = {mark: [part.strip(' "') for part in header[0].split(mark)] for mark in ";\t,| "}
+        other = next((mark for mark, names in parts.items() if name in names), None)
+        fix = fix if other is None else f"cells seem to be separated by {other!r}: pass delimiter={other!r}"
+    return SourceContractError(
+        f"{path}: no {'one ' if name in header else ''}column '{name}'; it has {list(header)}",
+        path=path,
+        fix=fix,
+    )
 
 
 _FIX = 'write numbers such as -0.5, and nothing or NA where there is no value; or name the labels: phenotypes=["..."]'
@@ -219,7 +234,10 @@ def _labels(
     labels: dict[str, Float64Array] = {}
     left: list[str] = []
     for name, column in columns.items():
-        if name in (*roles.perturbed, roles.id_column) or not column.auto:
+        if name in (*roles.perturbed, roles.id_column):
+            continue
+        if not column.auto:
+            left.append(f"{name} (index)")
             continue
         found = column.numbers()
         if found.odd is None:
@@ -233,7 +251,7 @@ def _labels(
                 f"{path}: row {row}: {cell!r} in column '{name}' is not a number{beside}", path=path, fix=_FIX
             )
     if not labels:
-        said = f"; {', '.join(left)} hold text" if left else ""
+        said = f" ({', '.join(left)}: text)" if left else ""
         raise SourceContractError(
             f"{path}: no column of numbers beside {', '.join(map(repr, roles.perturbed))}{said}",
             path=path,
@@ -265,7 +283,7 @@ def _notes(
     if statistics:
         said.append(f"statistics {_listed(statistics)}")
     if left:
-        said.append(f"text, hence no labels: {', '.join(left)}")
+        said.append(f"no labels: {', '.join(left)}")
     return ("; ".join(said),)
 
 

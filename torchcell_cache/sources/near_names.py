@@ -32,7 +32,10 @@ def _number(name: str) -> str:
 
 
 _FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("{} and {} differ in blanks or quotes", lambda name: name.strip(" \t\r\n\ufeff\u00a0\"'")),
+    (
+        "{} and {} differ in blanks or quotes",
+        lambda name: name.strip(" \t\r\n\ufeff\u00a0\u200b\u200c\u200d\u2060\"'"),
+    ),
     ("{} and {} differ in letter case only", str.casefold),
     ("{} and {} are one number written in two ways", _number),
     ("{} and {} differ by a prefix", lambda name: re.sub(rf"^[^.:|/_\s]*{_MARK}(?=.)", "", name, count=1)),
