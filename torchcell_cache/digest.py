@@ -100,3 +100,19 @@ def digest_text(value: object) -> str:
     """Short stand-in for a JSON value too long to keep, such as ``list[6607]:<32 hexadecimal digits>``."""
     size = len(value) if isinstance(value, (str, list, tuple, Mapping)) else 0
     return f"{type(value).__name__}[{size}]:{sha256_json(value)[:32]}"
+
+
+_LEAST_INT, _LARGEST_INT, _DEEPEST = -(1 << 63), (1 << 64) - 1, 24
+
+
+def storable_json(value: Any, depth: int = 0) -> Any:
+    """JSON that a manifest can hold: integers beyond 64 bits as text, what is nested too deeply as a digest."""
+    if type(value) is int and not _LEAST_INT <= value <= _LARGEST_INT:
+        return {"$int": hex(value)}
+    if isinstance(value, (list, tuple, dict)) and depth > _DEEPEST:
+        return {"$digest": digest_text(value)}
+    if isinstance(value, (list, tuple)):
+        return [storable_json(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: storable_json(item, depth + 1) for key, item in value.items()}
+    return value

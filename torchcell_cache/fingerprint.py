@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchcell_cache.codehash import code_digest
-from torchcell_cache.digest import array_digest, canonical_json, sha256_json
+from torchcell_cache.digest import array_digest, canonical_json, sha256_json, storable_json
 
 __all__ = [
     "Difference",
@@ -26,12 +26,24 @@ __all__ = [
     "code_digest",
     "diff",
     "explain",
+    "processor_part",
     "sha256_json",
+    "source_part",
 ]
 
 _DIGEST = re.compile(r"(?P<kind>.+)\[(?P<shape>[\d,]*)\]:(?P<hash>[0-9a-f]{32})")
 _SOURCE = re.compile(r"source:(?P<hash>[0-9a-f]{32})")
 _LONGEST_VALUE = 100
+
+
+def processor_part(processor: object) -> dict[str, Any]:
+    """What a fingerprint says of a processor."""
+    return {"class": "none"} if processor is None else storable_json(code_digest(processor))
+
+
+def source_part(source: Any) -> dict[str, Any]:
+    """What a fingerprint says of a source."""
+    return storable_json(source.identity())
 
 
 class _Missing:

@@ -16,7 +16,7 @@ from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
-from torchcell_cache.fingerprint import explain
+from torchcell_cache.fingerprint import explain, source_part
 from torchcell_cache.loading.distributed import rank_and_world_size
 from torchcell_cache.manifest import Manifest, processed_dir
 from torchcell_cache.processors.base import choice
@@ -143,7 +143,7 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
 
     source = as_source(source)
     graph = source.base_graph
-    wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source.identity()}
+    wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source_part(source)}
     stored = {part: manifest.fingerprint[part] for part in wanted}
     if stored != wanted:
         raise StaleCacheError(

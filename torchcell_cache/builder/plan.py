@@ -10,9 +10,8 @@ import numpy as np
 
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.structured import StructuredSchema
-from torchcell_cache.codehash import code_digest
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.fingerprint import Fingerprint
+from torchcell_cache.fingerprint import Fingerprint, processor_part, source_part
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.base import choice
@@ -105,8 +104,8 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
     parts = {
         "format": FORMAT_VERSION,
         "base_graph": digests,
-        "processor": {"class": "none"} if processor is None else code_digest(processor),
-        "source": source.identity(),
+        "processor": processor_part(processor),
+        "source": source_part(source),
     }
     digest = "" if graph is None else digest_of_parts(digests)
     notes = (*notes_of(source), *_on_statistics(processor, table))

@@ -23,7 +23,6 @@ from torchcell_cache.builder.shards import (
     StructuredMaker,
 )
 from torchcell_cache.codec import structured
-from torchcell_cache.codehash import code_digest
 from torchcell_cache.columns import (
     Arrays,
     columns_bytes,
@@ -34,7 +33,7 @@ from torchcell_cache.columns import (
 )
 from torchcell_cache.durable.atomic import file_digest, fsync_file, replace_file, temp_path, write_atomic
 from torchcell_cache.errors import CacheError, CorruptShardError, SettingError, StaleCacheError
-from torchcell_cache.fingerprint import explain
+from torchcell_cache.fingerprint import explain, processor_part
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import graph_digest, write_base_graph
 from torchcell_cache.manifest import FileEntry, Manifest
@@ -214,7 +213,7 @@ class PartMaker:
         if built_in and self._given is None and whole_columns and self.generation.table is not None:
             return GenericMaker(_StoredSamples(self.generation), processor, mode)
         source = self.source("damaged shards of this store")
-        wanted = {"processor": {"class": "none"} if processor is None else code_digest(processor)}
+        wanted = {"processor": processor_part(processor)}
         stored = {"processor": self.manifest.fingerprint["processor"]}
         if stored != wanted:
             raise StaleCacheError(

@@ -9,9 +9,8 @@ import numpy as np
 from torch_geometric.data import Batch
 
 from torchcell_cache.checking.report import Report
-from torchcell_cache.codehash import code_digest
 from torchcell_cache.errors import CacheError, SettingError
-from torchcell_cache.fingerprint import Difference, diff
+from torchcell_cache.fingerprint import Difference, diff, processor_part, source_part
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.compare import first_difference
 from torchcell_cache.graph.io import graph_digests
@@ -80,10 +79,10 @@ def _differences(generation: Generation, source: Source, processor: Any) -> list
     graph = source.base_graph
     wanted: dict[str, Any] = {
         "base_graph": {} if graph is None else graph_digests(graph),
-        "source": source.identity(),
+        "source": source_part(source),
     }
     if processor is not None:
-        wanted["processor"] = code_digest(processor)
+        wanted["processor"] = processor_part(processor)
     return diff({part: generation.manifest.fingerprint.get(part, {}) for part in wanted}, wanted)
 
 

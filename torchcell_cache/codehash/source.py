@@ -80,12 +80,14 @@ class Definition:
 class SourceFile:
     """One parsed file."""
 
-    def __init__(self, text: str, filename: str) -> None:
+    def __init__(self, text: str, filename: str, interactive: bool = False) -> None:
         self._tree = ast.parse(text)
-        top = compile(text, filename, "exec", dont_inherit=True)
+        # A notebook compiles a cell statement by statement, which gives other byte code where the cell imports a name.
+        parts = [ast.Module([node], []) for node in self._tree.body] if interactive else []
         self._codes: dict[str, list[CodeType]] = defaultdict(list)
-        for code in _inner_codes(top):
-            self._codes[code.co_qualname].append(code)
+        for part in (self._tree, *parts):
+            for code in _inner_codes(compile(part, filename, "exec", dont_inherit=True)):
+                self._codes[code.co_qualname].append(code)
         self._scopes: dict[tuple[str, int], list[Scope]] = defaultdict(list)
         for node in ast.walk(self._tree):
             if isinstance(node, Scope):
@@ -99,15 +101,16 @@ class SourceFile:
     @classmethod
     def read(cls, filename: str, module_globals: dict[str, Any] | None = None) -> SourceFile | None:
         """The file, or the text that an interactive session registered under this name."""
+        interactive = False
         try:
             with tokenize.open(filename) as file:
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError):
-            text = "".join(linecache.getlines(filename, module_globals))
+            text, interactive = "".join(linecache.getlines(filename, module_globals)), True
         if not text or Path(filename).suffix in (".so", ".pyd"):
             return None
         try:
-            return cls(text, filename)
+            return cls(text, filename, interactive)
         except (SyntaxError, ValueError):
             return None
 

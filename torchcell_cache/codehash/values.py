@@ -19,7 +19,7 @@ import numpy as np
 
 from torchcell_cache.codehash.place import library_name
 from torchcell_cache.codehash.state import attributes, has_own_reduce, is_tensor, reduced
-from torchcell_cache.digest import array_digest, canonical_json, digest_text, is_json
+from torchcell_cache.digest import array_digest, canonical_json, digest_text, is_json, storable_json
 from torchcell_cache.errors import SettingError
 
 Json = Any
@@ -97,7 +97,7 @@ class ValueEncoder:
             SettingError: If the value has no identity beyond this process.
         """
         if value is None or type(value) in (bool, int):
-            return value
+            return storable_json(value)
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if type(value) is str:
@@ -256,6 +256,7 @@ class ValueEncoder:
                 raise SettingError(
                     f"{where}: settings() returned {type(settings).__name__}, expected a JSON dict"
                 )
+            settings = storable_json(settings)
             try:
                 canonical_json(settings)
             except SettingError as error:

@@ -145,7 +145,7 @@ def _check_settings(old: Generation, tail: Source) -> None:
     settings = getattr(tail, "settings", None)
     identity = old.manifest.fingerprint["source"]
     while identity.get("class") == "AppendedSource":
-        identity = identity["stored"]
+        identity = identity["appended"]
     if not callable(settings) or identity.get("class") != type(tail).__name__:
         return
     wanted = settings()

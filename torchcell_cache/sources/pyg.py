@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
-from torchcell_cache.graph.io import graph_digest
+from torchcell_cache.graph.identity import item_digest
 from torchcell_cache.sources.base import Source
 
 FULL_IDENTITY_LIMIT = 20_000
@@ -17,7 +17,10 @@ _PROBES = 4_096
 
 
 class PygSource:
-    """Samples that are graphs already.
+    """Samples that are graphs already, or become graphs that can be stored by way of a processor.
+
+    A record holds ``Data`` and ``HeteroData`` themselves, of plain dense tensors. Samples of other kinds (subclasses, sparse
+    tensors, ``EdgeIndex``, tensors that require a gradient, tuples) are taken if the processor turns them into such a graph.
 
     Args:
         dataset: Anything with ``len`` and integer indexing that gives ``Data`` or ``HeteroData``.
@@ -73,7 +76,7 @@ class PygSource:
 
     def _digest(self, index: int) -> str:
         try:
-            return graph_digest(self.dataset[index])
+            return item_digest(self.dataset[index])
         except CacheError as error:
             raise type(error)(f"sample {index}: {error}") from None
         except Exception as error:
