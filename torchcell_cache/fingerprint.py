@@ -38,12 +38,24 @@ _LONGEST_VALUE = 100
 
 def processor_part(processor: object) -> dict[str, Any]:
     """What a fingerprint says of a processor."""
-    return {"class": "none"} if processor is None else storable_json(code_digest(processor))
+    if processor is None:
+        return {"class": "none"}
+    part: dict[str, Any] = storable_json(code_digest(processor))
+    return part
+
+
+def legacy_processor_part(processor: object) -> dict[str, Any]:
+    """What versions before 0.2 said of a processor from a notebook."""
+    if processor is None:
+        return {"class": "none"}
+    legacy: dict[str, Any] = storable_json(code_digest(processor, by_statement=False))
+    return legacy
 
 
 def source_part(source: Any) -> dict[str, Any]:
     """What a fingerprint says of a source."""
-    return storable_json(source.identity())
+    part: dict[str, Any] = storable_json(source.identity())
+    return part
 
 
 class _Missing:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.builder.as_stored import in_stored_words
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
@@ -17,6 +19,8 @@ from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps
 from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.fingerprint import explain, source_part
+from torchcell_cache.generation import Generation
+from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.loading.distributed import rank_and_world_size
 from torchcell_cache.manifest import Manifest, processed_dir
 from torchcell_cache.processors.base import choice
@@ -71,7 +75,7 @@ def build(
     place = None if scratch is None else local_path(scratch, "scratch")
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)
-    _, opened = look(where, plan, storage, on_stale)
+    _, opened = look(where, plan, storage, on_stale, say)
     if opened is not None:
         remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
         return opened
@@ -83,7 +87,7 @@ def build(
     acquire(lock, say)
     try:
         _one_rank_only(lock)
-        current, opened = look(where, plan, storage, on_stale)
+        current, opened = look(where, plan, storage, on_stale, say)
         if opened is not None:
             say(f"another builder published {opened.generation.manifest.generation}; using it")
             return opened
@@ -139,12 +143,13 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
     Raises:
         StaleCacheError: Naming each part that differs.
     """
-    from torchcell_cache.graph.io import graph_digests
-
     source = as_source(source)
     graph = source.base_graph
     wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source_part(source)}
     stored = {part: manifest.fingerprint[part] for part in wanted}
+    if stored != wanted:
+        load = partial(_stored_graph, root, manifest)
+        wanted, _ = in_stored_words(manifest.fingerprint, wanted, None, graph, load)
     if stored != wanted:
         raise StaleCacheError(
             f"the store at {root} was built from another source:\n    "
@@ -152,3 +157,7 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
             path=root,
             fix="build(..., on_stale='rebuild'), or open the store without source_dataset",
         )
+
+
+def _stored_graph(root: Path, manifest: Manifest) -> Any:
+    return Generation(root, manifest).base_graph

@@ -113,7 +113,7 @@ def build_part(
     where = local_path(root)
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
     say = Say(progress)
-    opened = look(where, plan, storage, on_stale)[1]
+    opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
         say(f"task {task} of {tasks}: {opened.generation.manifest.generation} is published, nothing to do")
         return Part(task, tasks, opened.generation.manifest.generation, (), 0, True)
@@ -183,7 +183,7 @@ def finalize(
     where = local_path(root)
     plan = plan_build(source, processor, storage, 0, on_stale, allow_empty)
     say = Say(progress)
-    opened = look(where, plan, storage, on_stale)[1]
+    opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
         say(f"{opened.generation.manifest.generation} is published already")
         return opened
@@ -197,7 +197,7 @@ def finalize(
         processed_dir(where) / new_generation_name(plan.fingerprint(storage).digest, shards), shards
     )
     with _locked(where, False, say) as lock:
-        current, opened = look(where, plan, storage, on_stale)
+        current, opened = look(where, plan, storage, on_stale, say)
         if opened is not None:
             return opened
         work = _work(where, plan, storage, shard_size, max_record_bytes, lock.exclusive, say)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torchcell_cache.builder.as_stored import in_stored_words
 from torchcell_cache.builder.generation import generation_prefix
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.dataset import PreprocessedDataset
@@ -24,6 +25,7 @@ from torchcell_cache.errors import (
     StaleCacheError,
 )
 from torchcell_cache.fingerprint import explain, sha256_json
+from torchcell_cache.generation import Generation
 from torchcell_cache.lease import open_with_lease
 from torchcell_cache.loading.ranks import rank_and_world_size
 from torchcell_cache.manifest import STORAGES as STORED_AS
@@ -65,13 +67,20 @@ def _existing(root: Path, on_stale: str) -> Manifest | None:
 
 
 def look(
-    root: Path, plan: BuildPlan, storage: str, on_stale: str
+    root: Path, plan: BuildPlan, storage: str, on_stale: str, say: Say
 ) -> tuple[Manifest | None, PreprocessedDataset | None]:
     """The published manifest, if any, and the opened store, if it may be used rather than built again."""
     manifest = _existing(root, on_stale)
     if manifest is None:
         return None, None
     wanted = plan.fingerprint(manifest.storage if storage == "auto" else storage).to_dict()
+    if manifest.fingerprint != wanted:
+        graph = plan.source.base_graph
+        wanted, notes = in_stored_words(
+            manifest.fingerprint, wanted, plan.processor, graph, lambda: Generation.open(root).base_graph
+        )
+        if manifest.fingerprint == wanted:
+            say.notes(notes)
     if manifest.fingerprint == wanted:
         return manifest, PreprocessedDataset._of(open_with_lease(root))
     if on_stale == "rebuild":

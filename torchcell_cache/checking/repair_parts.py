@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.api import check_source
+from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
@@ -65,6 +66,7 @@ class PartMaker:
         self.directory = generation.directory
         self._given = None if source is None else as_source(source)
         self._checked = False
+        self.notes: tuple[str, ...] = ()
 
     def source(self, needed_for: str) -> Source:
         """The caller's source, proven to be the store's.
@@ -81,6 +83,7 @@ class PartMaker:
             )
         if not self._checked:
             check_source(self.manifest, self._given, self.root)
+            self._given, self.notes = on_stored_graph(self._given, self.generation)
             self._checked = True
         return self._given
 
@@ -214,6 +217,7 @@ class PartMaker:
             return GenericMaker(_StoredSamples(self.generation), processor, mode)
         source = self.source("damaged shards of this store")
         wanted = {"processor": processor_part(processor)}
+        wanted, _ = in_stored_words(self.manifest.fingerprint, wanted, processor, None, lambda: None)
         stored = {"processor": self.manifest.fingerprint["processor"]}
         if stored != wanted:
             raise StaleCacheError(

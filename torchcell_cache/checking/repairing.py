@@ -19,6 +19,7 @@ from typing import Any
 from torchcell_cache.builder.pool import StopRequest, run_here
 from torchcell_cache.builder.progress import Progress
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
+from torchcell_cache.builder.steps import Say
 from torchcell_cache.checking.repair_parts import GRAPH_FILES, PartMaker, share_file
 from torchcell_cache.durable.atomic import (
     file_digest,
@@ -219,6 +220,7 @@ class _Repair:
                 self._share(entry, directory)
         parts = PartMaker(self.root, generation, source, processor)
         shards = self._make(parts, generation)
+        Say(self.progress).notes(parts.notes)
         made = {shard.index for shard in self.bad_shards}
         for shard in self.manifest.shards:
             if shard.index not in made:

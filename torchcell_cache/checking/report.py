@@ -41,6 +41,7 @@ class Report:
         problems: What is wrong, in the order found; of one file at most 50, then a line that counts the others.
         checked: How many files, bytes, shards, records and source samples were looked at.
         seconds: How long it took.
+        notes: What was passed over.
     """
 
     root: str
@@ -49,6 +50,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
     _more: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -84,12 +86,20 @@ class Report:
             "ok": self.ok,
         }
         return json.dumps(
-            {**facts, "problems": problems, "checked": self.checked, "seconds": self.seconds}, indent=1
+            {
+                **facts,
+                "problems": problems,
+                "checked": self.checked,
+                "seconds": self.seconds,
+                "notes": self.notes,
+            },
+            indent=1,
         )
 
     def __str__(self) -> str:
         looked = ", ".join(f"{number:,} {what}" for what, number in self.checked.items())
         head = f"verify {self.root}, level {self.level}, {self.generation}: {looked} in {self.seconds:.1f} s"
+        head = "\n".join([head, *self.notes])
         if self.ok:
             return f"{head}\nno problem found"
         lines = [f"  {problem}" for problem in self.problems[:_SHOWN]]

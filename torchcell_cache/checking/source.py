@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch_geometric.data import Batch
 
+from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.checking.report import Report
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.fingerprint import Difference, diff, processor_part, source_part
@@ -50,6 +51,8 @@ def compare_with_source(
         report.add(MANIFEST_NAME, f"built from something else: {difference}")
     if processor is None:
         processor = stored_processor(generation.manifest)
+    source, notes = on_stored_graph(source, generation)
+    report.notes += notes
     processing = Processing(processor, source.base_graph)
     count = min(len(source), len(generation))
     random = np.random.default_rng(seed)
@@ -83,7 +86,9 @@ def _differences(generation: Generation, source: Source, processor: Any) -> list
     }
     if processor is not None:
         wanted["processor"] = processor_part(processor)
-    return diff({part: generation.manifest.fingerprint.get(part, {}) for part in wanted}, wanted)
+    stored = generation.manifest.fingerprint
+    wanted, _ = in_stored_words(stored, wanted, processor, graph, lambda: generation.base_graph)
+    return diff({part: stored.get(part, {}) for part in wanted}, wanted)
 
 
 def _compared(

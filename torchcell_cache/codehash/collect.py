@@ -18,7 +18,7 @@ from torchcell_cache.codehash.values import Json, cannot_identify
 from torchcell_cache.errors import SettingError
 
 
-def code_digest(processor: object) -> dict[str, Any]:
+def code_digest(processor: object, by_statement: bool = True) -> dict[str, Any]:
     """Identity of a processor or source: an object, function, lambda, method, partial or class.
 
     Code is followed by name from the processor through the user's own modules: helpers, base classes,
@@ -32,6 +32,10 @@ def code_digest(processor: object) -> dict[str, Any]:
     version, its source is not looked at; a subclass that declares none is still identified by its own source
     as well. Settings are the object's attributes, or what its method ``settings()`` returns.
 
+    Args:
+        processor: What to identify.
+        by_statement: Whether cells of a notebook are compiled statement by statement, as it does itself.
+
     Returns:
         JSON dict with ``kind``, ``name``, ``settings`` (of objects), ``cache_version`` (if declared) and
         ``code``, which maps each function, class and constant of the user's own to a digest or value.
@@ -44,11 +48,11 @@ def code_digest(processor: object) -> dict[str, Any]:
     package = top_level(kind.__module__ or "builtins")
     own = frozenset({package} - LIBRARIES - set(sys.stdlib_module_names))
     try:
-        return _Collector(own).identify(processor)
+        return _Collector(own, by_statement).identify(processor)
     except SettingError:
         if not is_installed(globals_of(kind).get("__file__")):
             raise
-        identity = _Collector(frozenset()).identify(processor)
+        identity = _Collector(frozenset(), by_statement).identify(processor)
         identity["code"][package] = {"$installed": installed_version(package)}
         return identity
 
@@ -56,8 +60,8 @@ def code_digest(processor: object) -> dict[str, Any]:
 class _Collector(NameFollower):
     """Functions and classes wait in a queue, so names that form a cycle need no care."""
 
-    def __init__(self, own: frozenset[str]) -> None:
-        super().__init__(own)
+    def __init__(self, own: frozenset[str], by_statement: bool) -> None:
+        super().__init__(own, by_statement)
         self._queue: deque[Callable[[], None]] = deque()
 
     def identify(self, root: object) -> dict[str, Any]:

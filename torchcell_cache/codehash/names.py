@@ -26,10 +26,12 @@ class NameFollower(ValueEncoder):
 
     Args:
         own: Top-level packages that are the user's although they are installed in site-packages.
+        by_statement: How the text of an interactive session is compiled.
     """
 
-    def __init__(self, own: frozenset[str]) -> None:
+    def __init__(self, own: frozenset[str], by_statement: bool = True) -> None:
         super().__init__()
+        self._by_statement = by_statement
         self.entries: dict[str, Json] = {}
         self._own = own
         self._files: dict[str, SourceFile | None] = {}
@@ -57,7 +59,7 @@ class NameFollower(ValueEncoder):
         """A parsed file, by default that of the module."""
         filename = filename or space.get("__file__") or "?"
         if filename not in self._files:
-            self._files[filename] = SourceFile.read(filename, space)
+            self._files[filename] = SourceFile.read(filename, space, self._by_statement)
         return self._files[filename]
 
     def is_located(self, space: Space, names: set[str]) -> bool:

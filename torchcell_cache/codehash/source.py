@@ -99,14 +99,16 @@ class SourceFile:
         self.imports = Definition(outside_functions(self._tree.body), frozenset()).imports()
 
     @classmethod
-    def read(cls, filename: str, module_globals: dict[str, Any] | None = None) -> SourceFile | None:
+    def read(
+        cls, filename: str, module_globals: dict[str, Any] | None = None, by_statement: bool = True
+    ) -> SourceFile | None:
         """The file, or the text that an interactive session registered under this name."""
         interactive = False
         try:
             with tokenize.open(filename) as file:
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError):
-            text, interactive = "".join(linecache.getlines(filename, module_globals)), True
+            text, interactive = "".join(linecache.getlines(filename, module_globals)), by_statement
         if not text or Path(filename).suffix in (".so", ".pyd"):
             return None
         try:

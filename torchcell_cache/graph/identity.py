@@ -74,6 +74,8 @@ def _parts(value: Any, where: str) -> Iterator[bytes]:
 
 
 def _items(items: Any, where: str) -> Iterator[bytes]:
+    items = list(items)
+    yield str(len(items)).encode()
     for key, value in items:
         yield repr(key).encode("utf-8", "surrogatepass")
         yield from _parts(value, f"{where}[{key!r}]")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.api import plan_build
+from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
 from torchcell_cache.builder.plan import make_shard_plan
 from torchcell_cache.builder.pool import StopRequest
@@ -28,7 +29,7 @@ from torchcell_cache.growing.difference import same_samples
 from torchcell_cache.lease import open_with_lease
 from torchcell_cache.manifest import processed_dir
 from torchcell_cache.published import stored_processor
-from torchcell_cache.sources.base import notes_of
+from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.urls import local_path
 
@@ -92,10 +93,7 @@ def append(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
     """
     where = local_path(root)
-    source = as_source(tail)
-    return _grow(
-        where, lambda old: appended(old, source), notes_of(source), processor, True, num_workers, progress
-    )
+    return _grow(where, as_source(tail), processor, True, num_workers, progress)
 
 
 def update(
@@ -125,14 +123,12 @@ def update(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
     """
     where = local_path(root)
-    whole = as_source(source)
-    return _grow(where, lambda _: whole, notes_of(whole), processor, False, num_workers, progress)
+    return _grow(where, as_source(source), processor, False, num_workers, progress)
 
 
 def _grow(
     root: Path,
-    make_source: Any,
-    notes: tuple[str, ...],
+    given: Source,
     processor: Any,
     is_append: bool,
     num_workers: int,
@@ -146,14 +142,20 @@ def _grow(
         old = Generation.open(root)
         storage = old.manifest.storage
         used = stored_processor(old.manifest) if processor is STORED else processor
-        plan = plan_build(make_source(old), used, storage, num_workers, "rebuild", False)
+        source, order = on_stored_graph(given, old)
+        source = appended(old, source) if is_append else source
+        plan = plan_build(source, used, storage, num_workers, "rebuild", False)
+        words = {"processor": plan.parts["processor"]}
+        words, _ = in_stored_words(old.manifest.fingerprint, words, used, None, lambda: None)
+        plan = replace(plan, parts={**plan.parts, **words})
         if is_append:
             _check_processor(old, plan.parts["processor"])
         if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
             say(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
             return Growth(PreprocessedDataset._of(open_with_lease(root)), len(old), 0, count, count)
-        say.notes(notes)
+        notes = notes_of(given)
+        say.notes([*notes, *order])
         before = old.manifest.created.get("notes", []) if is_append else []
         plan = replace(plan, notes=tuple(dict.fromkeys([*before, *notes])))
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)

@@ -97,9 +97,14 @@ class PrivateCopies:
         """A copy of anything else; what cannot be copied (a lock, an open file) stays as it is."""
         if type(value) is np.ndarray and not value.dtype.hasobject:
             return value.copy(order="K")
-        if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter):
-            with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
+        if type(value) is Tensor:
+            with contextlib.suppress(RuntimeError, NotImplementedError):
                 return value.detach().clone().requires_grad_(value.requires_grad)
+        elif isinstance(value, Tensor) and not value.requires_grad:
+            with contextlib.suppress(Exception):
+                own = value.clone()
+                if type(own) is type(value):
+                    return own
         with contextlib.suppress(Exception):
             return copy.deepcopy(value, self._memo())
         return value
@@ -122,7 +127,7 @@ class PrivateCopies:
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Plain tensors in a value, at any depth."""
     if type(value) is Tensor:
-        if value.layout == torch.strided and value.numel() and not _is_special(value):
+        if value.layout == torch.strided and not _is_special(value) and value.numel():
             yield value
     elif isinstance(value, BaseData):
         for store in value.stores:
@@ -137,7 +142,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _is_special(tensor: Tensor) -> bool:
     """Whether a tensor is more than elements of a storage."""
-    return tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_meta
+    return tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_meta
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

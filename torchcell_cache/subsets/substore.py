@@ -99,7 +99,7 @@ def save_subset(
     plan, storage = _plan(generation, positions, made_by or {}), generation.manifest.storage
     shards = _shard_plan(generation, plan, len(positions), shard_size)
     say = Say(progress)
-    _, opened = look(where, plan, storage, on_stale)
+    _, opened = look(where, plan, storage, on_stale, say)
     if opened is not None:
         remove_stale_temps(processed_dir(where))
         return opened
@@ -108,7 +108,7 @@ def save_subset(
     lock = BuilderLock(processed_dir(where) / LOCK_NAME)
     acquire(lock, say)
     try:
-        current, opened = look(where, plan, storage, on_stale)
+        current, opened = look(where, plan, storage, on_stale, say)
         if opened is not None:
             return opened
         name = new_generation_name(plan.fingerprint(storage).digest, shards)
