@@ -45,7 +45,7 @@ def processor_part(processor: object) -> dict[str, Any]:
 
 
 def legacy_processor_part(processor: object) -> dict[str, Any]:
-    """What versions before 0.2 said of a processor from a notebook."""
+    """What earlier versions said of a processor from a notebook."""
     if processor is None:
         return {"class": "none"}
     legacy: dict[str, Any] = storable_json(code_digest(processor, by_statement=False))
