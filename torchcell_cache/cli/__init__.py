@@ -63,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "debug=true" in (argument.lower() for argument in arguments)
     # PyG compiles a class with torch.jit when it is imported; no user of a command can do anything about it.
     warnings.filterwarnings("ignore", ".torch.jit.", FutureWarning)
+    keys: set[str] = set()
     try:
         with _terminating():
-            return _dispatch(arguments)
+            return _dispatch(arguments, keys)
     except BrokenPipeError:  # the reader of our output (head, less) has enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _failed(error, arguments)
+        return _failed(error, arguments, keys)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], keys: set[str]) -> int:
     from torchcell_cache.cli.texts import command_help, overview, suggestion
 
     wants_help = any(a in ("-h", "--help") for a in arguments)
@@ -102,6 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
     from torchcell_cache.cli.settings import read_settings
 
     settings = read_settings(name, arguments[1:])
+    keys |= settings.keys
     if name != "stage" and "root" in settings.values:
         local_path(settings["root"])  # also where Python could open an address
     run: Callable[[Any], int] = import_module(f"torchcell_cache.cli.run_{name}").run
@@ -140,13 +142,13 @@ def _interrupted(arguments: list[str]) -> int:
     return EXIT_INTERRUPTED
 
 
-def _failed(error: Exception, arguments: list[str]) -> int:
+def _failed(error: Exception, arguments: list[str], keys: set[str]) -> int:
     """Print an error as message and fix; the traceback is for ``debug=true``."""
     if isinstance(error, BuildInterruptedError):
         _say(f"{str(error).splitlines()[0]}\n  to continue: {_again(arguments)}")
         return error.code
     if isinstance(error, CacheError):
-        _say(f"error: {error}{_stores_nearby(error, arguments)}")
+        _say(f"error: {_in_shell(error, keys)}{_stores_nearby(error, arguments)}")
         return error.code
     if isinstance(error, OSError):
         _say(f"error: {error}")
@@ -156,6 +158,14 @@ def _failed(error: Exception, arguments: list[str]) -> int:
         f"  fix: this should not happen; run it with debug=true for the traceback: {_again([*arguments, 'debug=true'])}"
     )
     return EXIT_BUG
+
+
+def _in_shell(error: CacheError, keys: set[str]) -> str:
+    """The error's text, its fix in the words of the command line."""
+    from torchcell_cache.cli.hints import for_shell
+
+    said, mark, fix = str(error).rpartition("fix: ")
+    return said + mark + for_shell(fix, keys) if mark else fix
 
 
 def _stores_nearby(error: CacheError, arguments: list[str]) -> str:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from torchcell_cache.cli.name_lists import names_of
 from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
 from torchcell_cache.errors import SettingError, UnsafeContentError
 from torchcell_cache.urls import local_path
@@ -86,6 +87,7 @@ CHOICES = {
     "source.malformed": ("error", "skip"),
 }
 _EXECUTES = "_target_"
+_NAME_LISTS = LISTS - INTEGER_LISTS - NUMBER_LISTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,11 @@ class Settings:
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
+    @property
+    def keys(self) -> set[str]:
+        """All keys of the command, those of the chosen source and processor included."""
+        return {key for key, _ in _flat(self.values, "")} | self.choices.keys()
+
 
 def read_settings(command: str, arguments: list[str]) -> Settings:
     """Parse and check the arguments of a command.
@@ -115,6 +122,7 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
         UnsafeContentError: A ``_target_``, or code named in a config file.
     """
     given = [_parse(command, argument) for argument in arguments]
+    _refuse_repeats(command, given)
     path = next((value for key, value in reversed(given) if key == "config"), None)
     recipe = [] if path is None else list(_read_config(local_path(str(path), "config")))
     for key, value in recipe:
@@ -140,6 +148,19 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
     return Settings(command, _resolved(command, base), choices)
 
 
+def _refuse_repeats(command: str, given: list[tuple[str, Any]]) -> None:
+    """One key has one value; which of two was meant, nobody can tell."""
+    first: dict[str, Any] = {}
+    for key, value in given:
+        if key in first:
+            several = f"; several values are one list: {key}=[a,b]" if key in LISTS else ""
+            raise SettingError(
+                f"{command}: {key} is given twice, as {first[key]!r} and as {value!r}",
+                fix=f"leave one of them out{several}",
+            )
+        first[key] = value
+
+
 def _parse(command: str, argument: str) -> tuple[str, Any]:
     """Key and value of one argument."""
     key, equals, text = argument.partition("=")
@@ -154,8 +175,16 @@ def _parse(command: str, argument: str) -> tuple[str, Any]:
             f"{argument!r}: keys cannot be added or removed", fix=f"torchcell-cache {command} --help"
         )
     is_text = key not in INTEGERS | NUMBERS | BOOLEANS | LISTS | MAPPINGS
-    one_name = key in LISTS - INTEGER_LISTS - NUMBER_LISTS and not text.startswith("[") and "," not in text
-    if (is_text or one_name) and text not in ("null", "???"):
+    if key in _NAME_LISTS and text not in ("null", "???"):
+        names = names_of(text)
+        if names is None:
+            raise SettingError(
+                f"{argument!r} is no list of names",
+                fix=f"write a list as {key}=[a,b], a name that holds a comma, bracket or quote as {key}='[\"a,b\"]'",
+            )
+        _refuse_targets(names)
+        return key, names
+    if is_text and text not in ("null", "???"):
         argument = (
             f"{key}={_quoted(text)}"  # paths may hold anything: =, #, brackets, every script of the world
         )
@@ -261,6 +290,10 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     kind = _kind(key)
     if key in LISTS and not isinstance(value, list):
         value = [value]
+    if key in _NAME_LISTS:  # YAML takes a column named 2024 for a number
+        value = [str(item) if type(item) is int else item for item in value]
+    elif kind is str and type(value) is int:
+        value = str(value)
     item_kind = int if key in INTEGER_LISTS else float if key in NUMBER_LISTS else str
     if not _is_of(value, kind) or (key in LISTS and not all(_is_of(item, item_kind) for item in value)):
         names = {

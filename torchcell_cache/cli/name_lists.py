@@ -1,0 +1,50 @@
+"""Lists of names as one types them in a shell: ``[fitness, Double mutant fitness (DMF), 2024]``.
+
+Hydra's grammar has no names with parentheses and takes ``2024`` for a number; columns are called anything.
+"""
+
+from __future__ import annotations
+
+import re
+
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_ITEM = re.compile(rf"\s*({_QUOTED}|[^,'\"\[\]{{}}][^,]*|\$\{{[^}}]*\}})\s*(?:,|$)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(['\"\\])")
+
+
+def names_of(text: str) -> list[str] | None:
+    """The names of ``[a,b]`` or of one name; ``None`` if it is neither, such as ``a,b`` or ``[[a]]``."""
+    body = text.strip()
+    bracketed = len(body) > 1 and body[0] == "[" and body[-1] == "]"
+    if bracketed:
+        body = body[1:-1].strip()
+        if not body:
+            return []
+    if body.endswith(","):
+        return None
+    names, at = [], 0
+    while at < len(body):
+        match = _ITEM.match(body, at)
+        if match is None:
+            return None
+        names.append(_plain(match[1]))
+        at = match.end()
+    return names if bracketed or len(names) == 1 else None
+
+
+def as_list(names: list[str]) -> str:
+    """The inverse: every name that needs it in quotes."""
+    return "[" + ", ".join(map(_typed, names)) + "]"
+
+
+def _typed(name: str) -> str:
+    if name and name == name.strip() and not set(name) & set(",'\"[]{}\\$"):
+        return name
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _plain(item: str) -> str:
+    item = item.strip()
+    if item[0] in "'\"":
+        return _ESCAPE.sub(r"\1", item[1:-1])
+    return item
