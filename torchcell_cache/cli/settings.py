@@ -46,19 +46,8 @@ BOOLEANS = {
 }
 INTEGER_LISTS = {"workers"}
 NUMBER_LISTS = {"fractions", "seen_fractions"}
-LISTS = (
-    {
-        "source.perturbed",
-        "source.phenotypes",
-        "source.statistics",
-        "processor.edge_types",
-        "exclude_keys",
-        "genes",
-        "without",
-    }
-    | INTEGER_LISTS
-    | NUMBER_LISTS
-)
+LISTS = {"source.perturbed", "source.phenotypes", "source.statistics", "genes", "without"}
+LISTS |= {"processor.edge_types", "exclude_keys"} | INTEGER_LISTS | NUMBER_LISTS
 INTEGERS |= {"source.column", "source.n_top_genes", "source.hvg_cells"}
 NUMBERS |= {"source.target_sum"}
 BOOLEANS |= {"source.raw", "source.log1p"}
