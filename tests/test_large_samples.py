@@ -13,7 +13,8 @@ from torch_geometric.data import HeteroData
 
 import torchcell_cache as tc
 from torchcell_cache.arrays import arrays_from_bytes
-from torchcell_cache.errors import FormatError
+from torchcell_cache.errors import CorruptRecordError, FormatError
+from torchcell_cache.typed_json import value_from_json
 
 
 def graph_of(num_nodes, edges, more=()):
@@ -101,3 +102,14 @@ def test_impossible_shapes_in_a_header(shape) -> None:
     with pytest.raises(FormatError, match="array 'x'") as caught:
         arrays_from_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :], "x.safetensors")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("form", ['{"a":["<f4",%s,"AAAAAA=="]}', '{"T":["float32",%s,"AAAAAA=="]}'])
+@pytest.mark.parametrize(
+    "shape", [[2**62] * 700_000, [1] * 65, [1, 1.5], [True], "4", [-1, -1]], ids=lambda s: str(s)[:9]
+)
+def test_impossible_shapes_in_a_record(form, shape) -> None:
+    with pytest.raises(CorruptRecordError, match="a shape must be a list") as caught:
+        value_from_json((form % json.dumps(shape)).encode())
+    assert len(str(caught.value)) < 500
+    assert value_from_json((form % json.dumps([1] * 64)).encode()).shape == (1,) * 64

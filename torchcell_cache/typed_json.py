@@ -29,6 +29,7 @@ from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 from torchcell_cache.graph.values import to_array, to_tensor, unsupported
 
 MAX_DEPTH = 32
+MAX_DIMENSIONS = 64
 MAX_VALUE_BYTES = 16 << 20
 """Cap for the text of all values of one record: reading JSON can take twenty times its size."""
 MAX_JSON_BYTES = 64 << 20
@@ -258,7 +259,9 @@ def _untag_tensor(content: Any) -> Tensor:
 
 def _shaped(dtype: np.dtype[Any], shape: Any, text: Any) -> np.ndarray[Any, np.dtype[Any]]:
     raw = _raw(text)
-    if not isinstance(shape, list) or any(type(extent) is not int or extent < 0 for extent in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:  # before extents are multiplied
+        raise ValueError(f"a shape must be a list of at most {MAX_DIMENSIONS} integers")
+    if any(type(extent) is not int or extent < 0 for extent in shape):
         raise ValueError("a shape must be a list of integers")
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise ValueError(f"{len(raw)} bytes do not fill shape {shape} of {dtype}")
