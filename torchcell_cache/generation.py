@@ -17,6 +17,7 @@ from torchcell_cache.codec import envelope, structured
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.codec.structured import StructuredColumns, StructuredSchema
 from torchcell_cache.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.decoding import decoding
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.fetching import Fetcher, have_file, have_shard
 from torchcell_cache.graph.io import BaseFields, decode_graph, load_base_graph
@@ -183,12 +184,15 @@ class Generation:
         names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
         path = self.file(entry.name)
         with storage_errors(path, "read"):
-            return TableReader.load(path, entry.xxh3, *names)
+            return TableReader.load(path, entry.xxh3, *names, len(self), self.structured.num_nodes)
 
     @cached_property
     def structured(self) -> StructuredSchema:
         """Schema of structured records."""
-        return StructuredSchema.from_dict(self.schema["structured"])
+        schema = StructuredSchema.from_dict(self.schema["structured"])
+        if self.topology is not None and self.topology.num_nodes != schema.num_nodes:
+            raise FormatError(f"{self.directory}: schema and topology differ in their number of nodes")
+        return schema
 
     @cached_property
     def layouts(self) -> dict[int, Layout]:
@@ -289,15 +293,7 @@ class Generation:
     def graphs(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Any]:
         """The graphs of the given samples, as the processor made them, on the base graph's own tensors."""
         records = self.read(indices)
-        try:
+        with decoding(self):
             if self.is_structured:
                 return self.assembler.graphs(structured.decode(self.structured, records))
             return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]
-        except CacheError:
-            raise
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
-            raise FormatError(
-                f"{self.directory}: records, schema and base graph do not fit together ({error!r})",
-                path=self.directory,
-                fix=f"torchcell-cache verify root={self.root} level=full",
-            ) from error

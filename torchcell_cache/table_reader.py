@@ -42,7 +42,13 @@ class TableReader:
 
     @classmethod
     def load(
-        cls, path: Path, digest: str, phenotypes: tuple[str, ...], statistics: tuple[str, ...]
+        cls,
+        path: Path,
+        digest: str,
+        phenotypes: tuple[str, ...],
+        statistics: tuple[str, ...],
+        num_samples: int,
+        num_nodes: int,
     ) -> TableReader:
         """Read a columns file whole and check it.
 
@@ -51,9 +57,11 @@ class TableReader:
             digest: Its xxh3_128 by the manifest, hexadecimal.
             phenotypes: Names of the first value columns.
             statistics: Names of the others.
+            num_samples: Samples that it must have.
+            num_nodes: Nodes that its ids must be of.
 
         Raises:
-            CorruptShardError: If the file is not what the manifest says.
+            CorruptShardError: If the file is not what the manifest says, or not of such samples.
         """
         data = path.read_bytes()
         actual = xxhash.xxh3_128_hexdigest(data)
@@ -66,7 +74,16 @@ class TableReader:
         wanted = ("perturbed", "perturbed_count", "values", "value_count")
         arrays = arrays_from_bytes(data, path)[0]
         kept = {name: array.copy() for name, array in arrays.items() if name in wanted}
-        return cls(arrays_to_table(kept, phenotypes, statistics))
+        table = arrays_to_table(kept, phenotypes, statistics)
+        numbers = table.ids.dtype.kind in "iu" and table.values.dtype == np.float32
+        within = len(table.ids) == 0 or 0 <= int(table.ids.min()) <= int(table.ids.max()) < num_nodes
+        if not (numbers and within and len(table) == num_samples):
+            raise CorruptShardError(
+                f"{path} is no table of {num_samples:,} samples on {num_nodes:,} nodes",
+                path=path,
+                fix=repair_hint(path),
+            )
+        return cls(table)
 
     def perturbed(self, indices: Int64Array) -> tuple[npt.NDArray[Any], Int64Array]:
         """Perturbed ids of the samples, one after the other, and their offsets.

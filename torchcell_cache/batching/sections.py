@@ -7,6 +7,7 @@ missing, which reactions a boolean rule switches off - is worked out here, so th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.structured import StructuredColumns
 from torchcell_cache.columns import offsets
+from torchcell_cache.errors import FormatError
 from torchcell_cache.record import Float32Array, Int64Array
 from torchcell_cache.removal import ReactionRemoval
 
@@ -150,3 +152,17 @@ def _coordinates(
             ptr = offsets(np.maximum(per_sample, 1))
     out[f"{kind}_values"], out[f"{kind}_types"] = found, types
     out[f"{kind}_samples"], out[f"{kind}_ptr"] = samples, ptr
+
+
+def require_sections(sections: Sections, required: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Insist on the sections a kind of batch has.
+
+    Raises:
+        FormatError: If one is missing or not expected.
+    """
+    wanted = set(required)
+    missing, extra = wanted - set(sections), set(sections) - wanted - set(optional)
+    if missing or extra or len(sections["indices"]) == 0:
+        raise FormatError(
+            f"a packed batch with the sections {sorted(sections)}: missing {sorted(missing)}, not expected {sorted(extra)}"
+        )

@@ -16,12 +16,11 @@ from torch_geometric.data import Batch
 
 from torchcell_cache.batching import packing
 from torchcell_cache.batching.resident import find_generation
-from torchcell_cache.batching.sections import Sections
 from torchcell_cache.batching.selectable import Selectable
 from torchcell_cache.batching.travel import TravellingBatch
 from torchcell_cache.batching.unlike_pyg import UnlikePyG, unlike_pyg
 from torchcell_cache.columns import named, names_in
-from torchcell_cache.errors import FormatError, SettingError
+from torchcell_cache.errors import SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.indexing import all_within
 from torchcell_cache.lasting import lasting
@@ -286,17 +285,3 @@ def collated(graphs: list[Any], follow_batch: frozenset[str], exclude_keys: froz
 @lasting
 def _as_pyg(batch: SharedGraphBatch, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
     return batch._to_pyg(follow_batch, exclude_keys)
-
-
-def require_sections(sections: Sections, required: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """Insist on the sections a kind of batch has.
-
-    Raises:
-        FormatError: If one is missing or not expected.
-    """
-    wanted = set(required)
-    missing, extra = wanted - set(sections), set(sections) - wanted - set(optional)
-    if missing or extra or len(sections["indices"]) == 0:
-        raise FormatError(
-            f"a packed batch with the sections {sorted(sections)}: missing {sorted(missing)}, not expected {sorted(extra)}"
-        )

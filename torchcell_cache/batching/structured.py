@@ -15,11 +15,13 @@ from torchcell_cache.batching.direct import gather, pack_directly
 from torchcell_cache.batching.fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batching.filtered import FilteredFields
 from torchcell_cache.batching.masks import Regions, node_flags, owners, regions
-from torchcell_cache.batching.sections import Sections, structured_sections
-from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, collated, require_sections
+from torchcell_cache.batching.removals import check_removals, degrees
+from torchcell_cache.batching.sections import Sections, require_sections, structured_sections
+from torchcell_cache.batching.shared import MASKS, Coordinates, SharedGraphBatch, collated
 from torchcell_cache.codec.gap import decode_gaps_ragged
 from torchcell_cache.codec.structured import StructuredColumns
-from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, SettingError
+from torchcell_cache.decoding import decoding
+from torchcell_cache.errors import CacheError, FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.incidence import IncidenceIndex
 from torchcell_cache.processors import LazySubgraphRepresentation, SubgraphRepresentation
@@ -34,6 +36,7 @@ class PerturbationBatch(SharedGraphBatch):
 
     _columns: StructuredColumns | None = None
     _indices: Int64Array | None = None
+    _removals_checked = False
 
     @classmethod
     def of_records(cls, generation: Generation, positions: Int64Array) -> PerturbationBatch:
@@ -115,7 +118,8 @@ class PerturbationBatch(SharedGraphBatch):
             row[{"ids": "ptr", "values": "value_ptr", "words": "word_ptr"}[name]] = np.array(
                 [0, stop - start]
             )
-        return self.generation.assembler.graphs(StructuredColumns(**row))[0]
+        with decoding(self.generation):
+            return self.generation.assembler.graphs(StructuredColumns(**row))[0]
 
     @property
     def perturbed(self) -> Tensor:
@@ -169,7 +173,7 @@ class PerturbationBatch(SharedGraphBatch):
         """Entries of the incidence index under all perturbed nodes: the size of what the device will expand."""
         if self.generation.structured.has_removed:
             return 0
-        return int(_degrees(self._index, self.sections["perturbed"]).sum())
+        return int(degrees(self._index, self.sections["perturbed"]).sum())
 
     @cached_property
     def _removed(self) -> tuple[npt.NDArray[Any], Int64Array]:
@@ -181,19 +185,10 @@ class PerturbationBatch(SharedGraphBatch):
         return self.generation.removal.removed(self.sections["perturbed"], self.sections["perturbed_ptr"])
 
     def _check_removals(self) -> None:
-        """Refuse records that say "nothing removed" of nodes that have edges: they would train on the wild type."""
-        if not self.generation.structured.has_removed:
-            return
-        own = self.sections
-        empty = (np.diff(own["word_ptr"]) == 0) & (np.diff(own["perturbed_ptr"]) > 0)
-        for at in np.flatnonzero(empty).tolist():
-            ids = own["perturbed"][own["perturbed_ptr"][at] : own["perturbed_ptr"][at + 1]]
-            if int(_degrees(self._index, ids).sum()):
-                raise CorruptRecordError(
-                    f"sample {int(own['indices'][at])} perturbs nodes {ids.tolist()} that have edges, and removes none",
-                    path=self.generation.directory,
-                    fix=f"torchcell-cache repair root={self.generation.root}",
-                )
+        """See :func:`check_removals`; once per batch."""
+        if not self._removals_checked and self.generation.structured.has_removed:
+            check_removals(self.generation, self.sections)
+            self._removals_checked = True
 
     def check_not_wild_type(self, edge_types: list[EdgeType] | None = None) -> None:
         """Refuse a batch whose masks say nothing: no sample loses an edge although samples perturb nodes.
@@ -292,8 +287,3 @@ class PerturbationBatch(SharedGraphBatch):
                 fix='build with the processor\'s statistics="always"; or '
                 f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
             )
-
-
-def _degrees(index: IncidenceIndex, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    degrees: npt.NDArray[np.int64] = index.ptr[ids, -1] - index.ptr[ids, 0]
-    return degrees

@@ -13,10 +13,11 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.batching.features import dense_features
 from torchcell_cache.batching.masks import owners
-from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels
-from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, collated, require_sections
+from torchcell_cache.batching.sections import Sections, generic_sections, mean_labels, require_sections
+from torchcell_cache.batching.shared import MASKS, SharedGraphBatch, collated
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.columns import offsets
+from torchcell_cache.decoding import decoding
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.generation import Generation
 from torchcell_cache.graph.io import decode_graph
@@ -62,7 +63,8 @@ class GraphBatch(SharedGraphBatch):
         ptr = self.sections["record_ptr"]
         # A copy: decoded tensors are views, and editing a sample must not change the batch.
         record = memoryview(self.sections["records"][ptr[at] : ptr[at + 1]].tobytes())
-        return decode_graph(record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields)
+        with decoding(self.generation):
+            return decode_graph(record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields)
 
     @property
     def shares_edges(self) -> bool:
@@ -136,6 +138,11 @@ class GraphBatch(SharedGraphBatch):
                     f"{names[1]!r} is among {sorted(store)}",
                     fix="use batch.to_pyg(), or a processor that gives masks",
                 )
+        if len({row.shape for row in rows}) > 1:
+            raise SettingError(
+                f"the masks of {key!r} are not of one shape in this batch: {sorted({tuple(row.shape) for row in rows})}",
+                fix="use batch.to_pyg(), which joins samples of different sizes",
+            )
         return torch.stack(rows).to(self.device)
 
     def edge_mask(self, edge_type: EdgeType | None = None) -> Tensor:

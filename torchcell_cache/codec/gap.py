@@ -71,6 +71,28 @@ def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64A
     return positions - np.repeat(running[ptr[:-1]], counts), out_ptr
 
 
+def check_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array, size: int) -> int | None:
+    """The first list that does not ascend within ``0..size - 1`` or ends inside a gap, ``None`` if all are sound.
+
+    Args:
+        words: Words, ``[num_words] uint16``.
+        ptr: Offsets of each list's words, ``[num_lists + 1] int64``.
+        size: Number of positions.
+    """
+    running = np.zeros(len(words) + 1, dtype=np.int64)
+    np.cumsum(words, out=running[1:])
+    filled = ptr[:-1] < ptr[1:]
+    wrong = running[ptr[1:]] - running[ptr[:-1]] >= size
+    wrong[filled] |= words[ptr[1:][filled] - 1] == ESCAPE
+    again = (
+        np.flatnonzero((words[1:] == 0) & (words[:-1] != ESCAPE)) + 1
+    )  # no distance: the same position twice
+    again = again[~np.isin(again, ptr[:-1])]
+    wrong[np.searchsorted(ptr, again, side="right") - 1] = True
+    wrong &= filled
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
 def encode_gaps(positions: npt.NDArray[np.integer[Any]]) -> UInt16Array:
     """Encode one ascending unique position list ``[n]`` as ``[num_words] uint16``."""
     return encode_gaps_ragged(positions, np.array([0, len(positions)], dtype=np.int64))[0]

@@ -195,8 +195,14 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
         ids = b"".join([r[a[k] : b[k]] for k, r in enumerate(records)])
         words = b"".join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else b""
         ptr, value_ptr = _offsets(perturbed), _offsets(measurements)
+    found = np.frombuffer(ids, dtype=schema.id_dtype)
+    if len(found) and int(found.max()) >= schema.num_nodes:
+        bad = int(np.searchsorted(ptr, int(found.argmax()), side="right")) - 1
+        raise CorruptRecordError(
+            f"record {bad} of this read perturbs node {int(found.max())} of {schema.num_nodes} nodes"
+        )
     return StructuredColumns(
-        ids=np.frombuffer(ids, dtype=schema.id_dtype),
+        ids=found,
         ptr=ptr,
         values=np.frombuffer(values, dtype="<f4").reshape(int(value_ptr[-1]), schema.num_columns),
         value_ptr=value_ptr,
