@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from torchcell_cache.errors import SourceContractError, install_line
 from torchcell_cache.sources.delimited import MISSING, rows_of
-from torchcell_cache.sources.names import NameLists
+from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.numbers_in_text import POSSIBLE, Cell, Numbers, parse_cells
 
 _EXACT = 2.0**53

@@ -19,7 +19,7 @@ from torchcell_cache.sources.delimited import (
     rows_of,
     separator_of,
 )
-from torchcell_cache.sources.names import NameLists
+from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
 from torchcell_cache.sources.numbers_in_text import Numbers, parse_cells
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.processors.base import choice
 from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
 
 UNKNOWN = ("error", "skip", "drop", "keep")
@@ -27,69 +28,6 @@ UNKNOWN = ("error", "skip", "drop", "keep")
 
 _EXAMPLES = 3
 _REPEATED = -2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NameLists:
-    """Names of many samples, each distinct name once.
-
-    Attributes:
-        distinct: The names, without blanks around them.
-        codes: Positions in ``distinct``, sample after sample, ``[sum of counts] int64``.
-        ptr: Offsets into ``codes``, ``[num_samples + 1] int64``.
-    """
-
-    distinct: list[str]
-    codes: Int64Array
-    ptr: Int64Array
-
-    @classmethod
-    def of(cls, rows: Iterable[Iterable[str]]) -> NameLists:
-        """From one list of names per sample."""
-        known: dict[str, int] = {}
-        codes: list[int] = []
-        ptr = [0]
-        for names in rows:
-            codes += [known.setdefault(name.strip(), len(known)) for name in names]
-            ptr.append(len(codes))
-        return cls(list(known), np.asarray(codes, dtype=np.int64), np.asarray(ptr, dtype=np.int64))
-
-    @classmethod
-    def tidy(cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any]) -> NameLists:
-        """From names as they stand, positions in them and their number per sample: blanks go, and so do empty names."""
-        known: dict[str, int] = {}
-        new = [known.setdefault(name, len(known)) if (name := part.strip()) else -1 for part in raw]
-        at = np.asarray(new, dtype=np.int64)[codes] if new else codes
-        ptr = _ptr(counts)
-        if -1 in new:
-            ptr = _ptr(at >= 0)[ptr]
-            at = at[at >= 0]
-        return cls(list(known), at, ptr)
-
-    @classmethod
-    def beside(cls, parts: Sequence[NameLists]) -> NameLists:
-        """The names of several columns, row by row, those of the first column first."""
-        if len(parts) == 1:
-            return parts[0]
-        known: dict[str, int] = {}
-        counts = [np.diff(part.ptr) for part in parts]
-        ptr = _ptr(np.sum(counts, axis=0))
-        codes, start = np.empty(int(ptr[-1]), dtype=np.int64), ptr[:-1].copy()
-        for part, count in zip(parts, counts, strict=True):
-            new = np.array([known.setdefault(name, len(known)) for name in part.distinct], dtype=np.int64)
-            at = np.repeat(start - part.ptr[:-1], count) + np.arange(len(part.codes))
-            codes[at] = new[part.codes]
-            start += count
-        return cls(list(known), codes, ptr)
-
-    def __len__(self) -> int:
-        return len(self.ptr) - 1
-
-    def lists(self) -> list[list[str]]:
-        """One list of names per sample."""
-        flat = [self.distinct[code] for code in self.codes.tolist()]
-        ptr = self.ptr.tolist()
-        return [flat[a:b] for a, b in pairwise(ptr)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +204,10 @@ def resolve(lists: NameLists, nodes: NodeNames, unknown: str = "error") -> Resol
     counts = np.bincount(owner[~lost], minlength=len(lists))
     if unknown == "skip":
         rows = np.flatnonzero(~odd)
-        return Resolved(ids[~odd[owner]], _ptr(counts[rows]), rows, 0, 0, report)
-    return Resolved(ids[~lost], _ptr(counts), None, int(odd.sum()), int((odd & (counts == 0)).sum()), report)
+        return Resolved(ids[~odd[owner]], offsets(counts[rows]), rows, 0, 0, report)
+    return Resolved(
+        ids[~lost], offsets(counts), None, int(odd.sum()), int((odd & (counts == 0)).sum()), report
+    )
 
 
 def as_texts(names: Iterable[Any], what: str = "name") -> list[str]:
@@ -327,9 +267,3 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
 
 def _listed(names: Sequence[str], total: int | None = None) -> str:
     return ", ".join([*map(repr, names), *([] if total == len(names) else ["..."])]) if names else "none"
-
-
-def _ptr(counts: npt.NDArray[Any]) -> Int64Array:
-    out = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return out

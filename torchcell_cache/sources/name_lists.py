@@ -1,0 +1,77 @@
+"""Names of many samples, each distinct name once: what files are read into, and what is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.columns import offsets
+from torchcell_cache.record import Int64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NameLists:
+    """Names of many samples, each distinct name once.
+
+    Attributes:
+        distinct: The names, without blanks around them.
+        codes: Positions in ``distinct``, sample after sample, ``[sum of counts] int64``.
+        ptr: Offsets into ``codes``, ``[num_samples + 1] int64``.
+    """
+
+    distinct: list[str]
+    codes: Int64Array
+    ptr: Int64Array
+
+    @classmethod
+    def of(cls, rows: Iterable[Iterable[str]]) -> NameLists:
+        """From one list of names per sample."""
+        known: dict[str, int] = {}
+        codes: list[int] = []
+        ptr = [0]
+        for names in rows:
+            codes += [known.setdefault(name.strip(), len(known)) for name in names]
+            ptr.append(len(codes))
+        return cls(list(known), np.asarray(codes, dtype=np.int64), np.asarray(ptr, dtype=np.int64))
+
+    @classmethod
+    def tidy(cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any]) -> NameLists:
+        """From names as they stand, positions in them and their number per sample: blanks go, and so do empty names."""
+        known: dict[str, int] = {}
+        new = [known.setdefault(name, len(known)) if (name := part.strip()) else -1 for part in raw]
+        at = np.asarray(new, dtype=np.int64)[codes] if new else codes
+        ptr = offsets(counts)
+        if -1 in new:
+            ptr = offsets(at >= 0)[ptr]
+            at = at[at >= 0]
+        return cls(list(known), at, ptr)
+
+    @classmethod
+    def beside(cls, parts: Sequence[NameLists]) -> NameLists:
+        """The names of several columns, row by row, those of the first column first."""
+        if len(parts) == 1:
+            return parts[0]
+        known: dict[str, int] = {}
+        counts = [np.diff(part.ptr) for part in parts]
+        ptr = offsets(np.sum(counts, axis=0))
+        codes, start = np.empty(int(ptr[-1]), dtype=np.int64), ptr[:-1].copy()
+        for part, count in zip(parts, counts, strict=True):
+            new = np.array([known.setdefault(name, len(known)) for name in part.distinct], dtype=np.int64)
+            at = np.repeat(start - part.ptr[:-1], count) + np.arange(len(part.codes))
+            codes[at] = new[part.codes]
+            start += count
+        return cls(list(known), codes, ptr)
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def lists(self) -> list[list[str]]:
+        """One list of names per sample."""
+        flat = [self.distinct[code] for code in self.codes.tolist()]
+        ptr = self.ptr.tolist()
+        return [flat[a:b] for a, b in pairwise(ptr)]
