@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric.nn import (
@@ -21,7 +21,7 @@ from torch_geometric.nn import (
 )
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn import SharedEdges, shared_conv
+from torchcell_cache.nn import SharedEdges, product, shared_conv
 
 WIDTH, OUT, BATCH, NODES, EDGES = 5, 4, 3, 12, 60
 
@@ -121,6 +121,12 @@ def assert_same_run(layer: nn.Module, drawn: Drawn, fields: dict[str, Tensor], r
     torch.testing.assert_close(gradients(actual, layer, drawn.x), gradients(expected, layer, drawn.x))
 
 
+@pytest.fixture(params=["side by side", "sample by sample"], autouse=True)
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of multiplying, whatever the size."""
+    monkeypatch.setattr(product, "WIDE_BELOW", 0 if request.param == "sample by sample" else 10**9)
+
+
 @pytest.mark.parametrize("route", ["general", "auto", "fast"])
 @pytest.mark.parametrize("name", WAYS)
 def test_values_and_gradients_are_those_of_the_kept_edges(name: str, route: str) -> None:
@@ -135,7 +141,7 @@ def test_values_and_gradients_are_those_of_the_kept_edges(name: str, route: str)
     assert_same_run(layer, drawn, fields, route)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 10_000),
     st.integers(1, 6),

@@ -11,7 +11,7 @@ from test_nn import EDGES, NODES, OUT, WIDTH, Drawn, as_one_graph, draw, mlp
 from torch import Tensor, nn
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn import SharedEdges, shared_conv
+from torchcell_cache.nn import SharedEdges, product, shared_conv
 
 FAST = {
     "gcn": lambda: G.GCNConv(WIDTH, OUT),
@@ -28,6 +28,12 @@ WEIGHTED = {
     "gcn plain": lambda: G.GCNConv(WIDTH, OUT, normalize=False),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As features of real graphs are multiplied; test_nn.py has both ways."""
+    monkeypatch.setattr(product, "WIDE_BELOW", 0)
 
 
 def both(layer: nn.Module, drawn: Drawn, fields: dict[str, Tensor] | None = None) -> list[Callable]:

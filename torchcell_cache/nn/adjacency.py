@@ -1,7 +1,8 @@
-"""One edge list as a sparse matrix, built once per edge list and device, multiplied with all samples at once."""
+"""One edge list as a sparse matrix, built once per edge list and device, and its transpose."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ class Adjacency:
     Attributes:
         num_source: Number of columns.
         num_target: Number of rows.
-        row_ptr: ``[num_target + 1] int64``.
-        column: Source of each entry, ``[num_entries] int64``.
+        row_ptr: ``[num_target + 1] int32``, as all offsets and ends (``int64`` where that is too narrow).
+        column: Source of each entry, ``[num_entries] int32``.
         slot: Entry of each edge, ``[num_edges] int64``.
-        row_ptr_t: The transpose's row offsets, ``[num_source + 1] int64``.
-        column_t: Target of each of the transpose's entries, ``[num_entries] int64``.
+        row_ptr_t: The transpose's row offsets, ``[num_source + 1] int32``.
+        column_t: Target of each of the transpose's entries, ``[num_entries] int32``.
         order_t: Entry of each of the transpose's entries, ``[num_entries] int64``.
         is_loop: Edges from a node to itself, ``[num_edges] bool``.
         has_loops: Whether there are any.
@@ -61,14 +62,15 @@ class Adjacency:
         row, column = key // max(num_source, 1), key % max(num_source, 1)
         order = torch.argsort(column, stable=True)
         is_loop = edge_index[0] == edge_index[1]
+        narrow = torch.int32 if max(len(key), num_source, num_target) < 2**31 else torch.int64
         return cls(
             num_source,
             num_target,
-            _offsets(row, num_target),
-            column,
+            _offsets(row, num_target).to(narrow),
+            column.to(narrow),
             slot,
-            _offsets(column, num_source),
-            row[order],
+            _offsets(column, num_source).to(narrow),
+            row[order].to(narrow),
             order,
             is_loop,
             bool(is_loop.any()),
@@ -93,9 +95,31 @@ class Adjacency:
     def _matrices(self, per_edge: Tensor, loops: bool) -> Matrices:
         per_edge = per_edge if loops else per_edge.masked_fill(self.is_loop, 0)
         values = torch.zeros_like(self.column, dtype=per_edge.dtype).index_add_(0, self.slot, per_edge)
-        forward = _csr(self.row_ptr, self.column, values, (self.num_target, self.num_source))
+        forward = Compressed(self.row_ptr, self.column, values, (self.num_target, self.num_source))
         shape = (self.num_source, self.num_target)
-        return Matrices(forward, _csr(self.row_ptr_t, self.column_t, values[self.order_t], shape))
+        return Matrices(forward, Compressed(self.row_ptr_t, self.column_t, values[self.order_t], shape))
+
+
+@dataclass(eq=False)
+class Compressed:
+    """A sparse matrix by rows.
+
+    Attributes:
+        row_ptr: ``[num_rows + 1] int32`` (``int64`` where that is too narrow).
+        column: ``[num_entries]``, of the same dtype.
+        values: ``[num_entries]`` floating point.
+        shape: Rows and columns.
+    """
+
+    row_ptr: Tensor
+    column: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    @functools.cached_property
+    def sparse(self) -> Tensor:
+        """As a sparse tensor of torch."""
+        return _csr(self.row_ptr, self.column, self.values, self.shape)
 
 
 class Matrices:
@@ -103,7 +127,7 @@ class Matrices:
 
     __slots__ = ("matrix", "transpose")
 
-    def __init__(self, matrix: Tensor, transpose: Tensor) -> None:
+    def __init__(self, matrix: Compressed, transpose: Compressed) -> None:
         self.matrix, self.transpose = matrix, transpose
 
     @property
@@ -155,117 +179,6 @@ def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
             f"{num_source} source and {num_target} target nodes",
             fix="take x and edge_index from the same batch",
         )
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def multiply(
-    adjacency: Adjacency,
-    x: Tensor,
-    weight: Tensor | None = None,
-    *,
-    loops: bool = True,
-    source_kept: Tensor | None = None,
-    target_kept: Tensor | None = None,
-) -> Tensor:
-    """Sum over the edges of all samples at once: one product of a sparse and a dense matrix.
-
-    Args:
-        adjacency: The edges.
-        x: ``[batch, num_source, num_features]``.
-        weight: Constant edge weights, ``[num_edges]``, or ``None``.
-        loops: Whether edges from a node to itself count.
-        source_kept: Nodes whose features are sent, ``[batch, num_source] bool``; ``None`` for all.
-        target_kept: Nodes that receive, ``[batch, num_target] bool``; ``None`` for all.
-
-    Returns:
-        ``[batch, num_target, num_features]``, of ``x``'s dtype.
-    """
-    # The products in half precision are not on every device.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    matrices = adjacency.matrices(weight, dtype, loops=loops)
-    out: Tensor = _apply(x.to(dtype), matrices, *hidden)
-    return out.to(x.dtype)
-
-
-@lasting
-def degrees(
-    adjacency: Adjacency,
-    batch: int,
-    dtype: torch.dtype,
-    weight: Tensor | None = None,
-    *,
-    loops: bool = True,
-    source_kept: Tensor | None = None,
-    target_kept: Tensor | None = None,
-) -> Tensor:
-    """Number of kept edges into each target, or the sum of their weights, ``[batch, num_target, 1]``."""
-    ones = torch.ones((batch, adjacency.num_source, 1), dtype=dtype, device=adjacency.column.device)
-    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, *hidden)
-
-
-class _SparseProduct(torch.autograd.Function):
-    """``matrix @ x`` for all samples; its gradient is the product with the transpose, which is at hand.
-
-    Linear in ``x``: differentiable any number of times, forwards and backwards, and over further batch dimensions.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor, matrices: Matrices, hidden_source: Tensor | None, hidden_target: Tensor | None
-    ) -> Tensor:
-        return _product(matrices.matrix, x, hidden_source, hidden_target)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.matrices, *hidden = inputs
-        ctx.save_for_backward(*hidden)
-        ctx.save_for_forward(*hidden)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None, None]:
-        hidden_source, hidden_target = ctx.saved_tensors
-        return _apply(grad, ctx.matrices.t, hidden_target, hidden_source), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor, *_: None) -> Any:
-        return _apply(x, ctx.matrices, *ctx.saved_tensors)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrices: Matrices, *hidden: Any) -> Any:
-        """A further dimension is a larger batch."""
-        size = info.batch_size
-
-        def flat(value: Tensor | None, dim: int | None) -> Tensor | None:
-            if value is None:
-                return None
-            whole = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            return whole.flatten(0, 1)
-
-        masks = [flat(value, dim) for value, dim in zip(hidden, in_dims[2:], strict=True)]
-        return _apply(flat(x, in_dims[0]), matrices, *masks).unflatten(0, (size, -1)), 0
-
-
-def _apply(*inputs: Any) -> Any:
-    return _SparseProduct.apply(*inputs)  # type: ignore[no-untyped-call]
-
-
-def _product(matrix: Tensor, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None) -> Tensor:
-    """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[batch, n or m] bool``.
-
-    Features are laid out node by node and hidden in that fresh copy, so masking makes no copy of its own.
-    """
-    batch, _, features = x.shape
-    columns = x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-    if hidden_in is not None:
-        columns.masked_fill_(hidden_in.t().unsqueeze(-1), 0)
-    with torch.autocast(x.device.type, enabled=False):  # it would hand the product half precision
-        out = matrix @ columns.view(len(columns), batch * features)
-    out = out.view(matrix.size(0), batch, features)
-    if hidden_out is not None:
-        out.masked_fill_(hidden_out.t().unsqueeze(-1), 0)
-    return out.transpose(0, 1).contiguous()
 
 
 def _offsets(rows: Tensor, count: int) -> Tensor:

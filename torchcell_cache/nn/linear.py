@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGEConv
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
-from torchcell_cache.nn.adjacency import Adjacency, adjacency_of, degrees, multiply
+from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
 from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.product import degrees, multiply
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 _WEIGHTED = (GraphConv, GCNConv)
