@@ -83,6 +83,28 @@ def test_patterns_lists_and_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             source_of(wrong)
 
 
+def test_other_formats_are_named(tmp_path: Path) -> None:
+    for name, group, words in (
+        ("m.h5mu", "mod/rna", "mudata.read_h5mu"),
+        ("t.h5", "matrix", "scanpy.read_10x_h5"),
+    ):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_group(group)
+        refused(lambda name=name: source_of(tmp_path / name), tc.errors.SourceContractError, name, words)
+
+
+def test_one_name_is_one_column(tmp_path: Path) -> None:
+    path = write(made_up(3, GENES), tmp_path / "c.h5ad")
+    source = source_of(path, categories="batch", phenotypes="score")
+    assert (list(source.categories), source.phenotypes) == (["batch"], ("score",))
+    assert source.identity() == source_of(path, categories=["batch"], phenotypes=["score"]).identity()
+    for target in ("1e4", float("inf"), float("nan"), -1):
+        with pytest.raises(tc.errors.SettingError, match="target_sum="):
+            source_of(path, target_sum=target)
+    with pytest.raises(tc.errors.SettingError, match="empty path"):
+        source_of("")
+
+
 @pytest.mark.parametrize("mark", [".zgroup", "zarr.json", ".zmetadata", None])
 def test_zarr_stores_and_directories(tmp_path: Path, mark: str | None) -> None:
     place = tmp_path / ("cells.zarr" if mark is None else "cells")
@@ -312,6 +334,11 @@ def test_libraries_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     for url, module, advice in (("gs://lab/c.h5ad", "gcsfs", "gcsfs"), ("az://lab/*.h5ad", "adlfs", "adlfs")):
         monkeypatch.setitem(sys.modules, module, None)
         refused(lambda url=url: source_of(url), tc.errors.SettingError, url, f"pip install {advice}")
+    refused(
+        lambda: source_of("http://127.0.0.1:9/c.h5ad"),
+        tc.errors.RemoteUnavailableError,
+        "http://127.0.0.1:9/c.h5ad",
+    )
     refused(
         lambda: source_of("nowhere://lab/c.h5ad"),
         tc.errors.SettingError,

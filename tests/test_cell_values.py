@@ -112,6 +112,15 @@ def test_what_float32_does_hold_is_kept(tmp_path: Path, value: float, dtype: str
     assert found[1, 2] == np.float32(value)
 
 
+def test_long_doubles_and_negative_zeros(tmp_path: Path) -> None:
+    matrix = np.array([[-0.0, 0.0, 1.5]], dtype=np.longdouble)
+    found = dense(tc.AnnDataSource(file_of(tmp_path / "c.h5ad", matrix), gene_graph(GENES)))
+    assert np.array_equal(found, matrix)
+    assert np.signbit(found).tolist() == [[True, False, False]]
+    with pytest.raises(tc.errors.SourceContractError, match=r"cell 0 has .* of Q2"):
+        dense(tc.AnnDataSource(file_of(tmp_path / "d.h5ad", matrix * 1e40), gene_graph(GENES)))
+
+
 def test_infinity_and_nan_of_the_file_are_kept(tmp_path: Path) -> None:
     matrix = np.array([[np.inf, np.nan, -np.inf]])
     assert np.array_equal(

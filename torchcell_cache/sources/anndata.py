@@ -95,8 +95,8 @@ class AnnDataSource:
         gene_column: str | None = None,
         field: str = "x",
         column: int | None = None,
-        phenotypes: Sequence[str] = (),
-        categories: Sequence[str] = (),
+        phenotypes: str | Sequence[str] = (),
+        categories: str | Sequence[str] = (),
         y: str | None = None,
         perturbation: str | Sequence[str] = (),
         separator: str = "+",
@@ -113,9 +113,10 @@ class AnnDataSource:
         aliases: Mapping[str, str] | str | Path | None = None,
     ) -> None:
         choice("unknown", unknown, UNKNOWN)
+        phenotypes, categories = _several(phenotypes), _several(categories)
         how = Perturbations(_several(perturbation), separator, _several(control), unknown)
-        _check(layer, raw, target_sum, tuple(phenotypes), tuple(categories), y, separator)
-        self.phenotypes, self.target_sum, self.log1p = tuple(phenotypes), target_sum, log1p
+        _check(layer, raw, target_sum, phenotypes, categories, y, separator)
+        self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
         self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
         self.node_type = perturbable_type(base_graph, node_type)
         self._aliases = read_aliases(aliases) or None
@@ -125,9 +126,7 @@ class AnnDataSource:
         self.matrices = [Matrix(file, layer, raw) for file in self.files]
         self.alignments = [align(matrix, named, gene_column) for matrix in self.matrices]
         lengths = [matrix.shape[0] for matrix in self.matrices]
-        self._labels: Labels = read_labels(
-            self.files, lengths, named, self.phenotypes, tuple(categories), how
-        )
+        self._labels: Labels = read_labels(self.files, lengths, named, phenotypes, categories, how)
         kept = [len(rows) for rows in self._labels.rows]
         if sum(lengths) and not sum(kept):
             raise SourceContractError(
@@ -330,8 +329,8 @@ def _check(
 ) -> None:
     if layer is not None and raw:
         raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
-    if target_sum is not None and not target_sum > 0:
-        raise SettingError(f"target_sum={target_sum} must be a positive number, 1e4 for instance")
+    if target_sum is not None and not (bool(np.isreal(target_sum)) and 0 < target_sum < np.inf):
+        raise SettingError(f"target_sum={target_sum!r} must be a positive number, 1e4 for instance")
     if not separator:
         raise SettingError("separator is empty", fix='separator="+"')
     columns = (*phenotypes, *categories)

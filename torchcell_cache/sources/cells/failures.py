@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torchcell_cache.errors import (
@@ -69,6 +69,16 @@ def directory_refused(url: str, names: list[str]) -> SourceContractError:
     )
 
 
+def matrix_missing(url: str, wanted: str, there: str, groups: Collection[str] = ()) -> SourceContractError:
+    """The error for a matrix that a file or an object does not have; names other formats that it may be."""
+    fix = "raw=True, layer=..., or a file with it"
+    if "mod" in groups:
+        fix = f"AnnDataSource(mudata.read_h5mu({url!r}).mod[...], ...): it is a MuData file"
+    elif "matrix" in groups:
+        fix = f"AnnDataSource(scanpy.read_10x_h5({url!r}), ...): it is a 10x or loom file"
+    return SourceContractError(f"{url} has no {wanted}; it has {there}", path=url, fix=fix)
+
+
 def missing_file(url: str) -> SourceContractError:
     """The error for a file that is not there."""
     return SourceContractError(
@@ -129,7 +139,9 @@ def _of_server(url: str, error: Exception) -> CacheError:
         return SettingError(f"{url}: {text}", path=url, fix=fix)
     if kind == failures.ACCESS:
         return RemoteAccessError(f"not allowed to read {url} ({text})", path=url, fix=how_to_log_in(protocol))
-    if kind == failures.GONE:
+    if (
+        kind == failures.GONE and "Connect" not in type(error.__cause__).__name__
+    ):  # fsspec's words for a dead server
         return missing_file(url)
     if kind == failures.USAGE:
         return SettingError(

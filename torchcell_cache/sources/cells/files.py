@@ -59,6 +59,8 @@ def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
 def _expanded(path: Any, options: Mapping[str, Any] | None) -> list[str]:
     """The files that a path or pattern names, a leading ``~`` resolved."""
     path = os.fsdecode(path)
+    if not path:
+        raise SettingError("files holds an empty path", fix="pass the path of an H5AD file")
     if "://" in path:
         if not glob.has_magic(path) or path.startswith("http"):  # a question mark is no pattern there
             return [path]

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.cells.failures import absent, directory_refused, reading
+from torchcell_cache.sources.cells.failures import absent, directory_refused, matrix_missing, reading
 
 if TYPE_CHECKING:
     import h5py
@@ -209,11 +209,8 @@ class H5adFile:
         if found is None or found.attrs.get("encoding-type") == "null":
             layers = sorted(file["layers"]) if "layers" in file else []
             wanted = "raw/X" if raw else "X" if layer is None else f"layer {layer!r}"
-            raise SourceContractError(
-                f"{self.url} has no {wanted}; it has X: {'X' in file}, raw: {'raw' in file or 'raw.X' in file}, "
-                f"layers {layers}",
-                path=self.url,
-            )
+            there = f"X: {'X' in file}, raw: {'raw' in file or 'raw.X' in file}, layers {layers}"
+            raise matrix_missing(self.url, wanted, there, list(file))
         return found
 
 

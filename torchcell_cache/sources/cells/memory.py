@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.cells.failures import matrix_missing
 from torchcell_cache.sources.cells.h5ad import needs
 
 
@@ -66,10 +67,10 @@ class CellsInMemory:
                 found = cells.X if layer is None else cells.layers.get(layer)
             if found is None:
                 wanted = "raw.X" if raw else "X" if layer is None else f"layer {layer!r}"
-                raise SourceContractError(
-                    f"{self.url} has no {wanted}; it has X: {cells.X is not None}, raw: {cells.raw is not None}, "
-                    f"layers {sorted(cells.layers)}"
+                there = (
+                    f"X: {cells.X is not None}, raw: {cells.raw is not None}, layers {sorted(cells.layers)}"
                 )
+                raise matrix_missing(self.url, wanted, there)
             self._used[layer, raw] = _loaded(found)
         return self._used[layer, raw]
 

@@ -84,9 +84,9 @@ def _dense_runs(dataset: Any, start: int, stop: int, width: int) -> Iterator[Row
     step = max(1, min(MAX_CELLS, MAX_ELEMENTS // max(width, 1)))
     for first in range(start, stop, step):
         block = dataset[first : min(first + step, stop)]
-        # -0.0 is an element too: what is stored is the file's bits.
-        bits = np.ascontiguousarray(block)
-        nonzero = bits.view(f"u{bits.itemsize}") != 0
+        nonzero = block != 0
+        if block.dtype.kind == "f":  # -0.0 is an element too: what is stored is the file's bits
+            nonzero |= np.signbit(block)
         rows, columns = np.nonzero(nonzero)
         ptr = np.zeros(len(block) + 1, dtype=np.int64)
         np.cumsum(np.bincount(rows, minlength=len(block)), out=ptr[1:])
