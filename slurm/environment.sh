@@ -43,6 +43,16 @@ if [ -n "$VENV" ]; then
   source "$VENV/bin/activate"
 fi
 
+# Whether KEY is among arguments KEY=value: then what the job would say of it itself is left out.
+is_given() {
+  local key="$1" argument
+  shift
+  for argument in "$@"; do
+    [[ "$argument" == "$key="* ]] && return 0
+  done
+  return 1
+}
+
 # A job step; waits for it also while signals come in, and returns its status.
 step() {
   local status pid

@@ -68,7 +68,7 @@ def test_every_number_is_there_and_makes_sense(store: Path, capsys) -> None:
 
 
 def test_a_table_for_people(store: Path, capsys) -> None:
-    assert main(["bench", f"root={store}", *QUICK[:-1], "workers=0", "batch_size=999"]) == 0
+    assert main(["bench", f"root={store}", *QUICK[:2], "workers=0", "batch_size=999"]) == 0
     said = capsys.readouterr()
     assert "bench: read\n" in said.err
     assert "bench: loader, 0 workers\n" in said.err
@@ -107,14 +107,14 @@ def test_stores_that_cannot_do_everything(tmp_path: Path, capsys) -> None:
         storage="delta",
         processor=tc.LazySubgraphRepresentation(),
     )
-    facts = facts_of(capsys, root, *quick, "batch_size=20")
+    facts = facts_of(capsys, root, *quick[:2], *quick[3:], "batch_size=20")
     assert "has statistics and sample" in facts["skipped"]["expand"]
     assert "exclude_keys" in facts["skipped"]["expand"]
     assert any("cannot be said" in tip for tip in facts["advice"])
     fields = (
         "phenotype_stat_values,phenotype_stat_type_indices,phenotype_stat_sample_indices,phenotype_stat_types"
     )
-    facts = facts_of(capsys, root, *quick, "batch_size=20", f"exclude_keys=[{fields}]")
+    facts = facts_of(capsys, root, *quick[:2], *quick[3:], "batch_size=20", f"exclude_keys=[{fields}]")
     assert not facts["skipped"]
     root = build("empty", [], allow_empty=True)
     assert main(["bench", root]) == 2

@@ -315,7 +315,8 @@ def test_the_command_line_opens_what_is_stored(tmp_path, capsys, monkeypatch):
         ("source.duplicates=median", "keep, group, mean"),
         ("source.query_file=no.cql", "no such file"),
     ):
-        assert main([*command, wrong]) == 2
+        key = wrong.partition("=")[0]
+        assert main([*(one for one in command if not one.startswith(f"{key}=")), wrong]) == 2
         assert message in capsys.readouterr().err
     assert main(["preprocess", f"root={tmp_path / 'store'}", "source=neo4j"]) == 2
     assert "source.base_graph=" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torchcell_cache.errors import CacheError, FormatError
+from torchcell_cache.shard_entry import root_argument
 
 if TYPE_CHECKING:
     from torchcell_cache.generation import Generation
@@ -27,5 +28,5 @@ def decoding(generation: Generation) -> Iterator[None]:
         raise FormatError(
             f"{generation.directory}: records, schema and base graph do not fit together ({error!r})",
             path=generation.directory,
-            fix=f"torchcell-cache verify root={generation.root} level=full",
+            fix=f"torchcell-cache verify {root_argument(generation.root)} level=full",
         ) from error

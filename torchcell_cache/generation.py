@@ -28,6 +28,7 @@ from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.record import SampleTable
 from torchcell_cache.removal import Removal
 from torchcell_cache.schema import check_schema
+from torchcell_cache.shard_entry import root_argument
 from torchcell_cache.shared_fields import SharedFields
 from torchcell_cache.storage_errors import storage_errors
 from torchcell_cache.store import ShardFiles
@@ -283,7 +284,9 @@ class Generation:
         shard = int(shards[wanted.index(index)])
         path = self.directory / self.manifest.shards[shard].file.name
         return CorruptRecordError(
-            f"{path}: {error} (shard {shard})", path=path, fix=f"torchcell-cache repair root={self.root}"
+            f"{path}: {error} (shard {shard})",
+            path=path,
+            fix=f"torchcell-cache repair {root_argument(self.root)}",
         )
 
     def read_columns(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> StructuredColumns:

@@ -12,6 +12,7 @@ from torchcell_cache.codec.gap import check_gaps_ragged
 from torchcell_cache.errors import CorruptRecordError
 from torchcell_cache.generation import Generation
 from torchcell_cache.incidence import IncidenceIndex
+from torchcell_cache.shard_entry import root_argument
 
 
 def degrees(index: IncidenceIndex, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -40,7 +41,7 @@ def check_removals(generation: Generation, sections: Sections) -> None:
         return CorruptRecordError(
             f"{generation.directory}: sample {int(sections['indices'][at])} {what}",
             path=generation.directory,
-            fix=f"torchcell-cache repair root={generation.root}",
+            fix=f"torchcell-cache repair {root_argument(generation.root)}",
         )
 
     wrong = check_gaps_ragged(words, word_ptr, generation.topology.size)

@@ -40,7 +40,7 @@ from torchcell_cache.graph.io import graph_digest, write_base_graph
 from torchcell_cache.manifest import FileEntry, Manifest
 from torchcell_cache.published import stored_processor
 from torchcell_cache.record import SampleTable
-from torchcell_cache.shard_entry import repair_hint
+from torchcell_cache.shard_entry import repair_hint, root_argument
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 
@@ -79,7 +79,7 @@ class PartMaker:
             raise CorruptShardError(
                 f"{needed_for} can only be made again from the source",
                 path=self.directory,
-                fix=f"repair with the source: torchcell-cache repair root={self.root} source=... (Python: source=...)",
+                fix=f"repair with the source: torchcell-cache repair {root_argument(self.root)} source=... (Python: source=...)",
             )
         if not self._checked:
             check_source(self.manifest, self._given, self.root)

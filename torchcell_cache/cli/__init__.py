@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
+from torchcell_cache import _platform_lacks
 from torchcell_cache.errors import (
     EXIT_CANNOT_WRITE,
     EXIT_CORRUPT_OR_STALE,
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 fine, 2 usage, 65 corrupt or stale, 73 cannot write, 75 interrupted and resumable.
     """
+    if (lacks := _platform_lacks()) is not None:
+        _say(f"error: {lacks}")
+        return EXIT_USAGE
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     # PyG compiles a class with torch.jit when it is imported; no user of a command can do anything about it.
