@@ -14,7 +14,7 @@ import torchcell_cache as tc
 from torchcell_cache.errors import SettingError
 from torchcell_cache.given_numbers import whole_number
 
-INTEGERS = [np.int8, np.int64, np.uint64, lambda k: torch.tensor(k), lambda k: np.array(k)]
+INTEGERS = [np.int8, np.int64, np.uint64, torch.tensor, np.array]
 NO_INTEGERS = [
     None,
     "3",
