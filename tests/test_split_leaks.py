@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+import torch
 from graphs import cell_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ class Plain:
         self.table = tc.PerturbationTable(CELL, perturbed, phenotypes=labels).table
         self.generation, self.categories = self, categories or {}
         self.columns = {name: np.array(values, dtype=np.float32) for name, values in labels.items()}
-        self.phenotype_info = list(labels)
+        self.label_columns = {name: name for name in labels}
         self.sets = [frozenset(row) for row in perturbed]
 
     def __len__(self):
@@ -224,7 +225,28 @@ def test_a_sample_measured_in_two_batches_belongs_to_neither(tmp_path) -> None:
     assert tc.split_by_group(ds[1:], "batch", (0.5, 0.5), progress=False).dataset is not ds
 
 
+def test_only_stores_and_their_views_are_divided(tmp_path) -> None:
+    ds = tc.build(tmp_path, source=tc.testing.tiny_source(6), processor=tc.Perturbation(), progress=False)
+    for other in (torch.utils.data.Subset(ds, [0, 1]), torch.utils.data.ConcatDataset([ds, ds]), [1, 2]):
+        for ask in (
+            tc.split_random,
+            tc.split_by_perturbation,
+            tc.select,
+            lambda d: tc.split_by_group(d, "fitness"),
+        ):
+            with pytest.raises(SettingError, match="a store or a view of one"):
+                ask(other)
+    with pytest.raises(SettingError, match="the name of one column"):
+        tc.split_by_group(ds, ["fitness"])
+
+
 # What is said
+
+
+def test_samples_without_a_group_are_said() -> None:
+    ds = Plain([[0]] * 6, donor=[0.0, 1.0, 2.0, np.nan, np.nan, 2.0])
+    splits = tc.split_by_group(ds, "donor", progress=False)
+    assert "2 samples have no donor and are one group" in splits.notes
 
 
 def test_empty_parts_and_divided_sets_are_said_once(capsys, recwarn) -> None:

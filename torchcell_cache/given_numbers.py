@@ -6,6 +6,9 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from torchcell_cache.errors import SettingError
 
 
@@ -52,6 +55,20 @@ def real_number(name: str, value: Any, wanted: str, *, above: bool = False) -> f
     if not (0 <= found < math.inf) or (above and found == 0):
         raise SettingError(f"{name}={value!r:.200}: expected {wanted}")
     return found
+
+
+def real_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """Numbers of a list, an array or a tensor of any dtype and device as float64, in their own shape.
+
+    Raises:
+        SettingError: If they are no numbers.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double()
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingError(f"{name} must be numbers, one per sample: {error}") from None
 
 
 def seed_number(seed: Any) -> int:

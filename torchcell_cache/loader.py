@@ -16,7 +16,7 @@ from torch_geometric.data.data import BaseData
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.given_numbers import real_number, whole_number
-from torchcell_cache.loading.arguments import refuse_unknown, samplers_of, start_method
+from torchcell_cache.loading.arguments import checked_device, refuse_unknown, samplers_of, start_method
 from torchcell_cache.loading.prefetch import on_device
 from torchcell_cache.loading.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
 from torchcell_cache.loading.sampling import CacheSampler, Plan
@@ -109,7 +109,7 @@ class CacheLoader:
         )
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = start_method(multiprocessing_context)
-        self.device = None if device is None else torch.device(device)
+        self.device = checked_device(device)
         self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
         given = {"seed": (seed, 0), "rank": (rank, None), "world_size": (world_size, None)}
         own: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}

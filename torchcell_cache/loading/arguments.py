@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch.utils.data import BatchSampler
 
 from torchcell_cache.errors import SettingError
@@ -26,6 +27,20 @@ def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:
         close = difflib.get_close_matches(name, valid, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise SettingError(f"{what} has no argument {name!r}{hint}\n  it has {', '.join(valid)}")
+
+
+def checked_device(value: Any) -> torch.device | None:
+    """A device by its name or number; ``None`` as it is.
+
+    Raises:
+        SettingError: If torch knows no such device.
+    """
+    try:
+        return None if value is None else torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise SettingError(
+            f"device={value!r}: {str(error).splitlines()[0]:.200}", fix="device='cuda', or device='cpu'"
+        ) from None
 
 
 def start_method(value: Any) -> Any:

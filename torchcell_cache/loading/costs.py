@@ -14,7 +14,7 @@ import xxhash
 
 from torchcell_cache.columns import offsets
 from torchcell_cache.errors import SettingError
-from torchcell_cache.given_numbers import real_number
+from torchcell_cache.given_numbers import real_number, real_numbers
 from torchcell_cache.loading.draws import Float64Array
 from torchcell_cache.loading.epoch_plan import epoch_order
 from torchcell_cache.loading.groups import column_of
@@ -278,10 +278,7 @@ def _checked(costs: Any, count: int, name: str, base_cost: float) -> Float64Arra
     Raises:
         SettingError: If they are not one finite number per sample, not negative.
     """
-    try:
-        found = np.array(costs, dtype=np.float64) + float(base_cost)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{name} must be numbers, one per sample: {error}") from None
+    found = real_numbers(name, costs) + real_number("base_cost", base_cost, "a number from 0 on")
     if found.shape != (count,):
         raise SettingError(f"{name} has shape {found.shape}, expected ({count},): one number per sample")
     if not bool(np.isfinite(found).all()) or bool((found < 0).any()):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.given_numbers import whole_number
+from torchcell_cache.given_numbers import real_numbers, whole_number
 from torchcell_cache.loading.draws import Float64Array, draw_with_replacement, draw_without_replacement
 from torchcell_cache.loading.groups import Bins, inverse_frequency
 from torchcell_cache.loading.sampling import OrderSampler
@@ -137,10 +137,7 @@ def _checked(weights: Any, count: int) -> Float64Array:
     Raises:
         SettingError: If they are not one finite number per sample, not negative and not all 0.
     """
-    try:
-        found = np.array(weights, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"weights= must be numbers, one per sample: {error}") from None
+    found = real_numbers("weights=", weights)
     if found.shape != (count,):
         raise SettingError(f"weights has shape {found.shape}, expected ({count},): one number per sample")
     if not bool(np.isfinite(found).all()) or bool((found < 0).any()):

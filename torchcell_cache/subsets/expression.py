@@ -225,11 +225,11 @@ class Expression:
 
     def _joined(self, node: ast.expr, sign: ast.operator, columns: _Columns) -> Any:
         """A condition beside ``&`` or ``|``, which bind tighter than comparisons."""
-        value = self._value(node, columns)
-        if not value.truth:
+        value = None if isinstance(node, ast.Constant) else self._value(node, columns)
+        if value is None or not value.truth:
             sign_text, word = ("&", "and") if isinstance(sign, ast.BitAnd) else ("|", "or")
             raise self._refused(
-                f"joins {self._shown(node)!r}, a number, by {sign_text!r}, which binds tighter than a comparison",
+                f"joins {self._shown(node)!r}, no condition, by {sign_text!r}, which binds tighter than a comparison",
                 fix=f"a > 1 {word} b < 2, or (a > 1) {sign_text} (b < 2)",
             )
         return value.data

@@ -62,6 +62,11 @@ def select(
         SettingError: If a column, node or id is unknown, or fewer than ``n`` samples are left.
         StaleCacheError: If ``listed`` is an index file of another store.
     """
+    if not hasattr(dataset, "generation"):
+        raise SettingError(
+            f"select chooses from a store or a view of one, got {type(dataset).__name__}",
+            fix="dataset[indices] is a view of some samples",
+        )
     genes, without = _texts("genes", genes), _texts("without", without)
     choice("match", match, MATCHES)
     rows = np.arange(len(dataset), dtype=np.int64) if listed is None else _listed(dataset, listed)

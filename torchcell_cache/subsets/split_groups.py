@@ -60,7 +60,7 @@ def split_by_group(
         >>> splits = tc.split_by_group(ds, "donor", test=["D3"])  # doctest: +SKIP
     """
     parts = checked_fractions(fractions)
-    how = made_by("split_by_group", parts, len(fractions), seed, stratify, bins)
+    how = made_by(dataset, "split_by_group", parts, len(fractions), seed, stratify, bins)
     groups = _Groups(dataset, column)
     named = {name: groups.numbers(name, given) for name, given in zip(PARTS, (train, val, test), strict=True)}
     how |= {"column": column, **{name: list(map(str, given)) for name, given in named.items() if given}}
@@ -85,6 +85,8 @@ class _Groups:
     """
 
     def __init__(self, dataset: Any, column: str) -> None:
+        if not isinstance(column, str):
+            raise SettingError(f"column={column!r:.80}: expected the name of one column")
         self.column = column
         values = column_of(dataset, column)
         if values.ndim != 1:

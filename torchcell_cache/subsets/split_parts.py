@@ -44,6 +44,7 @@ def checked_fractions(fractions: Sequence[float], length: int | None = None) -> 
 
 
 def made_by(
+    dataset: Any,
     function: str,
     fractions: tuple[float, float, float],
     count: int,
@@ -51,11 +52,16 @@ def made_by(
     stratify: str | None,
     bins: int,
 ) -> dict[str, Any]:
-    """How a split is made, as JSON values; ``count`` is the number of shares that were given.
+    """How a split of a dataset is made, as JSON values; ``count`` is the number of shares that were given.
 
     Raises:
-        SettingError: If ``seed`` or ``bins`` is no whole number.
+        SettingError: If ``seed`` or ``bins`` is no whole number, or the dataset is no store's.
     """
+    if not hasattr(dataset, "generation"):
+        raise SettingError(
+            f"{function} divides a store or a view of one, got {type(dataset).__name__}",
+            fix="dataset[indices] is a view of some samples",
+        )
     shares = [fractions[0], fractions[2]] if count == 2 else list(fractions)
     numbers = {"seed": seed_number(seed), "stratify": stratify, "bins": whole_number("bins", bins, 1)}
     return {"function": function, "fractions": shares, **numbers}

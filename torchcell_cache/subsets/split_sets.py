@@ -120,6 +120,10 @@ class Splits:
             for name in wanted
             if not len(self.parts.get(name, ()))
         ]
+        if (column := self.made_by.get("column")) is not None:
+            values = self.dataset.columns[column]
+            if nameless := int(np.count_nonzero(values != values)):
+                lines.append(f"{nameless:,} samples have no {column} and are one group")
         if self.dataset.generation.table is not None and (divided := self._num_divided()):
             lines.append(
                 f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "

@@ -54,7 +54,7 @@ def split_random(
         >>> splits = tc.split_random(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
     """
     parts = checked_fractions(fractions)
-    how = made_by("split_random", parts, len(fractions), seed, stratify, bins)
+    how = made_by(dataset, "split_random", parts, len(fractions), seed, stratify, bins)
     values = values_of(dataset, stratify)
     part = divide(_strata(values, len(dataset), how["bins"]), parts, how["seed"], _SAMPLES)
     return Splits(dataset, named_parts(part, how), {}, how).said(progress)
@@ -114,7 +114,7 @@ def split_by_perturbation(
     """
     parts = checked_fractions(fractions)
     seen_parts = parts if seen_fractions is None else checked_fractions(seen_fractions, len(fractions))
-    how = made_by("split_by_perturbation", parts, len(fractions), seed, stratify, bins)
+    how = made_by(dataset, "split_by_perturbation", parts, len(fractions), seed, stratify, bins)
     how |= {
         "seen_fractions": None if seen_fractions is None else [float(share) for share in seen_fractions],
         "names": choice("names", names, NAMES),
