@@ -105,7 +105,7 @@ def test_signs_as_in_pandas(text) -> None:
     ("text", "message"),
     [
         ("a > 1 & b < 3", r"joins '1'.*binds tighter(.|\n)*a > 1 and b < 2, or \(a > 1\) & \(b < 2\)"),
-        ("c == 'NK' & (a > 1)", r"'NK'(.|\n)*and b"),
+        ("a == 'NK' & (b > 1)", r"'NK'(.|\n)*and b"),
         ("a | b", r"joins 'a'.*'\|'(.|\n)*a > 1 or b < 2"),
         ("a > 1 && b < 3", r"cannot be read(.|\n)*and, or, not"),
         ("a > 1 || b < 3", r"cannot be read(.|\n)*and, or, not"),

@@ -269,8 +269,8 @@ def test_the_transform_of_the_moment_counts(tmp_path, workers) -> None:
 
 def test_tensors_as_weights_and_costs_and_names_of_devices(ds) -> None:
     plain = batches(tc.WeightedCacheSampler(ds, 4, weights=[1.0, 2.0] * 12))
-    for given in (torch.float32, torch.bfloat16, torch.int64):
-        assert batches(tc.WeightedCacheSampler(ds, 4, weights=torch.tensor([1, 2] * 12).to(given))) == plain
+    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+        assert batches(tc.WeightedCacheSampler(ds, 4, weights=torch.tensor([1, 2] * 12).to(dtype))) == plain
     trained = torch.tensor([1.0, 2.0] * 12, requires_grad=True)
     assert batches(tc.WeightedCacheSampler(ds, 4, weights=trained)) == plain
     assert len(batches(tc.BalancedCostBatchSampler(ds, 4, costs=trained))) == 6
