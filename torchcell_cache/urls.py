@@ -56,7 +56,8 @@ def local_path(path: Any, what: str = "root") -> Path:
     """
     if is_url(path):
         raise SettingError(
-            f"{what}={os.fspath(path)} is an address, expected a path on a file system", fix=_on_disk(path)
+            f"{what}={os.fspath(path)} is an address, expected a path on a file system",
+            fix=_on_disk(path, what),
         )
     try:
         local = Path(os.fspath(path)).expanduser().absolute()
@@ -76,12 +77,15 @@ def local_path(path: Any, what: str = "root") -> Path:
     return local
 
 
-def _on_disk(url: Any) -> str:
+def _on_disk(url: Any, what: str) -> str:
     protocol, rest = _URL.fullmatch(os.fspath(url)).groups()  # type: ignore[union-attr] # is_url has said so
     if protocol.lower() == "file":
         return f"write it as {shlex.quote('/' + rest)}"
+    if what != "root" or protocol.lower() not in PROTOCOLS:
+        return "name a place on this machine, and copy what is written from there"
+    pushed = shlex.quote(f"url={os.fspath(url)}")
     return (
-        "write to a directory, then torchcell-cache push root=... url=...; "
+        f"build in a directory, then torchcell-cache push root=... {pushed}; "
         f"to work on a store that is there: {pull_command(os.fspath(url))}"
     )
 

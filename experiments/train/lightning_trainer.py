@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from experiments.train.data import load_data, targets
 from experiments.train.model import HeteroGin
+from torchcell_cache.urls import local_path
 
 try:
     import lightning
@@ -60,7 +60,7 @@ def fit(cfg: DictConfig, device: torch.device, rank: int, world_size: int) -> No
     torch.manual_seed(cfg.seed)
     model = HeteroGin(data.base_graph, **cfg.model)
     module = LightningGin(model, data, OmegaConf.to_container(cfg.optimizer, resolve=True))
-    directory = Path(cfg.run_dir)
+    directory = local_path(cfg.run_dir, "run_dir")
     last = directory / "last.ckpt"
     every = lightning.pytorch.callbacks.ModelCheckpoint(directory, save_last=True, save_top_k=0)
     trainer = lightning.Trainer(

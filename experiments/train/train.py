@@ -24,6 +24,7 @@ from experiments.train.data import Data, load_data, sample_indices, targets
 from experiments.train.model import HeteroGin
 from experiments.train.preemption import StopSignal, leave, listen, stop_listening
 from torchcell_cache.errors import CacheError
+from torchcell_cache.urls import local_path
 
 EPOCH_COLUMNS = ("epoch", "steps", "train_loss", "val_loss", "seconds", "it_per_s", "data_wait_share")
 
@@ -46,7 +47,7 @@ class Trainer:
         if world_size > 1:
             self.runner = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), **cfg.optimizer)
-        self.path = Path(cfg.run_dir) / "last.pt"
+        self.path = local_path(cfg.run_dir, "run_dir") / "last.pt"
         self.epoch, self.step, self.loss_sum, self.steps_run = 0, 0, 0.0, 0
         self.pending: list[Tensor] = []
         self.samples: list[list[int]] = []

@@ -10,6 +10,7 @@ from torchcell_cache.dataset import PreprocessedDataset
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.subsets.index_file import digest_of, npy_path, save_indices
 from torchcell_cache.subsets.select import select
+from torchcell_cache.urls import local_path
 
 _CHOOSING = ("where", "list", "genes", "match", "without", "n", "seed", "stratify", "bins")
 
@@ -24,6 +25,8 @@ def run(settings: Settings) -> int:
         )
     if settings["out"] is not None:
         npy_path("out", settings["out"])  # said before any work is done
+    if settings["store"] is not None:
+        local_path(settings["store"], "store")
     dataset = PreprocessedDataset(settings["root"], indices=settings["indices"])
     listed = {"listed" if key == "list" else key: value for key, value in conditions.items()}
     chosen = select(dataset, **listed)

@@ -11,10 +11,13 @@ from torchcell_cache.subsets.split_groups import split_by_group
 from torchcell_cache.subsets.split_parts import PARTS
 from torchcell_cache.subsets.split_sets import Splits
 from torchcell_cache.subsets.splits import split_by_perturbation, split_random
+from torchcell_cache.urls import local_path
 
 
 def run(settings: Settings) -> int:
     """Split the store, print the parts and save them where asked to."""
+    if settings["out"] is not None:
+        local_path(settings["out"], "out")  # said before any work is done
     dataset = PreprocessedDataset(settings["root"], indices=settings["indices"])
     splits = _split(dataset, settings)
     where = None if settings["out"] is None else splits.save(settings["out"], overwrite=settings["overwrite"])
