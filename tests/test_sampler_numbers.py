@@ -55,7 +55,7 @@ def batches(sampler):
 
 
 @pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize("of", INTEGERS, ids=str)
+@pytest.mark.parametrize("of", INTEGERS, ids=lambda of: of.__name__)
 def test_integers_of_any_library(ds, name, of) -> None:
     make = MADE[name]
     given = make(ds, seed=of(7), batch_size=of(5), rank=of(1), world_size=of(2))
