@@ -270,7 +270,7 @@ NO_LABELS = [
 ]
 
 
-@pytest.mark.parametrize("bad", NO_LABELS, ids=repr)
+@pytest.mark.parametrize("bad", NO_LABELS, ids=lambda bad: repr(bad).partition(" at 0x")[0])
 def test_what_is_no_label_is_refused_with_its_row(bad: Any) -> None:
     for column in ([0.5, bad], [[0.5], [0.25, bad]], pd.Series([0.5, bad], index=[1, 0], dtype=object)):
         for role in ("phenotypes", "statistics"):
