@@ -9,23 +9,20 @@ Example:
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pickle import PicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from torchcell_cache import elsewhere
 from torchcell_cache.digest import canonical_json
-from torchcell_cache.errors import CacheError
+from torchcell_cache.errors import CacheError, SettingError, UnsupportedValueError
 from torchcell_cache.graph.compare import first_difference, stores_of, value_difference
+from torchcell_cache.graph.identity import item_digest
 from torchcell_cache.graph.io import graph_digest
-from torchcell_cache.processors.base import apply_processor
+from torchcell_cache.processors.base import Processing, apply_processor
 from torchcell_cache.record import Sample
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.tiny import tiny_graph, tiny_source
@@ -33,7 +30,10 @@ from torchcell_cache.tiny import tiny_graph, tiny_source
 __all__ = ["assert_same_graph", "check_processor", "check_source", "tiny_graph", "tiny_source"]
 
 _SPECIAL_NAMES = ("batch", "ptr")
-_CHILD_SECONDS = 120.0
+_INPUT = (
+    "the processor changes its input: a build hands it a copy of its own, so that is fine there; elsewhere the caller's "
+    "object changes"
+)
 
 
 def assert_same_graph(actual: Any, expected: Any) -> None:
@@ -57,9 +57,9 @@ def assert_same_graph(actual: Any, expected: Any) -> None:
 def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
     """Look for what would make a processor unfit for a cache; run it on your own before a long build.
 
-    Checked: same result twice, and in another process with another hash seed (skipped where processor or source cannot
-    be pickled); the base graph stays as it is; the same stores, keys, dtypes and value types for all samples; every value
-    can be stored; names that PyG would treat specially when it makes batches.
+    Checked: same result twice, and in another process with another hash seed; input and base graph stay as they are; the
+    same stores, keys, dtypes and value types for all samples; every value can be stored; names that PyG would treat
+    specially when it makes batches. Code of a notebook or of ``__main__`` is sent to the other process as it is.
 
     Args:
         processor: A ``GraphProcessor``, a callable, or ``None``.
@@ -67,34 +67,50 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
         n: Number of samples, evenly spaced.
 
     Returns:
-        One sentence per finding; empty if all is well.
+        One sentence per finding, also for what could not be checked; empty if all was checked and all is well.
     """
     source = as_source(source)
     chosen = _spread(len(source), n)
-    before = _base_digest(source)
+    if not chosen:
+        return [f"could not be checked: n={n} samples of a source of {len(source)}"]
+    processing = Processing(processor, source.base_graph)
     problems: list[str] = []
-    graphs: list[Any] = []
+    items, graphs = [], []
     for index in chosen:
         try:
-            graph = apply_processor(processor, source.base_graph, source[index])
-            again = apply_processor(processor, source.base_graph, source[index])
-            graph_digest(graph)
-        except CacheError as error:
-            return [*problems, f"sample {index}: {error}"]
-        text = first_difference(again, graph)
-        if text is not None:
-            problems.append(f"sample {index}: a second run gives another result: {text}")
-        graphs.append(graph)
-    if _base_digest(source) != before:
-        problems.append(
-            "the processor changes the base graph, which all samples share; clone before changing"
-        )
+            items.append(source[index])
+            graphs.append(_run(processing, items[-1], index, problems))
+        except Exception as error:
+            kind = "" if isinstance(error, CacheError) else f"{type(error).__name__}: "
+            return [*problems, f"sample {index}: {kind}{error}"]
+    try:
+        processing.check_base_graph()
+    except SettingError as error:
+        problems.append(str(error))
     for index, graph in zip(chosen[1:], graphs[1:], strict=True):
         text = _other_schema(graphs[0], graph)
         if text is not None:
             problems.append(f"sample {index} and sample {chosen[0]} have different fields: {text}")
     problems += list(dict.fromkeys(name for graph in graphs[:1] for name in _risky_names(graph)))
-    return problems + ([] if problems else _elsewhere(processor, source, chosen, graphs))
+    return problems + _elsewhere(processor, source.base_graph, dict(zip(chosen, items, strict=True)), graphs)
+
+
+def _run(processing: Processing, item: Any, index: int, problems: list[str]) -> Any:
+    """The graph of an item, made twice; notes what differs and whether the input stayed as it was."""
+    own = processing.own(item)
+    try:
+        before = item_digest(own)
+        graph = apply_processor(processing.processor, processing.base_graph, own)
+        if item_digest(own) != before and _INPUT not in problems:
+            problems.append(_INPUT)
+    except UnsupportedValueError as error:
+        problems.append(f"could not be checked whether the processor changes its input: {error}")
+        graph = processing(item)
+    graph_digest(graph)
+    text = first_difference(processing(item), graph)
+    if text is not None:
+        problems.append(f"sample {index}: a second run gives another result: {text}")
+    return graph
 
 
 def check_source(source: Any, n: int = 8) -> list[str]:
@@ -135,7 +151,8 @@ def check_source(source: Any, n: int = 8) -> list[str]:
 
 
 def _spread(count: int, n: int) -> list[int]:
-    return sorted({k * (count - 1) // max(n - 1, 1) for k in range(min(n, count))})
+    n = min(n, count)
+    return sorted({k * (count - 1) // max(n - 1, 1) for k in range(n)})
 
 
 def _base_digest(source: Any) -> str:
@@ -211,50 +228,23 @@ def _risky_names(graph: Any) -> Iterator[str]:
                 yield f"{where}: PyG shifts '{name}' by counts in a batch because of its name; rename it"
 
 
-@contextmanager
-def _hash_seed(value: str) -> Iterator[None]:
-    before = os.environ.get("PYTHONHASHSEED")
-    os.environ["PYTHONHASHSEED"] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONHASHSEED"]
-        else:
-            os.environ["PYTHONHASHSEED"] = before
-
-
-def _elsewhere(processor: Any, source: Any, chosen: list[int], graphs: list[Any]) -> list[str]:
+def _elsewhere(processor: Any, base_graph: Any, items: dict[int, Any], graphs: list[Any]) -> list[str]:
     """Compare with a fresh process whose sets and dicts of strings are ordered otherwise."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(processor, source, chosen, theirs), daemon=True)
     try:
-        with _hash_seed("1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"):
-            process.start()
-    except (PicklingError, TypeError, AttributeError):
-        return []  # what cannot be pickled cannot be sent; builds fork and do not need it
-    theirs.close()
-    try:
-        answer = json.loads(ours.recv_bytes()) if ours.poll(_CHILD_SECONDS) else None
-    except EOFError:
-        answer = None
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-    if answer is None:
-        return []
-    pairs = zip(chosen, graphs, answer, strict=True)
+        digests = elsewhere.call(_digests, processor, base_graph, list(items.values()))
+    except elsewhere.NotRunError as error:
+        return [
+            "could not be checked in another process, so nothing is known of results that depend on the process or the "
+            f"hash seed: {error}"
+        ]
     return [
-        f"sample {index}: another process with another PYTHONHASHSEED gives another result (an unsorted set?)"
-        for index, graph, digest in pairs
+        f"sample {index}: depends on the hash seed or the process: another process with another PYTHONHASHSEED gives "
+        "another result (an unsorted set?)"
+        for index, graph, digest in zip(items, graphs, digests, strict=True)
         if graph_digest(graph) != digest
     ]
 
 
-def _child(processor: Any, source: Any, chosen: list[int], connection: Any) -> None:
+def _digests(processor: Any, base_graph: Any, items: list[Any]) -> list[str]:
     torch.set_num_threads(1)
-    graphs = (apply_processor(processor, source.base_graph, source[index]) for index in chosen)
-    connection.send_bytes(json.dumps([graph_digest(graph) for graph in graphs]).encode())
-    connection.close()
+    return [graph_digest(graph) for graph in map(Processing(processor, base_graph), items)]

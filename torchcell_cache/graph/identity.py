@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from torchcell_cache.digest import array_digest
 from torchcell_cache.errors import SettingError, UnsupportedValueError
 from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.graph.values import to_array
+from torchcell_cache.record import Sample
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices"),
@@ -53,6 +55,9 @@ def _parts(value: Any, where: str) -> Iterator[bytes]:
             yield from _items(store._mapping.items(), where)
     elif isinstance(value, Tensor):
         yield from _tensor(value, where)
+    elif isinstance(value, Sample):  # the graph that all samples share is told apart from them
+        names = (field.name for field in dataclasses.fields(value) if field.name != "base_graph")
+        yield from _items(((name, getattr(value, name)) for name in names), where)
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
         yield repr(value).encode("utf-8", "surrogatepass")
     elif isinstance(value, dict):
