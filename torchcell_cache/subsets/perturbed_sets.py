@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+import numpy.typing as npt
 
 from torchcell_cache.record import Int64Array
 
@@ -17,6 +20,7 @@ def first_of_set(ids: Int64Array, ptr: Int64Array) -> Int64Array:
         ptr: Offsets into ``ids``, ``[n + 1] int64``.
     """
     ids, ptr = _ascending(ids, ptr)
+    base = int(ids.max(initial=0)) + 1
     counts = np.diff(ptr)
     out = np.arange(len(counts), dtype=np.int64)
     by_size = np.argsort(counts, kind="stable")
@@ -24,13 +28,29 @@ def first_of_set(ids: Int64Array, ptr: Int64Array) -> Int64Array:
     for size, rows in zip(sizes.tolist(), np.split(by_size, starts[1:]), strict=False):
         if size == 0 or len(rows) == 1:
             continue
-        table = ids[ptr[rows][:, None] + np.arange(size)]
-        order = np.lexsort(table.T)  # stable: the first of equal rows is the first sample
-        changes = (table[order[1:]] != table[order[:-1]]).any(axis=1)
-        group = np.concatenate([[0], np.cumsum(changes)])
+        starts = ptr[rows]
+        order, changes = _ordered([ids[starts + k] for k in range(size)], base)
         first = rows[order[np.concatenate([[True], changes])]]
-        out[rows[order]] = first[group]
+        out[rows[order]] = np.repeat(first, np.diff(np.flatnonzero(np.r_[True, changes, True])))
     return out
+
+
+def _ordered(columns: list[Int64Array], base: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+    """An order of rows in which equal ones are neighbours, the first of them first, and where rows change.
+
+    Args:
+        columns: The rows' numbers, column by column.
+        base: What all numbers are below.
+    """
+    if base ** len(columns) < 1 << 63:  # one number says it all, and one sort is faster than several
+        key = functools.reduce(lambda high, low: high * base + low, columns)
+        order = np.argsort(key, kind="stable")
+        return order, np.diff(key[order]) != 0
+    order = np.lexsort(columns)
+    changes = np.zeros(len(order) - 1, dtype=np.bool_)
+    for column in columns:
+        changes |= np.diff(column[order]) != 0
+    return order, changes
 
 
 def count_divided(first: Int64Array, part: Int64Array) -> int:
