@@ -126,7 +126,13 @@ def test_nothing_that_executes_data_is_on_the_read_path() -> None:
     for name, path in MODULES.items():
         if name.startswith(("torchcell_cache.sources.", "torchcell_cache.cli")):
             continue
+        if (
+            name == "torchcell_cache.elsewhere"
+        ):  # a process that check_processor starts, and nothing that is stored
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in banned:
                 calls[name] = ast.unparse(node.func)
     assert calls == {}
+    users = {name for name, path in MODULES.items() if "torchcell_cache.elsewhere" in imports_of(path)}
+    assert users == {"torchcell_cache.testing"}

@@ -12,6 +12,7 @@ import enum
 import functools
 import importlib
 import io
+import json
 import marshal
 import os
 import pickle
@@ -32,7 +33,7 @@ class NotRunError(Exception):
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process of its own.
+    """What a function gives in a process of its own, as JSON values.
 
     Raises:
         NotRunError: Naming what cannot be sent, or how the process ended.
@@ -59,7 +60,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         raise NotRunError(
             f"the process ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
         )
-    return pickle.loads(done.stdout)  # noqa: S301 - by the process that we started
+    return json.loads(done.stdout)
 
 
 def answer() -> None:
@@ -67,8 +68,8 @@ def answer() -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # what the code prints is no answer
     function, arguments = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - by the process that started us
-    with os.fdopen(out, "wb") as file:
-        pickle.dump(function(*arguments), file)
+    with os.fdopen(out, "w") as file:
+        json.dump(function(*arguments), file)
 
 
 class _Pickler(pickle.Pickler):
