@@ -16,7 +16,8 @@ from torchcell_cache.nn.arguments import (
     sort_arguments,
 )
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.nn.linear import run_linear, why_not_linear
+from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
+from torchcell_cache.nn.shared_input import Differing
 from torchcell_cache.processors.base import choice
 
 ROUTES = ("auto", "fast", "general")
@@ -62,15 +63,27 @@ def shared_conv(
     pair = (x, x) if isinstance(x, Tensor) else (x[0], x[1])
     check_features(pair, edges)
     check_keeps_no_edges(layer)
-    return run(layer, pair, edges, route, sort_arguments(arguments, pair, edges))
+    out = run(layer, pair, edges, route, sort_arguments(arguments, pair, edges), {})
+    return out.dense if isinstance(out, Differing) else out
 
 
-def run(layer: torch.nn.Module, x: Ends, edges: SharedEdges, route: str, arguments: Arguments) -> Tensor:
-    """:func:`shared_conv` on checked arguments."""
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run(
+    layer: torch.nn.Module,
+    x: Ends,
+    edges: SharedEdges,
+    route: str,
+    arguments: Arguments,
+    bases: dict[int, Tensor],
+) -> Tensor | Differing:
+    """:func:`shared_conv` on checked arguments; see ``run_shared`` for ``bases``."""
     reason = "route='general'"
     if route != "general":
         reason = why_not_linear(layer, x, edges, {**arguments.of_edges, **arguments.others})
         if reason is None:
+            shared: Differing | None = run_shared(layer, x, edges, arguments.of_edges, bases)
+            if shared is not None:
+                return shared
             return per_sample(layer, run_linear(layer, x, edges, arguments.of_edges), x[1])
     if route == "fast":
         raise SettingError(f"the fast route is not exact here: {reason}", fix='use route="auto"')

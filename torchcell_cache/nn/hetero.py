@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torch_geometric.nn import HeteroConv
 from torch_geometric.nn.conv.hetero_conv import group
 
@@ -21,6 +22,7 @@ from torchcell_cache.nn.arguments import (
 from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import is_altered
+from torchcell_cache.nn.shared_input import Differing, sum_of
 from torchcell_cache.processors.base import choice
 from torchcell_cache.topology import EdgeType
 
@@ -69,7 +71,8 @@ def _one_by_one(
     route: str,
     dicts: Dicts,
 ) -> dict[str, Tensor]:
-    outs: dict[str, list[Tensor]] = {}
+    outs: dict[str, list[Any]] = {}
+    bases: dict[int, Tensor] = {}
     for edge_type, conv in layer.convs.items():
         if edge_type not in edges:
             continue
@@ -77,12 +80,40 @@ def _one_by_one(
         check_features(pair, edges[edge_type])
         check_keeps_no_edges(conv)
         arguments = _arguments(edge_type, pair, edges[edge_type], dicts)
-        out = run(conv, pair, edges[edge_type], route, arguments)
-        outs.setdefault(edge_type[2], []).append(out.flatten(0, 1))
+        with record_function(f"torchcell_cache::{'/'.join(edge_type)}"):
+            out = run(conv, pair, edges[edge_type], route, arguments, bases)
+        known = outs.setdefault(edge_type[2], [])
+        if (
+            layer.aggr in ("sum", "add")
+            and known
+            and isinstance(out, Tensor)
+            and isinstance(known[-1], Tensor)
+        ):
+            known[-1] = known[-1] + out  # as they come: a stack of all would be as much memory again
+        else:
+            known.append(out)
     if not outs:
         raise SettingError(f"none of the layer's edge types {_types_of(layer)} is among {list(edges)}")
-    grouped = {target: group(parts, layer.aggr) for target, parts in outs.items()}
-    return {target: value.view(*x[target].shape[:2], *value.shape[1:]) for target, value in grouped.items()}
+    return {target: _grouped(parts, layer.aggr, x[target]) for target, parts in outs.items()}
+
+
+def _grouped(parts: list[Any], aggr: str | None, x: Tensor) -> Tensor:
+    """The outputs of several edge types together."""
+    if aggr in ("sum", "add"):
+        differing = [part for part in parts if isinstance(part, Differing)]
+        dense = [part for part in parts if isinstance(part, Tensor)]
+        if (
+            differing
+            and len({d.rows.dtype for d in differing}) == 1
+            and len({d.rows.shape[1:] for d in differing}) == 1
+        ):
+            dense.append(sum_of(differing))
+        else:
+            dense += [part.dense for part in differing]
+        return sum(dense[1:], dense[0])
+    flat = [(part.dense if isinstance(part, Differing) else part).flatten(0, 1) for part in parts]
+    value: Tensor = group(flat, aggr)
+    return value.view(*x.shape[:2], *value.shape[1:])
 
 
 def _as_it_is(

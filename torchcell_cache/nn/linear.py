@@ -20,6 +20,8 @@ from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.product import degrees, multiply
+from torchcell_cache.nn.rowwise import RowWise, in_transform, is_autocast, is_hooked, is_rowwise
+from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 _WEIGHTED = (GraphConv, GCNConv)
@@ -61,8 +63,7 @@ def is_altered(module: torch.nn.Module) -> bool:
     """Whether hooks or patches make a module do other things than its class says."""
     own, known = vars(module), _AS_PYG_HAS_THEM.get(type(module), [])
     return bool(
-        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        or any(value for name, value in own.items() if name.endswith("_hooks") and "state_dict" not in name)
+        is_hooked(module)
         or any(callable(getattr(type(module), name, None)) for name in own)
         or any(getattr(type(module), name) is not it for name, it in zip(_METHODS, known, strict=False))
     )
@@ -105,16 +106,81 @@ def run_linear(
     batch, num_source = x[0].shape[:2]
     adjacency = adjacency_of(edges.edge_index, num_source, x[1].size(1))
     product = _Product(edges, adjacency, batch)
-    if isinstance(layer, GCNConv) and layer.normalize:
-        seen = _Seen(layer, propagate=product.normalised(layer, x[0].dtype), normalize=False)
-    elif isinstance(layer.aggr_module, MeanAggregation):
-        seen = _Seen(layer, propagate=product.averaged)
-    else:
-        seen = _Seen(layer, propagate=product.summed)
     flat = x[0].flatten(0, 1)
-    both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
-    out: Tensor = type(layer).forward(seen, both, edges.edge_index, **fields)
+    both: Any = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
+    instead: dict[str, Any] = {}
+    if isinstance(layer, GINConv) and is_rowwise(layer.nn) and not in_transform() and not is_autocast(x[0]):
+        instead["nn"] = RowWise(layer.nn)
+    if isinstance(layer, GCNConv) and layer.normalize:
+        instead |= {"propagate": product.normalised(layer, x[0].dtype), "normalize": False}
+    elif isinstance(layer.aggr_module, MeanAggregation):
+        instead["propagate"] = product.averaged
+    else:
+        instead["propagate"] = product.summed
+        if isinstance(layer, GINConv) and x[0] is x[1] and _is_constant(layer.eps, flat.dtype):
+            product.root, both = 1 + float(layer.eps), (flat, None)
+    out: Tensor = type(layer).forward(_Seen(layer, **instead), both, edges.edge_index, **fields)
     return out
+
+
+def _is_constant(eps: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a layer's own features are weighted by a plain number."""
+    return not eps.requires_grad and eps.dtype == dtype and eps.device.type == "cpu" and not _is_traced(eps)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run_shared(
+    layer: MessagePassing,
+    x: tuple[Tensor, Tensor],
+    edges: SharedEdges,
+    fields: Mapping[str, Any],
+    bases: dict[int, Tensor],
+) -> Differing | None:
+    """The layer where all samples enter with the same features, if that is so and pays.
+
+    Args:
+        layer: A layer for which :func:`why_not_linear` is ``None``.
+        x: As for :func:`run_linear`.
+        edges: The batch's edges.
+        fields: As for :func:`run_linear`.
+        bases: One sample's features by ``id`` of the features: taken once, so that gradients meet before they are
+            spread over the batch.
+    """
+    batch, num_target = x[1].shape[:2]
+    parts = [m for m in layer.children() if m is not layer.aggr_module]
+    weight, is_mean = fields.get("edge_weight"), isinstance(layer.aggr_module, MeanAggregation)
+    if (
+        batch < 2
+        or any(end.stride(0) or end.device.type != "cpu" or is_autocast(end) for end in x)
+        or in_transform()
+        or isinstance(layer, GCNConv)
+        or (is_mean and weight is not None)  # divided by edges, not by their weight
+        or not all(map(is_rowwise, parts))
+    ):
+        return None
+    adjacency = adjacency_of(edges.edge_index, x[0].size(1), num_target)
+
+    def find() -> Touched:
+        matrices = adjacency.matrices(weight, torch.float64)
+        return Touched.find(matrices, edges.source_kept, edges.target_kept, batch)
+
+    touched = find() if weight is not None else edges.remember("touched", find)
+    if num_target + len(touched.at) > batch * num_target // 2:
+        return None
+    source, target = (bases.setdefault(id(end), end[0]) for end in x)
+
+    def propagate(
+        edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
+    ) -> Tensor:
+        sent = x[0]
+        if edge_weight is not None:
+            sent = sent.to(torch.promote_types(sent.dtype, edge_weight.dtype))
+        total = shared_sums(sent, touched)
+        return total if not is_mean else total / touched.degrees().clamp(min=1).to(total.dtype)
+
+    rows = torch.cat([target, target[touched.row]])
+    out = type(layer).forward(_Seen(layer, propagate=propagate), (source, rows), edges.edge_index, **fields)
+    return Differing(out, touched)
 
 
 class _Seen:
@@ -132,7 +198,7 @@ class _Product:
     """Stand-ins for ``MessagePassing.propagate`` on ``[batch * num_nodes, num_features]``."""
 
     def __init__(self, edges: SharedEdges, adjacency: Adjacency, batch: int) -> None:
-        self.edges, self.adjacency, self.batch = edges, adjacency, batch
+        self.edges, self.adjacency, self.batch, self.root = edges, adjacency, batch, 0.0
         self.kept = {"source_kept": edges.source_kept, "target_kept": edges.target_kept}
 
     def summed(
@@ -171,7 +237,7 @@ class _Product:
     def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
         x = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
         x = x.view(self.batch, self.adjacency.num_source, x.size(-1))
-        out: Tensor = multiply(self.adjacency, x, weight, loops=loops, **self.kept)
+        out: Tensor = multiply(self.adjacency, x, weight, loops=loops, root=self.root, **self.kept)
         return out.flatten(0, 1)
 
     def _degree(self, weight: Tensor | None, loops: bool, dtype: torch.dtype) -> Tensor:

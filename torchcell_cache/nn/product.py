@@ -25,6 +25,7 @@ def multiply(
     loops: bool = True,
     source_kept: Tensor | None = None,
     target_kept: Tensor | None = None,
+    root: float = 0.0,
 ) -> Tensor:
     """Sum over the edges of all samples: products of a sparse and a dense matrix.
 
@@ -35,6 +36,7 @@ def multiply(
         loops: Whether edges from a node to itself count.
         source_kept: Nodes whose features are sent, ``[batch, num_source] bool``; ``None`` for all.
         target_kept: Nodes that receive, ``[batch, num_target] bool``; ``None`` for all.
+        root: What of a node's own features is added, also of a hidden one; needs as many targets as sources.
 
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
@@ -42,7 +44,7 @@ def multiply(
     # The products in half precision are not on every device.
     matrices = adjacency.matrices(weight, torch.promote_types(x.dtype, torch.float32), loops=loops)
     hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    out: Tensor = _apply(x, matrices, *hidden)
+    out: Tensor = _apply(x, matrices, *hidden, root)
     return out
 
 
@@ -60,7 +62,7 @@ def degrees(
     """Number of kept edges into each target, or the sum of their weights, ``[batch, num_target, 1]``."""
     ones = torch.ones((batch, adjacency.num_source, 1), dtype=dtype, device=adjacency.column.device)
     hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, *hidden)
+    return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, hidden[0], hidden[1])
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -71,27 +73,32 @@ class _SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, matrices: Matrices, hidden_source: Tensor | None, hidden_target: Tensor | None
+        x: Tensor,
+        matrices: Matrices,
+        hidden_source: Tensor | None,
+        hidden_target: Tensor | None,
+        root: float,
     ) -> Tensor:
-        return _product(matrices.matrix, x, hidden_source, hidden_target)
+        return _product(matrices.matrix, x, hidden_source, hidden_target, root)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.matrices, *hidden = inputs
+        _, ctx.matrices, *hidden, ctx.root = inputs
         ctx.save_for_backward(*hidden)
         ctx.save_for_forward(*hidden)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None, None, None]:
         hidden_source, hidden_target = ctx.saved_tensors
-        return _apply(grad, ctx.matrices.t, hidden_target, hidden_source), None, None, None
+        out = _apply(grad, ctx.matrices.t, hidden_target, hidden_source, ctx.root)
+        return out, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, x: Tensor, *_: None) -> Any:
-        return _apply(x, ctx.matrices, *ctx.saved_tensors)
+        return _apply(x, ctx.matrices, *ctx.saved_tensors, ctx.root)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrices: Matrices, *hidden: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrices: Matrices, *rest: Any) -> Any:
         """A further dimension is a larger batch."""
         size = info.batch_size
 
@@ -101,23 +108,28 @@ class _SparseProduct(torch.autograd.Function):
             whole = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
             return whole.flatten(0, 1)
 
-        masks = [flat(value, dim) for value, dim in zip(hidden, in_dims[2:], strict=True)]
-        return _apply(flat(x, in_dims[0]), matrices, *masks).unflatten(0, (size, -1)), 0
+        masks = [flat(value, dim) for value, dim in zip(rest[:2], in_dims[2:4], strict=True)]
+        return _apply(flat(x, in_dims[0]), matrices, *masks, rest[2]).unflatten(0, (size, -1)), 0
 
 
 def _apply(*inputs: Any) -> Any:
     return _SparseProduct.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
-def _product(csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None) -> Tensor:
+def _product(
+    csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None, root: float = 0.0
+) -> Tensor:
     """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[batch, n or m] bool``."""
     with record_function("torchcell_cache::product"), torch.autocast(x.device.type, enabled=False):
         if x.device.type == "cpu" and x.size(1) * x.size(2) >= WIDE_BELOW and len(csr.column):
-            return _by_sample(csr, x, hidden_in, hidden_out)
-        return _wide(csr, x, hidden_in, hidden_out)
+            return _by_sample(csr, x, hidden_in, hidden_out, root)
+        out = _wide(csr, x, hidden_in, hidden_out)
+        return out.add_(x, alpha=root) if root else out
 
 
-def _by_sample(csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None) -> Tensor:
+def _by_sample(
+    csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None, root: float
+) -> Tensor:
     """In the layout samples have: the features of one sample stay in the processor's second cache."""
     out = x.new_empty((len(x), csr.shape[0], x.size(2)))
     sent = x.new_empty(x.shape[1:], dtype=csr.values.dtype)
@@ -126,9 +138,12 @@ def _by_sample(csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out:
         sent.copy_(x[sample])
         if len(lost_in[sample]):
             sent.index_fill_(0, lost_in[sample], 0)
-        out[sample].copy_(gather_sum(csr, sent))
+        received = gather_sum(csr, sent)
         if len(lost_out[sample]):
-            out[sample].index_fill_(0, lost_out[sample], 0)
+            received.index_fill_(0, lost_out[sample], 0)
+        if root:
+            received.add_(x[sample], alpha=root)
+        out[sample].copy_(received)
     return out
 
 
