@@ -120,8 +120,9 @@ class LocalCache:
                     self._lease(entry, fetch)
                     break
                 except CacheError as error:
-                    emptied = isinstance(error, StorageLostError) and not self.directory.is_dir()
-                    if not left or not emptied:  # else the directory was removed in this very moment
+                    if not left or not isinstance(
+                        error, StorageLostError
+                    ):  # else it may be removed right now
                         raise self._named(error, entry) if vanished else error from None
             self._note(entry.name, True)
             with contextlib.suppress(OSError):
