@@ -24,8 +24,8 @@ from torch_geometric.data import Batch
 
 import torchcell_cache as tc
 from experiments.demo_training import Training, train
-from torchcell_cache.builder.progress import Progress
-from torchcell_cache.durable.atomic import make_dirs_durable, write_atomic
+from torchcell_cache.core.files import make_dirs_durable, write_atomic
+from torchcell_cache.core.progress import Progress
 from torchcell_cache.sources.ecoli import ecoli_base_graph, ecoli_knockouts, ecoli_model
 
 BATCH = 28

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroConv, SAGEConv
 
 import torchcell_cache as tc
-from torchcell_cache.loader import CacheLoader
+from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.nn import shared_edges, shared_hetero_conv
 
 BATCH = 28

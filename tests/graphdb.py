@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from services import require
 
-from torchcell_cache.sources.bolt import embedded_bolt
-from torchcell_cache.sources.experiment_loader import load_experiments
-from torchcell_cache.sources.neo4j import Login, writing
+from torchcell_cache.sources.neo4j.bolt import embedded_bolt
+from torchcell_cache.sources.neo4j.driver import Login, writing
+from torchcell_cache.sources.neo4j.experiment_loader import load_experiments
 
 PASSWORD = "pass-" + secrets.token_hex(12)
 # The servers of tests live for seconds: the quick compiler only, and one thread for garbage.

@@ -38,11 +38,11 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("lmdb", {"torchcell_cache.store"}),
-        ("neo4j", {"torchcell_cache.sources.neo4j"}),
-        ("arcadedb_embedded", {"torchcell_cache.sources.bolt"}),
+        ("lmdb", {"torchcell_cache.store.records"}),
+        ("neo4j", {"torchcell_cache.sources.neo4j.driver"}),
+        ("arcadedb_embedded", {"torchcell_cache.sources.neo4j.bolt"}),
         ("networkx", set()),
-        ("yaml", {"torchcell_cache.sources.yeast_gem"}),
+        ("yaml", {"torchcell_cache.sources.yeast.gem"}),
         ("h5py", {"torchcell_cache.sources.cells.h5ad"}),
         ("anndata", set()),
         ("scanpy", set()),
@@ -69,7 +69,10 @@ def test_hydra_is_imported_by_the_command_line_only() -> None:
 
 
 def test_the_dataset_needs_neither_build_nor_sources() -> None:
-    reached, queue = set(), ["torchcell_cache.dataset", "torchcell_cache.generation", "torchcell_cache.batch"]
+    reached, queue = (
+        set(),
+        ["torchcell_cache.data.dataset", "torchcell_cache.store.generation", "torchcell_cache.batch"],
+    )
     while queue:
         name = queue.pop()
         if name in reached or name not in MODULES:
@@ -91,7 +94,7 @@ def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
 
 def test_single_cell_libraries_are_loaded_where_a_file_is_opened() -> None:
     libraries = "('h5py', 'anndata', 'scanpy', 'scipy.sparse')"
-    script = f"import sys; import torchcell_cache.sources.anndata; sys.exit(any(m in sys.modules for m in {libraries}))"
+    script = f"import sys; import torchcell_cache.sources.cells.source; sys.exit(any(m in sys.modules for m in {libraries}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -127,12 +130,14 @@ def test_nothing_that_executes_data_is_on_the_read_path() -> None:
         if name.startswith(("torchcell_cache.sources.", "torchcell_cache.cli")):
             continue
         if (
-            name == "torchcell_cache.elsewhere"
+            name == "torchcell_cache.testing.elsewhere"
         ):  # a process that check_processor starts, and nothing that is stored
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in banned:
                 calls[name] = ast.unparse(node.func)
     assert calls == {}
-    users = {name for name, path in MODULES.items() if "torchcell_cache.elsewhere" in imports_of(path)}
+    users = {
+        name for name, path in MODULES.items() if "torchcell_cache.testing.elsewhere" in imports_of(path)
+    }
     assert users == {"torchcell_cache.testing"}

@@ -19,10 +19,10 @@ from loading import build, make_source
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.builder.finished import ranges
-from torchcell_cache.builder.progress import Progress
+from torchcell_cache.builder.array_check import ranges
 from torchcell_cache.cli import main
-from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.progress import Progress
 from torchcell_cache.errors import (
     EXIT_INTERRUPTED,
     BuildFailedError,
@@ -31,8 +31,8 @@ from torchcell_cache.errors import (
     SettingError,
     StaleCacheError,
 )
-from torchcell_cache.graph.io import save_base_graph
-from torchcell_cache.manifest import manifest_path, processed_dir
+from torchcell_cache.graph.records import save_base_graph
+from torchcell_cache.store.manifest import manifest_path, processed_dir
 
 COUNT = 40
 SIZE = 3
@@ -377,7 +377,7 @@ def test_a_killed_task_is_dead_in_the_status(tmp_path: Path, capsys) -> None:
 
 def test_a_log_gets_one_plain_line_per_twentieth_or_half_minute(monkeypatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("torchcell_cache.builder.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("torchcell_cache.core.progress.time.monotonic", lambda: now[0])
     quick, slow = io.StringIO(), io.StringIO()
     meter = Progress(100_000, 0, None, stream=quick)
     for _ in range(100_000):

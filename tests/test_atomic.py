@@ -15,7 +15,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.durable.atomic import (
+from torchcell_cache.core.files import (
     TEMP_PREFIX,
     file_digest,
     free_bytes,
@@ -55,9 +55,7 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def temp_of_dead_process(path: Path) -> Path:
-    code = (
-        "import sys; from torchcell_cache.durable.atomic import temp_path as t; print(t(sys.argv[1]), end='')"
-    )
+    code = "import sys; from torchcell_cache.core.files import temp_path as t; print(t(sys.argv[1]), end='')"
     return Path(run_python(code, str(path)))
 
 
@@ -264,7 +262,7 @@ def test_a_device_that_is_full() -> None:
 
 LIMITED = """
 import errno, os, resource, sys
-from torchcell_cache.durable.atomic import storage_error, write_atomic
+from torchcell_cache.core.files import storage_error, write_atomic
 from torchcell_cache.errors import StorageFullError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:

@@ -11,10 +11,9 @@ from batch_cases import STORAGES, Case, processors, tiny_case, wide_graph
 from torch_geometric.data import HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.batch import SharedGraphBatch, release
-from torchcell_cache.batching import buffers
-from torchcell_cache.batching.buffers import BufferPool
-from torchcell_cache.batching.sections import DTYPES
+from torchcell_cache.batch import SharedGraphBatch, buffers, release
+from torchcell_cache.batch.buffers import BufferPool
+from torchcell_cache.batch.sections import DTYPES
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, SettingError
 from torchcell_cache.testing import assert_same_graph
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.batching import buffers
-from torchcell_cache.batching.filtered import FilteredFields
+from torchcell_cache.batch import buffers
+from torchcell_cache.batch.subgraphs import FilteredFields
 from torchcell_cache.errors import SettingError
 from torchcell_cache.testing import assert_same_graph
 

@@ -14,8 +14,8 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform, Compose, NormalizeFeatures
 
 import torchcell_cache as tc
-from torchcell_cache import elsewhere
-from torchcell_cache.graph.io import graph_digest
+from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.testing import elsewhere
 
 check = tc.testing.check_processor
 

@@ -18,8 +18,8 @@ from torchcell_cache.cli import main
 from torchcell_cache.cli.settings import read_settings
 from torchcell_cache.cli.texts import GROUPS, config_text
 from torchcell_cache.errors import UnsafeContentError
-from torchcell_cache.graph.io import save_base_graph
-from torchcell_cache.manifest import read_manifest
+from torchcell_cache.graph.records import save_base_graph
+from torchcell_cache.store.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -12,12 +12,12 @@ from graphs import cell_graph, plain_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.bench.advice import advice, as_text
-from torchcell_cache.bench.page_cache import CAN_DROP, drop_pages, resident_share
-from torchcell_cache.bench.stages import Timing
-from torchcell_cache.bench.store import BenchReport, WorkerTiming
 from torchcell_cache.cli import main
-from torchcell_cache.store import open_count
+from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
+from torchcell_cache.cli.bench.report import advice, as_text
+from torchcell_cache.cli.bench.stages import Timing
+from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
+from torchcell_cache.store.records import open_count
 
 LIGHT = ("read", "decode", "batch")
 HEAVY = ("masks", "expand", "samples", "pyg collate", "on the fly")

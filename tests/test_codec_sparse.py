@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.codec.bulk import (
+from torchcell_cache.codec.chunks import (
     ChangedRows,
     FieldChunk,
     ListedField,
@@ -18,9 +18,9 @@ from torchcell_cache.codec.bulk import (
     StackedField,
     encode_many,
 )
+from torchcell_cache.codec.field_reader import Changes, read_changes
 from torchcell_cache.codec.generic import BaseField, decode, encode
 from torchcell_cache.codec.layout import DTYPES, FieldKey, Layout, Payload, TensorValue
-from torchcell_cache.codec.located import Changes, read_changes
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError, SettingError
 
 TYPED = (CorruptRecordError, FormatError, RecordTooLargeError)

@@ -8,10 +8,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.codec import envelope, gap
-from torchcell_cache.codec.structured import StructuredSchema, decode, encode
+from torchcell_cache.codec import delta_code as gap
+from torchcell_cache.codec import envelope
+from torchcell_cache.codec.deletions import StructuredSchema, decode, encode
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError
-from torchcell_cache.record import SampleTable
 
 
 def table(samples, columns):

@@ -13,7 +13,7 @@ import torch_geometric.transforms as T
 from omegaconf import OmegaConf
 from user_project import project_in
 
-from torchcell_cache.fingerprint import canonical_json, code_digest, explain
+from torchcell_cache.core.fingerprint import canonical_json, code_digest, explain
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from user_project import FILES, PROC, Project, project_in
 
 import torchcell_cache
-from torchcell_cache.fingerprint import canonical_json, explain
+from torchcell_cache.core.fingerprint import canonical_json, explain
 
 # What is edited: file, old text, new text, and the part of the identity that must be named.
 # fmt: off
@@ -176,7 +176,7 @@ def test_every_small_mutation_is_noticed(project):
 
 SCRIPT = """
 import proc
-from torchcell_cache.fingerprint import code_digest, sha256_json
+from torchcell_cache.core.fingerprint import code_digest, sha256_json
 
 def work(x, names=frozenset({"a", "b", "c", "d"})):
     return [x, {1: "e", "f": {"g", "h"}}, names]

@@ -12,8 +12,8 @@ import torch_geometric.transforms as T
 from user_project import project_in
 
 import torchcell_cache
+from torchcell_cache.core.fingerprint import code_digest, explain
 from torchcell_cache.errors import SettingError
-from torchcell_cache.fingerprint import code_digest, explain
 from torchcell_cache.processors import LazySubgraphRepresentation
 
 
@@ -151,6 +151,6 @@ def test_lines_moved_after_the_import_are_found(project):
 
 
 def test_the_module_imports_no_torch():
-    code = "import sys, torchcell_cache.fingerprint; assert not {'torch', 'lmdb', 'pandas'} & {*sys.modules}"
+    code = "import sys, torchcell_cache.core.fingerprint; assert not {'torch', 'lmdb', 'pandas'} & {*sys.modules}"
     root = str(Path(torchcell_cache.__file__).parents[1])
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": root})

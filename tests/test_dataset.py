@@ -15,8 +15,8 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
+from torchcell_cache.core.indexing import Positions
 from torchcell_cache.errors import CacheNotFoundError, SettingError, StaleCacheError, StorageLostError
-from torchcell_cache.indexing import Positions
 
 COUNT = 11
 

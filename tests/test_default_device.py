@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATConv, GCNConv, GINConv
 
 import torchcell_cache as tc
-from torchcell_cache.batching.resident import release
+from torchcell_cache.batch.device import release
 from torchcell_cache.nn import shared_conv, shared_edges
 
 PACKAGE = Path(tc.__file__).parent

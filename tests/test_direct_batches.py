@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache import table_reader
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError
+from torchcell_cache.store import table_reader
 
 
 def read(root, positions, *, memory: bool) -> bytes:
@@ -111,7 +111,7 @@ def test_a_record_damaged_after_the_file_was_opened_is_refused(store) -> None:
 def test_a_table_too_large_for_memory_is_read_from_records(store, monkeypatch: pytest.MonkeyPatch) -> None:
     ds = store("perturbation")
     with_copy = ds.read_batch(range(50)).pack().tobytes()
-    monkeypatch.setattr("torchcell_cache.generation.MAX_BYTES", 10)
+    monkeypatch.setattr("torchcell_cache.store.generation.MAX_BYTES", 10)
     small = tc.PreprocessedDataset(ds.root)
     assert small.generation.table_reader is None
     assert small.read_batch(range(50)).pack().tobytes() == with_copy

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from torchcell_cache import errors
-from torchcell_cache.durable.sealedjson import unseal
-from torchcell_cache.manifest import FILE_NAMES
+from torchcell_cache.core.sealed import unseal
+from torchcell_cache.store.manifest import FILE_NAMES
 from torchcell_cache.testing import tiny_source
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.rules import parse_rule
+from torchcell_cache.graph.rules import parse_rule
 from torchcell_cache.sources.ecoli import ecoli_base_graph, ecoli_knockouts, ecoli_model
 from torchcell_cache.sources.metabolic import GENE_FEATURES, metabolic_base_graph
 

@@ -11,8 +11,7 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 
-from torchcell_cache.errors import SettingError
-from torchcell_cache.fingerprint import (
+from torchcell_cache.core.fingerprint import (
     Difference,
     Fingerprint,
     array_digest,
@@ -21,6 +20,7 @@ from torchcell_cache.fingerprint import (
     explain,
     sha256_json,
 )
+from torchcell_cache.errors import SettingError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -15,9 +15,9 @@ import pytest
 import torchcell_cache as tc
 from torchcell_cache import errors
 from torchcell_cache.cli import COMMANDS, main
-from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.remote import bucket
-from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset
+from torchcell_cache.sources.neo4j.source import Neo4jCellDataset
 
 PROJECT = Path(__file__).resolve().parent.parent
 COMMAND = re.compile(r"torchcell-cache (?:(?!  |, then|, or|; |\)$|\)\n)[^\n])*")
@@ -147,7 +147,7 @@ def test_help_that_is_named_exists(arguments, capsys):
 
 def test_what_is_removed_by_hand_comes_again(root, tmp_path):
     url = tc.push(root, f"file://{tmp_path}/bucket", progress=False)
-    from torchcell_cache.shard_entry import repair_hint
+    from torchcell_cache.store.shard_entry import repair_hint
 
     dataset = tc.PreprocessedDataset(url, cache_dir=tmp_path / "a cache")
     command = repair_hint(dataset.generation.directory / "shard-00000.lmdb").partition(", then")[0]

@@ -29,7 +29,7 @@ from torchcell_cache.errors import (
     RecordTooLargeError,
     UnsupportedValueError,
 )
-from torchcell_cache.graph.io import (
+from torchcell_cache.graph.records import (
     BaseFields,
     decode_graph,
     encode_graph,
@@ -43,7 +43,7 @@ from torchcell_cache.graph.io import (
     to_tensor,
     unflatten,
 )
-from torchcell_cache.typed_json import value_from_json, value_to_json
+from torchcell_cache.graph.typed_json import value_from_json, value_to_json
 
 torch.set_num_threads(1)
 TYPED = (CorruptRecordError, FormatError, RecordTooLargeError)

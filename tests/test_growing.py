@@ -387,7 +387,7 @@ sys.path.insert(0, sys.argv[2])
 import torch, os
 torch.set_num_threads(1)
 import torchcell_cache as tc
-from torchcell_cache.growing import adopt
+from torchcell_cache.builder import reuse as adopt
 from test_growing import cell_graph, knockouts, table
 genes, labels = knockouts(60)
 calls = [0]

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache.arrays import arrays_to_bytes
+from torchcell_cache.codec.delta_code import check_gaps_ragged, decode_gaps
 from torchcell_cache.codec.envelope import seal
-from torchcell_cache.codec.gap import check_gaps_ragged, decode_gaps
-from torchcell_cache.durable.atomic import file_digest
+from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError
-from torchcell_cache.table_reader import TableReader
+from torchcell_cache.graph.arrays import arrays_to_bytes
+from torchcell_cache.store.table_reader import TableReader
 
 COUNT = 6
 EDGES = ("gene", "physical", "gene")

@@ -16,7 +16,7 @@ from torch_geometric.edge_index import EdgeIndex
 
 import torchcell_cache as tc
 from torchcell_cache.graph.identity import item_digest
-from torchcell_cache.graph.io import graph_digest
+from torchcell_cache.graph.records import graph_digest
 
 same = tc.testing.assert_same_graph
 EDGES = [[0, 1], [1, 2]]
@@ -260,7 +260,7 @@ def test_a_store_of_a_notebook_built_before_is_not_stale(
 ) -> None:
     """Earlier versions noted methods of such a cell a second time."""
     from torchcell_cache.builder import plan
-    from torchcell_cache.fingerprint import legacy_processor_part
+    from torchcell_cache.core.fingerprint import legacy_processor_part
 
     session = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", session)

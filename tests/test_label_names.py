@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import torchcell_cache as tc
 from torchcell_cache.cli.run_info import store_facts
-from torchcell_cache.columns import names_apart
+from torchcell_cache.store.columns import names_apart
 
 ROWS = [["Y001"], ["Y002"], ["Y003", "Y004"], ["Y005"]]
 VALUES = [40.0, 30.0, 20.0, 10.0]

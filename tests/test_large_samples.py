@@ -12,9 +12,9 @@ from safetensors.numpy import save
 from torch_geometric.data import HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.arrays import arrays_from_bytes
 from torchcell_cache.errors import CorruptRecordError, FormatError
-from torchcell_cache.typed_json import value_from_json
+from torchcell_cache.graph.arrays import arrays_from_bytes
+from torchcell_cache.graph.typed_json import value_from_json
 
 
 def graph_of(num_nodes, edges, more=()):

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import torchcell_cache as tc
-from torchcell_cache.lease import keeping
-from torchcell_cache.manifest import read_manifest
-from torchcell_cache.published import read_or_recover
+from torchcell_cache.builder.generations import read_or_recover
+from torchcell_cache.store.lease import keeping
+from torchcell_cache.store.manifest import read_manifest
 
 GRAPH = tc.testing.tiny_graph()
 
@@ -96,8 +96,8 @@ def test_the_lease_ends_with_the_check(root):
 
 def test_verify_takes_no_lock(root):
     """Two checks and a writer's lock at once: nobody waits."""
-    from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
-    from torchcell_cache.manifest import processed_dir
+    from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+    from torchcell_cache.store.manifest import processed_dir
 
     with BuilderLock(processed_dir(root) / LOCK_NAME), ThreadPoolExecutor(2) as pool:
         reports = [pool.submit(tc.verify, root, "full", progress=False) for _ in range(2)]

@@ -11,8 +11,8 @@ from torch.utils.data import ConcatDataset, Subset, WeightedRandomSampler, rando
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
+from torchcell_cache.data.samplers.epoch_plan import epoch_order
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, SettingError
-from torchcell_cache.loading.epoch_plan import epoch_order
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock, read_status, write_status
-from torchcell_cache.durable.process import ProcessId, runs_here, this_process
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock, read_status, write_status
+from torchcell_cache.core.process import ProcessId, runs_here, this_process
 from torchcell_cache.errors import EXIT_INTERRUPTED, BuildInProgressError, UnsafeContentError
 
 HOLDER = """
 import sys
-from torchcell_cache.durable.lock import BuilderLock
+from torchcell_cache.core.locks import BuilderLock
 lock = BuilderLock(sys.argv[1])
 assert lock.acquire()
 print("held", flush=True)
@@ -196,7 +196,7 @@ def test_life_is_told_by_pid_start_time_and_machine() -> None:
 
 
 def test_a_process_that_only_waits_to_be_reaped_is_dead() -> None:
-    code = "from torchcell_cache.durable.process import this_process as me; print(me().pid, me().start_time, flush=True)"
+    code = "from torchcell_cache.core.process import this_process as me; print(me().pid, me().start_time, flush=True)"
     code += "; input()"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

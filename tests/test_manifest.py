@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
-from torchcell_cache.manifest import (
+from torchcell_cache.store.manifest import (
     FILE_NAMES,
     STORAGES,
     FileEntry,

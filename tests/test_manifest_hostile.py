@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_manifest import SHA, XXH, dumped, sealed, small, values
 
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError
-from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
 
 
 def change(document: dict[str, Any], *path: str | int, to: Any) -> dict[str, Any]:

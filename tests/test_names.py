@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import torchcell_cache as tc
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
-from torchcell_cache.sources.experiment_table import TableBuilder
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, as_texts, read_aliases, resolve
+from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 
 NODES = ["YAL001C", "YAL002W", "YAL003W-A", "851262"]
 name = st.sampled_from(["A", "B", "C", "X", "Y", " B ", "C\t"])

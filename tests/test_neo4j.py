@@ -16,15 +16,11 @@ import pytest
 from graphdb import PASSWORD, Embedded, Named, Table, assert_holds
 
 import torchcell_cache as tc
-from torchcell_cache.errors import (
-    SettingError,
-    SourceContractError,
-    SourceUnavailableError,
-    StaleCacheError,
-)
-from torchcell_cache.raw_store import RawRecords, RawWriter
-from torchcell_cache.sources import Neo4jCellDataset, load_experiments, neo4j_fetch
-from torchcell_cache.sources.neo4j import Login, writing
+from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError
+from torchcell_cache.sources import Neo4jCellDataset, load_experiments
+from torchcell_cache.sources.neo4j import fetch as neo4j_fetch
+from torchcell_cache.sources.neo4j.driver import Login, writing
+from torchcell_cache.sources.neo4j.raw import RawRecords, RawWriter
 
 pytestmark = pytest.mark.xdist_group("neo4j")  # one server for all of them
 
@@ -137,7 +133,7 @@ def from_table(table, source):
 def test_a_killed_client_goes_on(tmp_path, database, table):
     script = (
         "import json, os, sys\n"
-        "from torchcell_cache.raw_store import RawWriter\n"
+        "from torchcell_cache.sources.neo4j.raw import RawWriter\n"
         "from torchcell_cache.sources import Neo4jCellDataset, neo4j_fetch\n"
         "neo4j_fetch.SHARD_ROWS, append = 100, RawWriter.append\n"
         "def last(self, bodies, last_id):\n"
@@ -202,7 +198,7 @@ def stop_after(monkeypatch, rows):
 
 
 def original_text(table, k):
-    from torchcell_cache.sources.experiment_loader import _text, experiment_json
+    from torchcell_cache.sources.neo4j.experiment_loader import _text, experiment_json
 
     return _text(experiment_json(table.rows[k], table.name))
 
@@ -378,9 +374,9 @@ def test_malformed_records_and_unknown_genes(tmp_path, database):
 MEMORY = """
 import json, sys
 from pathlib import Path
-from torchcell_cache.sources import neo4j_fetch
-from torchcell_cache.sources.experiments import Columns
-from torchcell_cache.sources.neo4j import Login
+from torchcell_cache.sources.neo4j import fetch as neo4j_fetch
+from torchcell_cache.sources.neo4j.experiments import Columns
+from torchcell_cache.sources.neo4j.driver import Login
 root, login, query, parameters, columns = json.loads(sys.stdin.read())
 neo4j_fetch.SHARD_ROWS = 1000
 columns = Columns.of(columns)

@@ -19,11 +19,11 @@ from torchcell_cache.errors import (
     SettingError,
     SourceContractError,
 )
-from torchcell_cache.raw_store import RawRecords, RawWriter
 from torchcell_cache.sources import cell_graph
-from torchcell_cache.sources.experiment_table import TableBuilder
-from torchcell_cache.sources.experiments import Malformed, Parsed, parse_experiment
-from torchcell_cache.sources.neo4j import Login, parameters_of
+from torchcell_cache.sources.neo4j.driver import Login, parameters_of
+from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
+from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, parse_experiment
+from torchcell_cache.sources.neo4j.raw import RawRecords, RawWriter
 
 EXPERIMENT = {
     "experiment_type": "fitness",

@@ -13,8 +13,8 @@ from neo4j.exceptions import Neo4jError
 
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError
 from torchcell_cache.sources import Neo4jCellDataset, load_experiments
-from torchcell_cache.sources.neo4j import Login, _explain
-from torchcell_cache.sources.neo4j_fetch import _Fetch, _Rows
+from torchcell_cache.sources.neo4j.driver import Login, _explain
+from torchcell_cache.sources.neo4j.fetch import _Fetch, _Rows
 
 pytestmark = pytest.mark.xdist_group("neo4j")
 QUERIES = Path(__file__).resolve().parent.parent / "experiments/006-kuzmin-tmi/queries"
@@ -193,7 +193,7 @@ class Shards:
 
 def test_a_fetch_goes_on_after_each_timeout(monkeypatch, capsys):
     """A server that ends every transaction after 7 rows still gives all 30."""
-    monkeypatch.setattr("torchcell_cache.sources.neo4j_fetch.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("torchcell_cache.sources.neo4j.fetch.time.sleep", lambda seconds: None)
 
     def rows(given):
         ids = [f"{k:02d}" for k in range(30) if f"{k:02d}" > given["after"]]
@@ -210,7 +210,7 @@ def test_a_fetch_goes_on_after_each_timeout(monkeypatch, capsys):
 
 CROWDED = """
 import os, resource, subprocess, sys
-from torchcell_cache.sources.bolt import _says_ready
+from torchcell_cache.sources.neo4j.bolt import _says_ready
 resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
 for line, wanted in (("ready", True), ("other", False), ("", False)):

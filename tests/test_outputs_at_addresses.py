@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import torchcell_cache as tc
-from torchcell_cache.urls import is_url, local_path
+from torchcell_cache.core.urls import is_url, local_path
 
 ADDRESSES = (
     "s3://lab/x",
@@ -40,13 +40,13 @@ def store(made, monkeypatch):
 
 
 def _fetch(at):
-    from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset
+    from torchcell_cache.sources.neo4j.source import Neo4jCellDataset
 
     Neo4jCellDataset(at, "bolt://localhost:1", base_graph=GRAPH, username="u", password="secret-one")
 
 
 def _graph_database(at):
-    from torchcell_cache.sources.bolt import embedded_bolt
+    from torchcell_cache.sources.neo4j.bolt import embedded_bolt
 
     with embedded_bolt(at):
         pass
@@ -161,7 +161,7 @@ def test_a_new_output_cannot_forget_the_check():
 
 def test_the_refusal_imports_no_library_of_an_object_store():
     script = (
-        "import sys\nfrom torchcell_cache.urls import local_path\n"
+        "import sys\nfrom torchcell_cache.core.urls import local_path\n"
         "try: local_path('s3://a/b')\nexcept Exception as error: print(type(error).__name__)\n"
         "sys.exit(any(name in sys.modules for name in ('fsspec', 's3fs', 'torch')))"
     )

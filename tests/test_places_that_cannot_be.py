@@ -6,8 +6,8 @@ import pytest
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.sources.bolt import embedded_bolt
-from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset, raw_references
+from torchcell_cache.sources.neo4j.bolt import embedded_bolt
+from torchcell_cache.sources.neo4j.source import Neo4jCellDataset, raw_references
 
 GRAPH = tc.testing.tiny_graph()
 LOGIN = {"username": "u", "password": "secret-one", "progress": False}

@@ -18,10 +18,10 @@ from torch_geometric.transforms import BaseTransform
 
 import torchcell_cache as tc
 from torchcell_cache.builder.generic import GenericMaker
-from torchcell_cache.durable.lock import STATUS_NAME, read_status
-from torchcell_cache.graph.io import graph_digest
-from torchcell_cache.manifest import processed_dir
+from torchcell_cache.core.locks import STATUS_NAME, read_status
+from torchcell_cache.graph.records import graph_digest
 from torchcell_cache.processors.base import Processing
+from torchcell_cache.store.manifest import processed_dir
 
 COUNT = 7
 same = tc.testing.assert_same_graph

@@ -18,9 +18,9 @@ from torch_geometric.nn import GCNConv
 import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.errors import CacheNotFoundError, SettingError, WaitTimeoutError
-from torchcell_cache.manifest import read_manifest
 from torchcell_cache.nn import shared_conv, shared_edges
 from torchcell_cache.remote.bucket import Bucket
+from torchcell_cache.store.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
 __all__ = ["s3", "store", "unreliable"]

@@ -19,9 +19,9 @@ from torchcell_cache.errors import (
     SettingError,
     StorageLostError,
 )
-from torchcell_cache.manifest import processed_dir, read_manifest
 from torchcell_cache.remote import bucket as bucket_module
 from torchcell_cache.remote import ranges
+from torchcell_cache.store.manifest import processed_dir, read_manifest
 from torchcell_cache.testing import assert_same_graph
 
 __all__ = ["s3", "unreliable"]

@@ -8,7 +8,7 @@ from object_store import pull, push, s3, store, system, unreliable
 
 import torchcell_cache as tc
 from torchcell_cache.errors import StaleCacheError
-from torchcell_cache.manifest import processed_dir, read_manifest
+from torchcell_cache.store.manifest import processed_dir, read_manifest
 
 __all__ = ["s3", "store", "unreliable"]
 

@@ -13,9 +13,9 @@ from graphs import cell_graph, plain_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.checking.repairing import repair
-from torchcell_cache.checking.verification import verify
-from torchcell_cache.durable.lock import BuilderLock
+from torchcell_cache.builder.check.repair import repair
+from torchcell_cache.builder.check.verify import verify
+from torchcell_cache.core.locks import BuilderLock
 from torchcell_cache.errors import (
     BuildInProgressError,
     CacheNotFoundError,
@@ -24,7 +24,7 @@ from torchcell_cache.errors import (
     SettingError,
     StaleCacheError,
 )
-from torchcell_cache.manifest import read_manifest
+from torchcell_cache.store.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
 COUNT, SHARD = 21, 4

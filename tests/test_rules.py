@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.rules import GeneRules, parse_rule, rewritten_rule, rule_genes
+from torchcell_cache.graph.rules import GeneRules, parse_rule, rewritten_rule, rule_genes
 
 COBRA_GENES = ("YAL001C", "YAL002W-A", "b0001.1", "HXT3'", "a/b", "x:y=z")
 GENES = ("YAL001C", "YAL002W-A", "Q0045", "b0001.1", "s_7", "1234")

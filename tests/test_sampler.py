@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import DistributedCacheSampler, rank_and_world_size
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.distributed import DistributedCacheSampler, rank_and_world_size
-from torchcell_cache.loading.epoch_plan import epoch_order
 
 sizes = st.integers(0, 60)
 batches = st.integers(1, 7)

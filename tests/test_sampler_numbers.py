@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
+from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.errors import SettingError
-from torchcell_cache.given_numbers import whole_number
 
 INTEGERS = [np.int8, np.int64, np.uint64, torch.tensor, np.array]
 NO_INTEGERS = [

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Subset
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
+from torchcell_cache.data.samplers.draws import draw_with_replacement, draw_without_replacement, minus_log
+from torchcell_cache.data.samplers.groups import inverse_frequency
 from torchcell_cache.errors import SettingError
-from torchcell_cache.loading.draws import draw_with_replacement, draw_without_replacement, minus_log
-from torchcell_cache.loading.groups import inverse_frequency
 
 COUNT = 61
 KINDS = ("shard", "whole shards", "weighted", "cost", "max cost")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
+from torchcell_cache.data.perturbed_sets import first_of_set
 from torchcell_cache.errors import SettingError
-from torchcell_cache.subsets.perturbed_sets import first_of_set
 
 CELL = cell_graph(9)
 

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Subset
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache import store
+from torchcell_cache.data.quality import shuffle_quality
+from torchcell_cache.data.samplers.line import Line, ShardLayout
 from torchcell_cache.errors import CorruptShardError, SampleError, SettingError, SourceContractError
-from torchcell_cache.loading.line import Line, ShardLayout
-from torchcell_cache.loading.quality import shuffle_quality
+from torchcell_cache.store import records as store
 
 COUNT = 61
 SMALL = {"chunk_size": 2, "shuffle_buffer_size": 9}

@@ -12,7 +12,7 @@ from graphs import cell_graph, plain_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.durable.sealedjson import unseal
+from torchcell_cache.core.sealed import unseal
 from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,

@@ -17,9 +17,9 @@ from torch import distributed as dist
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
+from torchcell_cache.data.splits import gears_name
+from torchcell_cache.data.strata import divide, shares, strata_of
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, SettingError, StaleCacheError
-from torchcell_cache.subsets.splits import gears_name
-from torchcell_cache.subsets.strata import divide, shares, strata_of
 
 NUM_GENES = 60
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.experiment_table import TableBuilder
-from torchcell_cache.sources.experiments import Malformed, Parsed, number
 from torchcell_cache.sources.interactions import interaction_scores
+from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
+from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, number
 from torchcell_cache.sources.replicates import set_numbers
 
 GRAPH = cell_graph()  # genes Y000 to Y008

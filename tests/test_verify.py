@@ -18,16 +18,16 @@ from graphs import cell_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.arrays import arrays_to_bytes, map_arrays
-from torchcell_cache.checking.lmdb_pages import ShardOutline, outline
-from torchcell_cache.checking.verification import Report, verify
+from torchcell_cache.builder.check.pages import ShardOutline, outline
+from torchcell_cache.builder.check.verify import Report, verify
 from torchcell_cache.codec.envelope import seal
-from torchcell_cache.durable.atomic import file_digest
+from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError, SettingError
+from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.compare import first_difference
-from torchcell_cache.graph.io import save_base_graph
-from torchcell_cache.manifest import Manifest, read_manifest
-from torchcell_cache.store import close_all, write_shard
+from torchcell_cache.graph.records import save_base_graph
+from torchcell_cache.store.manifest import Manifest, read_manifest
+from torchcell_cache.store.records import close_all, write_shard
 
 COUNT, SHARD = 23, 8
 ADVISORY = {".lock", ".status.json"}

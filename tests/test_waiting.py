@@ -18,7 +18,7 @@ from torchcell_cache.errors import (
     SettingError,
     WaitTimeoutError,
 )
-from torchcell_cache.manifest import manifest_path, processed_dir
+from torchcell_cache.store.manifest import manifest_path, processed_dir
 
 RANKS = 8
 

@@ -16,91 +16,91 @@ if TYPE_CHECKING:
     from torchcell_cache import sources as sources
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
-    from torchcell_cache.builder.api import build as build
     from torchcell_cache.builder.array import build_part as build_part
     from torchcell_cache.builder.array import finalize as finalize
-    from torchcell_cache.checking.repairing import repair as repair
-    from torchcell_cache.checking.verification import verify as verify
-    from torchcell_cache.cleanup import gc as gc
-    from torchcell_cache.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
-    from torchcell_cache.dataset import PreprocessedDataset as PreprocessedDataset
-    from torchcell_cache.graph.io import load_base_graph as load_base_graph
-    from torchcell_cache.graph.io import save_base_graph as save_base_graph
-    from torchcell_cache.incidence import IncidenceIndex as IncidenceIndex
-    from torchcell_cache.loader import CacheLoader as CacheLoader
-    from torchcell_cache.loading.costs import BalancedCostBatchSampler as BalancedCostBatchSampler
-    from torchcell_cache.loading.distributed import DistributedCacheSampler as DistributedCacheSampler
-    from torchcell_cache.loading.shard_sampler import DistributedShardSampler as DistributedShardSampler
-    from torchcell_cache.loading.streaming import StreamingCacheDataset as StreamingCacheDataset
-    from torchcell_cache.loading.weighted import WeightedCacheSampler as WeightedCacheSampler
+    from torchcell_cache.builder.check.repair import repair as repair
+    from torchcell_cache.builder.check.verify import verify as verify
+    from torchcell_cache.builder.cleanup import gc as gc
+    from torchcell_cache.builder.run import build as build
+    from torchcell_cache.builder.subset import save_subset as save_subset
+    from torchcell_cache.core.samples import Sample as Sample
+    from torchcell_cache.data.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
+    from torchcell_cache.data.dataset import PreprocessedDataset as PreprocessedDataset
+    from torchcell_cache.data.index_file import load_indices as load_indices
+    from torchcell_cache.data.index_file import save_indices as save_indices
+    from torchcell_cache.data.loader import CacheLoader as CacheLoader
+    from torchcell_cache.data.samplers.balanced import BalancedCostBatchSampler as BalancedCostBatchSampler
+    from torchcell_cache.data.samplers.order import DistributedCacheSampler as DistributedCacheSampler
+    from torchcell_cache.data.samplers.shards import DistributedShardSampler as DistributedShardSampler
+    from torchcell_cache.data.samplers.weighted import WeightedCacheSampler as WeightedCacheSampler
+    from torchcell_cache.data.select import select as select
+    from torchcell_cache.data.split_groups import split_by_group as split_by_group
+    from torchcell_cache.data.split_sets import Splits as Splits
+    from torchcell_cache.data.splits import split_by_perturbation as split_by_perturbation
+    from torchcell_cache.data.splits import split_random as split_random
+    from torchcell_cache.data.streaming import StreamingCacheDataset as StreamingCacheDataset
+    from torchcell_cache.graph.incidence import IncidenceIndex as IncidenceIndex
+    from torchcell_cache.graph.records import load_base_graph as load_base_graph
+    from torchcell_cache.graph.records import save_base_graph as save_base_graph
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import KHopSubgraph as KHopSubgraph
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
-    from torchcell_cache.record import Sample as Sample
+    from torchcell_cache.remote.copies import stage as stage
     from torchcell_cache.remote.pull import pull as pull
     from torchcell_cache.remote.push import push as push
-    from torchcell_cache.sources.anndata import AnnDataSource as AnnDataSource
-    from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset as Neo4jCellDataset
+    from torchcell_cache.sources.cells.source import AnnDataSource as AnnDataSource
+    from torchcell_cache.sources.neo4j.source import Neo4jCellDataset as Neo4jCellDataset
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
-    from torchcell_cache.staging import stage as stage
-    from torchcell_cache.subsets.index_file import load_indices as load_indices
-    from torchcell_cache.subsets.index_file import save_indices as save_indices
-    from torchcell_cache.subsets.select import select as select
-    from torchcell_cache.subsets.split_groups import split_by_group as split_by_group
-    from torchcell_cache.subsets.split_sets import Splits as Splits
-    from torchcell_cache.subsets.splits import split_by_perturbation as split_by_perturbation
-    from torchcell_cache.subsets.splits import split_random as split_random
-    from torchcell_cache.subsets.substore import save_subset as save_subset
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "AnnDataSource": "sources.anndata",
-    "BalancedCostBatchSampler": "loading.costs",
-    "CacheLoader": "loader",
-    "DistributedCacheSampler": "loading.distributed",
-    "DistributedShardSampler": "loading.shard_sampler",
+    "AnnDataSource": "sources.cells.source",
+    "BalancedCostBatchSampler": "data.samplers.balanced",
+    "CacheLoader": "data.loader",
+    "DistributedCacheSampler": "data.samplers.order",
+    "DistributedShardSampler": "data.samplers.shards",
     "GraphProcessor": "processors",
-    "IncidenceIndex": "incidence",
+    "IncidenceIndex": "graph.incidence",
     "KHopSubgraph": "processors",
     "LazySubgraphRepresentation": "processors",
-    "Neo4jCellDataset": "sources.neo4j_cell",
-    "Neo4jPreprocessedCellDataset": "dataset",
+    "Neo4jCellDataset": "sources.neo4j.source",
+    "Neo4jPreprocessedCellDataset": "data.dataset",
     "Perturbation": "processors",
     "PerturbationTable": "sources.table",
-    "PreprocessedDataset": "dataset",
-    "Sample": "record",
+    "PreprocessedDataset": "data.dataset",
+    "Sample": "core.samples",
     "SharedGraphBatch": "batch",
-    "Splits": "subsets.split_sets",
-    "StreamingCacheDataset": "loading.streaming",
+    "Splits": "data.split_sets",
+    "StreamingCacheDataset": "data.streaming",
     "SubgraphRepresentation": "processors",
-    "WeightedCacheSampler": "loading.weighted",
-    "append": "growing.update",
-    "build": "builder.api",
+    "WeightedCacheSampler": "data.samplers.weighted",
+    "append": "builder.grow",
+    "build": "builder.run",
     "build_part": "builder.array",
     "errors": "",
     "finalize": "builder.array",
     "nn": "",
-    "gc": "cleanup",
-    "load_base_graph": "graph.io",
-    "load_indices": "subsets.index_file",
+    "gc": "builder.cleanup",
+    "load_base_graph": "graph.records",
+    "load_indices": "data.index_file",
     "pull": "remote.pull",
     "push": "remote.push",
-    "repair": "checking.repairing",
-    "save_base_graph": "graph.io",
-    "save_indices": "subsets.index_file",
-    "save_subset": "subsets.substore",
-    "select": "subsets.select",
+    "repair": "builder.check.repair",
+    "save_base_graph": "graph.records",
+    "save_indices": "data.index_file",
+    "save_subset": "builder.subset",
+    "select": "data.select",
     "sources": "",
-    "split_by_group": "subsets.split_groups",
-    "split_by_perturbation": "subsets.splits",
-    "split_random": "subsets.splits",
-    "stage": "staging",
+    "split_by_group": "data.split_groups",
+    "split_by_perturbation": "data.splits",
+    "split_random": "data.splits",
+    "stage": "remote.copies",
     "testing": "",
-    "update": "growing.update",
-    "verify": "checking.verification",
+    "update": "builder.grow",
+    "verify": "builder.check.verify",
 }
 
 __all__ = [*sorted(_PLACES), "__version__"]

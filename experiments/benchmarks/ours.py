@@ -121,7 +121,7 @@ def warm_imports() -> None:
     import torch_geometric.data
 
     assert torch_geometric.data.Dataset
-    import torchcell_cache.batching.structured
+    import torchcell_cache.batch.deletions
 
     assert tc.PreprocessedDataset
-    assert torchcell_cache.batching.structured
+    assert torchcell_cache.batch.deletions

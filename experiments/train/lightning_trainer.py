@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.train.data import load_data, targets
 from experiments.train.model import HeteroGin
-from torchcell_cache.urls import local_path
+from torchcell_cache.core.urls import local_path
 
 try:
     import lightning

@@ -23,8 +23,8 @@ from experiments.train.checkpoint import CsvLog, load_checkpoint, restore, save_
 from experiments.train.data import Data, load_data, sample_indices, targets
 from experiments.train.model import HeteroGin
 from experiments.train.preemption import StopSignal, leave, listen, stop_listening
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError
-from torchcell_cache.urls import local_path
 
 EPOCH_COLUMNS = ("epoch", "steps", "train_loss", "val_loss", "seconds", "it_per_s", "data_wait_share")
 

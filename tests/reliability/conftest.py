@@ -15,9 +15,9 @@ WARM = (
     "numpy",
     "xxhash",
     "lmdb",
-    "torchcell_cache.durable.atomic",
-    "torchcell_cache.durable.lock",
-    "torchcell_cache.manifest",
+    "torchcell_cache.core.files",
+    "torchcell_cache.core.locks",
+    "torchcell_cache.store.manifest",
 )
 
 
@@ -35,7 +35,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
     """The fault server for whole builds: torch and the sources of the small stores are there before the first fork."""
     _need_compiler()
     server = FaultServer(
-        tmp_path_factory.mktemp("builds"), (*WARM, "torch", "torchcell_cache.builder.api", "warmed")
+        tmp_path_factory.mktemp("builds"), (*WARM, "torch", "torchcell_cache.builder.run", "warmed")
     )
     yield server
     server.close()

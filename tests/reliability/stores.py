@@ -19,11 +19,11 @@ from graphs import cell_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache import store
-from torchcell_cache.durable.atomic import file_digest
+from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError
-from torchcell_cache.generation import GENERATION_MANIFEST
-from torchcell_cache.manifest import FileEntry, Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store import records as store
+from torchcell_cache.store.generation import GENERATION_MANIFEST
+from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, read_manifest
 
 SHAPES = ("delta", "perturbation", "full", "generic")
 COUNT = 21

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from faultlib import FOREVER, MUTATING, Fault, FaultServer
 
-from torchcell_cache.durable.atomic import make_dirs_durable, remove_stale_temps, write_atomic
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.errors import (
     CacheNotFoundError,
     StorageFullError,
     StorageLostError,
     StorageReadOnlyError,
 )
-from torchcell_cache.manifest import (
+from torchcell_cache.store.manifest import (
     FileEntry,
     Manifest,
     ShardEntry,

@@ -15,7 +15,7 @@ from pathlib import Path
 import lmdb
 from faultlib import DATA, FOREVER, SYNC, Fault, FaultServer
 
-from torchcell_cache.durable.atomic import write_atomic
+from torchcell_cache.core.files import write_atomic
 
 Fresh = Callable[[], Path]
 CONTENT = b"new content " * 100

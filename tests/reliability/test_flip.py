@@ -17,7 +17,7 @@ import stores
 import torchcell_cache as tc
 from torchcell_cache.builder.shards import INCIDENCE_FILE
 from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptRecordError, FormatError
-from torchcell_cache.manifest import manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import manifest_path, processed_dir, read_manifest
 
 Room = Callable[[], Path]
 Flips = list[tuple[Path, int]]

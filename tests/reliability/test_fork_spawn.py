@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader as TorchLoader
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
-from torchcell_cache import store
 from torchcell_cache.errors import CorruptRecordError
-from torchcell_cache.manifest import processed_dir, read_manifest
+from torchcell_cache.store import records as store
+from torchcell_cache.store.manifest import processed_dir, read_manifest
 
 Room = Callable[[], Path]
 

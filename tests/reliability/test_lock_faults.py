@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faultlib import FOREVER, Fault, FaultServer
 
-from torchcell_cache.durable.lock import BuilderLock, write_status
+from torchcell_cache.core.locks import BuilderLock, write_status
 from torchcell_cache.errors import StorageReadOnlyError
 
 

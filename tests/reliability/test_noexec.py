@@ -23,9 +23,9 @@ import xxhash
 from test_flip import LMDB_FORMAT, in_child, shard
 
 import torchcell_cache as tc
-from torchcell_cache.durable.sealedjson import seal
+from torchcell_cache.core.sealed import seal
 from torchcell_cache.errors import CacheError
-from torchcell_cache.manifest import manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import manifest_path, processed_dir, read_manifest
 
 Room = Callable[[], Path]
 FORBIDDEN = (

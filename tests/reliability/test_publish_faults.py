@@ -21,7 +21,7 @@ from test_commit_faults import (
     temporaries,
 )
 
-from torchcell_cache.durable.atomic import publish_new, temp_path, write_atomic
+from torchcell_cache.core.files import publish_new, temp_path, write_atomic
 from torchcell_cache.errors import StorageLostError
 
 Fresh = Callable[[], Path]

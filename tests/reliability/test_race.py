@@ -18,7 +18,7 @@ from faultlib import FOREVER, Fault, FaultServer
 
 import torchcell_cache as tc
 from torchcell_cache.errors import CacheError, CacheNotFoundError, StaleCacheError
-from torchcell_cache.manifest import processed_dir
+from torchcell_cache.store.manifest import processed_dir
 
 Room = Callable[[], Path]
 

@@ -19,9 +19,9 @@ from test_flip import in_child
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache import store
 from torchcell_cache.errors import StorageReadOnlyError
-from torchcell_cache.manifest import processed_dir
+from torchcell_cache.store import records as store
+from torchcell_cache.store.manifest import processed_dir
 
 Room = Callable[[], Path]
 MANY = 200

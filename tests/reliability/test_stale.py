@@ -311,8 +311,8 @@ def test_a_store_of_something_else_published_while_waiting_is_not_replaced(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first builder holds the lock and publishes; the second one wanted something else."""
-    from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
-    from torchcell_cache.manifest import processed_dir
+    from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+    from torchcell_cache.store.manifest import processed_dir
 
     root, donor = room(), room()
     build(donor)

@@ -20,9 +20,9 @@ from test_flip import flip, forget_checks, published_files
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache import store
 from torchcell_cache.errors import CacheError, CacheNotFoundError, StaleCacheError
-from torchcell_cache.manifest import manifest_path
+from torchcell_cache.store import records as store
+from torchcell_cache.store.manifest import manifest_path
 
 COUNT = 9
 SERVER: list[FaultServer] = []

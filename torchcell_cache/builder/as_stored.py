@@ -11,13 +11,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from torchcell_cache.core.fingerprint import legacy_processor_part
+from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.errors import CacheError
-from torchcell_cache.fingerprint import legacy_processor_part
-from torchcell_cache.generation import Generation
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.graph.order import reordered_parts
-from torchcell_cache.record import Sample, SampleTable
 from torchcell_cache.sources.base import Source
+from torchcell_cache.store.generation import Generation
 
 
 def in_stored_words(

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchcell_cache.assemble import Assembler
 from torchcell_cache.builder.generic import GenericMaker
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.shards import StructuredMaker
-from torchcell_cache.codec import structured
+from torchcell_cache.codec import deletions as structured
+from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.layout import Layout
-from torchcell_cache.codec.structured import StructuredSchema
-from torchcell_cache.graph.io import decode_graph
+from torchcell_cache.graph.records import decode_graph
+from torchcell_cache.processors.assemble import Assembler
 
 _PROBE = 64
 _FULL_PROBE = 4

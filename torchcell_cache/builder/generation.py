@@ -14,9 +14,6 @@ from typing import Any
 
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
-from torchcell_cache.builder.pool import StopRequest, forked_worker, light_worker, run_here, run_workers
-from torchcell_cache.builder.prepare import SharedFiles
-from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.resume import finished_shards, tidy
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
@@ -27,25 +24,22 @@ from torchcell_cache.builder.shards import (
     build_shard,
     content_sums,
 )
-from torchcell_cache.columns import columns_bytes
-from torchcell_cache.durable.atomic import (
+from torchcell_cache.builder.shared_files import SharedFiles
+from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
+from torchcell_cache.core.files import (
     file_digest,
     free_bytes,
     make_dirs_durable,
     storage_errors,
     write_atomic,
 )
-from torchcell_cache.durable.lock import STATUS_NAME
+from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.locks import STATUS_NAME
+from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import CacheError, StorageFullError
-from torchcell_cache.fingerprint import sha256_json
-from torchcell_cache.generation import GENERATION_MANIFEST
-from torchcell_cache.manifest import (
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    processed_dir,
-    read_sidecar,
-)
+from torchcell_cache.store.columns import columns_bytes
+from torchcell_cache.store.generation import GENERATION_MANIFEST
+from torchcell_cache.store.manifest import FileEntry, Manifest, ShardEntry, processed_dir, read_sidecar
 
 _PROBE = 64
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from torchcell_cache.builder.shards import CHUNK
-from torchcell_cache.codec.bulk import encode_many
+from torchcell_cache.codec.chunks import encode_many
 from torchcell_cache.codec.layout import Layout
-from torchcell_cache.columns import Arrays
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
-from torchcell_cache.graph.io import BaseFields, encode_graph
+from torchcell_cache.graph.records import BaseFields, encode_graph
 from torchcell_cache.processors.base import Processing
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
+from torchcell_cache.store.columns import Arrays
 
 _MAX_LABEL = 64
 _CHUNK_BYTES = 16 << 20

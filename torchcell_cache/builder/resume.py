@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchcell_cache.builder.shards import ShardPlan, shard_name
-from torchcell_cache.durable.atomic import remove_stale_temps
+from torchcell_cache.core.files import remove_stale_temps
 from torchcell_cache.errors import CacheError
-from torchcell_cache.manifest import ShardEntry, processed_dir, read_sidecar, sidecar_path
-from torchcell_cache.verified import quick_digest
+from torchcell_cache.store.manifest import ShardEntry, processed_dir, read_sidecar, sidecar_path
+from torchcell_cache.store.stamps import quick_digest
 
 
 def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> list[ShardEntry]:

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from torchcell_cache.codec.deletions import StructuredSchema, encode
+from torchcell_cache.codec.delta_code import encode_gaps_ragged
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, seal
-from torchcell_cache.codec.gap import encode_gaps_ragged
-from torchcell_cache.codec.structured import StructuredSchema, encode
-from torchcell_cache.columns import arrays_to_table, load_columns
-from torchcell_cache.durable.atomic import (
+from torchcell_cache.core.files import (
     file_digest,
     fsync_dir,
     fsync_file,
@@ -23,12 +22,13 @@ from torchcell_cache.durable.atomic import (
     storage_errors,
     temp_path,
 )
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError
-from torchcell_cache.manifest import FileEntry, ShardEntry, write_sidecar
-from torchcell_cache.record import SampleTable
-from torchcell_cache.removal import Removal
-from torchcell_cache.store import write_shard
-from torchcell_cache.topology import Topology
+from torchcell_cache.graph.removal import Removal
+from torchcell_cache.graph.topology import Topology
+from torchcell_cache.store.columns import arrays_to_table, load_columns
+from torchcell_cache.store.manifest import FileEntry, ShardEntry, write_sidecar
+from torchcell_cache.store.records import write_shard
 
 CHUNK = 512
 """Samples encoded together: enough to amortise numpy calls, few enough to stay in the processor's cache."""

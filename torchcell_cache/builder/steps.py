@@ -13,9 +13,11 @@ from pathlib import Path
 from torchcell_cache.builder.as_stored import in_stored_words
 from torchcell_cache.builder.generation import generation_prefix
 from torchcell_cache.builder.plan import BuildPlan
-from torchcell_cache.dataset import PreprocessedDataset
-from torchcell_cache.durable.atomic import write_atomic
-from torchcell_cache.durable.lock import BuilderLock, read_status
+from torchcell_cache.core.files import write_atomic
+from torchcell_cache.core.fingerprint import explain, sha256_json
+from torchcell_cache.core.locks import BuilderLock, read_status
+from torchcell_cache.core.ranks import rank_and_world_size
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import (
     BuildFailedError,
     CacheNotFoundError,
@@ -24,13 +26,11 @@ from torchcell_cache.errors import (
     SettingError,
     StaleCacheError,
 )
-from torchcell_cache.fingerprint import explain, sha256_json
-from torchcell_cache.generation import Generation
-from torchcell_cache.lease import open_with_lease
-from torchcell_cache.loading.ranks import rank_and_world_size
-from torchcell_cache.manifest import STORAGES as STORED_AS
-from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
-from torchcell_cache.verified import note_verified
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.manifest import STORAGES as STORED_AS
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
+from torchcell_cache.store.stamps import note_verified
 
 _WAIT_SECONDS = 30.0
 

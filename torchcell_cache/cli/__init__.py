@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from torchcell_cache import _platform_lacks
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     EXIT_CANNOT_WRITE,
     EXIT_CORRUPT_OR_STALE,
@@ -29,7 +30,6 @@ from torchcell_cache.errors import (
     CacheNotFoundError,
     SettingError,
 )
-from torchcell_cache.urls import local_path
 
 COMMANDS = {
     "preprocess": "build a store from a source, or continue an interrupted build",

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.finished import ranges
-from torchcell_cache.builder.progress import human_seconds
-from torchcell_cache.underway import Unfinished, process_of, task_states
+from torchcell_cache.builder.array_check import ranges
+from torchcell_cache.core.progress import human_seconds
+from torchcell_cache.store.status import Unfinished, process_of, task_states
 
 _SILENT_SECONDS = 300.0
 """A task on another node that has not written for this long is not counted as running."""

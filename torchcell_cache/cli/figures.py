@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.durable.atomic import make_dirs_durable, storage_errors
+from torchcell_cache.core.files import make_dirs_durable, storage_errors
 from torchcell_cache.errors import SettingError, install_line
 
 

@@ -14,14 +14,14 @@ from types import ModuleType
 from typing import Any
 
 from torchcell_cache import processors, sources
-from torchcell_cache.builder.progress import Progress
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.cli.texts import suggestion
+from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
-from torchcell_cache.generation import Generation
-from torchcell_cache.graph.io import load_base_graph
-from torchcell_cache.manifest import manifest_path
-from torchcell_cache.urls import local_path
+from torchcell_cache.graph.records import load_base_graph
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.manifest import manifest_path
 
 
 def make_source(settings: Settings) -> Any:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.bench.advice import as_dict, as_text
-from torchcell_cache.bench.store import BenchReport, bench_store
+from torchcell_cache.cli.bench.report import as_dict, as_text
+from torchcell_cache.cli.bench.store import BenchReport, bench_store
 from torchcell_cache.cli.figures import new_figure, write_figure
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_OK
-from torchcell_cache.urls import local_path
 
 _PASSED = (
     "batch_size",

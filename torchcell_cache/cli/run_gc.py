@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchcell_cache.cleanup import gc
+from torchcell_cache.builder.cleanup import gc
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from torchcell_cache.builder.progress import human_bytes, human_seconds
+from torchcell_cache.builder.generations import generation_dirs
 from torchcell_cache.cli.histograms import as_text, histogram, save_plot
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.codec.layout import Layout
-from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.core.progress import human_bytes, human_seconds
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import EXIT_OK, SettingError
-from torchcell_cache.published import generation_dirs
-from torchcell_cache.urls import local_path
 
 _ONE_NUMBER = ("perturbed_count", "removed_edges", "y")
 

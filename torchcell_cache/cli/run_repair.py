@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchcell_cache.checking.repairing import repair
+from torchcell_cache.builder.check.repair import repair
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK

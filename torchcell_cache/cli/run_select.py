@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from torchcell_cache.cli.settings import Settings
-from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.index_file import digest_of, npy_path, save_indices
+from torchcell_cache.data.select import select
 from torchcell_cache.errors import EXIT_OK, SettingError
-from torchcell_cache.subsets.index_file import digest_of, npy_path, save_indices
-from torchcell_cache.subsets.select import select
-from torchcell_cache.urls import local_path
 
 _CHOOSING = ("where", "list", "genes", "match", "without", "n", "seed", "stratify", "bins")
 
@@ -38,7 +38,7 @@ def run(settings: Settings) -> int:
     if settings["out"] is not None:
         facts["out"] = str(save_indices(settings["out"], view, made_by=conditions))
     if settings["store"] is not None:
-        from torchcell_cache.subsets.substore import save_subset
+        from torchcell_cache.builder.subset import save_subset
 
         made = save_subset(
             view,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torchcell_cache.cli.settings import Settings
-from torchcell_cache.dataset import PreprocessedDataset
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.split_groups import split_by_group
+from torchcell_cache.data.split_parts import PARTS
+from torchcell_cache.data.split_sets import Splits
+from torchcell_cache.data.splits import split_by_perturbation, split_random
 from torchcell_cache.errors import EXIT_OK, SettingError
-from torchcell_cache.subsets.split_groups import split_by_group
-from torchcell_cache.subsets.split_parts import PARTS
-from torchcell_cache.subsets.split_sets import Splits
-from torchcell_cache.subsets.splits import split_by_perturbation, split_random
-from torchcell_cache.urls import local_path
 
 
 def run(settings: Settings) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.errors import EXIT_OK
-from torchcell_cache.staging import stage
+from torchcell_cache.remote.copies import stage
 
 
 def run(settings: Settings) -> int:

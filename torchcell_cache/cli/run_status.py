@@ -7,15 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.progress import human_seconds
+from torchcell_cache.builder.generations import generation_dirs, own_manifest
 from torchcell_cache.cli.array_status import array_facts, array_lines
 from torchcell_cache.cli.settings import Settings
-from torchcell_cache.durable.lock import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
+from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
+from torchcell_cache.core.progress import human_seconds
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheError, CacheNotFoundError
-from torchcell_cache.manifest import Manifest, manifest_path, processed_dir, read_manifest
-from torchcell_cache.published import generation_dirs, own_manifest
-from torchcell_cache.underway import unfinished
-from torchcell_cache.urls import local_path
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.status import unfinished
 
 _WAITS = ("dead", "interrupted", "failed")
 _NUMBERS = ("samples", "total", "seconds", "initial")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 
-from torchcell_cache.checking.verification import verify
+from torchcell_cache.builder.check.verify import verify
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_CORRUPT_OR_STALE, EXIT_OK
-from torchcell_cache.urls import local_path
-from torchcell_cache.waiting import wait_for_store
+from torchcell_cache.store.waiting import wait_for_store
 
 
 def run(settings: Settings) -> int:

@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from torchcell_cache.cli.name_lists import names_of
 from torchcell_cache.cli.texts import GROUPS, WITH_GROUPS, suggestion
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, UnsafeContentError
-from torchcell_cache.urls import local_path
 
 INTEGERS = {
     "task", "tasks", "num_workers", "shard_size", "max_record_bytes", "num_samples", "seed", "shard", "keep", "bins",
@@ -251,7 +251,7 @@ def _choices(command: str, pairs: dict[str, Any]) -> dict[str, str]:
 
 
 def _composed(command: str, choices: dict[str, str]) -> Any:
-    with initialize_config_module("torchcell_cache.conf", version_base="1.3"):
+    with initialize_config_module("torchcell_cache.cli.conf", version_base="1.3"):
         config = compose(command, overrides=[f"{group}={name}" for group, name in choices.items()])
     OmegaConf.set_struct(config, False)
     return config

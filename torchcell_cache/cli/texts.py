@@ -31,7 +31,7 @@ def overview() -> str:
 
 def config_text(name: str) -> str:
     """Text of a settings file."""
-    text = (resources.files("torchcell_cache.conf") / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (resources.files("torchcell_cache.cli.conf") / f"{name}.yaml").read_text(encoding="utf-8")
     return text.replace("???       ", "(required)")
 
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import xxhash
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
-from torchcell_cache.record import Int64Array
 
 CHECKSUM_BYTES = 8
 MAX_RECORD_BYTES = 256 << 20

@@ -24,7 +24,7 @@ Encodings::
 
 ``fill`` is 0 in every other encoding. SPARSE, DIFF and PALETTE stand only where shorter than BITS (bool, n > 8)
 or RAW, which also bounds what decoding them can take; PALETTE only where shorter than DIFF too, for up to 65,536
-changes. The gap code is that of :mod:`torchcell_cache.codec.gap`.
+changes. The gap code is that of :mod:`torchcell_cache.codec.delta_code`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
-from torchcell_cache.codec.fields import (
+from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
+from torchcell_cache.codec.values import (
     BASE,
     BITS,
     DIFF,
@@ -49,7 +50,6 @@ from torchcell_cache.codec.fields import (
     padded,
     too_large,
 )
-from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import CorruptRecordError, FormatError, SettingError, UnsupportedValueError
 
 KIND = 0x21

@@ -14,18 +14,10 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
-from torchcell_cache.codec.layout import (
-    DTYPES,
-    TENSOR,
-    VALUE,
-    Layout,
-    StoreKey,
-    TensorValue,
-    canonical_json,
-)
+from torchcell_cache.codec.layout import DTYPES, TENSOR, VALUE, Layout, StoreKey, TensorValue, canonical_json
 from torchcell_cache.errors import UnsupportedValueError
+from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, value_to_json
 from torchcell_cache.graph.values import check_tensor, to_array, unsupported
-from torchcell_cache.typed_json import MAX_JSON_BYTES, value_to_json
 
 _VALUES = (type(None), bool, int, float, str, bytes, list, tuple, dict, np.ndarray, np.generic)
 

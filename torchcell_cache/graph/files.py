@@ -32,18 +32,12 @@ from torchcell_cache.codec.layout import (
     store_from_json,
     store_to_json,
 )
-from torchcell_cache.durable.atomic import (
-    fsync_file,
-    make_dirs_durable,
-    replace_file,
-    storage_errors,
-    temp_path,
-)
+from torchcell_cache.core.files import fsync_file, make_dirs_durable, replace_file, storage_errors, temp_path
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
 from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
+from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
 from torchcell_cache.graph.values import TORCH_DTYPES, to_array
-from torchcell_cache.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
-from torchcell_cache.urls import local_path
 
 TENSORS_FILE = "base_graph.safetensors"
 VALUES_FILE = "base_graph.json"

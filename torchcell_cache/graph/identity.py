@@ -14,11 +14,11 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-from torchcell_cache.digest import array_digest
+from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, UnsupportedValueError
 from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.graph.values import to_array
-from torchcell_cache.record import Sample
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.lasting import lasting
+from torchcell_cache.graph.lasting import lasting
 
 T = TypeVar("T")
 

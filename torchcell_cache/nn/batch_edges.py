@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from torchcell_cache.batching.structured import PerturbationBatch
+from torchcell_cache.batch.deletions import PerturbationBatch
 from torchcell_cache.errors import SettingError
-from torchcell_cache.lasting import lasting
+from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.topology import Domain, Topology
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.topology import Domain, Topology
 
 
 def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:

@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn.arguments import (
-    Arguments,
-    Ends,
-    check_features,
-    check_keeps_no_edges,
-    sort_arguments,
-)
+from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
 from torchcell_cache.nn.shared_input import Differing

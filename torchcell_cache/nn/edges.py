@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.lasting import lasting
+from torchcell_cache.graph.lasting import lasting
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from torchcell_cache.lasting import lasting
+from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.nn.adjacency import Adjacency, Compressed, Matrices
 
 WIDE_BELOW = 2048

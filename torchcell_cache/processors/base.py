@@ -27,7 +27,7 @@ class GraphProcessor(Protocol):
 
         Args:
             base_graph: The graph all samples share; ``None`` when the source has none.
-            sample: What the source holds at this position: a :class:`~torchcell_cache.record.Sample` from a
+            sample: What the source holds at this position: a :class:`~torchcell_cache.core.samples.Sample` from a
                 perturbation source, a ``Data`` or ``HeteroData`` from a PyG dataset.
         """
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
+from torchcell_cache.core.samples import Int64Array, Sample
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.incidence import IncidenceIndex
-from torchcell_cache.induced import FarEnds, ends_of, hop_columns, neighbours, select
+from torchcell_cache.graph.incidence import IncidenceIndex
+from torchcell_cache.graph.induced_subgraph import FarEnds, ends_of, hop_columns, neighbours, select
+from torchcell_cache.graph.topology import Domain, EdgeType, Topology, endpoints, topology_of
 from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import (
     extra_tensors,
@@ -22,8 +24,6 @@ from torchcell_cache.processors.deletion import (
 )
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
-from torchcell_cache.record import Int64Array, Sample
-from torchcell_cache.topology import Domain, EdgeType, Topology, endpoints, topology_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch_geometric.data import Data, HeteroData
 
+from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor, node_names, perturbation_fields
-from torchcell_cache.topology import Topology
 
 
 class Perturbation(DeletionProcessor):

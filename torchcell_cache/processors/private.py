@@ -19,8 +19,8 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.data import BaseData
 
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.processors.cloning import clone_stores
-from torchcell_cache.record import Sample
 
 CONSTANT = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, type)
 _ALIGNED = 16

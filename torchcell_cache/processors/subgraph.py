@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
+from torchcell_cache.graph.topology import Domain, Topology, count_nodes
 from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
@@ -17,7 +18,6 @@ from torchcell_cache.processors.deletion import (
     perturbation_fields,
 )
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
-from torchcell_cache.topology import Domain, Topology, count_nodes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,13 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchcell_cache.durable.atomic import (
-    fsync_file,
-    make_dirs_durable,
-    replace_file,
-    storage_errors,
-    temp_path,
-)
+from torchcell_cache.core.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
+from torchcell_cache.core.files import fsync_file, make_dirs_durable, replace_file, storage_errors, temp_path
+from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
 from torchcell_cache.errors import (
     CacheError,
     CorruptShardError,
@@ -31,8 +27,6 @@ from torchcell_cache.errors import (
     StorageLostError,
     install_line,
 )
-from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
-from torchcell_cache.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
 
 ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""

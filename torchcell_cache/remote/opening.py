@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from torchcell_cache.builder.progress import Progress
-from torchcell_cache.durable.atomic import make_dirs_durable
+from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.urls import local_path, name_of
 from torchcell_cache.errors import (
     CacheNotFoundError,
     CorruptManifestError,
@@ -23,17 +24,16 @@ from torchcell_cache.errors import (
     StorageLostError,
     WaitTimeoutError,
 )
-from torchcell_cache.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.manifest import MANIFEST_NAME, FileEntry, Manifest
 from torchcell_cache.remote.bucket import ATTEMPTS, Bucket
-from torchcell_cache.remote.local_cache import LocalCache, cache_at
+from torchcell_cache.remote.cache import LocalCache, cache_at
+from torchcell_cache.remote.copies import copy_name
 from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
-from torchcell_cache.shard_entry import PROCESSED_NAME
-from torchcell_cache.staging import copy_name
-from torchcell_cache.transfer import Origin, bring
-from torchcell_cache.urls import local_path, name_of
-from torchcell_cache.waiting import seconds_of
+from torchcell_cache.remote.transfer import Origin, bring
+from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
+from torchcell_cache.store.shard_entry import PROCESSED_NAME
+from torchcell_cache.store.waiting import seconds_of
 
 THREADS = 8
 DOWNLOADS = ("lazy", "all")

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.steps import Say, acquire
-from torchcell_cache.durable.atomic import make_dirs_durable
-from torchcell_cache.durable.lock import LOCK_NAME, BuilderLock
+from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
-from torchcell_cache.fingerprint import explain
-from torchcell_cache.manifest import Manifest, processed_dir, read_manifest, write_manifest
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
-from torchcell_cache.transfer import check_space, fill, missing_files, write_rest
-from torchcell_cache.urls import local_path
+from torchcell_cache.remote.transfer import check_space, fill, missing_files, write_rest
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
 
 
 def pull(

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torchcell_cache.builder.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.builder.steps import Say
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     CacheError,
     CorruptManifestError,
@@ -25,16 +27,14 @@ from torchcell_cache.errors import (
     StaleCacheError,
     StorageLostError,
 )
-from torchcell_cache.fingerprint import explain
-from torchcell_cache.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.lease import open_with_lease
-from torchcell_cache.manifest import MANIFEST_NAME, FileEntry, Manifest
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
-from torchcell_cache.shard_entry import PROCESSED_NAME
-from torchcell_cache.transfer import entries_of
-from torchcell_cache.urls import local_path
-from torchcell_cache.verified import ensure_verified
+from torchcell_cache.remote.transfer import entries_of
+from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
+from torchcell_cache.store.shard_entry import PROCESSED_NAME
+from torchcell_cache.store.stamps import ensure_verified
 
 LEDGER_NAME = ".pushed.json"
 """Beside the objects of a generation: digests of those that a push finished."""

@@ -9,23 +9,25 @@ from torchcell_cache.sources.pyg import PygSource, as_source
 from torchcell_cache.sources.table import PerturbationTable
 
 if TYPE_CHECKING:
-    from torchcell_cache.sources.anndata import AnnDataSource
-    from torchcell_cache.sources.bolt import embedded_bolt
+    from torchcell_cache.sources.cells.source import AnnDataSource
     from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts
-    from torchcell_cache.sources.experiment_loader import load_experiments
-    from torchcell_cache.sources.neo4j_cell import Neo4jCellDataset
+    from torchcell_cache.sources.neo4j.bolt import embedded_bolt
+    from torchcell_cache.sources.neo4j.experiment_loader import load_experiments
+    from torchcell_cache.sources.neo4j.source import Neo4jCellDataset
     from torchcell_cache.sources.networks import cell_graph
-    from torchcell_cache.sources.yeast import YeastKnockouts, yeast_base_graph, yeast_knockouts
+    from torchcell_cache.sources.yeast.folder import YeastKnockouts, yeast_base_graph, yeast_knockouts
 
-_LAZY = {"AnnDataSource": "torchcell_cache.sources.anndata"}
+_LAZY = {"AnnDataSource": "torchcell_cache.sources.cells.source"}
 _LAZY |= dict.fromkeys(
     ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
-) | dict.fromkeys(("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast")
+) | dict.fromkeys(
+    ("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast.folder"
+)
 _LAZY |= {
-    "Neo4jCellDataset": "torchcell_cache.sources.neo4j_cell",
+    "Neo4jCellDataset": "torchcell_cache.sources.neo4j.source",
     "cell_graph": "torchcell_cache.sources.networks",
-    "embedded_bolt": "torchcell_cache.sources.bolt",
-    "load_experiments": "torchcell_cache.sources.experiment_loader",
+    "embedded_bolt": "torchcell_cache.sources.neo4j.bolt",
+    "load_experiments": "torchcell_cache.sources.neo4j.experiment_loader",
 }
 
 __all__ = [

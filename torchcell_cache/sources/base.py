@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torchcell_cache.codec.bulk import FieldChunk
-    from torchcell_cache.record import SampleTable
+    from torchcell_cache.codec.chunks import FieldChunk
+    from torchcell_cache.core.samples import SampleTable
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.rules import rule_genes
+from torchcell_cache.graph.rules import rule_genes
 from torchcell_cache.sources.names import as_texts
 
 _CONSUMED = frozenset({"reactant", "substrate", "educt", "consumed", "consumes", "input"})

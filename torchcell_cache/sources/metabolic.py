@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from torchcell_cache.core.samples import Float32Array, Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.incidence import ragged_arange
-from torchcell_cache.record import Float32Array, Int64Array
-from torchcell_cache.rules import GeneRules, rule_genes
+from torchcell_cache.graph.incidence import ragged_arange
+from torchcell_cache.graph.rules import GeneRules, rule_genes
 
 CURRENCY_DEGREE = 30
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.columns import offsets
-from torchcell_cache.record import Int64Array
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.store.columns import offsets
 
 
 @dataclass(frozen=True, slots=True, eq=False)

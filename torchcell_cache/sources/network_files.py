@@ -13,11 +13,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.core.urls import is_url
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import BLANKS, check_header, read_text, rows_of, separator_of
 from torchcell_cache.sources.network_columns import Known, edge_layout
 from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, looks_like_header
-from torchcell_cache.urls import is_url
 
 _LOOK_AT = 1000
 _NO_TABLE = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Int64Array
 
 Float64Array = npt.NDArray[np.float64]
 REPLICATES = ("keep", "group", "mean", "error")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchcell_cache.core.fingerprint import array_digest, sha256_json
+from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.fingerprint import array_digest, sha256_json
+from torchcell_cache.graph.topology import count_nodes, perturbable_type
 from torchcell_cache.processors.deletion import node_names
-from torchcell_cache.record import Sample, SampleTable
 from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.perturbed_ids import Nodes
 from torchcell_cache.sources.sample_rows import Policies, make_table
-from torchcell_cache.topology import count_nodes, perturbable_type
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData

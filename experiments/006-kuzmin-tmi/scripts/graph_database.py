@@ -12,7 +12,7 @@ from typing import Any
 from arguments import QUERIES
 
 from torchcell_cache.sources import Neo4jCellDataset, embedded_bolt, yeast_base_graph, yeast_knockouts
-from torchcell_cache.sources.yeast import chosen_rows
+from torchcell_cache.sources.yeast.folder import chosen_rows
 
 DATASET = "KnockoutsFba"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from arguments import EXPERIMENT
 
 from torchcell_cache.errors import CacheError
-from torchcell_cache.sources.yeast import yeast_folder
+from torchcell_cache.sources.yeast.folder import yeast_folder
 
 MODES = ("on_the_fly", "preprocessed", "shared")
 KEYS = {"out": "", "num_samples": "", "steps": "20", "database": "true", "write": "false"}

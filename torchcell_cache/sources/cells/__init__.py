@@ -1,1 +1,1 @@
-"""Parts of :class:`torchcell_cache.sources.anndata.AnnDataSource`, one concern per file."""
+"""Parts of :class:`torchcell_cache.sources.cells.source.AnnDataSource`, one concern per file."""

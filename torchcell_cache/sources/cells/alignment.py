@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.graph.topology import count_nodes
 from torchcell_cache.processors.deletion import node_names
-from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.cells.categories import texts_of
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.names import NodeNames
-from torchcell_cache.topology import count_nodes
 
 _SHOWN = 8
 

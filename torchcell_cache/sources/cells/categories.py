@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Int64Array
 
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.samples import Float32Array, Int64Array, segments
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Float32Array, Int64Array, segments
 from torchcell_cache.sources.cells.rows import Rows
 
 EXACT = 1 << 24

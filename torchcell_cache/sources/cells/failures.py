@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from torchcell_cache.core.storage_errors import storage_error
+from torchcell_cache.core.urls import PROTOCOLS, how_to_log_in, protocol_of
 from torchcell_cache.errors import (
     CacheError,
     RemoteAccessError,
@@ -18,8 +20,6 @@ from torchcell_cache.errors import (
     StorageLostError,
     install_line,
 )
-from torchcell_cache.storage_errors import storage_error
-from torchcell_cache.urls import PROTOCOLS, how_to_log_in, protocol_of
 
 _HDF5 = ("synchronously", "unable to open", "unable to read", "hdf5")
 
@@ -129,7 +129,7 @@ def _of_hdf5(url: str, error: OSError) -> SourceContractError:
 
 
 def _of_server(url: str, error: Exception) -> CacheError:
-    from torchcell_cache.remote import failures
+    from torchcell_cache.core import failures
 
     kind, text = failures.kind_of(error), failures.text_of(error)
     protocol = protocol_of(url)

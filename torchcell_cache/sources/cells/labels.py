@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.columns import Names
-from torchcell_cache.digest import array_digest
+from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.samples import Float32Array, Int64Array, SampleTable
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.fingerprint import sha256_json
-from torchcell_cache.record import Float32Array, Int64Array, SampleTable
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
 from torchcell_cache.sources.cells.expression import lost_in_float32
 from torchcell_cache.sources.cells.files import CellFile
 from torchcell_cache.sources.cells.perturbed import Perturbations, Perturbed, read_perturbed
 from torchcell_cache.sources.names import NodeNames
+from torchcell_cache.store.columns import Names
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.cells.categories import Coded
 from torchcell_cache.sources.names import NodeNames
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.samples import Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.record import Int64Array
 from torchcell_cache.sources.cells.files import CellFile
 from torchcell_cache.sources.cells.h5ad import kind_of, needs, shape_of
 from torchcell_cache.sources.cells.transpose import Transposed

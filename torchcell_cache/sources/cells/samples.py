@@ -9,11 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchcell_cache.codec.bulk import ChangedRows, Field, FieldChunk, ListedField, SharedField, StackedField
+from torchcell_cache.codec.chunks import (
+    ChangedRows,
+    Field,
+    FieldChunk,
+    ListedField,
+    SharedField,
+    StackedField,
+)
 from torchcell_cache.codec.layout import FieldKey, Payload, TensorValue, field_label
+from torchcell_cache.core.samples import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import flatten, payload_of
-from torchcell_cache.record import Float32Array, Int64Array
 from torchcell_cache.sources.cells.labels import Labels
 from torchcell_cache.sources.cells.perturbed import Perturbations
 

@@ -1,0 +1,6 @@
+"""Samples on their way to a model."""
+
+from torchcell_cache.batch.batch import Coordinates, SharedGraphBatch
+from torchcell_cache.batch.device import release
+
+__all__ = ["Coordinates", "SharedGraphBatch", "release"]

@@ -1,0 +1,115 @@
+"""Masks of a whole batch: one fill and one scatter, on any device, without asking the device for a size.
+
+All domains of a batch share one type-major buffer, in which the region of a domain is contiguous ``[batch, size]``; the
+mask of an edge type is a view. One slot more than there are positions takes the words that stand for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchcell_cache.batch.device import DeviceGraph
+from torchcell_cache.codec.delta_code import ESCAPE
+from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.topology import Domain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """Flags of a batch over all domains.
+
+    Attributes:
+        flat: ``[batch_size * num_positions + 1] bool``, type-major.
+        batch_size: Number of samples.
+    """
+
+    flat: Tensor
+    batch_size: int
+
+    def of(self, domain: Domain) -> Tensor:
+        """Region of a domain, ``[batch_size, domain size] bool``, contiguous."""
+        start, stop = self.batch_size * domain.start, self.batch_size * domain.stop
+        return self.flat[start:stop].view(self.batch_size, domain.size)
+
+
+@lasting
+def regions(
+    resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
+) -> Regions:
+    """What each sample keeps, or removes, of every domain.
+
+    Args:
+        resident: Base graph and index on the sections' device.
+        sections: The batch's sections as tensors.
+        num_incident: Entries of the incidence index under all perturbed nodes; used without removed positions only.
+        name: Whose buffer to use again.
+        kept: True stands for kept, else for removed.
+    """
+    count = len(sections["indices"])
+    slots = removed_slots(resident, sections, num_incident)
+    flat = resident.pool.take_flags(name, count * resident.topology.size + 1, kept)
+    return Regions(flat.index_fill_(0, slots, not kept), count)
+
+
+def removed_slots(resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int) -> Tensor:
+    """Slots of everything the samples remove, in any order, with repeats and the spare slot, ``[n] int64``."""
+    shifts = resident.shifts(len(sections["indices"]))
+    if "words" in sections:
+        return _from_words(resident, sections["words"], sections["word_ptr"], shifts)
+    slots = _from_index(resident, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
+    if "removed" in sections:
+        positions, ptr = sections["removed"], sections["removed_ptr"]
+        sample = owners(ptr, len(positions))
+        slots = torch.cat([slots, positions + _shift_of(resident, positions, sample, shifts)])
+    return slots
+
+
+def owners(ptr: Tensor, total: int) -> Tensor:
+    """Sample of each element of a ragged section, ``[total] int64``; the size comes from the host."""
+    samples = torch.arange(len(ptr) - 1, device=ptr.device)
+    return torch.repeat_interleave(samples, ptr.diff(), output_size=total)
+
+
+def _shift_of(resident: DeviceGraph, positions: Tensor, sample: Tensor, shifts: Tensor) -> Tensor:
+    domain = resident.domain_of.index_select(0, positions)
+    return shifts.flatten().index_select(0, sample * shifts.size(1) + domain)
+
+
+def _from_words(resident: DeviceGraph, words: Tensor, ptr: Tensor, shifts: Tensor) -> Tensor:
+    """Decode the gap code: running sums, each sample's from its own start."""
+    steps = words.to(torch.int32).bitwise_and_(0xFFFF)
+    running = torch.zeros(len(words) + 1, dtype=torch.int64, device=words.device)
+    torch.cumsum(steps, 0, dtype=torch.int64, out=running[1:])
+    sample = owners(ptr, len(words))
+    positions = running[1:] - running[ptr[:-1]].index_select(0, sample)
+    slots = positions + _shift_of(resident, positions, sample, shifts)
+    spare = resident.topology.size * (len(ptr) - 1)
+    return slots.masked_fill_(steps == ESCAPE, spare)
+
+
+def _from_index(resident: DeviceGraph, ids: Tensor, ptr: Tensor, shifts: Tensor, total: int) -> Tensor:
+    """Expand perturbed nodes through the incidence index, one segment per node and domain."""
+    index_ptr, positions = resident.index
+    rows = index_ptr.index_select(0, ids)
+    counts = rows.diff(dim=1).flatten()
+    segment = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), counts, output_size=total)
+    first = rows[:, :-1].flatten() - counts.cumsum(0) + counts
+    at = first.index_select(0, segment) + torch.arange(total, device=ids.device)
+    shift = shifts.index_select(0, owners(ptr, len(ids))).flatten()
+    return positions.index_select(0, at) + shift.index_select(0, segment)
+
+
+@lasting
+def node_flags(
+    resident: DeviceGraph, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool
+) -> Tensor:
+    """What each sample keeps, or removes, of the perturbable nodes, ``[batch_size, num_nodes] bool``."""
+    count, num_nodes = len(sections["indices"]), resident.topology.num_nodes
+    ids = sections["perturbed"]
+    flat = resident.pool.take_flags(name, count * num_nodes, kept)
+    slots = owners(sections["perturbed_ptr"], len(ids)) * num_nodes + ids
+    return flat.index_fill_(0, slots, not kept).view(count, num_nodes)

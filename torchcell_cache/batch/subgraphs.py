@@ -1,0 +1,268 @@
+"""Fields of a batch of ``SubgraphRepresentation``: kept nodes and edges only, relabelled, original order.
+
+How much each sample keeps is known on the host, so every output has its size before the device is asked for anything.
+On the CPU the samples are filtered one after the other, which stays in the cache; elsewhere all at once.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcell_cache.batch.masks import Regions, node_flags, regions
+from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers
+from torchcell_cache.batch.pyg_fields import SampleFields
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.graph.topology import Domain
+from torchcell_cache.store.columns import offsets
+
+_BLOCK = 1 << 16
+"""Edges filtered at a time: half a megabyte, a share of the second-level cache."""
+
+
+class Cut:
+    """What all samples remove from one run of nodes or edges.
+
+    Args:
+        slots: ``sample * size + position`` of everything removed, ascending, ``[n] int64`` on the host.
+        batch_size: Number of samples.
+        size: Nodes or edges of the base graph.
+        device: Where fields are made.
+    """
+
+    def __init__(self, slots: Int64Array, batch_size: int, size: int, device: torch.device) -> None:
+        self.slots, self.size, self.batch_size, self.device = slots, size, batch_size, device
+        self.bounds = np.searchsorted(slots, np.arange(batch_size + 1) * size)
+        self.counts: Int64Array = size - np.diff(self.bounds)
+        self.ptr = offsets(self.counts)
+        self.total = int(self.ptr[-1])
+
+    def removed(self, sample: int) -> list[int]:
+        """Positions one sample removes, ascending."""
+        return list((self.slots[self.bounds[sample] : self.bounds[sample + 1]] - sample * self.size).tolist())
+
+    def keep(self, items: list[Any]) -> list[list[Any]]:
+        """A list without what each sample removes; whole runs are copied."""
+        out = []
+        for sample in range(self.batch_size):
+            kept: list[Any] = []
+            begin = 0
+            for at in self.removed(sample):
+                kept += items[begin:at]
+                begin = at + 1
+            out.append(kept + items[begin:])
+        return out
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """``sample * size + position`` of everything kept, ascending, ``[total] int64`` on the device."""
+        slots = torch.from_numpy(self.slots).to(self.device)
+        ends = torch.cat([slots, slots.new_full((1,), self.batch_size * self.size)])
+        begins = torch.cat([slots.new_zeros(1), slots + 1])
+        runs = torch.arange(len(ends), device=self.device)
+        before = torch.repeat_interleave(runs, ends - begins, output_size=self.total)
+        return before.add_(torch.arange(self.total, device=self.device))
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """Sample of everything kept, ``[total] int64`` on the device."""
+        counts = torch.from_numpy(self.counts).to(self.device)
+        samples = torch.arange(self.batch_size, device=self.device)
+        return torch.repeat_interleave(samples, counts, output_size=self.total)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Position of everything kept, ``[total] int64`` on the device."""
+        return self.kept - self.sample * self.size
+
+
+class FilteredFields(SampleFields):
+    """See the module.
+
+    Attributes:
+        one_by_one: Filter sample after sample.
+    """
+
+    one_by_one: bool | None = None
+
+    @cached_property
+    def _cuts(self) -> dict[Any, Cut]:
+        """What is removed of each domain."""
+        positions, ptr = self.removed()
+        sample = np.repeat(np.arange(self.count), np.diff(ptr))
+        out = {}
+        for domain in self.topology.domains:
+            inside = (positions >= domain.start) & (positions < domain.stop)
+            slots = sample[inside] * domain.size + (positions[inside] - domain.start)
+            out[domain.key] = Cut(slots, self.count, domain.size, self.device)
+        return out
+
+    @cached_property
+    def _nodes(self) -> Cut:
+        """What is removed of the perturbable nodes."""
+        size = self.topology.num_nodes
+        owner = np.repeat(np.arange(self.count), np.diff(self.host["perturbed_ptr"]))
+        return Cut(owner * size + self.host["perturbed"].astype(np.int64), self.count, size, self.device)
+
+    def _node_cut(self, key: Any) -> Cut | None:
+        """What is removed of a node type, or ``None`` if its nodes stay."""
+        if key == self.topology.node_type:
+            return self._nodes
+        return self._cuts.get(key)
+
+    @cached_property
+    def _gone(self) -> Regions:
+        return regions(self.resident, self.tensors, self.num_incident, "masks of PyG", kept=False)
+
+    def num_nodes(self, key: Any) -> list[int]:
+        """Number of nodes of a type that each sample keeps."""
+        cut = self._node_cut(key)
+        return super().num_nodes(key) if cut is None else list(cut.counts.tolist())
+
+    def field(self, key: Any, name: str, value: Any) -> Field:
+        """A field of a store."""
+        if isinstance(key, tuple) or (key is None and self._speaks_of_edges(name, value)):
+            return self._edge_field(key, name, value)
+        if key == self.topology.node_type:
+            own = self.own(name)
+            if own is not None:
+                return own
+            if name == "x_pert":
+                x = self.resident.tensor(self._base(key)["x"])
+                return self.ragged(x.index_select(0, self.tensors["perturbed"]), self.host["perturbed_ptr"])
+        if name == "pert_mask":
+            return self.flags(self._removed_nodes(key))
+        cut = self._node_cut(key)
+        if cut is None:
+            return self.shared(key, name, value)
+        return (
+            self._rows(key, name, value, cut) if isinstance(value, Tensor) else listed(cut.keep(list(value)))
+        )
+
+    def _speaks_of_edges(self, name: str, value: Any) -> bool:
+        """Homogeneous data has one store; what fits the nodes is the nodes', as in the representation itself."""
+        if name in ("edge_index", "edge_pert_mask"):
+            return True
+        sized = isinstance(value, Tensor) and name not in ("x_pert", "pert_mask", *OWN_FIELDS)
+        return sized and not name.startswith("phenotype_") and value.size(0) != self.topology.num_nodes
+
+    def _base(self, key: Any) -> dict[str, Any]:
+        graph = self.resident.base_graph
+        return dict((graph[key] if self.hetero else graph._store)._mapping)
+
+    def _removed_nodes(self, key: Any) -> Tensor:
+        if key == self.topology.node_type:
+            return node_flags(self.resident, self.tensors, (key, "pert_mask"), kept=False)
+        if key in self.domains:
+            return self._gone.of(self.domains[key])
+        return torch.zeros((self.count, self.num_nodes(key)[0]), dtype=torch.bool, device=self.device)
+
+    def _edge_field(self, key: Any, name: str, value: Any) -> Field:
+        domain, cut = self.domains[key], self._cuts[key]
+        if name in INDEX_FIELDS:
+            return self._index_of(domain, name, value, cut)
+        if name == "num_edges":
+            return numbers(cut.counts.tolist(), self.device)
+        if name in ("pert_mask", "edge_pert_mask"):
+            return self.flags(self._gone.of(domain))
+        return self._rows(key, name, value, cut)
+
+    def _rows(self, key: Any, name: str, value: Tensor, cut: Cut) -> Field:
+        """The kept rows of a tensor that has one per node or edge."""
+        tensor = self.resident.tensor(value)
+        out = self.resident.pool.take((key, name), (cut.total, *tensor.shape[1:]), tensor.dtype)
+        if self._loops():
+            everything = np.arange(cut.size)
+            at = cut.ptr.tolist()
+            for sample in range(self.count):
+                kept = torch.from_numpy(np.delete(everything, cut.removed(sample)))
+                torch.index_select(tensor, 0, kept, out=out[at[sample] : at[sample + 1]])
+        else:
+            torch.index_select(tensor, 0, cut.position, out=out)
+        return self.ragged(out, cut.ptr)
+
+    def _loops(self) -> bool:
+        return self.device.type == "cpu" if self.one_by_one is None else self.one_by_one
+
+    # Edge indices
+
+    def _table(self, key: Any) -> Tensor | None:
+        """New number of every node in its batch, ``[batch, num_nodes] int64``; ``None`` where nodes stay.
+
+        A removed node has -1, shifted like the others: what the representation itself gives it.
+        """
+        if key not in self._tables:
+            cut = self._node_cut(key)
+            self._tables[key] = None if cut is None else self._new_numbers(key, cut)
+        return self._tables[key]
+
+    @cached_property
+    def _tables(self) -> dict[Any, Tensor | None]:
+        return {}
+
+    def _new_numbers(self, key: Any, cut: Cut) -> Tensor:
+        if key == self.topology.node_type:
+            gone = node_flags(self.resident, self.tensors, "relabel", kept=False)
+        else:
+            gone = self._gone.of(self.domains[key])
+        table = gone.logical_not().cumsum(1).sub_(1).masked_fill_(gone, -1)
+        return table.add_(torch.from_numpy(cut.ptr[:-1]).to(self.device).unsqueeze(1))
+
+    def _index_of(self, domain: Domain, name: str, value: Tensor, cut: Cut) -> Field:
+        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+        before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
+        index, tables = self.resident.tensor(value), [self._table(end) for end in ends]
+        out = self.resident.pool.take((domain.key, name), (2, cut.total), torch.int64)
+        if self._loops():
+            self._filter_blocks(index, tables, before, domain, cut, out)
+        else:
+            self._filter_at_once(index, tables, before, cut, out)
+        incs = (
+            torch.from_numpy(before).view(-1, 2, 1) if self.hetero else torch.from_numpy(before[:, 0].copy())
+        )
+        return Field(out, torch.from_numpy(cut.ptr), incs)
+
+    def _filter_at_once(
+        self, index: Tensor, tables: list[Tensor | None], before: Int64Array, cut: Cut, out: Tensor
+    ) -> None:
+        for row, table in enumerate(tables):
+            kept = index[row].index_select(0, cut.position)
+            if table is None:
+                shift = torch.from_numpy(before[:, row].copy()).to(self.device)
+                torch.add(kept, shift.index_select(0, cut.sample), out=out[row])
+            else:
+                torch.index_select(table.flatten(), 0, kept + cut.sample * table.size(1), out=out[row])
+
+    def _filter_blocks(
+        self,
+        index: Tensor,
+        tables: list[Tensor | None],
+        before: Int64Array,
+        domain: Domain,
+        cut: Cut,
+        out: Tensor,
+    ) -> None:
+        """Block by block, and there sample by sample: edges and flags of a block stay in the cache."""
+        rows, target, gone = index.numpy(), out.numpy(), self._gone.of(domain).numpy()
+        new = [None if table is None else table.numpy() for table in tables]
+        edges = np.append(np.arange(0, cut.size, _BLOCK), cut.size)
+        samples = np.arange(self.count)[:, None]
+        lost = np.searchsorted(cut.slots, samples * cut.size + edges) - cut.bounds[:-1, None]
+        places = (cut.ptr[:-1, None] + edges - lost).tolist()
+        for block, (start, stop) in enumerate(pairwise(edges.tolist())):
+            source = rows[:, start:stop]
+            for sample in range(self.count):
+                begin, end = places[sample][block], places[sample][block + 1]
+                kept = None if end - begin == stop - start else ~gone[sample, start:stop]
+                for row in (0, 1):
+                    old = source[row] if kept is None else source[row][kept]
+                    table = new[row]
+                    if table is None:
+                        np.add(old, before[sample, row], out=target[row, begin:end])
+                    else:  # clip: "raise" would fill a copy of the output
+                        table[sample].take(old, out=target[row, begin:end], mode="clip")

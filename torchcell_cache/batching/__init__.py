@@ -1,1 +1,0 @@
-"""Parts of :class:`torchcell_cache.batch.SharedGraphBatch`."""

@@ -1,1 +1,0 @@
-"""What a store costs on this machine, stage by stage, and what to do about it."""

@@ -1,0 +1,190 @@
+"""A source that goes on where a store ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.codec.chunks import FieldChunk
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.samples import Sample, SampleTable
+from torchcell_cache.errors import SourceContractError, StaleCacheError
+from torchcell_cache.graph.records import graph_digests
+from torchcell_cache.sources.base import FieldSource, RunSource, Source
+from torchcell_cache.sources.table import PerturbationTable
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.shard_entry import root_argument
+
+_FIX_GRAPH = (
+    "use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source"
+)
+_FIX_CELLS = (
+    "start from the graph that the store's source was given; files must measure no other genes and name no other categories; "
+    "else update with a source of all files"
+)
+
+
+class AppendedSource:
+    """The samples of a store, followed by those of another source. The store's own are never made again.
+
+    Args:
+        old: The store's generation.
+        tail: The samples that follow, on the same base graph.
+        table: Perturbed ids and measurements of all samples, if store and tail have them.
+    """
+
+    def __init__(self, old: Generation, tail: Source, table: SampleTable | None = None) -> None:
+        self.base_graph, self.table = old.base_graph, table
+        self.gives_graphs = getattr(tail, "gives_graphs", False)
+        self.first, self.tail, self.root = len(old), tail, old.root
+        self._stored = old.manifest.fingerprint["source"]
+        if old.topology is not None:
+            self.node_type = old.topology.node_type
+
+    def __len__(self) -> int:
+        return self.first + len(self.tail)
+
+    def _within(self, index: int) -> int:
+        if index < self.first:
+            raise SourceContractError(
+                f"sample {index} is the store's own and its record cannot be read, so it would have to be made again",
+                fix=f"torchcell-cache repair {root_argument(self.root)}, then append again",
+            )
+        return index - self.first
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tail[self._within(index)]
+
+    def identity(self) -> dict[str, Any]:
+        """Those of both parts; a source that holds all samples at once has another."""
+        return {"class": "AppendedSource", "stored": self._stored, "appended": self.tail.identity()}
+
+
+class AppendedTable(AppendedSource):
+    """Samples that are perturbed ids and measurements."""
+
+    def __getitem__(self, index: int) -> Any:
+        assert self.table is not None
+        return self.table.sample(index, self.base_graph)
+
+
+class AppendedRuns(AppendedSource):
+    """Samples whose tail is read in runs."""
+
+    def items(self, start: int, stop: int) -> Iterator[Any]:
+        """Samples ``start`` to ``stop``, all of them of the tail."""
+        assert isinstance(self.tail, RunSource)
+        return self.tail.items(self._within(start), stop - self.first)
+
+
+class AppendedFields(AppendedRuns):
+    """Samples whose tail gives fields of whole chunks."""
+
+    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
+        """Samples ``start`` to ``stop``, all of them of the tail."""
+        assert isinstance(self.tail, FieldSource)
+        return self.tail.field_chunks(self._within(start), stop - self.first)
+
+
+def appended(old: Generation, tail: Source) -> Source:
+    """The source of a store that has grown by ``tail``.
+
+    Where both are ``PerturbationTable``, it is the table of all samples, so that a build from that table finds the grown
+    store up to date.
+
+    Raises:
+        StaleCacheError: If the tail stands on another base graph.
+        SourceContractError: If store and tail do not hold the same kind of samples.
+    """
+    continued = getattr(tail, "continued", None)
+    tail = continued(old.base_graph) if callable(continued) else tail
+    graph = tail.base_graph
+    stored = {"base_graph": old.manifest.fingerprint["base_graph"]}
+    wanted = {"base_graph": {} if graph is None else graph_digests(graph)}
+    if stored != wanted:
+        raise StaleCacheError(
+            f"the samples to append stand on another base graph than the store at {old.root}:\n    "
+            + "\n    ".join(explain(stored, wanted)),
+            path=old.root,
+            fix=_FIX_CELLS if getattr(tail, "gives_graphs", False) else _FIX_GRAPH,
+        )
+    _check_settings(old, tail)
+    table = getattr(tail, "table", None)
+    if (old.table is None) != (not isinstance(table, SampleTable)):
+        raise SourceContractError(
+            f"the store's samples are {'graphs' if old.table is None else 'perturbations'}, those of "
+            f"{type(tail).__name__} are {'perturbations' if old.table is None else 'graphs'}"
+        )
+    whole = None
+    if old.table is not None and isinstance(table, SampleTable):
+        if getattr(tail, "gives_graphs", False):  # cells: plates may share barcodes, and old stores kept none
+            table = replace(table, source_ids=None) if old.table.source_ids is None else table
+        whole = _joined(old.table, table, unique=not getattr(tail, "gives_graphs", False))
+    if whole is None or (len(tail) and type(tail[0]) is not Sample):
+        kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
+        kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
+        return kind(old, tail, whole)
+    if (
+        type(tail) is PerturbationTable
+        and old.manifest.fingerprint["source"].get("class") == "PerturbationTable"
+    ):
+        return PerturbationTable.of_table(graph, whole, tail.node_type)
+    return AppendedTable(old, tail, whole)
+
+
+def _check_settings(old: Generation, tail: Source) -> None:
+    """Refuse samples that are made in another way than the store's own of the same kind of source.
+
+    Raises:
+        StaleCacheError: Naming what differs.
+    """
+    settings = getattr(tail, "settings", None)
+    identity = old.manifest.fingerprint["source"]
+    while identity.get("class") == "AppendedSource":
+        identity = identity["appended"]
+    if not callable(settings) or identity.get("class") != type(tail).__name__:
+        return
+    wanted = settings()
+    stored = {name: identity.get(name) for name in wanted}
+    if stored != wanted:
+        raise StaleCacheError(
+            f"the store at {old.root} and the samples to append are made in different ways:\n    "
+            + "\n    ".join(explain({"source": stored}, {"source": wanted})),
+            path=old.root,
+            fix=f"{type(tail).__name__}(...) with the settings of the store, or update with all samples",
+        )
+
+
+def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:
+    for what in ("phenotypes", "statistics"):
+        if getattr(first, what) != getattr(then, what):
+            raise SourceContractError(
+                f"the store's {what} are {list(getattr(first, what))}, those to append {list(getattr(then, what))}"
+            )
+    if (first.source_ids is None) != (then.source_ids is None):
+        named, other = (
+            ("store", "samples to append") if then.source_ids is None else ("samples to append", "store")
+        )
+        raise SourceContractError(f"the {named} have names (source_ids), the {other} have none")
+    names = None
+    if first.source_ids is not None and then.source_ids is not None:
+        names = list(chain(first.source_ids, then.source_ids))
+        if unique and len(set(names)) < len(names):
+            seen = set(first.source_ids)
+            again = next(name for name in then.source_ids if name in seen)
+            raise SourceContractError(
+                f"the store has a sample {again!r} already", fix="append new samples only"
+            )
+    return SampleTable(
+        ids=np.concatenate([first.ids.astype(np.int64), then.ids.astype(np.int64)]),
+        ptr=np.concatenate([first.ptr, then.ptr[1:] + first.ptr[-1]]),
+        values=np.concatenate([first.values, then.values]),
+        value_ptr=np.concatenate([first.value_ptr, then.value_ptr[1:] + first.value_ptr[-1]]),
+        phenotypes=first.phenotypes,
+        statistics=first.statistics,
+        source_ids=names,
+    )

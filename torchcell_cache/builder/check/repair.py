@@ -1,0 +1,295 @@
+"""``repair``: build only what is damaged, into a new generation that shares every other file.
+
+Published files are never touched: readers of the old generation keep what they have. Undamaged files are hard links,
+damaged ones are made again - shards from the columns and the incidence index, the index from the base graph, columns from
+the records - and must come out as the manifest says, byte for byte. Only base graphs, and the records and labels of
+processors of somebody's own, take the source.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.check.parts import GRAPH_FILES, PartMaker, share_file
+from torchcell_cache.builder.generations import (
+    generation_dirs,
+    own_manifest,
+    plan_of,
+    read_or_recover,
+    read_plan,
+    split_name,
+)
+from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
+from torchcell_cache.builder.steps import Say
+from torchcell_cache.builder.workers import StopRequest, run_here
+from torchcell_cache.core.files import (
+    file_digest,
+    fsync_dir,
+    make_dirs_durable,
+    remove_stale_temps,
+    storage_errors,
+    write_atomic,
+)
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
+from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    processed_dir,
+    read_sidecar,
+    sidecar_path,
+    write_manifest,
+    write_sidecar,
+)
+from torchcell_cache.store.stamps import note_verified
+
+__all__ = ["RepairReport", "repair"]
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What ``repair`` did.
+
+    Attributes:
+        root: Root of the store.
+        previous: The generation that was published before.
+        generation: The generation that is published now; the same one if nothing was damaged.
+        damaged: Names of the files that were not what the manifest says.
+        rebuilt: Those made again.
+        linked: Number of files shared with the previous generation.
+        seconds: How long it took.
+    """
+
+    root: str
+    previous: str
+    generation: str
+    damaged: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+    linked: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.damaged:
+            return f"repair {self.root}: nothing is damaged"
+        names = ", ".join(self.damaged[:8]) + (
+            f" and {len(self.damaged) - 8} more" if len(self.damaged) > 8 else ""
+        )
+        if self.generation == self.previous:
+            return f"repair {self.root}: damaged {names}; {self.generation} published again in {self.seconds:.1f} s"
+        return (
+            f"repair {self.root}: damaged {names}; made {len(self.rebuilt)} files again, shared {self.linked}, "
+            f"published {self.generation} in place of {self.previous} in {self.seconds:.1f} s"
+        )
+
+
+def repair(
+    root: str | os.PathLike[str],
+    source: Any = None,
+    processor: Any = None,
+    progress: bool = True,
+    shard: int | None = None,
+) -> RepairReport:
+    """Find damaged files by their digests, make them again and publish the result.
+
+    Args:
+        root: Root of the store.
+        source: The source the store was built from. Needed for a damaged base graph, for damaged columns of named
+            samples, and for damaged shards of a processor of your own; must be what the fingerprint says.
+        processor: Your own processor, for its damaged shards.
+        progress: Whether to print progress.
+        shard: Look at the shared files and at this shard only.
+
+    Returns:
+        What was damaged and what was done.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        CorruptShardError: If something can only be made again with a source that was not given.
+        StaleCacheError: If source or processor are not the ones the store was built from.
+        BuildInProgressError: If another process builds or repairs this store.
+        StorageError: If the file system refuses.
+    """
+    begun = time.perf_counter()
+    where = local_path(root)
+    read_or_recover(where)  # a missing store is said before anything is written
+    with BuilderLock(processed_dir(where) / LOCK_NAME) as lock, storage_errors(processed_dir(where)):
+        manifest, damage = read_or_recover(where)
+        if shard is not None and not 0 <= shard < len(manifest.shards):
+            raise SettingError(f"shard={shard}, the store has shards 0 to {len(manifest.shards) - 1}")
+        work = _Repair(where, manifest, shard, progress)
+        report = work.report
+        work.find_damage()
+        if damage is not None:
+            report.damaged.insert(0, MANIFEST_NAME)
+        published = manifest
+        if work.report.damaged != [MANIFEST_NAME][: damage is not None]:
+            published = work.build(source, processor, lock.exclusive)
+        if report.damaged and not write_manifest(
+            where,
+            published,
+            expect_generation=None if damage is not None else manifest.generation,
+            replace_damaged=True,
+        ):
+            raise StaleCacheError(
+                f"another process published a generation at {where} meanwhile", fix="verify it"
+            )
+    report.seconds = round(time.perf_counter() - begun, 3)
+    return report
+
+
+class _Repair:
+    def __init__(self, root: Path, manifest: Manifest, shard: int | None, progress: bool) -> None:
+        self.root, self.manifest, self.only, self.progress = root, manifest, shard, progress
+        self.old = processed_dir(root) / manifest.generation
+        self.report = RepairReport(str(root), manifest.generation, manifest.generation)
+        self.bad_files: set[str] = set()
+        self.bad_shards: list[ShardEntry] = []
+
+    # What is damaged
+
+    def find_damage(self) -> None:
+        """Read every file once and compare it with the manifest."""
+        meter = Progress(
+            self.manifest.num_samples, 0, None, enabled=self.progress, what="repair, looking for damage"
+        )
+        for entry in self.manifest.files:
+            if not self._is_whole(entry):
+                self.bad_files.add(entry.name)
+                self.report.damaged.append(entry.name)
+        for shard in self.manifest.shards:
+            if self.only in (None, shard.index):
+                if not self._is_whole(shard.file):
+                    self.bad_shards.append(shard)
+                    self.report.damaged.append(shard.file.name)
+                if self._sidecar(shard) is None:
+                    self.report.damaged.append(sidecar_path("", shard.index).name)
+            meter(shard.stop - shard.start)
+        if own_manifest(self.old) != self.manifest:
+            self.report.damaged.append(GENERATION_MANIFEST)
+        if (self.old / PLAN_FILE).exists() and self._plan_bytes() is None:
+            self.report.damaged.append(PLAN_FILE)
+        meter.close("complete")
+
+    def _is_whole(self, entry: FileEntry) -> bool:
+        path = self.old / entry.name
+        try:
+            info = path.lstat()
+            if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
+                return False
+            return file_digest(path) == (entry.size, entry.sha256, entry.xxh3)
+        except (OSError, CacheError):
+            return False
+
+    def _sidecar(self, shard: ShardEntry) -> ShardEntry | None:
+        """The shard's side file, with what the manifest leaves out, or ``None`` if it is damaged."""
+        try:
+            found = read_sidecar(self.old, shard.index)
+        except (CacheError, OSError):
+            return None
+        return found if found is not None and replace(found, stats={}) == replace(shard, stats={}) else None
+
+    def _plan_bytes(self) -> bytes | None:
+        try:
+            return read_plan(self.old, self.manifest).to_bytes()
+        except (CacheError, OSError):
+            return None
+
+    # The new generation
+
+    def build(self, source: Any, processor: Any, exclusive: bool) -> Manifest:
+        """Fill the new generation and return its manifest."""
+        new = replace(self.manifest, generation=self._new_name())
+        generation = Generation(self.root, new)
+        directory = generation.directory
+        make_dirs_durable(directory)
+        remove_stale_temps(directory, exclusive=exclusive)
+        bad = self.bad_files | {shard.file.name for shard in self.bad_shards}
+        for entry in (*self.manifest.files, *(s.file for s in self.manifest.shards)):
+            if entry.name not in bad:
+                self._share(entry, directory)
+        parts = PartMaker(self.root, generation, source, processor)
+        shards = self._make(parts, generation)
+        Say(self.progress).notes(parts.notes)
+        made = {shard.index for shard in self.bad_shards}
+        for shard in self.manifest.shards:
+            if shard.index not in made:
+                write_sidecar(directory, self._sidecar(shard) or shard)
+        if (plan := self._plan_bytes()) is not None:
+            write_atomic(directory / PLAN_FILE, plan)
+        new = replace(new, shards=tuple(shards))
+        write_atomic(directory / GENERATION_MANIFEST, new.to_bytes())
+        fsync_dir(directory)
+        self.report.generation = new.generation
+        return new
+
+    def _new_name(self) -> str:
+        """The next free name; the directory of a repair that was interrupted is used again."""
+        name, number = split_name(self.manifest.generation)
+        taken = [d for d in generation_dirs(self.root) if own_manifest(d) is not None]
+        numbers = [split_name(d.name)[1] for d in taken if split_name(d.name)[0] == name]
+        return f"{name}-r{max([number, *numbers]) + 1}"
+
+    def _share(self, entry: FileEntry, directory: Path) -> None:
+        checked = self.only is None
+        if checked or (self.old / entry.name).exists():  # with shard=..., other damage stays as it is
+            share_file(self.old / entry.name, directory / entry.name)
+            self.report.linked += 1
+        if checked:
+            note_verified(directory / entry.name, entry.xxh3)
+
+    def _make(self, parts: PartMaker, generation: Generation) -> list[ShardEntry]:
+        """Make every damaged file, each after those it is made from; returns all shards."""
+        graph = [name for name in GRAPH_FILES if name in self.bad_files]
+        if graph:
+            parts.base_graph(graph)
+        if INCIDENCE_FILE in self.bad_files:
+            parts.incidence()
+        columns_first = generation.is_structured
+        bad_columns = COLUMNS_FILE in self.bad_files
+        if bad_columns and columns_first:
+            parts.columns(whole_shards=not self.bad_shards)
+        shards = self._shards(parts, generation, columns_first or not bad_columns)
+        if bad_columns and not columns_first:
+            parts.columns(whole_shards=True)
+        self.report.rebuilt += sorted(self.bad_files)
+        return shards
+
+    def _shards(self, parts: PartMaker, generation: Generation, whole_columns: bool) -> list[ShardEntry]:
+        """Build the damaged shards; returns all shards."""
+        if not self.bad_shards:
+            return list(self.manifest.shards)
+        plan = plan_of(self.manifest)
+        maker = parts.shard_maker(plan, whole_columns)
+        made = {shard.index: shard for shard in self.manifest.shards}
+
+        def one(index: int, note: Callable[[int], None]) -> None:
+            entry = build_shard(generation.directory, plan, maker, index, note)
+            before = made[index]
+            if (entry.sums, entry.seed, entry.layouts) != (before.sums, before.seed, before.layouts):
+                raise StaleCacheError(
+                    f"shard {index} made again holds other records than the manifest says",
+                    path=self.root,
+                    fix="build the store again: torchcell-cache preprocess ... on_stale=rebuild",
+                )
+            # Equal records in other bytes mean another LMDB: then the file is described as it is now.
+            made[index] = replace(entry, stats=before.stats)
+            note_verified(generation.directory / entry.file.name, entry.file.xxh3)
+            self.report.rebuilt.append(entry.file.name)
+
+        total = sum(s.stop - s.start for s in self.bad_shards)
+        meter = Progress(total, 0, None, enabled=self.progress, what="repair")
+        with StopRequest().listening() as stop:
+            run_here([s.index for s in self.bad_shards], one, meter, stop, len(self.bad_shards))
+        meter.close("complete")
+        return [made[k] for k in range(len(made))]

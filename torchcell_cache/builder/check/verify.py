@@ -1,0 +1,290 @@
+"""``verify``: is this store what was built, to the bit?
+
+``quick`` looks at the manifest, at file sizes and at a few pages of each shard, in milliseconds. ``full`` reads every byte
+and decodes every record. Neither maps a file with LMDB before its digest has been found right, so damage cannot take the
+process down, and neither stops at the first problem.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.check.pages import outline
+from torchcell_cache.builder.check.records import RecordChecker, check_table
+from torchcell_cache.builder.check.report import Problem, Report
+from torchcell_cache.builder.check.source import compare_with_source
+from torchcell_cache.builder.generation import content_digest
+from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
+from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
+from torchcell_cache.core.files import file_digest
+from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import CacheError, SettingError
+from torchcell_cache.graph.records import graph_digest, graph_digests, load_base_graph
+from torchcell_cache.graph.removal import Removal
+from torchcell_cache.processors.base import choice
+from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.lease import keeping
+from torchcell_cache.store.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    read_sidecar,
+    sidecar_path,
+)
+from torchcell_cache.store.stamps import note_verified
+
+__all__ = ["LEVELS", "Problem", "Report", "verify"]
+
+LEVELS = ("quick", "full")
+_GRAPH_FILES = ("base_graph.safetensors", "base_graph.json")
+
+
+def verify(
+    root: str | os.PathLike[str],
+    level: str = "quick",
+    source: Any = None,
+    processor: Any = None,
+    num_samples: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Check a store.
+
+    Args:
+        root: Root of the store.
+        level: ``quick`` (manifest, sizes, page headers, entry counts, first and last keys) or ``full`` (also every
+            digest, every record, and whether columns, index, base graph and records agree).
+        source: If given, run the processor again on samples of it and compare every field, and one PyG batch.
+        processor: The processor; the store's own if ``None`` (somebody's own class must be given).
+        num_samples: Samples to compare with the source, drawn at random.
+        seed: Seed of the draw.
+        progress: Whether to print progress on long work.
+
+    Returns:
+        What was found; ``report.ok`` says whether nothing is wrong.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        CorruptManifestError: If its manifest is so damaged that nothing else can be checked.
+        SettingError: If an argument has no such value.
+    """
+    choice("level", level, LEVELS)
+    if processor is not None and source is None:
+        raise SettingError("processor= is for comparing with a source", fix="pass source=... too")
+    begun = time.perf_counter()
+    where = local_path(root)
+    with keeping(where, read_or_recover, lambda found: found[0]) as (manifest, damage):
+        work = _Verifier(where, manifest, level, progress)
+        if damage is not None:
+            work.report.add(MANIFEST_NAME, damage)
+        work.run()
+        if source is not None:
+            chosen = min(num_samples, manifest.num_samples)
+            meter = Progress(chosen, 0, None, enabled=progress, what="compare with source")
+            compare_with_source(
+                work.generation, as_source(source), processor, chosen, seed, work.report, meter
+            )
+            meter.close("complete")
+    return work.report.finish(time.perf_counter() - begun)
+
+
+class _Verifier:
+    def __init__(self, root: Path, manifest: Manifest, level: str, progress: bool) -> None:
+        self.manifest, self.level, self.progress = manifest, level, progress
+        self.generation = Generation(root, manifest)
+        self.directory = self.generation.directory
+        self.report = Report(str(root), level, manifest.generation)
+        self.sound: set[str] = set()
+        self.graph: Any = None
+        self.columns: Arrays = {}
+        self.table: SampleTable | None = None
+        self.removal: Removal | None = None
+
+    def run(self) -> None:
+        self._own_manifest()
+        for entry in self.manifest.files:
+            self._file(entry)
+        if self.level == "full":
+            for name, check in (
+                (PLAN_FILE, self._plan),
+                (_GRAPH_FILES[1], self._base_graph),
+                (COLUMNS_FILE, self._columns),
+                (INCIDENCE_FILE, self._incidence),
+            ):
+                self._guarded(name, check)
+        checker = self._record_checker()
+        meter = Progress(
+            self.manifest.num_samples, 0, None, enabled=self.progress, what=f"verify {self.level}"
+        )
+        for shard in self.manifest.shards:
+            self._file(shard.file, shard.index)
+            self._guarded(shard.file.name, partial(self._shard, shard, checker, meter), shard.index)
+        meter.close("complete")
+        if self.level == "full":
+            self._guarded(MANIFEST_NAME, lambda: self._contents(checker))
+
+    def _guarded(self, name: str, check: Callable[[], None], shard: int | None = None) -> None:
+        """Run one check; whatever it raises is a finding."""
+        try:
+            check()
+        except FileNotFoundError as error:
+            self._add(name, f"missing ({error.filename})", shard)
+        except Exception as error:
+            text = str(error) if isinstance(error, CacheError) else f"{type(error).__name__}: {error}"
+            self._add(name, text, shard)
+
+    def _add(self, name: str, text: object, shard: int | None = None) -> None:
+        self.report.add(f"{self.manifest.generation}/{name}", text, shard)
+
+    # Files
+
+    def _own_manifest(self) -> None:
+        def check() -> None:
+            if (self.directory / GENERATION_MANIFEST).read_bytes() != self.manifest.to_bytes():
+                self._add(GENERATION_MANIFEST, "is not a copy of the published manifest")
+
+        self._guarded(GENERATION_MANIFEST, check)
+
+    def _file(self, entry: FileEntry, shard: int | None = None) -> None:
+        """Size and, at level full, digest; a file that passes is added to ``sound``."""
+        path = self.directory / entry.name
+
+        def check() -> None:
+            info = path.lstat()
+            self.report.count("files")
+            if not stat.S_ISREG(info.st_mode):
+                self._add(entry.name, "is not a regular file", shard)
+            elif info.st_size != entry.size:
+                self._add(entry.name, f"has {info.st_size:,} bytes, the manifest says {entry.size:,}", shard)
+            elif self.level == "full":
+                found = file_digest(path)
+                self.report.count("bytes", found.size)
+                if found != (entry.size, entry.sha256, entry.xxh3):
+                    self._add(
+                        entry.name, f"has SHA-256 {found.sha256}, the manifest says {entry.sha256}", shard
+                    )
+                else:
+                    note_verified(path, entry.xxh3)
+                    self.sound.add(entry.name)
+            else:
+                self.sound.add(entry.name)
+
+        self._guarded(entry.name, check, shard)
+
+    def _plan(self) -> None:
+        if not (self.directory / PLAN_FILE).exists():
+            return  # a repaired generation may lack it; only an unfinished build needs it
+        plan, manifest = read_plan(self.directory, self.manifest), self.manifest
+        if (plan.num_samples, plan.shard_size) != (manifest.num_samples, manifest.shard_size):
+            self._add(PLAN_FILE, "is the plan of another store")
+
+    # What all samples share
+
+    def _base_graph(self) -> None:
+        if not self.sound.issuperset(_GRAPH_FILES):
+            return
+        self.graph = load_base_graph(self.directory)
+        if graph_digests(self.graph) != self.manifest.fingerprint.get("base_graph"):
+            self._add(_GRAPH_FILES[0], "holds another base graph than the fingerprint names")
+
+    def _columns(self) -> None:
+        if COLUMNS_FILE not in self.sound:
+            return
+        columns = load_columns(self.directory / COLUMNS_FILE)
+        count = self.manifest.num_samples
+        for name in ("perturbed_count", "value_count", "removed_edges", "source_id_length", "y"):
+            if name in columns and len(columns[name]) != count:
+                self._add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
+                return
+        self.columns = columns
+        if "perturbed" in columns:
+            schema = self.manifest.schema
+            table = arrays_to_table(columns, tuple(schema["phenotypes"]), tuple(schema["statistics"]))
+            topology = self.generation.topology
+            num_nodes = None if topology is None else topology.num_nodes
+            check_table(table, num_nodes, self.manifest.fingerprint.get("source", {}))
+            self.table = table
+
+    def _incidence(self) -> None:
+        topology = self.generation.topology
+        if INCIDENCE_FILE not in self.sound or topology is None:
+            return
+        path = self.directory / INCIDENCE_FILE
+        removal = Removal.load(path, topology)
+        if self.graph is not None:
+            digest = graph_digest(self.graph)
+            removal.index.check_graph(digest)
+            again = stored_processor(self.manifest).build_removal(self.graph, digest)
+            if again.to_bytes() != path.read_bytes():
+                self._add(INCIDENCE_FILE, "is not the index of the stored base graph")
+        self.removal = removal
+
+    # Shards
+
+    def _record_checker(self) -> RecordChecker:
+        generation, maker = self.generation, None
+        if self.level == "full" and generation.is_structured and self.table is not None:
+            schema = generation.structured
+            if self.removal is not None or not schema.has_removed:
+                maker = StructuredMaker(schema, self.table, self.removal if schema.has_removed else None)
+        try:
+            # Without a topology the store does not say where its graphs have the perturbed nodes (KHopSubgraph).
+            built_in = generation.topology is not None and stored_processor(self.manifest) is not None
+        except CacheError:
+            built_in = False
+        base_is_sound = self.graph is not None or not generation.has_file(_GRAPH_FILES[0])
+        return RecordChecker(generation, self.columns, self.table, maker, built_in, base_is_sound)
+
+    def _shard(self, entry: ShardEntry, checker: RecordChecker, note: Callable[[int], None]) -> None:
+        if self.level == "full":
+            self._guarded(sidecar_path("", entry.index).name, lambda: self._sidecar(entry), entry.index)
+        if entry.file.name not in self.sound:
+            return
+        self.report.count("shards")
+        found = outline(self.directory / entry.file.name)
+        wanted = (entry.stop - entry.start, entry.start, entry.stop - 1)
+        if (found.entries, found.first, found.last) != wanted:
+            text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {wanted[0]:,}"
+            self._add(entry.file.name, f"{text}, {wanted[1]} to {wanted[2]}", entry.index)
+        elif self.level == "full":
+            checker.check(entry, self.report, note)
+        else:
+            note(entry.stop - entry.start)
+
+    def _sidecar(self, entry: ShardEntry) -> None:
+        found = read_sidecar(self.directory, entry.index)
+        name = sidecar_path("", entry.index).name
+        if found is None:
+            self._add(name, "is missing", entry.index)
+        elif replace(found, stats={}) != replace(entry, stats={}):
+            self._add(name, "does not describe the shard that the manifest names", entry.index)
+
+    def _contents(self, checker: RecordChecker) -> None:
+        """What only holds for the whole: layouts, content digest."""
+        manifest, generation = self.manifest, self.generation
+        if (
+            not generation.is_structured
+            and set(manifest.schema["layouts"]) != checker.layouts_seen
+            and self.report.ok
+        ):
+            self.report.add(MANIFEST_NAME, "names other record layouts than the records use")
+        if self.graph is None and generation.has_file(_GRAPH_FILES[0]):
+            return  # damaged; without it the digest cannot be computed again
+        digest = "" if self.graph is None else graph_digest(self.graph)
+        again = content_digest(manifest.schema, digest, manifest.num_samples, list(manifest.shards))
+        if again != manifest.content_digest:
+            self.report.add(
+                MANIFEST_NAME, f"content digest {manifest.content_digest}, its contents have {again}"
+            )

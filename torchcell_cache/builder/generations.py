@@ -1,0 +1,132 @@
+"""What a root holds besides the published generation, and what a published one says about its making."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
+from torchcell_cache.core.sealed import read_sealed
+from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
+from torchcell_cache.processors import NAMED
+from torchcell_cache.store.generation import GENERATION_MANIFEST
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.shard_entry import GENERATION
+
+_REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
+
+
+def generation_dirs(root: Path) -> list[Path]:
+    """Directories of all generations, finished or not, by name."""
+    directory = processed_dir(root)
+    if not directory.is_dir():
+        return []
+    return sorted(
+        p for p in directory.iterdir() if GENERATION.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
+    )
+
+
+def own_manifest(directory: Path) -> Manifest | None:
+    """The manifest a generation carries itself, or ``None`` if it is unfinished or that file is damaged."""
+    path = directory / GENERATION_MANIFEST
+    try:
+        manifest = Manifest._from_document(read_sealed(path), path, "")
+    except (CacheError, OSError):
+        return None
+    return manifest if manifest.generation == directory.name else None
+
+
+def recover_manifest(root: Path, error: CacheError) -> Manifest:
+    """The manifest to go on with when ``manifest.json`` is damaged: every generation carries a copy of its own.
+
+    Args:
+        root: Root of the store.
+        error: What is wrong with ``manifest.json``.
+
+    Raises:
+        CacheError: ``error``, if no generation or several different ones could be the published one.
+    """
+    found = [m for m in map(own_manifest, generation_dirs(root)) if m is not None]
+    if not found:
+        raise error
+    if len({m.content_digest for m in found}) > 1:
+        raise CorruptManifestError(
+            f"{str(error).splitlines()[0]}; any of {', '.join(m.generation for m in found)} may have been published",
+            path=manifest_path(root),
+            fix="build again (preprocess ... on_stale=rebuild), or remove the directories that are not wanted and repair",
+        )
+    return max(found, key=lambda m: split_name(m.generation)[1])
+
+
+def read_or_recover(root: Path) -> tuple[Manifest, CacheError | None]:
+    """The published manifest; if it is damaged, the one to go on with and the error.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        FormatError: If another version wrote it.
+        CorruptManifestError: If it is damaged and nothing can stand in for it.
+    """
+    try:
+        return read_manifest(root), None
+    except CorruptManifestError as error:
+        return recover_manifest(root, error), error
+
+
+def split_name(generation: str) -> tuple[str, int]:
+    """Name without the suffix of repairs, and how often it was repaired."""
+    match = _REPAIRED.fullmatch(generation)
+    return (generation, 0) if match is None else (match[1], int(match[2]))
+
+
+def read_plan(directory: Path, manifest: Manifest) -> ShardPlan:
+    """The build's plan, if it is to the letter the one that gave the generation its name.
+
+    Raises:
+        FormatError: If it is damaged.
+        FileNotFoundError: If it is missing.
+    """
+    from torchcell_cache.builder.generation import new_generation_name
+    from torchcell_cache.core.fingerprint import Fingerprint
+
+    data = (directory / PLAN_FILE).read_bytes()
+    plan = ShardPlan.from_bytes(data)
+    name = new_generation_name(Fingerprint(manifest.fingerprint).digest, plan)
+    if plan.to_bytes() != data or name != split_name(manifest.generation)[0]:
+        raise FormatError(f"{directory / PLAN_FILE} is not the plan of {manifest.generation}")
+    return plan
+
+
+def plan_of(manifest: Manifest) -> ShardPlan:
+    """A plan that makes the same shards, from the manifest alone."""
+    generic = manifest.schema["records"] == "generic"
+    return ShardPlan(
+        num_samples=manifest.num_samples,
+        shard_size=manifest.shard_size,
+        seed=manifest.shards[0].seed if manifest.shards else 0,
+        records=manifest.schema["records"],
+        schema={**manifest.schema, "layouts": {}} if generic else manifest.schema,
+    )
+
+
+def stored_processor(manifest: Manifest) -> Any:
+    """The processor a store was made with, if the store can tell: a built-in one, or ``None`` for none.
+
+    Raises:
+        SettingError: If it was made with a processor of somebody's own.
+    """
+    tree = manifest.fingerprint.get("processor", {})
+    if tree == {"class": "none"}:
+        return None
+    for cls in NAMED.values():
+        if tree.get("kind") == "object" and tree.get("name") == f"{cls.__module__}.{cls.__qualname__}":
+            try:
+                return cls(**tree["settings"])
+            except (TypeError, KeyError) as error:
+                raise FormatError(
+                    f"the fingerprint's settings of {cls.__name__} do not fit it: {error}"
+                ) from None
+    raise SettingError(
+        f"the store was made with the processor {tree.get('name', tree)!r}, which only its owner has",
+        fix="pass it: processor=...",
+    )

@@ -1,0 +1,207 @@
+"""``append`` and ``update``: a new generation of a store that shares with the old one what is the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.appended import appended
+from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
+from torchcell_cache.builder.difference import same_samples
+from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generations import stored_processor
+from torchcell_cache.builder.plan import make_shard_plan
+from torchcell_cache.builder.reuse import Adoption
+from torchcell_cache.builder.run import plan_build
+from torchcell_cache.builder.shards import StructuredMaker
+from torchcell_cache.builder.steps import Say, acquire, publish
+from torchcell_cache.builder.workers import StopRequest
+from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock
+from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.errors import StaleCacheError
+from torchcell_cache.sources.base import Source, notes_of
+from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.manifest import processed_dir
+
+STORED = object()
+"""Stands for the processor that the store was built with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What an update did.
+
+    Attributes:
+        dataset: The store as it is now.
+        num_samples: Its samples.
+        recomputed: How many of them were made again or anew; the records of the others were taken over.
+        linked_shards: Shards that are the old generation's own files under a second name.
+        num_shards: Shards of the store.
+    """
+
+    dataset: PreprocessedDataset
+    num_samples: int
+    recomputed: int
+    linked_shards: int
+    num_shards: int
+
+    @property
+    def share(self) -> float:
+        """Samples recomputed as a share of all."""
+        return self.recomputed / max(self.num_samples, 1)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.recomputed:,} of {self.num_samples:,} samples computed ({self.share:.1%}), "
+            f"{self.linked_shards} of {self.num_shards} shards shared with the generation before"
+        )
+
+
+def append(
+    root: str | os.PathLike[str],
+    tail: Any,
+    processor: Any = STORED,
+    *,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Growth:
+    """Add samples at the end of a store, as a new generation that shares the old one's files.
+
+    Readers of the old generation are not disturbed; ``gc`` removes it later, and the files both share stay.
+
+    Args:
+        root: Root of the store.
+        tail: Source of the samples to add, on the store's base graph.
+        processor: The processor the store was built with; only needed if it is one of your own.
+        num_workers: Worker processes for shards that are new.
+        progress: Whether to print progress.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        StaleCacheError: If the tail stands on another base graph, or the processor is not the store's.
+        SourceContractError: If the tail's samples are of another kind.
+        BuildInterruptedError: If a signal asked to stop; run the same call again.
+    """
+    where = local_path(root)
+    return _grow(where, as_source(tail), processor, True, num_workers, progress)
+
+
+def update(
+    root: str | os.PathLike[str],
+    source: Any,
+    processor: Any = STORED,
+    *,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Growth:
+    """Bring a store up to date with a source that changed, recomputing only samples that can differ.
+
+    Sample ``i`` of the source is compared with sample ``i`` of the store: its perturbed nodes, its measurements and, in
+    ``delta`` storage, what the incidence index says goes with its nodes. The result has the content digest of a full
+    build. Sources without a table of samples, and changed processors, are rebuilt whole.
+
+    Args:
+        root: Root of the store.
+        source: The source as it is now, all of it.
+        processor: The processor; by default the one the store was built with, if that is a built-in one.
+        num_workers: Worker processes for shards that are new.
+        progress: Whether to print progress.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        SettingError: If the store's processor is needed and only its owner has it.
+        BuildInterruptedError: If a signal asked to stop; run the same call again.
+    """
+    where = local_path(root)
+    return _grow(where, as_source(source), processor, False, num_workers, progress)
+
+
+def _grow(
+    root: Path,
+    given: Source,
+    processor: Any,
+    is_append: bool,
+    num_workers: int,
+    progress: bool,
+) -> Growth:
+    say = Say(progress)
+    Generation.open(root)  # nothing to grow is an error before a lock is taken
+    lock = BuilderLock(processed_dir(root) / LOCK_NAME)
+    acquire(lock, say)
+    try:
+        old = Generation.open(root)
+        storage = old.manifest.storage
+        used = stored_processor(old.manifest) if processor is STORED else processor
+        source, order = on_stored_graph(given, old)
+        source = appended(old, source) if is_append else source
+        plan = plan_build(source, used, storage, num_workers, "rebuild", False)
+        words = {"processor": plan.parts["processor"]}
+        words, _ = in_stored_words(old.manifest.fingerprint, words, used, None, lambda: None)
+        plan = replace(plan, parts={**plan.parts, **words})
+        if is_append:
+            _check_processor(old, plan.parts["processor"])
+        if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
+            say(f"{old.manifest.generation} is up to date")
+            count = len(old.manifest.shards)
+            return Growth(PreprocessedDataset._of(open_with_lease(root)), len(old), 0, count, count)
+        notes = notes_of(given)
+        say.notes([*notes, *order])
+        before = old.manifest.created.get("notes", []) if is_append else []
+        plan = replace(plan, notes=tuple(dict.fromkeys([*before, *notes])))
+        shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
+        if old.manifest.shards:
+            shards = replace(shards, seed=old.manifest.shards[0].seed)
+        name = new_generation_name(plan.fingerprint(storage).digest, shards)
+        work = GenerationBuild(root, name, plan, shards, storage, lock.exclusive, say)
+        return _build(work, old, num_workers, progress, say)
+    finally:
+        lock.release()
+
+
+def _check_processor(old: Generation, digest: Any) -> None:
+    stored, wanted = {"processor": old.manifest.fingerprint["processor"]}, {"processor": digest}
+    if stored != wanted:
+        raise StaleCacheError(
+            f"the store at {old.root} was built with another processor:\n    "
+            + "\n    ".join(explain(stored, wanted)),
+            path=old.root,
+            fix="append with that processor, or update with the whole source",
+        )
+
+
+def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: bool, say: Say) -> Growth:
+    begun = time.perf_counter()
+    with StopRequest().listening() as stop:
+        work.prepare(None, together=False)
+        maker = work.maker()
+        removal = maker.removal if isinstance(maker, StructuredMaker) else None
+        same = same_samples(old, work.plan, work.shards, removal)
+        kept = int(same.sum())
+        say(f"{kept:,} of {work.shards.num_samples:,} samples are the same as in {old.manifest.generation}")
+        status = processed_dir(work.root) / STATUS_NAME
+        meter = Progress(kept, 0, status, enabled=progress, what="take over samples")
+        adoption = Adoption(old, work.directory, work.shards, same)
+        adoption.run(maker, meter, lambda: stop.signal is not None)
+        meter.close("complete")
+        if stop.signal is not None:
+            stop.raise_interrupted(adoption.linked, work.shards.num_shards)
+        report = partial(Progress, status_path=status, enabled=progress)
+        work.build(range(work.shards.num_shards), num_workers, None, stop, report)
+        recomputed = work.shards.num_samples - adoption.kept
+        manifest = work.finish(time.perf_counter() - begun, recomputed)
+        if stop.signal is not None:
+            stop.raise_interrupted(work.shards.num_shards, work.shards.num_shards)
+    dataset = publish(work.root, manifest, old.manifest, say)
+    growth = Growth(dataset, len(dataset), recomputed, adoption.linked, len(manifest.shards))
+    say(str(growth))
+    return growth

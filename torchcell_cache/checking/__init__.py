@@ -1,1 +1,0 @@
-"""Finding and mending damage: verification level by level, and repair shard by shard."""

@@ -1,0 +1,1 @@
+"""What a store costs to read, and what it saves."""

@@ -1,0 +1,259 @@
+"""What a batch costs on its way from the store to a model, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch_geometric.data import Batch
+
+from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.builder.generations import stored_processor
+from torchcell_cache.cli.bench.page_cache import available_memory, drop_pages, resident_share
+from torchcell_cache.codec import deletions as structured
+from torchcell_cache.codec.envelope import CHECKSUM_BYTES
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.errors import CacheError, SettingError
+from torchcell_cache.graph.records import decode_graph
+from torchcell_cache.processors.base import Processing
+from torchcell_cache.store import records as store
+from torchcell_cache.store.generation import Generation
+
+MEMORY_SHARE = 8
+"""PyG batches copy the base graph for each sample: one may take an eighth of the memory that is free."""
+
+_FEWEST_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long something took, again and again.
+
+    Attributes:
+        name: What it was.
+        samples: Samples handled each time.
+        seconds: Each time.
+    """
+
+    name: str
+    samples: int
+    seconds: tuple[float, ...]
+
+    def percentile(self, q: float) -> float:
+        """Milliseconds that ``q`` percent of the times stay below."""
+        return float(np.percentile(self.seconds, q)) * 1e3
+
+    def batch_ms(self, batch_size: int) -> float:
+        """Median for a batch of another size, in milliseconds, taking the cost as proportional."""
+        return self.percentile(50) * batch_size / self.samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and percentiles as JSON values."""
+        ms = {f"p{q}_ms": self.percentile(q) for q in (50, 90, 99)}
+        per_sample = ms["p50_ms"] * 1e3 / self.samples
+        return {"samples": self.samples, "repeats": len(self.seconds), **ms, "per_sample_us": per_sample}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One thing to time.
+
+    Attributes:
+        name: Name in the report.
+        act: What is timed, given what was prepared.
+        prepare: Makes ready, untimed, for the given store positions.
+        weight: Share of the time, for stages whose cost and memory grow with base graph times samples; else 0.
+        may_fail: Whether some stores cannot do it; the reason then goes into the report.
+    """
+
+    name: str
+    act: Callable[[Any], Any]
+    prepare: Callable[[Int64Array], Any]
+    weight: int = 0
+    may_fail: bool = False
+
+
+def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[str] = ()) -> Iterator[Stage]:
+    """The stages of a store, cheap ones first.
+
+    Args:
+        generation: The store's generation.
+        device: Where batches go.
+        exclude_keys: Fields to leave out of PyG batches.
+    """
+    excluded = list(exclude_keys)
+
+    def here(positions: Int64Array) -> SharedGraphBatch:
+        return SharedGraphBatch.read(generation, positions)
+
+    def there(positions: Int64Array) -> SharedGraphBatch:
+        return here(positions).to(device)
+
+    yield Stage("read", generation.read, lambda positions: positions)
+    yield Stage("decode", _decoder(generation), generation.read)
+    yield Stage("batch", lambda positions: here(positions).pack(), lambda positions: positions)
+    if device.type != "cpu":
+        yield Stage("copy", lambda batch: batch.to(device, non_blocking=True), lambda p: here(p).pin_memory())
+    yield Stage("masks", _masks, there, weight=1, may_fail=True)
+    yield Stage("expand", lambda batch: batch.to_pyg(None, excluded), there, weight=3, may_fail=True)
+    yield Stage("samples", generation.graphs, lambda positions: positions, weight=1)
+    yield Stage(
+        "pyg collate",
+        lambda g: Batch.from_data_list(g, None, excluded).to(device),
+        generation.graphs,
+        weight=3,
+        may_fail=True,
+    )
+    yield Stage("on the fly", *_on_the_fly(generation), weight=3, may_fail=True)
+
+
+def _decoder(generation: Generation) -> Callable[[list[bytes]], Any]:
+    if generation.is_structured:
+        schema = generation.structured
+        return lambda records: structured.decode(schema, records)
+    layouts, fields = generation.layouts, generation.base_fields
+    return lambda records: [decode_graph(memoryview(r)[CHECKSUM_BYTES:], layouts, fields) for r in records]
+
+
+def _masks(batch: SharedGraphBatch) -> Any:
+    """Everything that masks can say about a batch."""
+    topology = batch.generation.topology
+    if topology is None:
+        raise SettingError("the store's processor removes nothing that a mask could show")
+    keys = [domain.key for domain in topology.domains if not isinstance(domain.key, str)]
+    return [batch.node_mask(), *(batch.edge_mask(key) for key in keys)]
+
+
+def _on_the_fly(generation: Generation) -> tuple[Callable[[Any], Any], Callable[[Int64Array], Any]]:
+    """The processor on items made of the store's own columns: what there would be without a cache."""
+
+    @cache
+    def parts() -> tuple[Any, Any, Any]:
+        processor, table = stored_processor(generation.manifest), generation.table
+        if not hasattr(processor, "process") or table is None or generation.base_graph is None:
+            raise SettingError("only its source knows the samples it was made of")
+        return processor, table, generation.base_graph
+
+    def items(positions: Int64Array) -> list[Any]:
+        _, table, graph = parts()
+        return [table.sample(k, graph) for k in positions.tolist()]
+
+    def process(samples: list[Any]) -> list[Any]:
+        processor, _, graph = parts()
+        return list(map(Processing(processor, graph), samples))
+
+    return process, items
+
+
+class Stopwatch:
+    """Times stages within bounds of time and memory.
+
+    Args:
+        draws: Store positions of the batches, ``[num_batches, batch_size] int64``.
+        device: Where batches go.
+    """
+
+    def __init__(self, draws: Int64Array, device: torch.device) -> None:
+        self.draws, self.device = draws, device
+
+    def time(self, stage: Stage, seconds: float, sample_bytes: int) -> Timing:
+        """Time a stage; with fewer samples per batch than asked for where time or memory would not do.
+
+        Args:
+            stage: What to time.
+            seconds: Time it may take, roughly.
+            sample_bytes: Memory of one sample of a PyG batch.
+        """
+        samples = self.draws.shape[1]
+        if stage.weight:
+            alone = self.repeat(stage, 1, 1, seconds)[0]
+            samples = min(
+                samples, int(seconds / _FEWEST_REPEATS / max(alone, 1e-9)), self._room(sample_bytes)
+            )
+        samples = max(samples, 1)
+        return Timing(stage.name, samples, self.repeat(stage, samples, len(self.draws), seconds))
+
+    def repeat(self, stage: Stage, samples: int, repeats: int, seconds: float) -> tuple[float, ...]:
+        """Times of ``repeats`` runs after one to warm up, or of as many as there is time for, at least one."""
+        begun, times = time.perf_counter(), []
+        for k in range(repeats + 1):
+            given = stage.prepare(self.draws[k % len(self.draws), :samples])
+            self._wait()
+            start = time.perf_counter()
+            result = stage.act(given)
+            self._wait()
+            times.append(time.perf_counter() - start)
+            del given, result  # before the next one is made: they may be large
+            # The first use of a lot of memory is slow: a little longer for three runs that are not the first.
+            needed = 1 if time.perf_counter() - begun > 2 * seconds else _FEWEST_REPEATS
+            if len(times) > needed and time.perf_counter() - begun > seconds:
+                break
+        return tuple(times[1:])
+
+    def warm_up(self, generation: Generation, seconds: float) -> None:
+        """Read all samples once; those there is no time for are not drawn any more."""
+        begun = time.perf_counter()
+        for done, positions in enumerate(self.draws, 1):
+            generation.read(positions)
+            if time.perf_counter() - begun > seconds:
+                self.draws = self.draws[:done]
+                return
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _room(self, sample_bytes: int) -> int:
+        free = available_memory()
+        if self.device.type == "cuda":
+            on_device = torch.cuda.mem_get_info(self.device)[0]
+            free = on_device if free is None else min(free, on_device)
+        return len(self.draws[0]) if free is None else free // MEMORY_SHARE // max(sample_bytes, 1)
+
+
+def cold_read(generation: Generation) -> Stage:
+    """Reading right after the kernel has forgotten the store's shards."""
+    files = generation.files
+
+    def forget(positions: Int64Array) -> Int64Array:
+        # Mapped pages stay in memory, so close first; opening reads the head of a file, so drop last.
+        store.close_all()
+        for shard in np.unique(files.shard_of(positions)).tolist():
+            files.open(shard)
+        drop_pages(files.paths)
+        return positions
+
+    def batch(positions: Int64Array) -> Any:
+        return SharedGraphBatch.read(generation, positions).pack()
+
+    return Stage("batch, cold", batch, forget)
+
+
+def still_in_memory(generation: Generation) -> float | None:
+    """Share of the shards that stays in memory when the kernel is asked to forget them, ``None`` if unknown."""
+    store.close_all()
+    drop_pages(generation.files.paths)
+    return resident_share(generation.files.paths)
+
+
+def graph_bytes(graph: Any) -> int:
+    """Bytes of a graph's tensors, as a PyG batch would copy them."""
+    values = [value for part in graph.stores for value in part._mapping.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+
+
+def reason(error: Exception) -> str:
+    """Why a stage cannot be timed, in one line.
+
+    Raises:
+        CacheError: The error itself, if it says that the store is damaged.
+    """
+    if isinstance(error, CacheError) and not isinstance(error, SettingError):
+        raise error
+    text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+    return text if isinstance(error, SettingError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,299 @@
+"""Where the time of a batch goes, on this machine and with this store; what :mod:`.advice` makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchcell_cache.cli.bench.page_cache import CAN_DROP
+from torchcell_cache.cli.bench.stages import (
+    Stopwatch,
+    Timing,
+    cold_read,
+    graph_bytes,
+    reason,
+    stages,
+    still_in_memory,
+)
+from torchcell_cache.core.numbers import real_number, whole_number
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.loader import CacheLoader
+from torchcell_cache.errors import SettingError
+
+_SWEEP_SHARE = 0.35
+_LIGHT_SHARE = 0.04
+_FEWEST_BATCHES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTiming:
+    """What a training loop waits for, with one number of workers.
+
+    Attributes:
+        num_workers: Reading processes; 0 reads in the loop itself.
+        first_ms: Wait for the first batch, workers started.
+        wait: Wait for each later batch, batches taken as fast as they come.
+        step_wait: The same while every batch is followed by a training step; ``None`` without ``step_ms``.
+    """
+
+    num_workers: int
+    first_ms: float
+    wait: Timing
+    step_wait: Timing | None
+
+    def share(self, step_ms: float) -> float | None:
+        """Share of the time that the loop waits for data, 0 to 1."""
+        if self.step_wait is None:
+            return None
+        waited = float(np.mean(self.step_wait.seconds)) * 1e3
+        return waited / (waited + step_ms)
+
+
+@dataclass(slots=True)
+class BenchReport:
+    """All that was measured.
+
+    Attributes:
+        facts: The store, the machine and the settings, JSON values.
+        stages: Timings by stage.
+        skipped: Why a stage could not be timed, by stage.
+        sweep: Timings of the loader by number of workers.
+        stayed: Share of the shards that stayed in memory when they should have been cold, ``None`` if unknown.
+    """
+
+    facts: dict[str, Any]
+    stages: dict[str, Timing] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    sweep: list[WorkerTiming] = field(default_factory=list)
+    stayed: float | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch."""
+        return int(self.facts["batch_size"])
+
+    @property
+    def step_ms(self) -> float | None:
+        """The user's training step, in milliseconds."""
+        given: float | None = self.facts["step_ms"]
+        return given
+
+    def cost(self, *names: str) -> float | None:
+        """Median milliseconds of a whole batch over these stages, ``None`` if one is missing."""
+        parts = [self.stages[name].batch_ms(self.batch_size) for name in names if name in self.stages]
+        return sum(parts) if len(parts) == len(names) else None
+
+
+def bench_store(
+    root: str | os.PathLike[str],
+    *,
+    batch_size: int = 28,
+    num_batches: int = 200,
+    workers: Sequence[int] = (0, 1, 2, 4),
+    step_ms: float | None = None,
+    cold: bool = True,
+    seconds: float = 20.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    exclude_keys: Sequence[str] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> BenchReport:
+    """Time every stage from the store to the model, with one thread.
+
+    Closes this process's handles on all stores; they reopen on the next read.
+
+    Args:
+        root: Directory of the store.
+        batch_size: Samples per batch; the whole store if it is smaller.
+        num_batches: Batches per stage, fewer if time is up.
+        workers: Numbers of workers to try.
+        step_ms: Your training step per batch, in milliseconds; the loop then sleeps that long after each batch.
+        cold: Also read right after the kernel has forgotten the shards.
+        seconds: Time for all of it, roughly.
+        seed: Seed of the samples drawn.
+        device: Where batches go; a GPU if there is one, by default.
+        exclude_keys: Fields to leave out of PyG batches, as a loader's ``exclude_keys``.
+        note: Called with a few words before each part of the work.
+
+    Raises:
+        SettingError: If a setting makes no sense, or the store is empty.
+        CacheNotFoundError: If there is no store at ``root``.
+    """
+    batch_size, num_batches = (
+        whole_number("batch_size", batch_size, 1),
+        whole_number("num_batches", num_batches, 1),
+    )
+    workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
+    _check(workers, step_ms, seconds)
+    dataset = PreprocessedDataset(root)
+    if len(dataset) == 0:
+        raise SettingError(f"the store at {dataset.root} has no samples, so there is nothing to time")
+    target = _device(device)
+    size = min(batch_size, len(dataset))
+    draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
+    facts = _facts(dataset, target) | {
+        **{"batch_size": size, "asked": batch_size},
+        "num_batches": num_batches,
+        "step_ms": step_ms,
+        "seed": seed,
+        "seconds": seconds,
+        "exclude_keys": list(exclude_keys),
+    }
+    report = BenchReport(facts)
+    begun = time.monotonic()
+    with _one_thread():
+        draws = _time_stages(report, dataset, draws, target, cold, begun, note)
+        # At least a little for each, should the stages have taken longer than they were given.
+        left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
+        for count in workers:
+            note(f"loader, {count} workers")
+            report.sweep.append(_time_loader(report, dataset, draws, target, count, left))
+    report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
+    return report
+
+
+def _check(workers: Sequence[int], step_ms: float | None, seconds: float) -> None:
+    if not workers:
+        raise SettingError("workers=[], expected numbers from 0 on, such as [0,1,2,4]")
+    for name, number in (("step_ms", step_ms), ("seconds", seconds)):
+        if number is not None:
+            real_number(name, number, "a number above 0", above=True)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from None
+    return target
+
+
+def _facts(dataset: PreprocessedDataset, device: torch.device) -> dict[str, Any]:
+    manifest = dataset.generation.manifest
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "root": str(dataset.generation.root),
+        "samples": len(dataset),
+        "storage": manifest.storage,
+        "record_bytes": sum(shard.file.size for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "content_digest": manifest.content_digest,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cores": cores,
+        "torch": torch.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a loader's worker; and threads would blur what a stage costs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _time_stages(
+    report: BenchReport,
+    dataset: PreprocessedDataset,
+    draws: Int64Array,
+    device: torch.device,
+    cold: bool,
+    begun: float,
+    note: Callable[[str], None],
+) -> Int64Array:
+    """Time the stages; returns the batches whose samples are in memory now."""
+    generation, seconds = dataset.generation, report.facts["seconds"]
+    watch, sample_bytes = Stopwatch(draws, device), graph_bytes(dataset.get(0))
+    from_memory = (
+        generation.is_structured
+        and not generation.structured.has_removed
+        and generation.table_reader is not None
+    )
+    if cold and from_memory:
+        report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
+    elif cold and CAN_DROP:
+        note("batch, cold")
+        report.stayed = still_in_memory(generation)
+        report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds, 0)
+    elif cold:
+        report.skipped["batch, cold"] = "this system cannot be asked to forget files"
+    watch.warm_up(generation, 2 * _LIGHT_SHARE * seconds)
+    todo = list(stages(generation, device, report.facts["exclude_keys"]))
+    weights = sum(stage.weight for stage in todo)
+    for stage in todo:
+        note(stage.name)
+        left = begun + (1 - _SWEEP_SHARE) * seconds - time.monotonic()
+        share = left * stage.weight / weights if stage.weight else _LIGHT_SHARE * seconds
+        weights -= stage.weight
+        try:
+            report.stages[stage.name] = watch.time(stage, max(share, 0.0), sample_bytes)
+        except Exception as error:
+            if not stage.may_fail:
+                raise
+            report.skipped[stage.name] = reason(error)
+    return watch.draws
+
+
+def _time_loader(
+    report: BenchReport,
+    dataset: PreprocessedDataset,
+    draws: Int64Array,
+    device: torch.device,
+    count: int,
+    seconds: float,
+) -> WorkerTiming:
+    step = report.step_ms
+    flat = seconds if step is None else seconds / 3
+    expected = (report.cost("batch") or 0.0) / 1e3
+    first, waits = _waits(dataset, draws, device, count, 0.0, flat, expected)
+    stepped = None
+    if step is not None:
+        _, times = _waits(dataset, draws, device, count, step / 1e3, seconds - flat, expected)
+        stepped = Timing(f"{count} workers, {step:g} ms step", draws.shape[1], times)
+    return WorkerTiming(count, first * 1e3, Timing(f"{count} workers", draws.shape[1], waits), stepped)
+
+
+def _waits(
+    dataset: PreprocessedDataset,
+    draws: Int64Array,
+    device: torch.device,
+    count: int,
+    step: float,
+    seconds: float,
+    expected: float,
+) -> tuple[float, tuple[float, ...]]:
+    """Wait for the first batch and for each later one, in seconds."""
+    fits = int(seconds / max(expected + step, 1e-9))
+    number = max(_FEWEST_BATCHES, min(len(draws), fits)) + 1
+    batches = [draws[k % len(draws)].tolist() for k in range(number)]
+    loader = CacheLoader(dataset, batch_sampler=batches, num_workers=count, device=device)
+    times: list[float] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="This DataLoader will create"
+        )  # the sweep may exceed the cores
+        start = begun = time.perf_counter()
+        iterator: Any = iter(loader)
+        for _ in iterator:
+            times.append(time.perf_counter() - start)
+            if len(times) > _FEWEST_BATCHES and time.perf_counter() - begun > 2 * seconds + times[0]:
+                break
+            time.sleep(step)
+            start = time.perf_counter()
+        iterator.close()
+    return times[0], tuple(times[1:])

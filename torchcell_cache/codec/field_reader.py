@@ -1,0 +1,237 @@
+"""One tensor field of many generic records, without decoding the records: where it lies, and its differences from the base.
+
+For batches that need a node feature of all samples and nothing else. All lengths are checked before they are used; a record
+that does not fit raises the error that decoding it would raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps_ragged
+from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
+from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
+from torchcell_cache.codec.values import BASE, DIFF, MAX_ENTRIES, PALETTE
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.errors import CorruptRecordError
+
+_DIFF_HEAD_BYTES = 8
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Changes:
+    """A field of many samples as what differs from the base field.
+
+    Attributes:
+        positions: Changed positions of the flattened tensor, ascending per sample, ``[nnz] int64``.
+        values: The elements there, ``[nnz]`` of the base's carrier dtype.
+        ptr: Where each sample starts, ``[num_samples + 1] int64``.
+    """
+
+    positions: Int64Array
+    values: npt.NDArray[Any]
+    ptr: Int64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Located:
+    """Descriptors of one field: per record its encoding, payload's first byte and length, each ``[n] int64``."""
+
+    encoding: Int64Array
+    start: Int64Array
+    length: Int64Array
+
+
+def read_changes(
+    data: Bytes,
+    starts: Int64Array,
+    stops: Int64Array,
+    layouts: Mapping[int, Layout],
+    base: Mapping[FieldKey, Payload],
+    key: FieldKey,
+) -> Changes | None:
+    """Differences of one field from the base field in many records.
+
+    Args:
+        data: Bodies, one after the other, ``[num_bytes] uint8``.
+        starts: First byte of each body, ``[n] int64``.
+        stops: One past its last byte, ``[n] int64``.
+        layouts: The store's layouts.
+        base: The base graph's fields.
+        key: Store and name of the field.
+
+    Returns:
+        The differences, or ``None`` if some record does not hold the field as a difference (it has other fields, another
+        shape, or more changes than pay): then decode whole records.
+
+    Raises:
+        CorruptRecordError: If a record does not fit its descriptors.
+    """
+    reference = base.get(key)
+    layout = _common_layout(data, starts, stops, layouts)
+    if layout is None or not isinstance(reference, TensorValue) or key not in layout.keys:
+        return None
+    if bool((starts % 8).any()) or reference.dtype == BOOL or DTYPES[reference.dtype].carrier.itemsize > 8:
+        return None
+    if len(data) % 8:
+        data = np.concatenate([data, np.zeros(-len(data) % 8, dtype=np.uint8)])
+    found = _locate(data, starts, stops, layout, layout.keys.index(key), reference)
+    return None if found is None else _changes(data, found, reference, field_label(key))
+
+
+def _common_layout(
+    data: Bytes, starts: Int64Array, stops: Int64Array, layouts: Mapping[int, Layout]
+) -> Layout | None:
+    """The layout all bodies name, ``None`` if they differ; ``decode`` finds the words for a header that is wrong."""
+    lengths = stops - starts
+    if int(lengths.min()) >= HEADER.size:
+        heads = data[starts[:, None] + np.arange(HEADER.size)].reshape(-1, HEADER.size)
+        ids = heads[:, 8:].copy().view("<u8").ravel()
+        stated = heads[:, 4:8].copy().view("<u4").ravel()
+        known = layouts.get(int(ids[0]))
+        fields = heads[:, 2:4].copy().view("<u2").ravel()
+        if bool((ids != ids[0]).any()):
+            return None
+        if (
+            known is not None
+            and bool((stated == lengths).all() and (heads[:, 0] == KIND).all() and (heads[:, 1] == 0).all())
+            and bool((fields == len(known.keys)).all())
+        ):
+            return known
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        decode(memoryview(data[start:stop].tobytes()), layouts, {})
+    raise CorruptRecordError("a generic record has a header that does not fit it")
+
+
+def _locate(
+    data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout, wanted: int, reference: TensorValue
+) -> _Located | None:
+    """Walk the descriptors of all records together."""
+    words = data.view("<u4")
+    at = starts + HEADER.size
+    payload = np.zeros(len(starts), dtype=np.int64)
+    found: _Located | None = None
+    for number, label in enumerate(layout.labels):
+        if bool((at + FIELD.size > stops).any()):
+            raise CorruptRecordError(f"a record ends inside the descriptor of {label}")
+        encoding, ndim = data[at].astype(np.int64), data[at + 2].astype(np.int64)
+        length = words[at // 4 + 1].astype(np.int64)
+        if int(ndim.max()) > MAX_NDIM or bool((at + FIELD.size + 8 * ndim > stops).any()):
+            raise CorruptRecordError(f"{label} says {int(ndim.max())} dimensions")
+        if number == wanted:
+            if not _like_base(data, at, encoding, ndim, reference):
+                return None
+            found = _Located(encoding, payload.copy(), length)
+        at = at + FIELD.size + 8 * ndim
+        payload += (length + 7) // 8 * 8
+    assert found is not None
+    if bool((at + payload != stops).any()):
+        raise CorruptRecordError("payloads of a record do not fill it")
+    return _Located(found.encoding, at + found.start, found.length)
+
+
+def _like_base(
+    data: Bytes, at: Int64Array, encoding: Int64Array, ndim: Int64Array, reference: TensorValue
+) -> bool:
+    """Whether each record holds the field as the base's own, or as a difference of its dtype and shape."""
+    differs = (encoding == DIFF) | ((encoding == PALETTE) & (reference.array.itemsize > 1))
+    if not bool((differs | (encoding == BASE)).all()):
+        return False
+    shape = reference.array.shape
+    at = at[differs]
+    if bool((ndim[differs] != len(shape)).any()) or bool((data[at + 1] != reference.dtype).any()):
+        return False
+    stored = data.view("<i8")[(at[:, None] + FIELD.size) // 8 + np.arange(len(shape))]
+    return bool((stored == np.array(shape, dtype=np.int64)).all())
+
+
+def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -> Changes:
+    carrier = DTYPES[reference.dtype].carrier
+    size, differs, palette = carrier.itemsize, found.encoding != BASE, found.encoding == PALETTE
+    if bool((found.length[differs] < _DIFF_HEAD_BYTES).any()) or bool(found.length[~differs].any()):
+        raise CorruptRecordError(f"{label} has a malformed list of changes")
+    heads = data.view("<u4")
+    num_words, num_entries = np.zeros((2, len(found.start)), dtype=np.int64)
+    num_words[differs] = heads[found.start[differs] // 4]
+    num_entries[differs] = heads[found.start[differs] // 4 + 1]
+    if bool(num_entries[~palette].any()) or bool(
+        (palette & ((num_entries < 1) | (num_entries > MAX_ENTRIES))).any()
+    ):
+        raise CorruptRecordError(f"{label} has a malformed table of elements")
+    first = _DIFF_HEAD_BYTES + (2 * num_words + 7) // 8 * 8
+    table = (num_entries * size + 7) // 8 * 8
+    rest = np.where(differs, found.length - first - table, 0)
+    step = np.where(palette, 1, size)
+    if bool((rest < 0).any() or (rest % step).any()):
+        raise CorruptRecordError(f"{label} has a malformed list of changes")
+    word_ptr, ptr = _offsets(num_words), _offsets(rest // step)
+    words = _cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
+    ends = word_ptr[1:][num_words > 0] - 1
+    if len(words) and bool((words[ends] == ESCAPE).any()):
+        raise CorruptRecordError(f"positions of {label} end inside a gap")
+    positions, position_ptr = decode_gaps_ragged(words, word_ptr)
+    _check_positions(positions, position_ptr, ptr, reference.array.size, label)
+    tails, counts = (found.start + first) // size, np.diff(ptr)
+    if not palette.any():
+        return Changes(positions, _cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
+    numbers = _numbers(data, found.start + first + table, ptr, palette, num_entries, label)
+    places = np.repeat(tails, counts)
+    places += numbers
+    return Changes(positions, data.view(f"<u{size}")[places].view(carrier), ptr)
+
+
+def _numbers(
+    data: Bytes,
+    starts: Int64Array,
+    ptr: Int64Array,
+    palette: npt.NDArray[np.bool_],
+    num_entries: Int64Array,
+    label: str,
+) -> npt.NDArray[Any]:
+    """Where each new element stands behind its record's first one: its number in the table, or its own number."""
+    counts = np.diff(ptr)
+    found = _cut(data, starts[palette], counts[palette])
+    edges = _offsets(counts[palette])
+    filled = edges[:-1] < edges[1:]
+    if len(found):
+        largest = np.maximum.reduceat(found, edges[:-1][filled])
+        if bool((largest >= num_entries[palette][filled]).any()):
+            raise CorruptRecordError(f"{label} refers to an element that its table does not have")
+    if palette.all():
+        return found
+    numbers = np.arange(int(ptr[-1])) - np.repeat(ptr[:-1], counts)
+    numbers[np.repeat(palette, counts)] = found
+    return numbers
+
+
+def _check_positions(
+    positions: Int64Array, position_ptr: Int64Array, ptr: Int64Array, count: int, label: str
+) -> None:
+    if bool((position_ptr != ptr).any()):
+        raise CorruptRecordError(f"{label} does not have as many new elements as positions")
+    if len(positions) == 0:
+        return
+    rises = np.ones(len(positions), dtype=np.bool_)
+    rises[1:] = positions[1:] > positions[:-1]
+    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
+    if not bool(rises.all()) or int(positions.max()) >= count:
+        raise CorruptRecordError(f"positions of {label} do not ascend within its {count} elements")
+
+
+def _offsets(counts: Int64Array) -> Int64Array:
+    out = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return out
+
+
+def _cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:
+    """``array[start : start + count]`` of every record, one after the other; slices cost less than indices."""
+    spans = zip(starts.tolist(), (starts + counts).tolist(), strict=True)
+    return np.concatenate([array[start:stop] for start, stop in spans]) if len(starts) else array[:0]

@@ -1,0 +1,280 @@
+"""Files that are either completely there or not there at all, and errors that say what the file system did.
+
+Every published file takes the same way: a temporary name in the same directory, all bytes, ``fsync`` of the
+file, ``rename`` (or ``link`` where only the first may win), ``fsync`` of the directory. A failed ``fsync`` is
+never repeated: the kernel may have dropped the pages, so the second one would lie; the file is thrown away
+instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from torchcell_cache.core.process import runs_here, this_process
+from torchcell_cache.core.storage_errors import StrPath, free_bytes, storage_error, storage_errors
+from torchcell_cache.errors import StorageLostError, StorageReadOnlyError
+
+__all__ = [
+    "TEMP_PREFIX",
+    "FileDigest",
+    "StrPath",
+    "file_digest",
+    "free_bytes",
+    "fsync_dir",
+    "fsync_file",
+    "make_dirs_durable",
+    "publish_new",
+    "remove_stale_temps",
+    "replace_file",
+    "storage_error",
+    "storage_errors",
+    "temp_path",
+    "write_atomic",
+]
+
+TEMP_PREFIX = ".tmp-"
+_TEMP_NAME = re.compile(r"\.tmp-.*\.([0-9a-f]{8})\.([0-9]{1,10})\.([0-9]{1,20})\.[0-9a-f]{16}", re.DOTALL)
+
+_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_RENAME_FLAGS = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+class FileDigest(NamedTuple):
+    """Size in bytes and two digests of one file's content, as lower-case hexadecimal."""
+
+    size: int
+    sha256: str
+    xxh3: str
+
+
+def temp_path(path: StrPath) -> Path:
+    """A new name beside ``path`` that no other process uses and that tells who made it."""
+    target, me = Path(path), this_process()
+    return target.with_name(
+        f"{TEMP_PREFIX}{target.name[:40]}.{me.machine}.{me.pid}.{me.start_time}.{secrets.token_hex(8)}"
+    )
+
+
+def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool = True) -> bool:
+    """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
+
+    Args:
+        path: The file to appear.
+        data: Its content.
+        mode: Permission bits, before the umask; published files are read-only by default.
+        replace: Whether an existing file may be replaced; if not, the first writer wins.
+
+    Returns:
+        ``False`` if ``replace`` is false and there was a file already, else ``True``.
+    """
+    target = Path(path)
+    temporary = temp_path(target)
+    with storage_errors(target):
+        try:
+            # Created read-only at once: the descriptor that created a file may write to it, and the umask
+            # counts.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, mode)
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if not replace:
+                return publish_new(temporary, target)
+            replace_file(temporary, target)
+            return True
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def replace_file(temporary: StrPath, path: StrPath) -> None:
+    """Rename a finished, synced file over ``path`` and make the new name durable."""
+    with storage_errors(path, "publish"):
+        ours = os.lstat(temporary)
+        try:
+            os.rename(temporary, path)  # noqa: PTH104 - Path.rename is the same call, less plainly
+        except FileNotFoundError:
+            # NFS answers a repeated request with ENOENT although the first one succeeded.
+            if not _landed(ours, temporary, path):
+                raise
+        fsync_dir(Path(path).parent)
+
+
+def publish_new(temporary: StrPath, path: StrPath) -> bool:
+    """Give a finished, synced file its name unless that name is taken: of many callers exactly one wins.
+
+    The temporary name is gone afterwards, whoever won.
+
+    Returns:
+        Whether ``path`` is now our file.
+    """
+    with storage_errors(path, "publish"):
+        try:
+            os.link(temporary, path)
+            won = True
+        except FileExistsError:
+            # NFS answers a repeated request with EEXIST although the first one succeeded: count the names.
+            won = os.lstat(temporary).st_nlink == 2 or _same_file(os.lstat(temporary), path)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            won = _rename_new(temporary, path)
+        with contextlib.suppress(
+            OSError
+        ):  # published or lost already; a left-over is removed by the next build
+            os.unlink(temporary)  # noqa: PTH108
+        fsync_dir(Path(path).parent)
+    return won
+
+
+def fsync_file(path: StrPath) -> None:
+    """Force a file's content to the device."""
+    _fsync_path(path, os.O_RDONLY)
+
+
+def fsync_dir(path: StrPath) -> None:
+    """Force a directory's names to the device, where the file system knows that operation."""
+    try:
+        _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def make_dirs_durable(path: StrPath) -> Path:
+    """Create a directory and its parents so that they survive a power cut; an existing one is fine.
+
+    All parents on the same device are synced, also those that exist: an earlier run may have been killed
+    between creating and syncing them.
+    """
+    directory = Path(path).absolute()
+    with storage_errors(directory, "create directory"):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # of the kernel (/proc), or removed at this moment
+            raise StorageLostError(
+                f"cannot create directory {directory}: {error}", path=directory, fix="choose another path"
+            ) from error
+        device = directory.stat().st_dev
+        for ancestor in (directory, *directory.parents):
+            if ancestor.stat().st_dev != device:
+                break
+            with contextlib.suppress(
+                StorageReadOnlyError
+            ):  # somebody else's directory that we may only pass through
+                fsync_dir(ancestor)
+    return directory
+
+
+def file_digest(path: StrPath, chunk: int = 4 << 20) -> FileDigest:
+    """Read a file once and return its size, SHA-256 and XXH3-128.
+
+    Args:
+        path: A regular file.
+        chunk: Bytes per read; the memory this takes.
+    """
+    sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
+    buffer = memoryview(bytearray(chunk))
+    with storage_errors(path, "read"), open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        while count := file.readinto(buffer):
+            sha.update(buffer[:count])
+            xxh.update(buffer[:count])
+            size += count
+    return FileDigest(size, sha.hexdigest(), xxh.hexdigest())
+
+
+def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
+    """Remove temporary files and directories whose writer died; never those of a process that lives.
+
+    Args:
+        directory: Where to look (not below it). A missing one has none.
+        exclusive: The caller knows that nobody else writes here (it holds the builder lock), so files of
+            processes on other machines and earlier boots, whose life cannot be seen from here, go too.
+
+    Returns:
+        How many were removed.
+    """
+    removed, machine = 0, this_process().machine
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            match = _TEMP_NAME.fullmatch(entry.name)
+            if match is None:
+                continue
+            alive = runs_here(int(match[2]), int(match[3])) if match[1] == machine else None
+            if alive or (alive is None and not exclusive):
+                continue
+            with contextlib.suppress(OSError):  # two builders may clean at once
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108
+                removed += 1
+    return removed
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write everything: one ``write`` may take less, near a full disk or at a size limit."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _fsync_path(path: StrPath, flags: int) -> None:
+    with storage_errors(path, "fsync"):
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _same_file(ours: os.stat_result, path: StrPath) -> bool:
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _landed(ours: os.stat_result, temporary: StrPath, path: StrPath) -> bool:
+    """Whether a rename that reported failure did happen: old name gone, new name is our inode."""
+    return not os.path.lexists(temporary) and _same_file(ours, path)
+
+
+def _rename_new(temporary: StrPath, path: StrPath) -> bool:
+    """Put-if-absent for file systems without hard links."""
+    ours = os.lstat(temporary)
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = errno.ENOSYS
+    if hasattr(libc, "renameat2"):
+        source, target = os.fsencode(temporary), os.fsencode(path)
+        failed = libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_NOREPLACE)
+        number = ctypes.get_errno() if failed else 0
+    if number in _NO_RENAME_FLAGS:
+        # Nothing atomic is left. Two builders that publish in the same instant may both believe they won;
+        # either file is complete, and the later one stays.
+        if os.path.lexists(path):
+            return False
+        replace_file(temporary, path)
+        return True
+    if number == 0 or _landed(ours, temporary, path):
+        return True
+    if number == errno.EEXIST:
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(temporary), None, os.fspath(path))

@@ -1,0 +1,221 @@
+"""What a store was built from, as a small tree, and the explanation of how two such trees differ.
+
+The tree holds JSON only, for example::
+
+    {"format": 1, "base_graph": {"gene": {"x": "float32[6607,64]:..."}}, "processor": {...}, "source": {...}}
+
+Every leaf is a *part*. Two stores are interchangeable when all parts are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchcell_cache.builder.codehash import code_digest
+from torchcell_cache.core.digests import array_digest, canonical_json, sha256_json, storable_json
+
+__all__ = [
+    "Difference",
+    "Fingerprint",
+    "array_digest",
+    "canonical_json",
+    "code_digest",
+    "diff",
+    "explain",
+    "processor_part",
+    "sha256_json",
+    "source_part",
+]
+
+_DIGEST = re.compile(r"(?P<kind>.+)\[(?P<shape>[\d,]*)\]:(?P<hash>[0-9a-f]{32})")
+_SOURCE = re.compile(r"source:(?P<hash>[0-9a-f]{32})")
+_LONGEST_VALUE = 100
+
+
+def processor_part(processor: object) -> dict[str, Any]:
+    """What a fingerprint says of a processor."""
+    if processor is None:
+        return {"class": "none"}
+    part: dict[str, Any] = storable_json(code_digest(processor))
+    return part
+
+
+def legacy_processor_part(processor: object) -> dict[str, Any]:
+    """What earlier versions said of a processor from a notebook."""
+    if processor is None:
+        return {"class": "none"}
+    legacy: dict[str, Any] = storable_json(code_digest(processor, by_statement=False))
+    return legacy
+
+
+def source_part(source: Any) -> dict[str, Any]:
+    """What a fingerprint says of a source."""
+    part: dict[str, Any] = storable_json(source.identity())
+    return part
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "(missing)"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One part that differs.
+
+    Attributes:
+        part: Where it is, such as ``processor.settings.gpr``.
+        old: The stored value, or :data:`MISSING`.
+        new: The current value, or :data:`MISSING`.
+    """
+
+    part: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        if self.new is MISSING:
+            return f"{self.part}: missing now, was {_short(self.old)}"
+        if self.old is MISSING:
+            return f"{self.part}: new, {_short(self.new)}"
+        return f"{self.part}: {_change(self.old, self.new)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Identity of everything that decides what a store contains.
+
+    Attributes:
+        tree: Nested dict of JSON values; not to be changed.
+    """
+
+    tree: Mapping[str, Any] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tree", json.loads(canonical_json(self.tree)))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tree, 64 hexadecimal digits."""
+        return sha256_json(self.tree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of the tree, for the manifest."""
+        copy: dict[str, Any] = json.loads(canonical_json(self.tree))
+        return copy
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Fingerprint:
+        """The fingerprint that :meth:`to_dict` wrote."""
+        return cls(tree)
+
+    def explain(self, current: Fingerprint | Mapping[str, Any]) -> list[str]:
+        """How ``current`` differs from this stored fingerprint, see :func:`explain`."""
+        return explain(self, current)
+
+
+Tree = Fingerprint | Mapping[str, Any]
+
+
+def diff(
+    stored: Fingerprint | Mapping[str, Any], current: Fingerprint | Mapping[str, Any]
+) -> list[Difference]:
+    """The parts that differ, in order of their names; empty if the two are equal."""
+    return [part for part in _compare("", _tree(stored), _tree(current)) if part is not None]
+
+
+def explain(old: Tree, new: Tree) -> list[str]:
+    """One line per part that differs and a last line ``N other parts equal``; empty if nothing differs.
+
+    Example:
+        >>> explain({"format": 1, "settings": {"gpr": "any"}}, {"format": 1, "settings": {"gpr": "rule"}})
+        ["settings.gpr: 'any' -> 'rule'", '1 other part equal']
+    """
+    parts = list(_compare("", _tree(old), _tree(new)))
+    lines = [str(part) for part in parts if part is not None]
+    equal = len(parts) - len(lines)
+    return [*lines, f"{equal} other part{'' if equal == 1 else 's'} equal"] if lines else []
+
+
+def _tree(value: Tree) -> Mapping[str, Any]:
+    return value.tree if isinstance(value, Fingerprint) else Fingerprint(value).tree
+
+
+def _compare(part: str, old: object, new: object) -> Iterator[Difference | None]:
+    """One item per leaf: ``None`` for an equal one."""
+    before, after = _branches(old, like=new), _branches(new, like=old)
+    if before is not None and after is not None:
+        for name in dict.fromkeys([*before, *after]):
+            child = name if name.startswith("[") or not part else f".{name}"
+            yield from _compare(part + child, before.get(name, MISSING), after.get(name, MISSING))
+    elif MISSING not in (old, new) and canonical_json(old) == canonical_json(new):
+        yield from [None] * _count(old)
+    else:
+        yield Difference(part, old, new)
+
+
+def _branches(value: object, like: object = None) -> dict[str, Any] | None:
+    """Children of a node of the tree by name, ``None`` for a leaf; an empty node is what the other one is."""
+    if value in ({}, []):
+        return {} if type(value) is type(like) and _branches(like) else None
+    if isinstance(value, dict):
+        is_tagged = len(value) == 1 and next(iter(value)).startswith("$")
+        return None if is_tagged else {name.removeprefix("$"): value[name] for name in sorted(value)}
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return {f"[{position}]": item for position, item in enumerate(value)}
+    return None
+
+
+def _count(value: object) -> int:
+    branches = _branches(value)
+    return 1 if branches is None else sum(_count(child) for child in branches.values())
+
+
+def _plain(value: object) -> object:
+    """The content of a tagged leaf such as ``{"$array": "float32[3]:..."}``."""
+    is_tagged = isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
+    return next(iter(value.values())) if is_tagged and isinstance(value, dict) else value
+
+
+def _short(value: object) -> str:
+    count = _count(value)
+    if count > 1:
+        return f"{count} parts"
+    value = _plain(value)
+    if isinstance(value, str) and (match := _DIGEST.fullmatch(value) or _SOURCE.fullmatch(value)):
+        return value.replace(match["hash"], f"{match['hash'][:6]}..")
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _change(old: object, new: object) -> str:
+    texts = f"{_short(old)} -> {_short(new)}"
+    before, after = _plain(old), _plain(new)
+    if not (isinstance(before, str) and isinstance(after, str)):
+        return texts
+    if (was := _DIGEST.fullmatch(before)) and (now := _DIGEST.fullmatch(after)):
+        return f"{_array_change(was, now)} ({texts})"
+    if _SOURCE.fullmatch(before) and _SOURCE.fullmatch(after):
+        return f"code changed ({texts})"
+    return texts
+
+
+def _array_change(old: re.Match[str], new: re.Match[str]) -> str:
+    words = [f"{old['kind']} -> {new['kind']}"] if old["kind"] != new["kind"] else []
+    shapes = [[int(size) for size in match["shape"].split(",") if size] for match in (old, new)]
+    if len(shapes[0]) != len(shapes[1]):
+        words.append(f"shape {shapes[0]} -> {shapes[1]}")
+    elif shapes[0] != shapes[1]:
+        names = {1: ["entries"], 2: ["rows", "columns"]}.get(len(shapes[0])) or [
+            f"along axis {axis}" for axis in range(len(shapes[0]))
+        ]
+        sizes = zip(*shapes, names, strict=True)
+        words += [f"{before:,} -> {after:,} {name}" for before, after, name in sizes if before != after]
+    return ", ".join(words) or "same shape, other values"

@@ -1,0 +1,286 @@
+"""The builder lock and the progress file: both only save work, nothing is ever correct because of them.
+
+The lock is ``flock`` on ``processed/.lock``. The kernel frees it when its holder dies, so it is never stale
+and never needs removing by hand; no clock is consulted. Where a file system has no locks a warning is given
+and the build goes on: two builders then do the same work twice, and publishing still lets exactly one win.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import stat
+import time
+import warnings
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torchcell_cache.core.files import StrPath, storage_errors, temp_path
+from torchcell_cache.core.process import ProcessId, this_process
+from torchcell_cache.errors import BuildInProgressError, UnsafeContentError
+
+LOCK_NAME = ".lock"
+STATUS_NAME = ".status.json"
+
+_MAX_JSON_BYTES = 1 << 20
+_NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.EBADF,  # NFS, for a file that could only be opened for reading
+}
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LockOwner:
+    """What the holder wrote into the lock file; a hint for messages, not the lock itself."""
+
+    process: ProcessId
+    nonce: str
+
+    def __str__(self) -> str:
+        return f"pid {self.process.pid} on {self.process.host}"
+
+
+class BuilderLock:
+    """Advisory lock of one store: at most one builder works, wherever the file system has locks.
+
+    A forked child does not hold its parent's lock, so workers that outlive a killed builder keep nobody
+    waiting.
+
+    Args:
+        path: The lock file; it is created, and never removed.
+        shared: Whether others may hold it too, as long as they share it as well: the tasks of an array build.
+    """
+
+    def __init__(self, path: StrPath, shared: bool = False) -> None:
+        self.path, self.shared = Path(path), shared
+        self.nonce = secrets.token_hex(8)
+        self._descriptor: int | None = None
+        self._unsupported = False
+
+    @property
+    def held(self) -> bool:
+        """Whether this object may build: it has the lock, or there are no locks on this file system."""
+        return self._descriptor is not None or self._unsupported
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the kernel really keeps all others out (false where the file system has no locks)."""
+        return self._descriptor is not None and not self.shared
+
+    def acquire(self, timeout: float | None = 0) -> bool:
+        """Take the lock.
+
+        Args:
+            timeout: Seconds to wait for it; 0 tries once, ``None`` waits for ever.
+
+        Returns:
+            Whether the lock is held now.
+        """
+        if self.held:
+            raise RuntimeError(f"{self.path} is already held by this object")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        wait = _FIRST_WAIT_S
+        while True:
+            if self._try_once():
+                return True
+            left = _LONGEST_WAIT_S if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(wait, left))
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def release(self) -> None:
+        """Give the lock back; harmless if it is not held."""
+        self._unsupported = False
+        if self._descriptor is not None:
+            with contextlib.suppress(
+                OSError
+            ):  # the record is a hint; a full disk must not fail a finished build
+                if not self.shared:
+                    os.ftruncate(self._descriptor, 0)
+            with contextlib.suppress(OSError):  # frees it even if a child that knows no fork hooks has a copy
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self._close()
+
+    def owner(self) -> LockOwner | None:
+        """Who holds (or last held) the lock, or ``None`` if the file is missing, empty or unreadable."""
+        record = _read_json(self.path)
+        try:
+            return None if record is None else _parse_owner(record)
+        except (KeyError, TypeError):
+            return None
+
+    def __enter__(self) -> Self:
+        if not self.held and not self.acquire():
+            owner = self.owner()
+            holder = "another process" if owner is None else str(owner)
+            raise BuildInProgressError(
+                f"{holder} is building this store ({self.path} is locked)",
+                path=self.path,
+                fix=f"wait for it, or watch it with: torchcell-cache status {shlex.quote(f'root={self.path.parent.parent}')}",
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _try_once(self) -> bool:
+        descriptor = self._open()
+        if descriptor is None:
+            return self._go_without("not permitted to open it")
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            return self._go_without(os.strerror(error.errno))
+        if not self._is_still_there(descriptor):
+            os.close(
+                descriptor
+            )  # somebody removed the file between open and flock: a lock on it excludes nobody
+            return self._try_once()
+        self._descriptor = descriptor
+        _HELD.add(self)
+        self._write_owner(descriptor)
+        return True
+
+    def _open(self) -> int | None:
+        """Descriptor of the lock file, ``None`` if it is somebody else's who does not let us in."""
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = None
+        with storage_errors(self.path, "lock"):
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+            except PermissionError:
+                if not os.path.lexists(self.path):
+                    raise
+                with contextlib.suppress(PermissionError):
+                    descriptor = os.open(self.path, os.O_RDONLY | flags)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                    raise
+                raise self._not_a_file() from error
+        if descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise self._not_a_file()
+        return descriptor
+
+    def _not_a_file(self) -> UnsafeContentError:
+        return UnsafeContentError(
+            f"lock file {self.path} is not a regular file (a symbolic link is refused)",
+            path=self.path,
+            fix=f"remove {self.path}",
+        )
+
+    def _go_without(self, reason: str) -> bool:
+        warnings.warn(
+            f"no cross-node locking on this filesystem ({self.path}: {reason}); duplicate work possible, "
+            "results stay correct",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        self._unsupported = True
+        return True
+
+    def _is_still_there(self, descriptor: int) -> bool:
+        try:
+            there = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(descriptor))
+
+    def _write_owner(self, descriptor: int) -> None:
+        record = {**asdict(this_process()), "nonce": self.nonce}
+        with contextlib.suppress(
+            OSError
+        ):  # read-only descriptor, full disk: the lock holds without its label
+            os.ftruncate(descriptor, 0)
+            if not self.shared:  # one record cannot name several holders
+                os.pwrite(descriptor, json.dumps(record).encode(), 0)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+_HELD: weakref.WeakSet[BuilderLock] = weakref.WeakSet()
+
+
+def _drop_after_fork() -> None:
+    """Close the child's copy: the lock then dies with the parent, not with the last of its workers."""
+    for lock in list(_HELD):
+        lock._close()
+        lock._unsupported = False
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_drop_after_fork)
+
+
+def write_status(path: StrPath, status: dict[str, Any]) -> bool:
+    """Replace the progress file, whole but not synced.
+
+    Returns:
+        Whether it was written: progress is advisory, so a full or read-only disk is not an error here.
+    """
+    temporary = temp_path(path)
+    data = json.dumps(status).encode()
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)  # noqa: PTH105
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def read_status(path: StrPath) -> dict[str, Any] | None:
+    """Last progress written, or ``None`` if there is none that can be read."""
+    return _read_json(path)
+
+
+def _read_json(path: StrPath) -> dict[str, Any] | None:
+    """A small JSON object from a file anybody may have damaged, or ``None``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            value = json.loads(file.read(_MAX_JSON_BYTES).decode())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _parse_owner(record: dict[str, Any]) -> LockOwner:
+    texts = [record[key] for key in ("host", "boot_id", "nonce")]
+    numbers = [record[key] for key in ("namespace", "pid", "start_time")]
+    if any(type(text) is not str for text in texts) or any(type(number) is not int for number in numbers):
+        raise TypeError("not a lock owner")
+    (host, boot_id, nonce), (namespace, pid, start_time) = texts, numbers
+    return LockOwner(ProcessId(host, boot_id, namespace, pid, start_time), nonce)

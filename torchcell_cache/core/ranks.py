@@ -1,0 +1,47 @@
+"""Which process of how many this is."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.errors import SettingError
+
+
+def rank_and_world_size(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Rank and number of ranks: as given, of ``torch.distributed``, of ``RANK``/``WORLD_SIZE``, or (0, 1).
+
+    Raises:
+        SettingError: If only one of the two is known, or they make no sense.
+    """
+    if (rank is None) != (world_size is None):
+        raise SettingError(f"rank={rank} and world_size={world_size}: give both or neither")
+    origin = "rank=, world_size="
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        origin = "RANK, WORLD_SIZE"
+        rank, world_size = _environment("RANK"), _environment("WORLD_SIZE")
+        if rank is None and world_size in (None, 1):
+            return 0, 1
+        if rank is None or world_size is None:
+            raise SettingError(
+                f"the environment has RANK={rank} and WORLD_SIZE={world_size}: every rank would read the same samples",
+                fix="start with torchrun, or pass rank= and world_size=",
+            )
+    rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
+    if not 0 <= rank < world_size:
+        raise SettingError(f"rank {rank} of {world_size} ranks ({origin}): expected 0 to {world_size - 1}")
+    return rank, world_size
+
+
+def _environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingError(f"the environment has {name}={text!r}, expected a number") from None

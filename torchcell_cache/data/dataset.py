@@ -1,0 +1,286 @@
+"""``PreprocessedDataset``: a store as a PyG dataset."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch_geometric.data import Dataset
+
+from torchcell_cache.core.indexing import Positions, as_positions
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.urls import is_url, local_path
+from torchcell_cache.data.facts import StoredFacts
+from torchcell_cache.errors import CacheNotFoundError, SettingError
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.waiting import wait_for_store
+
+if TYPE_CHECKING:
+    from torchcell_cache.batch import SharedGraphBatch
+
+
+class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
+    """Samples of a store, read in microseconds, equal to ``processor(source[i])`` field by field.
+
+    Opening never builds. The dataset keeps reading the generation it opened, also while a new one is published, and
+    pickles to a few hundred bytes.
+
+    Args:
+        root: Directory the store was built in, or the address it was pushed to (``s3://bucket/prefix``, ``gs://``,
+            ``az://``, ``file://``). See ``docs/object_storage.md``.
+        transform: Applied to every sample after it is read, never stored. It gets a copy of its own of what samples
+            share: large tensors are copied when they are written (which takes one more copy of them per process), small
+            ones, lists and dicts for each sample.
+        pre_transform: Not accepted: processing happens in the build.
+        pre_filter: Not accepted, likewise.
+        log: Kept for PyG's signature.
+        force_reload: Not accepted: building is explicit.
+        wait: Seconds to wait for a store that another job is about to publish, ``True`` without limit.
+        source_dataset: The source the store should stand for. A missing store is then no error until a sample is
+            read, so that :meth:`preprocess_from_source` can build it (torchcell's calling style), and a store of
+            another source is refused.
+        indices: Only these samples of the store: an index file (``.npy``, see :func:`save_indices`), or anything that
+            indexes a dataset. The dataset is then a view of them.
+        cache_dir: For an address: local directory for its files, shared by the processes of a node. Default
+            ``$TORCHCELL_CACHE_DIR``, else ``~/.cache/torchcell_cache``.
+        cache_bytes: For an address: what ``cache_dir`` may hold, in bytes or as ``"200GB"``. No limit by default.
+        download: For an address: ``"lazy"`` fetches a shard on first use, ``"all"`` all of them now.
+        storage_options: For an address: options of the file system (``endpoint_url``, ``anon``), no credentials.
+
+    Raises:
+        CacheNotFoundError: If there is no store at ``root``; names the command that builds one.
+        WaitTimeoutError: If ``wait`` seconds were not enough; says what was found.
+        CorruptManifestError: If the manifest is damaged.
+        StaleCacheError: If ``source_dataset`` is not what the store was built from, or ``indices`` is of another store.
+        SettingError: If an argument belongs to the build.
+    """
+
+    _missing_is_error = True
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        pre_filter: Callable[..., Any] | None = None,
+        log: bool = True,
+        force_reload: bool = False,
+        *,
+        wait: bool | float = False,
+        source_dataset: Any = None,
+        indices: Any = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | str | None = None,
+        download: str = "lazy",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if root is None:
+            raise SettingError("PreprocessedDataset needs the root directory of a store", fix="pass root=...")
+        if pre_transform is not None or pre_filter is not None or force_reload:
+            raise SettingError(
+                "pre_transform, pre_filter and force_reload do nothing on a store that is built already",
+                fix="tc.build(root, source=..., processor=..., on_stale='rebuild')",
+            )
+        if transform is not None and not callable(transform):
+            raise SettingError(
+                f"transform is a {type(transform).__name__}, expected a function of a sample; a source is no transform",
+                fix="tc.build(root, source=..., processor=...), or PreprocessedDataset(root, source_dataset=...)",
+            )
+        self._source_dataset = source_dataset
+        self._opened: Generation | None = None
+        remote = {"cache_dir": cache_dir, "cache_bytes": cache_bytes, "storage_options": storage_options}
+        if is_url(root):
+            open_url = import_module("torchcell_cache.remote.opening").open_url
+            opened: Generation = open_url(root, **remote, download=download, wait=wait)
+            self._opened, self._root = opened, opened.root
+        else:
+            _refuse_remote(root, {**remote, "download": None if download == "lazy" else download})
+            self._root = local_path(root)
+            self._open(wait, source_dataset is None)
+        if self._opened is not None and source_dataset is not None:
+            import_module("torchcell_cache.builder.run").check_source(
+                self._opened.manifest, source_dataset, self._root
+            )
+        super().__init__(str(self._root), transform, None, None, log=log)
+        if indices is not None:
+            self._restrict(indices)
+
+    def _open(self, wait: bool | float, needed: bool) -> None:
+        wait_for_store(self._root, wait)
+        try:
+            self._opened = open_with_lease(self._root)
+        except CacheNotFoundError:
+            if self._missing_is_error and needed:
+                raise
+
+    def _restrict(self, indices: Any) -> None:
+        """Become a view of the given samples, or of those that an index file lists."""
+        if isinstance(indices, str | os.PathLike):
+            load = import_module("torchcell_cache.data.index_file").load_indices
+            chosen = load(indices, self.generation)
+        else:
+            chosen = self.positions(indices)
+        self.__dict__["_positions"] = chosen
+        self._indices = Positions(chosen)
+
+    @classmethod
+    def _of(cls, generation: Generation, transform: Callable[..., Any] | None = None) -> PreprocessedDataset:
+        """A dataset on an open generation."""
+        dataset = cls.__new__(cls)
+        dataset._root, dataset._source_dataset, dataset._opened = generation.root, None, generation
+        Dataset.__init__(dataset, str(generation.root), transform)
+        return dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k != "_positions"}
+        return {**state, "_source_dataset": None}
+
+    @property
+    def generation(self) -> Generation:
+        """The generation this dataset reads.
+
+        Raises:
+            CacheNotFoundError: If the store has not been built yet.
+        """
+        if self._opened is None:
+            self._opened = open_with_lease(self._root)
+        return self._opened
+
+    # Reading
+
+    def len(self) -> int:
+        """Number of samples in the store, whatever the view."""
+        return len(self.generation)
+
+    def get(self, idx: int) -> Any:
+        """Sample ``idx`` of the store, before ``transform``."""
+        return self.generation.graphs([idx])[0]
+
+    @cached_property
+    def _positions(self) -> Int64Array | None:
+        """Store positions of this view, ``None`` for the whole store."""
+        return None if self._indices is None else np.asarray(list(self._indices), dtype=np.int64)
+
+    def positions(self, indices: Any = None) -> Int64Array:
+        """Store positions of samples of this view, ``[n] int64``.
+
+        Args:
+            indices: Anything that indexes the dataset; all samples if ``None``.
+
+        Raises:
+            IndexError: If one is out of range.
+        """
+        count = len(self)
+        within = np.arange(count) if indices is None else as_positions(indices, count)
+        return within if self._positions is None else self._positions[within]
+
+    def _position(self, index: int) -> int:
+        """Store position of one sample of this view; what :meth:`positions` says, without arrays."""
+        chosen = self._positions
+        count = len(self.generation) if chosen is None else len(chosen)
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is out of range for {count} samples")
+        within = index + count if index < 0 else index
+        return within if chosen is None else int(chosen[within])
+
+    def __getitem__(self, idx: Any) -> Any:
+        """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
+        if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
+            data = self.get(self._position(int(idx)))
+            return data if self.transform is None else self._transformed(data)
+        if (
+            isinstance(idx, torch.Tensor | np.ndarray)
+            and idx.ndim == 0
+            and idx.dtype not in (torch.bool, np.bool_)
+        ):
+            return self[int(idx)]
+        return self.index_select(idx)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Many samples at once; what ``DataLoader`` calls. Read together, in one pass per shard."""
+        graphs = self.generation.graphs(self.positions(indices))
+        return graphs if self.transform is None else list(map(self._transformed, graphs))
+
+    def _transformed(self, graph: Any) -> Any:
+        """A sample after ``transform``, which may work in place: what samples share is copied for it."""
+        assert self.transform is not None
+        return self.transform(self.generation.shared_fields.separate(graph))
+
+    def index_select(self, idx: Any) -> PreprocessedDataset:
+        """A view of the given samples, in the given order."""
+        view = copy.copy(self)
+        view.__dict__.pop("_positions", None)
+        chosen = self.positions(idx)
+        view.__dict__["_positions"] = chosen
+        view._indices = Positions(chosen)
+        return view
+
+    def read_batch(self, indices: Any) -> SharedGraphBatch:
+        """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""
+        kind: type[SharedGraphBatch] = import_module("torchcell_cache.batch").SharedGraphBatch
+        return kind.read(self.generation, self.positions(indices))
+
+    def preprocess_from_source(
+        self, source_dataset: Any, graph_processor: Any, num_workers: int = 0, **settings: Any
+    ) -> PreprocessedDataset:
+        """Build the store from a source, then read from it: torchcell's calling style of ``build``."""
+        if self._opened is not None and self._opened.fetcher is not None:
+            raise SettingError(
+                "a remote store cannot be built in place", fix="build it locally, then push it"
+            )
+        build = import_module("torchcell_cache.builder.run").build
+        built = build(
+            self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings
+        )
+        self._opened = built.generation
+        return self
+
+    def close(self) -> None:
+        """Close this process's handles on all stores; they reopen on the next read."""
+        import_module("torchcell_cache.store.records").close_all()
+
+
+class Neo4jPreprocessedCellDataset(PreprocessedDataset):
+    """torchcell's name of :class:`PreprocessedDataset`; opens before the store is built, as torchcell's own does.
+
+    Args:
+        root: See :class:`PreprocessedDataset`.
+        source_dataset: See there; second, as torchcell has it.
+        transform: See there.
+        settings: Other arguments of :class:`PreprocessedDataset`.
+
+    Raises:
+        SettingError: If ``source_dataset`` is a function.
+    """
+
+    _missing_is_error = False
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        source_dataset: Any = None,
+        transform: Callable[..., Any] | None = None,
+        pre_transform: Callable[..., Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if callable(source_dataset) and not hasattr(source_dataset, "__getitem__"):
+            raise SettingError(
+                f"source_dataset is a {type(source_dataset).__name__}, expected a source; a function is a transform",
+                fix="Neo4jPreprocessedCellDataset(root, transform=...)",
+            )
+        super().__init__(root, transform, pre_transform, source_dataset=source_dataset, **settings)
+
+
+def _refuse_remote(root: Any, given: Mapping[str, Any]) -> None:
+    names = [name for name, value in given.items() if value]
+    if names:
+        raise SettingError(
+            f"{', '.join(names)}: for addresses only, {os.fspath(root)} is a directory", fix="leave it out"
+        )

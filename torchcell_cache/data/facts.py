@@ -1,0 +1,176 @@
+"""What a dataset knows without reading a record: base graph, names, columns, labels."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import categories_of, named, names_apart, names_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchcell_cache.store.generation import Generation
+
+
+_RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"})
+"""Stored arrays that do not have one value or row per sample, or say how others are divided."""
+
+
+class StoredFacts(abc.ABC):
+    """The part of :class:`~torchcell_cache.PreprocessedDataset` that answers from columns and manifest alone."""
+
+    @property
+    @abc.abstractmethod
+    def generation(self) -> Generation:
+        """The generation that is read."""
+
+    @abc.abstractmethod
+    def positions(self, indices: Any = None) -> Int64Array:
+        """Store positions of samples of this view, ``[n] int64``."""
+
+    @property
+    def base_graph(self) -> Any:
+        """The graph all samples share; its tensors map the store's file."""
+        return self.generation.base_graph
+
+    @property
+    def cell_graph(self) -> Any:
+        """Torchcell's name of :attr:`base_graph`."""
+        return self.base_graph
+
+    @property
+    def phenotype_info(self) -> list[str]:
+        """Names of the phenotypes."""
+        return list(self.generation.schema["phenotypes"])
+
+    @property
+    def statistic_info(self) -> list[str]:
+        """Names of the statistics."""
+        return list(self.generation.schema["statistics"])
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 of what is stored, whatever the number of workers or shards."""
+        return self.generation.manifest.content_digest
+
+    @property
+    def storage(self) -> str:
+        """``perturbation``, ``delta`` or ``full``."""
+        return self.generation.manifest.storage
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Per-sample columns of this view that have one value or row per sample.
+
+        The store's own columns (``perturbed_count``, ``removed_edges``, ...) and the labels, the latter under the names
+        of :attr:`label_columns`.
+        """
+        rows = self.positions()
+        own = {name: column[rows] for name, column in self.generation.columns.items() if name not in _RAGGED}
+        return {**own, **self._labels(rows)}
+
+    @property
+    def label_columns(self) -> dict[str, str]:
+        """Name of the column of each phenotype and statistic.
+
+        Its own, but ``label.<name>`` where that is the name of a column of the store (``label.removed_edges``) or
+        ``index``, the position.
+        """
+        own = (name for name in self.generation.columns if name not in _RAGGED)
+        return names_apart((*self.phenotype_info, *self.statistic_info), own)
+
+    @property
+    def categories(self) -> dict[str, list[str]]:
+        """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
+        apart = self.label_columns
+        return {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
+
+    def names(self, column: str) -> npt.NDArray[np.object_]:
+        """A column of names as text, where :attr:`columns` has its codes.
+
+        Args:
+            column: Name of the column, one of :attr:`categories`.
+
+        Returns:
+            ``[n] object``: a text per sample of this view, ``None`` where it has none.
+
+        Raises:
+            SettingError: If there is no such column of names.
+
+        Example:
+            ``ds[ds.names("cell_type") == "NK"]``
+        """
+        apart = self.label_columns
+        label = next((label for label, name in apart.items() if name == column), column)
+        return named(self.columns[apart.get(label, label)], names_in(self.base_graph, label))
+
+    @property
+    def source_ids(self) -> list[str] | None:
+        """The source's own names of the samples of this view (barcodes of cells), ``None`` if it gave none."""
+        table = self.generation.table
+        if table is None or table.source_ids is None:
+            return None
+        return [table.source_ids[k] for k in self.positions().tolist()]
+
+    @property
+    def perturbed(self) -> list[Int64Array]:
+        """Perturbed node ids of every sample of this view."""
+        table = self.generation.table
+        if table is None:
+            return []
+        return [
+            table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()
+        ]
+
+    def _labels(self, rows: Int64Array) -> dict[str, npt.NDArray[Any]]:
+        table = self.generation.table
+        if table is None or not (table.phenotypes or table.statistics):
+            return {}
+        names = self.label_columns.values()
+        if len(table.values) == len(table) and "value_count" not in self.generation.columns:
+            return {name: table.values[rows, k] for k, name in enumerate(names)}
+        owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
+        out = {}
+        for k, name in enumerate(names):
+            known = ~np.isnan(table.values[:, k])
+            total = np.bincount(owner[known], weights=table.values[known, k], minlength=len(table))
+            count = np.bincount(owner[known], minlength=len(table))
+            with np.errstate(invalid="ignore"):
+                out[name] = (total / count)[rows].astype(np.float32)
+        return out
+
+    @property
+    def label_df(self) -> pd.DataFrame:
+        """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
+
+        Columns are named by :attr:`label_columns`. The mean over the measurements of a sample; NaN where it has no value.
+
+        Raises:
+            SettingError: If pandas is not installed; ``columns`` needs none.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SettingError(
+                "label_df is a pandas table, and pandas cannot be imported",
+                fix="pip install pandas, or dataset.columns, which gives numpy arrays",
+            ) from None
+
+        rows = self.positions()
+        return pd.DataFrame({"index": rows, **self._labels(rows)})
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes by PyG's rule, from the stored ``y`` column; 0 without one."""
+        y = self.generation.columns.get("y")
+        if y is None or y.size == 0:
+            return 0
+        if np.issubdtype(y.dtype, np.floating):
+            return len(np.unique(y)) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+        return int(y.max()) + 1 if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])

@@ -1,0 +1,280 @@
+"""Index files: store positions as a plain ``.npy``, and beside it, sealed, which store they belong to.
+
+Numpy and any other tool read the ``.npy``. ``<file>.npy.json`` says what the positions mean: the store's fingerprint and content
+digest, how the samples were chosen, and the digest of the positions. A file without it is taken at its word, within range.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from torchcell_cache.core.files import make_dirs_durable, storage_errors, write_atomic
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.indexing import as_positions
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.sealed import plain, read_sealed, seal
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import (
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+    SettingError,
+    StaleCacheError,
+)
+from torchcell_cache.store.generation import Generation
+
+FORMAT = "torchcell_cache indices"
+VERSION = 1
+_MAX_HEADER = 4096
+_HEADER = re.compile(r"'descr': *'([<>|][iu][1248])'[,}]"), re.compile(r"'shape': *\((\d{1,18}),\)[,}]")
+_KEYS = {"format", "version", "store", "count", "xxh3", "made_by"}
+_STORE_KEYS = {"content_digest", "num_samples", "fingerprint"}
+
+
+def sidecar_of(path: str | os.PathLike[str]) -> Path:
+    """Where an index file keeps what it belongs to."""
+    return Path(f"{os.fspath(path)}.json")
+
+
+def digest_of(indices: Int64Array) -> str:
+    """XXH3-128 of positions as little-endian int64, hexadecimal."""
+    return xxhash.xxh3_128(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
+def identity_of(generation: Generation) -> dict[str, Any]:
+    """What an index file says about its store."""
+    manifest = generation.manifest
+    return {
+        "content_digest": manifest.content_digest,
+        "num_samples": manifest.num_samples,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def check_identity(stored: dict[str, Any], generation: Generation, path: Path) -> None:
+    """Refuse a store whose positions mean other samples.
+
+    The same source processed the same way has the same sample at the same position in every ``storage``.
+
+    Raises:
+        StaleCacheError: Naming each part that differs.
+    """
+    here = identity_of(generation)
+    trees = [{k: v for k, v in one["fingerprint"].items() if k != "storage"} for one in (stored, here)]
+    lines = explain(*trees)
+    if stored["num_samples"] != here["num_samples"]:
+        lines.insert(0, f"{stored['num_samples']:,} samples then, {here['num_samples']:,} now")
+    same_storage = stored["fingerprint"].get("storage") == here["fingerprint"].get("storage")
+    if not lines and same_storage and stored["content_digest"] != here["content_digest"]:
+        lines = [f"content digest {stored['content_digest']} -> {here['content_digest']}"]
+    if lines:
+        raise StaleCacheError(
+            f"{path} was made for another store than {generation.root}:\n    " + "\n    ".join(lines),
+            path=path,
+            fix="select again from this store, or open the store it was made for",
+        )
+
+
+def save_indices(
+    path: str | os.PathLike[str], chosen: Any, dataset: Any = None, *, made_by: dict[str, Any] | None = None
+) -> Path:
+    """Write an index file.
+
+    Args:
+        path: The file, ``.npy``; replaced if it is there.
+        chosen: A view of a store (``dataset[...]``), or indices.
+        dataset: What the indices index; without it they are written without a word about their store.
+        made_by: How the samples were chosen, plain JSON values, for the reader's information.
+
+    Returns:
+        The path.
+
+    Raises:
+        SettingError: If the name does not end in ``.npy`` or ``chosen`` is neither a view nor indices.
+        IndexError: If an index is out of range.
+        StorageError: If the file cannot be written.
+    """
+    target = npy_path("path", path)
+    generation: Generation | None = None
+    if hasattr(chosen, "generation"):
+        generation, positions = chosen.generation, chosen.positions()
+    elif dataset is not None:
+        generation, positions = dataset.generation, dataset.positions(chosen)
+    else:
+        positions = _plain_positions(chosen)
+    make_dirs_durable(target.parent)
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, positions.astype("<i8"), version=(1, 0), allow_pickle=False)
+    sidecar = sidecar_of(target)
+    write_atomic(target, stream.getvalue(), mode=0o644)
+    if generation is None:
+        with storage_errors(sidecar):
+            sidecar.unlink(missing_ok=True)
+        return target
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "store": identity_of(generation),
+        "count": len(positions),
+        "xxh3": digest_of(positions),
+        "made_by": plain(made_by or {}, "made_by"),
+    }
+    write_atomic(sidecar, seal(document), mode=0o644)
+    return target
+
+
+def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
+    """Read an index file for a store.
+
+    Args:
+        path: The ``.npy`` file.
+        dataset: The dataset (or its generation) whose samples they are.
+
+    Returns:
+        Positions in the whole store, ``[n] int64``.
+
+    Raises:
+        CacheNotFoundError: If there is no such file.
+        StaleCacheError: If it was made for another store, or changed since it was written.
+        CorruptManifestError: If the file beside it is damaged.
+        FormatError: If it is not a ``.npy`` of one row of whole numbers.
+        IndexError: If a position is out of range.
+    """
+    source = npy_path("indices", path)
+    generation: Generation = getattr(dataset, "generation", dataset)
+    positions = read_npy(source)
+    stored = read_sidecar(source)
+    if stored is None:
+        return within(positions, generation, source)
+    if (stored["count"], stored["xxh3"]) != (len(positions), digest_of(positions)):
+        raise StaleCacheError(
+            f"{source} is not the file that {sidecar_of(source).name} describes: it was changed or damaged",
+            path=source,
+            fix=f"select again, or remove {sidecar_of(source)} to use it as it is",
+        )
+    check_identity(stored["store"], generation, source)
+    return within(positions, generation, source)
+
+
+def read_sidecar(path: Path) -> dict[str, Any] | None:
+    """What an index file says about its store, or ``None`` if it says nothing.
+
+    Raises:
+        CorruptManifestError: If it is damaged.
+        FormatError: If another version wrote it.
+    """
+    sidecar = sidecar_of(path)
+    try:
+        document = read_sealed(sidecar, fix=f"select again, or remove {sidecar}")
+    except FileNotFoundError:
+        return None
+    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        raise FormatError(
+            f"{sidecar} is {document.get('format')!r} version {document.get('version')!r}, expected {FORMAT!r} "
+            f"version {VERSION}",
+            path=sidecar,
+            fix="upgrade torchcell_cache, or select again",
+        )
+    store = document.get("store")
+    if set(document) != _KEYS or not _is_identity(store):
+        raise CorruptManifestError(f"{sidecar} lacks what it should hold", path=sidecar, fix="select again")
+    return document
+
+
+def _is_identity(store: Any) -> bool:
+    return (
+        isinstance(store, dict)
+        and set(store) == _STORE_KEYS
+        and isinstance(store["fingerprint"], dict)
+        and type(store["num_samples"]) is int
+    )
+
+
+def within(positions: Int64Array, generation: Generation, path: Path) -> Int64Array:
+    """``positions`` if the store has them all.
+
+    Raises:
+        IndexError: Naming the file.
+    """
+    if len(positions) and int(positions.min()) < 0:
+        raise IndexError(f"{path}: position {int(positions.min())}, expected 0 to {len(generation) - 1}")
+    try:
+        return as_positions(positions, len(generation))
+    except IndexError as error:
+        raise IndexError(f"{path}: {error}") from None
+
+
+def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
+    """The path if its name ends in ``.npy``.
+
+    Raises:
+        SettingError: If it does not.
+    """
+    text = local_path(path, key)
+    if text.suffix != ".npy":
+        raise SettingError(f"{key}={text}: index files end in .npy", fix=f"{key}={text.with_suffix('.npy')}")
+    return text
+
+
+def read_npy(path: Path) -> Int64Array:
+    """One row of whole numbers from a ``.npy`` file, ``[n] int64``; sizes are compared before anything is allocated.
+
+    Raises:
+        CacheNotFoundError: If it is missing.
+        FormatError: If it is anything else.
+    """
+    try:
+        with storage_errors(path, "read"), path.open("rb") as file:
+            shape, dtype = _header(file, path)
+            left = os.fstat(file.fileno()).st_size - file.tell()
+            if left != shape[0] * dtype.itemsize:
+                raise _no_indices(path, f"{left:,} bytes for {shape[0]:,} numbers")
+            values = np.frombuffer(file.read(left), dtype=dtype)
+    except FileNotFoundError:
+        raise CacheNotFoundError(
+            f"no index file {path}", path=path, fix="torchcell-cache select root=... out=..."
+        ) from None
+    if dtype.kind == "u" and len(values) and int(values.max()) >= 1 << 63:
+        raise _no_indices(path, "numbers above 2**63")
+    return values.astype(np.int64)
+
+
+def _plain_positions(chosen: Any) -> Int64Array:
+    array = np.asarray(chosen)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise SettingError(
+            f"indices must be one row of whole numbers, got {array.dtype} {list(array.shape)}",
+            fix="save_indices(path, dataset[...]) or save_indices(path, indices, dataset)",
+        )
+    if array.size and int(array.min()) < 0:
+        raise SettingError("negative indices need the dataset", fix="save_indices(path, indices, dataset)")
+    return array.astype(np.int64)
+
+
+def _header(file: Any, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype. Numpy's own reader evaluates the header as a literal; three patterns need no evaluation."""
+    start = file.read(8)
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
+    if width is None:
+        raise _no_indices(path, "it does not begin as a .npy file of version 1 or 2")
+    length = int.from_bytes(file.read(width), "little")
+    header = file.read(min(length, _MAX_HEADER)).decode("latin-1")
+    found = [pattern.findall(header) for pattern in _HEADER]
+    if len(header) != length or any(len(matches) != 1 for matches in found):
+        raise _no_indices(path, f"its header is {header[:120]!r}")
+    return (int(found[1][0]),), np.dtype(found[0][0])
+
+
+def _no_indices(path: Path, what: str) -> FormatError:
+    return FormatError(
+        f"{path} is not one row of whole numbers: {what}",
+        path=path,
+        fix="torchcell-cache select root=... out=...",
+    )

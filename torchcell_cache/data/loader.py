@@ -1,0 +1,283 @@
+"""``CacheLoader``: from a store to batches on the device, ready for message passing."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+from torch_geometric.data.data import BaseData
+
+from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.core.numbers import real_number, whole_number
+from torchcell_cache.data.arguments import checked_device, refuse_unknown, samplers_of, start_method
+from torchcell_cache.data.prefetch import on_device
+from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
+from torchcell_cache.data.samplers.base import CacheSampler, Plan
+from torchcell_cache.data.view import StoreView, restricted, view_of
+from torchcell_cache.data.workers import Job, WorkerProcesses
+from torchcell_cache.errors import SettingError
+
+
+class CacheLoader:
+    """Batches of a store, in the spirit and with the arguments of ``torch.utils.data.DataLoader``.
+
+    Yields :class:`~torchcell_cache.SharedGraphBatch`, or PyG batches with ``expand=True``. Under several ranks each
+    gets its own part of one global order (:class:`~torchcell_cache.DistributedCacheSampler`), without a sampler of your
+    own and without collective calls. Lightning takes it as it is; it never replaces the sampler of a loader that is not
+    torch's, calls :meth:`set_epoch` through ``loader.sampler`` and saves :meth:`state_dict` in its checkpoints.
+
+    Each iteration is the next epoch, unless :meth:`set_epoch` or :meth:`load_state_dict` was called since the last.
+    Reading a batch takes about as long as handing it from one process or thread to another, so ``num_workers=0`` reads
+    in the calling thread; workers pay for stores on slow disks, for ``transform`` and for ``collate_fn``.
+
+    Args:
+        dataset: A ``PreprocessedDataset``, a view of one, or torch's ``Subset``/``ConcatDataset`` of views.
+        batch_size: Samples per batch and rank.
+        shuffle: Whether to permute the samples, anew each epoch, by (``seed``, epoch).
+        num_workers: Reading processes; 0 reads in this one.
+        sampler: One of this package's samplers (its own batch size counts), or any iterable of indices; the latter is
+            taken as it is, so it must know about ranks itself.
+        batch_sampler: Any iterable of lists of indices; excludes batch_size, shuffle, sampler and drop_last.
+        drop_last: Leave out what does not fill a batch on every rank.
+        collate_fn: Called with the list of a batch's samples, as torch does; its result is yielded.
+        expand: Yield what PyG's ``DataLoader`` would yield, built from the base graph on the device.
+        follow_batch: As PyG has it, for expanded batches.
+        exclude_keys: As PyG has it, for expanded batches.
+        seed: Seed of the permutations; the same on all ranks.
+        device: Where batches go; on a GPU the next batch is copied on a side stream while this one is in use.
+        prefetch_factor: Batches that each worker reads ahead.
+        pin_memory: Page-lock batches that stay on the host (``device=None``).
+        persistent_workers: Keep workers from epoch to epoch.
+        multiprocessing_context: ``fork``, ``spawn``, ``forkserver`` or a context.
+        timeout: Seconds to wait for a worker's batch; 0 waits as long as the worker lives.
+        worker_init_fn: Called in each worker with its number.
+        rank: This process; by default that of ``torch.distributed``, else of ``RANK``, else 0.
+        world_size: Number of ranks, likewise.
+        uneven: Which ranks get the last samples: ``drop_last``, ``pad`` (``batch.is_padding`` marks samples that are
+            repeated) or ``exact``; see ``DistributedCacheSampler``.
+        indices: Only these samples: an index file (``.npy``) of the store, or anything that indexes the dataset.
+
+    Raises:
+        SettingError: If an argument is unknown, wrong or contradicts another.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        *,
+        sampler: Iterable[int] | CacheSampler | None = None,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
+        drop_last: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        expand: bool = False,
+        follow_batch: Sequence[str] | None = None,
+        exclude_keys: Sequence[str] | None = None,
+        seed: int = 0,
+        device: torch.device | str | int | None = None,
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
+        multiprocessing_context: Any = None,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: str = "drop_last",
+        indices: Any = None,
+        **unknown: Any,
+    ) -> None:
+        valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
+        refuse_unknown("CacheLoader", unknown, valid)
+        self._given, dataset = dataset, dataset if indices is None else restricted(dataset, indices)
+        self.dataset, self._view = dataset, _view(dataset)
+        self.collate_fn, self.expand = collate_fn, bool(expand)
+        self.follow_batch, self.exclude_keys = follow_batch, exclude_keys
+        self.num_workers = whole_number("num_workers", num_workers, 0)
+        self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
+        self.persistent_workers, self.timeout = (
+            bool(persistent_workers),
+            real_number("timeout", timeout, "seconds from 0 on"),
+        )
+        self.worker_init_fn = worker_init_fn
+        self.multiprocessing_context = start_method(multiprocessing_context)
+        self.device = checked_device(device)
+        self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
+        given = {"seed": (seed, 0), "rank": (rank, None), "world_size": (world_size, None)}
+        own: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
+        if uneven != "drop_last":
+            own["uneven"] = uneven
+        self.sampler, self.batch_sampler = samplers_of(
+            dataset, sampler, batch_sampler, batch_size, bool(drop_last), bool(shuffle), own
+        )
+        self.batch_size = getattr(self.batch_sampler, "batch_size", None)
+        self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
+        self._own = self.batch_sampler if isinstance(self.batch_sampler, CacheSampler) else None
+        if self._own is not None:
+            self._check_sampler(self._own)
+        self._prepare_reader()
+
+    def _check_sampler(self, own: CacheSampler) -> None:
+        """Refuse a sampler of other samples: its weights and costs would be those of others."""
+        fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+        if own.num_samples != len(self._view):
+            raise SettingError(
+                f"the sampler is for {own.num_samples} samples, the dataset has {len(self._view)}", fix=fix
+            )
+        if own.content not in (None, self._view.digest):
+            raise SettingError(
+                "the sampler is for other samples than the dataset's, or for another order", fix=fix
+            )
+
+    def _prepare_reader(self) -> None:
+        self._samples = self.collate_fn is not None or self._view.transform is not None
+        reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
+        self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
+        self._workers: WorkerProcesses | None = None
+
+    def _make_reader(self) -> SharedReader | SampleReader:
+        if not self._samples:
+            return SharedReader(self._view.generation, packed=self.num_workers > 0)
+        collate = self.collate_fn
+        if collate is None:
+            warnings.warn(
+                "the dataset has a transform, so samples are read one by one and collated by PyG, which copies the base "
+                "graph into every sample of every batch; store the transform's result (processor= of build) or "
+                "apply it to batch.to_pyg() for fast batches",
+                stacklevel=4,
+            )
+            collate = pyg_collater(self.follow_batch, self.exclude_keys)
+        return SampleReader(self._view.generation, self._view.transform, collate)
+
+    # Iterating
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank; from metadata, the same on all ranks."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        transform = _view(self._given).transform  # may have been set since this loader was made
+        if transform is not self._view.transform:
+            self._view = replace(self._view, transform=transform)
+            self._prepare_reader()
+        plan = None if self._own is None else self._own.start_epoch()
+        read = self._in_workers if self.num_workers else self._here
+        for job, batch in on_device(
+            read(_jobs(plan, self._view, self.batch_sampler)), self.device, self.pin_memory
+        ):
+            if plan is not None:
+                assert self._own is not None
+                self._own.note_step(plan, job.step)
+            yield self._finished(job, batch)
+        if plan is not None:
+            assert self._own is not None
+            self._own.end_epoch(plan)
+
+    def _here(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        for job in jobs:
+            yield job, self._reader[job.positions]
+
+    def _in_workers(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        if self._workers is None:
+            self._workers = WorkerProcesses(
+                self._reader,
+                self.num_workers,
+                prefetch_factor=self.prefetch_factor,
+                persistent=self.persistent_workers,
+                context=self.multiprocessing_context,
+                timeout=self.timeout,
+                init=self.worker_init_fn,
+            )
+        for job, read in self._workers.read(jobs, self._worker_seed()):
+            yield job, read if self._samples else SharedGraphBatch.unpack(self._view.generation, read)
+
+    def _worker_seed(self) -> int:
+        if self._own is None:
+            return int(torch.initial_seed() % 2**63)
+        words = [self._own.seed % 2**64, self._own.epoch, self._own.rank]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+    def _finished(self, job: Job, batch: Any) -> Any:
+        if not self._samples and self.expand:
+            batch = batch.to_pyg(self.follow_batch, self.exclude_keys)
+        padded = self._own is not None and self._own.uneven == "pad"
+        if padded and isinstance(batch, SharedGraphBatch | BaseData):
+            batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
+        return batch
+
+    # Epochs and resuming
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or the next one if none does."""
+        return self._stateful("epoch").epoch
+
+    @property
+    def steps_left(self) -> int:
+        """Batches to the end of the epoch that runs, or of the next one if none does."""
+        return self._stateful("steps_left").steps_left
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands after the batches handed out so far; the same on every rank, JSON values."""
+        return self._stateful("state_dict").state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, whatever the number of ranks, workers and the batch size now.
+
+        Raises:
+            SettingError: If the state is of another dataset or kind of order.
+        """
+        self._stateful("load_state_dict").load_state_dict(state)
+
+    def _stateful(self, name: str) -> CacheSampler:
+        if self._own is None:
+            raise SettingError(
+                f"{name} is not known with a sampler of another kind ({type(self.sampler).__name__})",
+                fix="use shuffle= and seed=, or a DistributedCacheSampler",
+            )
+        return self._own
+
+    def __repr__(self) -> str:
+        return f"CacheLoader({self.dataset!r}, batch_size={self.batch_size}, num_workers={self.num_workers})"
+
+
+def _view(dataset: Any) -> StoreView:
+    view = view_of(dataset)
+    if view is None:
+        raise SettingError(
+            f"CacheLoader reads one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of "
+            f"such views with one transform; got {dataset!r:.200}",
+            fix="stream.batches(num_workers=...)"
+            if isinstance(dataset, IterableDataset)
+            else "torch_geometric.loader.DataLoader reads anything else",
+        )
+    return view
+
+
+def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterator[Job]:
+    """What to read, step by step.
+
+    No method of the loader: torch's iterator keeps it, the loader keeps that iterator, and a reference back would leave
+    workers to the garbage collector, which ends them at any time, each with a wait of seconds.
+    """
+    if plan is not None:
+        for step in range(len(plan)):
+            indices, padding = plan.batch(step)
+            yield Job(step, view.positions(indices), padding)
+        return
+    for step, chosen in enumerate(batches):
+        indices = np.fromiter(map(int, chosen), dtype=np.int64)
+        yield Job(step, view.positions(indices), np.zeros(len(indices), dtype=np.bool_))

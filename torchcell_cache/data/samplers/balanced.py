@@ -1,0 +1,293 @@
+"""``BalancedCostBatchSampler``: batches that cost the same, so that no rank waits for the one with the large samples."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from torchcell_cache.core.numbers import real_number, real_numbers
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.samplers.base import CacheSampler
+from torchcell_cache.data.samplers.draws import Float64Array
+from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.groups import column_of
+from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import offsets
+
+POOL = 64
+"""Batches that are balanced against each other: few enough that their samples differ from epoch to epoch."""
+_ORDER = 21
+
+
+def deal(costs: Float64Array, bins: int, most: int) -> list[list[int]]:
+    """Deal items out to bins of nearly equal cost: the dearest first, each to the cheapest bin that has room.
+
+    Graham's rule (SIAM Journal on Applied Mathematics 17, 1969); among bins that cost the same the one with fewer items.
+
+    Args:
+        costs: Cost of each item, ``[n] float64``.
+        bins: Number of bins.
+        most: Items per bin at most; ``bins * most`` is at least ``n``.
+
+    Returns:
+        Items of each bin.
+    """
+    out: list[list[int]] = [[] for _ in range(bins)]
+    heap = [(0.0, 0, k) for k in range(bins)]
+    for item in np.argsort(-costs, kind="stable").tolist():
+        load, count, k = heapq.heappop(heap)
+        out[k].append(item)
+        if count + 1 < most:
+            heapq.heappush(heap, (load + float(costs[item]), count + 1, k))
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batches:
+    """An epoch's batches, the same for every number of ranks.
+
+    Attributes:
+        indices: Dataset indices, batch after batch, ``[num_samples] int64``.
+        ptr: Where each batch begins and, last, the end, ``[num_batches + 1] int64``.
+    """
+
+    indices: Int64Array
+    ptr: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def batch(self, number: int) -> Int64Array:
+        """Indices of a batch."""
+        return self.indices[self.ptr[number] : self.ptr[number + 1]]
+
+    def rest(self, number: int) -> Int64Array:
+        """Indices of all batches from ``number`` on."""
+        return self.indices[self.ptr[number] :]
+
+
+@dataclass(frozen=True, eq=False)
+class CostPlan:
+    """One rank's batches of one epoch: of every ``world_size`` batches its own, from the ``start``-th on."""
+
+    epoch: int
+    rank: int
+    world_size: int
+    batches: Batches
+    start: int
+    uneven: str
+    costs: Float64Array
+
+    @property
+    def _full(self) -> int:
+        return (len(self.batches) - self.start) // self.world_size
+
+    def __len__(self) -> int:
+        left = len(self.batches) - self.start
+        return self._full + (left % self.world_size > 0 and self.uneven != "drop_last")
+
+    def place(self, done: int) -> int:
+        """Batches of the epoch that are seen or left out after ``done`` steps."""
+        if done and done >= len(self):
+            return len(self.batches)
+        return self.start + done * self.world_size
+
+    def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+        """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
+        number = self.start + step * self.world_size + self.rank
+        if step < self._full or (self.uneven == "pad" and number < len(self.batches)):
+            found = self.batches.batch(number)
+            return found, np.zeros(len(found), dtype=np.bool_)
+        if self.uneven == "pad":
+            found = self.batches.batch(number % len(self.batches))
+            return found, np.ones(len(found), dtype=np.bool_)
+        rest = self.batches.rest(number - self.rank)
+        mine = deal(self.costs[rest], self.world_size, len(rest))[self.rank]
+        return rest[mine], np.zeros(len(mine), dtype=np.bool_)
+
+
+class BalancedCostBatchSampler(CacheSampler):
+    """Batches of nearly equal cost, from stored sizes, without reading a record.
+
+    Each epoch's samples are permuted, and every 64 batches' worth of them is dealt out to batches of equal cost. The list
+    of batches is a function of (seed, epoch) and the costs; step after step the ranks take the next ``world_size`` of
+    it, so that the batches of a step cost about the same on all ranks, and a run goes on on any other number of ranks.
+
+    Args:
+        dataset: A ``PreprocessedDataset``, a view or a ``Subset`` of one; with ``costs``, anything with a length.
+        batch_size: Samples per batch: exactly, but for the last 64 batches or fewer, which share what is left evenly;
+            with ``max_cost``, at most.
+        by: Stored column that tells what a sample costs: ``removed_edges``, ``perturbed_count``, ...
+        costs: Costs of your own instead of ``by``, ``[num_samples]``, finite and not negative.
+        base_cost: Added to each sample's cost: what one costs however small it is.
+        max_cost: Most that a batch may cost; batches then have as many samples as fit.
+        shuffle: Whether samples are permuted by (seed, epoch).
+        seed: Of the permutations; the same on all ranks.
+        drop_last: Same as ``uneven="drop_last"``.
+        rank: This process; by default found.
+        world_size: Number of ranks, likewise.
+        uneven: What happens to the last batches, fewer than there are ranks: ``drop_last`` leaves them out, ``pad``
+            gives the other ranks a batch from the start of the epoch whose samples are all marked in ``is_padding``,
+            ``exact`` deals their samples out to all ranks in smaller batches.
+
+    Raises:
+        SettingError: If an argument is wrong, a sample costs more than ``max_cost``, or a rank would get no batch.
+    """
+
+    place_name = "batches_seen"
+
+    def __init__(
+        self,
+        dataset: Sized | int,
+        batch_size: int | None = None,
+        *,
+        by: str | None = None,
+        costs: npt.ArrayLike | None = None,
+        base_cost: float = 0.0,
+        max_cost: float | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: str = "drop_last",
+    ) -> None:
+        if batch_size is None and max_cost is None:
+            raise SettingError("give batch_size= (samples per batch), max_cost= (cost per batch) or both")
+        common = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
+        super().__init__(dataset, 1 if batch_size is None else batch_size, **common, uneven=uneven)  # type: ignore[arg-type]
+        if batch_size is None:
+            self.batch_size = None  # type: ignore[assignment]
+        self.uneven = "drop_last" if drop_last else self.uneven
+        self.most = self.num_samples if batch_size is None else self.batch_size
+        self.shuffle = bool(shuffle)
+        if (by is None) == (costs is None):
+            raise SettingError(
+                "give by= (a stored column) or costs= (numbers of your own), one of the two",
+                fix='BalancedCostBatchSampler(dataset, batch_size, by="removed_edges")',
+            )
+        given = costs if by is None else column_of(dataset, by)
+        self.costs = _checked(given, self.num_samples, "costs" if by is None else by, base_cost)
+        self.max_cost = None if max_cost is None else self._checked_limit(max_cost)
+        self._batches: tuple[tuple[int, int], Batches] | None = None
+        if self.num_samples:
+            self._refuse_none(self.beginning)
+
+    def _checked_limit(self, given: Any) -> float:
+        limit = real_number("max_cost", given, "a number above 0", above=True)
+        if len(self.costs) and float(self.costs.max()) > limit:
+            worst, many = int(self.costs.argmax()), int((self.costs > limit).sum())
+            raise SettingError(
+                f"{many} samples cost more than max_cost={limit}: sample {worst} costs {self.costs[worst]:g}",
+                fix=f"max_cost={self.costs.max():g}, or a view without them: dataset[costs <= {limit}]",
+            )
+        return limit
+
+    # Batches
+
+    def batches(self, epoch: int) -> Batches:
+        """All batches of an epoch, the same for every number of ranks."""
+        key = (self.seed, epoch)
+        if self._batches is None or self._batches[0] != key:
+            self._batches = (key, self._deal(epoch))
+        return self._batches[1]
+
+    def _deal(self, epoch: int) -> Batches:
+        count = self.num_samples
+        order = epoch_order(count, self.seed, epoch, _ORDER) if self.shuffle else np.arange(count)
+        rows: list[Int64Array] = []
+        for pool in self._pools(order):
+            costs = self.costs[pool]
+            rows += [pool[np.array(sorted(batch), dtype=np.int64)] for batch in self._deal_pool(costs)]
+        indices = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        return Batches(indices, offsets(np.array([len(row) for row in rows], dtype=np.int64)))
+
+    def _pools(self, order: Int64Array) -> list[Int64Array]:
+        """Runs of the order that make about :data:`POOL` batches each."""
+        marks = np.arange(len(order), dtype=np.int64) // (POOL * self.most)
+        if self.max_cost is not None:
+            by_cost = np.floor(np.cumsum(self.costs[order]) / (POOL * self.max_cost)).astype(np.int64)
+            marks = np.cumsum(np.r_[0, (np.diff(by_cost) > 0) | (np.diff(marks) > 0)])[: len(order)]
+        return np.split(order, np.flatnonzero(np.diff(marks)) + 1) if len(order) else []
+
+    def _deal_pool(self, costs: Float64Array) -> list[list[int]]:
+        fewest = -(-len(costs) // self.most)
+        if self.max_cost is None:
+            return deal(costs, fewest, -(-len(costs) // fewest))
+        bins = max(fewest, int(np.ceil(float(np.cumsum(costs)[-1]) / self.max_cost)), 1)
+        while True:
+            found = deal(costs, bins, self.most)
+            if max(math.fsum(costs[batch]) for batch in found) <= self.max_cost or bins >= len(costs):
+                return [batch for batch in found if batch]
+            bins += max(1, bins // 32)
+
+    # Epochs
+
+    def _refuse_none(self, place: int) -> None:
+        plan = self._plan_of(self._next_epoch, place, 0)
+        if not len(plan) and place < len(plan.batches):
+            raise SettingError(
+                f"{len(plan.batches) - place} batches on {self.world_size} ranks leave some without, with "
+                f"uneven={self.uneven!r}",
+                fix="a smaller batch_size or max_cost, or uneven='pad'",
+            )
+        rest = len(plan.batches.rest(place + plan._full * plan.world_size))
+        if self.uneven == "exact" and 0 < rest < plan.world_size:
+            raise SettingError(
+                f"with uneven='exact' the last step has {rest} samples for {plan.world_size} ranks",
+                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
+            )
+
+    def _plan_of(self, epoch: int, place: int, rank: int) -> CostPlan:
+        batches = self.batches(epoch)
+        return CostPlan(epoch, rank, self.world_size, batches, place, self.uneven, self.costs)
+
+    def _make_plan(self, epoch: int, place: int) -> CostPlan:
+        self._refuse_none(place)
+        return self._plan_of(epoch, place, self.rank)
+
+    def _steps(self, place: int) -> int:
+        return len(self._plan_of(self.epoch, place, 0))
+
+    def _last_place(self) -> int:
+        return len(self.batches(self._next_epoch))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **super()._settings(),
+            "costs": xxhash.xxh3_128_hexdigest(self.costs.tobytes()),
+            "batch_size": self.most,
+            "max_cost": self.max_cost,
+            "shuffle": self.shuffle,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": None}
+
+
+def _checked(costs: Any, count: int, name: str, base_cost: float) -> Float64Array:
+    """Costs as ``[count] float64``.
+
+    Raises:
+        SettingError: If they are not one finite number per sample, not negative.
+    """
+    found = real_numbers(name, costs) + real_number("base_cost", base_cost, "a number from 0 on")
+    if found.shape != (count,):
+        raise SettingError(f"{name} has shape {found.shape}, expected ({count},): one number per sample")
+    if not bool(np.isfinite(found).all()) or bool((found < 0).any()):
+        where = int(np.flatnonzero(~np.isfinite(found) | (found < 0))[0])
+        raise SettingError(
+            f"{name}[{where}] costs {found[where]}: expected finite numbers that are not negative",
+            fix="costs= of your own, or a view without those samples",
+        )
+    with np.errstate(over="ignore"):
+        if not bool(np.isfinite(np.cumsum(found)[-1:]).all()):
+            raise SettingError(f"the sum of all {name} is infinite", fix="costs in a larger unit")
+    return found

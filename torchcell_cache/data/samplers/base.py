@@ -1,0 +1,299 @@
+"""What all samplers share: which rank this is, which epoch runs, how far it got, and how a run goes on elsewhere."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Iterator, Sized
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.core.numbers import seed_number, whole_number
+from torchcell_cache.core.ranks import rank_and_world_size
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.samplers.epoch_plan import EpochPlan, StepPlan
+from torchcell_cache.data.view import view_of
+from torchcell_cache.errors import SettingError
+from torchcell_cache.processors.base import choice
+
+UNEVEN = ("drop_last", "pad", "exact")
+STATE_VERSION = 1
+_NAMES = {"num_samples": "samples", "content": "content digest"}
+
+
+class Plan(Protocol):
+    """One rank's batches of one epoch, or of what is left of it."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+        """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
+
+    def place(self, done: int) -> Any:
+        """Where the epoch stands, over all ranks, after ``done`` steps; JSON values."""
+
+
+class CacheSampler(abc.ABC):
+    """Batches of an epoch that is a function of (seed, epoch) alone, for this rank; no collective calls.
+
+    Iterating gives lists of indices, so every sampler also serves as ``batch_sampler`` of torch's and PyG's own loaders.
+    Each iteration is the next epoch unless :meth:`set_epoch` or :meth:`load_state_dict` was called since the last.
+
+    Args:
+        dataset: What is sampled, or its number of samples.
+        batch_size: Samples per rank and step.
+        seed: Of all that is drawn; the same on all ranks.
+        drop_last: Leave out what does not fill a step of full batches, whatever ``uneven`` says.
+        rank: This process; by default as :func:`rank_and_world_size` finds it, each time an epoch starts.
+        world_size: Number of ranks, likewise.
+        uneven: ``drop_last``, ``pad`` or ``exact``.
+
+    Raises:
+        SettingError: If an argument is wrong.
+    """
+
+    place_name: ClassVar[str] = "samples_seen"
+
+    def __init__(
+        self,
+        dataset: Sized | int,
+        batch_size: int,
+        *,
+        seed: int,
+        drop_last: bool,
+        rank: int | None,
+        world_size: int | None,
+        uneven: str,
+    ) -> None:
+        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(seed)
+        self.dataset = dataset
+        self.num_samples = len(dataset) if isinstance(dataset, Sized) else whole_number("dataset", dataset, 0)
+        self.drop_last, self.uneven = bool(drop_last), choice("uneven", uneven, UNEVEN)
+        self._rank, self._world_size = rank, world_size
+        self._next_epoch, self._next_place = 0, self.beginning
+        self._ended: tuple[int, Any] | None = None  # an epoch that a state had seen to its end
+        self._plan: Plan | None = None
+        self._done = 0
+
+    # What the kinds of samplers know
+
+    @abc.abstractmethod
+    def _make_plan(self, epoch: int, place: Any) -> Plan:
+        """This rank's batches of an epoch from a place on.
+
+        Raises:
+            SettingError: If a rank would get an empty batch.
+        """
+
+    @abc.abstractmethod
+    def _steps(self, place: Any) -> int:
+        """Steps from a place to the end of an epoch, the same on every rank."""
+
+    @property
+    def beginning(self) -> Any:
+        """The place at which an epoch begins, as JSON values."""
+        return 0
+
+    def _settings(self) -> dict[str, Any]:
+        """What else decides what is drawn, as JSON values: a state goes on only where these are the same."""
+        return {"sampler": type(self).__name__}
+
+    # Epochs
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return rank_and_world_size(self._rank, self._world_size)[0]
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return rank_and_world_size(self._rank, self._world_size)[1]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or the next one if none has started or the last has ended."""
+        return self._next_epoch if self._plan is None else self._plan.epoch
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank."""
+        return self._steps(self.beginning)
+
+    @property
+    def _place(self) -> Any:
+        return self._next_place if self._plan is None else self._plan.place(self._done)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps to the end of the epoch that runs, or of the next one if none does."""
+        return self._steps(self._next_place) if self._plan is None else len(self._plan) - self._done
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
+        epoch = whole_number("epoch", epoch, 0)
+        if self._ended is not None and epoch == self._ended[0]:
+            self._next_epoch, self._next_place = self._ended
+        elif epoch != self._next_epoch:
+            self._next_epoch, self._next_place = epoch, self.beginning
+        self._plan = self._ended = None
+
+    def start_epoch(self) -> Plan:
+        """The next epoch's plan; from now on :meth:`state_dict` speaks of this epoch."""
+        plan = self._make_plan(self._next_epoch, self._next_place)
+        self._plan, self._ended, self._done = plan, None, 0
+        self._next_epoch, self._next_place = self._next_epoch + 1, self.beginning
+        return plan
+
+    def note_step(self, plan: Plan, step: int) -> None:
+        """Note that the batch of a step was handed over; a plan that is no longer the current one is ignored."""
+        if plan is self._plan:
+            self._done = step + 1
+
+    def end_epoch(self, plan: Plan) -> None:
+        """Note that an epoch was iterated to its end."""
+        if plan is self._plan:
+            self._plan = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan = self.start_epoch()
+        for step in range(len(plan)):
+            yield plan.batch(step)[0].tolist()
+        self.end_epoch(plan)
+
+    # Resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values; the same on every rank, so one rank's is enough.
+
+        A loader of torch or PyG reads ahead, so with one of those only the epoch is right; call :meth:`note_step`
+        yourself, or use ``CacheLoader``.
+        """
+        return {
+            "version": STATE_VERSION,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            self.place_name: self._place,
+            **self._identity(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {**self._settings(), "num_samples": self.num_samples, "content": self.content}
+
+    @property
+    def content(self) -> str | None:
+        """Digest of what is sampled, in its order; ``None`` where it is not a store's."""
+        view = None if isinstance(self.dataset, int) else view_of(self.dataset)
+        return None if view is None else view.digest
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, whatever the number of ranks and workers now.
+
+        The seed is taken over; what decides which samples are drawn must be the same. After a state from the end of an
+        epoch the next epoch comes.
+
+        Raises:
+            SettingError: If the state is of another dataset, of another kind of order, or no state at all.
+        """
+        mine = {"version": STATE_VERSION, **self._identity()}
+        known = {"version", "seed", "epoch"}
+        if not isinstance(state, dict) or known - set(state):
+            wanted = sorted({*mine, *known, self.place_name})
+            raise SettingError(f"not a loader's state: expected {wanted}, got {state!r:.200}")
+        wrong = [
+            f"{_NAMES.get(name, name)} {state.get(name)!r}, here {mine.get(name)!r}"
+            for name in ("version", "sampler", *(n for n in mine if n not in ("version", "sampler")))
+            if state.get(name) != mine.get(name)
+        ]
+        if wrong:
+            raise SettingError(
+                f"the state was saved with another dataset or order: {'; '.join(wrong)}",
+                fix="open the store (and the split) of that run, or start without its state",
+            )
+        if self.place_name not in state:
+            raise SettingError(f"not a loader's state: {self.place_name!r} is missing, got {state!r:.200}")
+        other = copy.copy(self)  # taken over once all of the state makes sense
+        other.seed, other._plan, other._ended = seed_number(state["seed"]), None, None
+        other._next_epoch = whole_number("not a loader's state: epoch", state["epoch"], 0)
+        other._next_place = other._read_place(state[self.place_name])
+        if other._next_place != self.beginning and other.steps_left == 0:
+            other._ended = other._next_epoch, other._next_place
+            other._next_epoch, other._next_place = other._next_epoch + 1, self.beginning
+        self.__dict__.update(other.__dict__)
+
+    def _read_place(self, place: Any) -> Any:
+        """A state's place, checked."""
+        seen = whole_number(f"not a loader's state: {self.place_name}", place, 0)
+        if seen > self._last_place():
+            raise SettingError(
+                f"not a loader's state: {self.place_name}={seen} of an epoch of {self._last_place()}"
+            )
+        return seen
+
+    def _last_place(self) -> int:
+        """The place at which an epoch is over, where places are numbers."""
+        return self.num_samples
+
+
+class OrderSampler(CacheSampler):
+    """Samplers whose epoch is one list of samples: a step takes the next ``world_size * batch_size`` of it.
+
+    What has been seen is always a prefix, so one number resumes an epoch on any other number of ranks or batch size.
+    """
+
+    _order: tuple[tuple[int, ...], Int64Array] | None = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples of a whole epoch, over all ranks."""
+        return self.num_samples
+
+    def _last_place(self) -> int:
+        return self.epoch_size
+
+    def _draw(self, epoch: int) -> Int64Array | None:
+        """The epoch's list of indices, ``[epoch_size] int64``; ``None`` for the dataset's own order."""
+        raise NotImplementedError
+
+    def _check_steps(self) -> None:
+        """Refuse what leaves a rank without a batch, or with an empty one."""
+        if self.epoch_size and not len(self):
+            raise SettingError(
+                f"{self.epoch_size} samples in batches of {self.batch_size} on {self.world_size} ranks leave no batch "
+                f"with uneven={self.uneven!r}, drop_last={self.drop_last}",
+                fix="a smaller batch_size, drop_last=False, or uneven='pad'",
+            )
+        self._refuse_empty(self.cut())
+
+    @staticmethod
+    def _refuse_empty(cut: StepPlan) -> None:
+        if cut.has_empty_batch():
+            raise SettingError(
+                f"with uneven='exact', {cut.num_samples - cut.start} samples in batches of {cut.batch_size} leave some "
+                f"of {cut.world_size} ranks without a sample in the last step",
+                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
+            )
+
+    def cut(self, start: int = 0) -> StepPlan:
+        """How an epoch is cut into steps from the ``start``-th sample of its order on."""
+        return StepPlan(self.epoch_size, start, self.batch_size, self.world_size, self.uneven, self.drop_last)
+
+    def _steps(self, place: Any) -> int:
+        return self.cut(place).steps
+
+    def _make_plan(self, epoch: int, place: Any) -> EpochPlan:
+        rank, cut = self.rank, self.cut(place)
+        self._refuse_empty(cut)
+        key = (self.seed, epoch)
+        if self._order is None or self._order[0] != key:
+            drawn = self._draw(epoch)
+            self._order = None if drawn is None else (key, drawn)
+        return EpochPlan(epoch, rank, cut, None if self._order is None else self._order[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}

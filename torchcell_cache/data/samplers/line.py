@@ -1,0 +1,157 @@
+"""The one global order of an epoch that goes from shard to shard: any stretch of it, in memory bounded by the buffer.
+
+The line is a function of (seed, epoch) and four numbers, and knows nothing of ranks or workers: the shards in a drawn
+order; within a shard its chunks of consecutive samples in a drawn order; of that row every ``buffer`` samples, one window
+after the other, permuted. Without a buffer every shard is permuted in full.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.view import StoreView
+from torchcell_cache.store.columns import offsets
+
+SHARDS, CHUNKS, WINDOWS, WITHIN = 11, 12, 13, 14
+
+
+class ShardLayout:
+    """Which samples lie in which shard.
+
+    Args:
+        sizes: Samples of each shard, ``[num_shards]``.
+        members: Dataset indices shard by shard, ``[sum of sizes] int64``; ``None`` if they are 0, 1, 2, ...
+    """
+
+    def __init__(self, sizes: Int64Array, members: Int64Array | None = None) -> None:
+        present = np.asarray(sizes, dtype=np.int64)
+        self.sizes, self.members = present[present > 0], members
+        self.starts = offsets(self.sizes)
+
+    @classmethod
+    def of_view(cls, view: StoreView) -> ShardLayout:
+        """The shards of a store, from its manifest, and which samples of a view are in each."""
+        starts = view.generation.files.starts
+        if view.chosen is None:
+            return cls(np.diff(starts))
+        shards = np.searchsorted(starts, view.chosen, side="right") - 1
+        order = np.argsort(view.chosen, kind="stable").astype(np.int64)
+        return cls(np.bincount(shards, minlength=len(starts) - 1), order)
+
+    @classmethod
+    def of_runs(cls, num_samples: int, size: int) -> ShardLayout:
+        """Runs of ``size`` consecutive samples, where there are no shards."""
+        return cls(np.diff(np.minimum(np.arange(0, num_samples + size, size), num_samples)))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+
+class Line:
+    """An epoch's order over a layout.
+
+    Args:
+        layout: The shards.
+        seed: Of all permutations.
+        epoch: Of all permutations.
+        shuffle: Whether anything is permuted at all.
+        chunk_size: Consecutive samples that are moved together before the buffer.
+        buffer: Samples permuted together; ``None`` permutes each shard in full.
+        keep: Windows and shards whose order is remembered.
+    """
+
+    def __init__(
+        self,
+        layout: ShardLayout,
+        seed: int,
+        epoch: int,
+        shuffle: bool,
+        chunk_size: int = 1,
+        buffer: int | None = None,
+        keep: int = 2,
+    ) -> None:
+        self.layout, self.seed, self.epoch, self.shuffle = layout, seed, epoch, shuffle
+        self.chunk_size, self.buffer, self.keep = chunk_size, buffer, keep
+        self._known: OrderedDict[tuple[str, int], Int64Array] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    @cached_property
+    def shards(self) -> Int64Array:
+        """Shards in the epoch's order, ``[num_shards] int64``."""
+        count = len(self.layout.sizes)
+        return epoch_order(count, self.seed, self.epoch, SHARDS) if self.shuffle else np.arange(count)
+
+    @cached_property
+    def starts(self) -> Int64Array:
+        """Where each of :attr:`shards` begins in the line and, last, its length, ``[num_shards + 1] int64``."""
+        return offsets(self.layout.sizes[self.shards])
+
+    def indices(self, start: int, stop: int) -> Int64Array:
+        """Dataset indices of a stretch of the line, ``[stop - start] int64``."""
+        if not self.shuffle or self.buffer is None:
+            places = self._row(start, stop)
+        else:
+            windows = range(start // self.buffer, -(-stop // self.buffer))
+            parts = []
+            for window in windows:
+                begin = window * self.buffer
+                whole = self._remembered("window", window, self._window)
+                parts.append(whole[max(start - begin, 0) : stop - begin])
+            places = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return places if self.layout.members is None else self.layout.members[places]
+
+    def _window(self, window: int) -> Int64Array:
+        assert self.buffer is not None
+        start = window * self.buffer
+        row = self._row(start, min(start + self.buffer, len(self)))
+        return row[epoch_order(len(row), self.seed, self.epoch, WINDOWS, window)]
+
+    def _row(self, start: int, stop: int) -> Int64Array:
+        """A stretch of the row of shards, before any window is permuted: places in the layout."""
+        parts = []
+        at = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            begin, end = int(self.starts[at]), int(self.starts[at + 1])
+            upto = min(stop, end)
+            shard = self._remembered("shard", int(self.shards[at]), self._shard)
+            parts.append(shard[start - begin : upto - begin])
+            start, at = upto, at + 1
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def _shard(self, shard: int) -> Int64Array:
+        """Places of a shard's samples in the order in which the row has them."""
+        first, size = int(self.layout.starts[shard]), int(self.layout.sizes[shard])
+        if not self.shuffle:
+            return np.arange(first, first + size, dtype=np.int64)
+        if self.buffer is None:
+            return first + epoch_order(size, self.seed, self.epoch, WITHIN, shard)
+        chunks = epoch_order(-(-size // self.chunk_size), self.seed, self.epoch, CHUNKS, shard)
+        places = chunks[:, None] * self.chunk_size + np.arange(self.chunk_size, dtype=np.int64)
+        flat = places.reshape(-1)
+        return first + flat[flat < size]
+
+    def _remembered(self, kind: str, number: int, make: Callable[[int], Int64Array]) -> Int64Array:
+        key = (kind, number)
+        found = self._known.get(key)
+        if found is None:
+            found = make(number)
+            self._known[key] = found
+            while len(self._known) > 2 * self.keep:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return found
+
+    def shards_at_once(self) -> int:
+        """Shards that a reader of consecutive stretches has open at a time, at most."""
+        sizes = self.layout.sizes
+        if not self.shuffle or self.buffer is None or not len(sizes):
+            return 2
+        return min(len(sizes), 2 + -(-self.buffer // max(int(np.median(sizes)), 1)))

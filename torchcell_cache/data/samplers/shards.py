@@ -1,0 +1,196 @@
+"""Samplers that go from shard to shard: whole shards to ranks, and the order of a stream."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.data.samplers.base import CacheSampler
+from torchcell_cache.data.samplers.lanes import Intervals, LanePlan, Shares
+from torchcell_cache.data.samplers.line import Line, ShardLayout
+from torchcell_cache.data.view import StoreView, view_of
+from torchcell_cache.errors import SettingError
+
+
+def store_view(dataset: Any, what: str) -> StoreView:
+    """The samples of a store that a dataset stands for.
+
+    Raises:
+        SettingError: If it is no store's.
+    """
+    view = view_of(dataset)
+    if view is None:
+        raise SettingError(
+            f"{what} needs the shards of one store: a PreprocessedDataset, a view of one, or torch's Subset of such; "
+            f"got {dataset!r:.200}",
+            fix="pass the dataset itself, not its length; DistributedCacheSampler takes anything with a length",
+        )
+    return view
+
+
+class LaneSampler(CacheSampler):
+    """Samplers whose epoch is a line from shard to shard, cut into one stretch per rank and worker.
+
+    What is left of an epoch is a list of intervals of the line, and goes on on any number of ranks and workers.
+    """
+
+    place_name = "left"
+    whole_shards = False
+    chunk_size = 1
+    buffer: int | None = None
+
+    def __init__(
+        self,
+        dataset: Any,
+        layout: ShardLayout,
+        batch_size: int,
+        shuffle: bool,
+        num_workers: int,
+        **common: Any,
+    ) -> None:
+        super().__init__(dataset, batch_size, **common)
+        self.layout, self.shuffle = layout, bool(shuffle)
+        self.lanes = max(1, whole_number("num_workers", num_workers, 0))
+        if self.num_samples and not len(self):
+            raise SettingError(
+                f"{self.num_samples} samples in {len(layout.sizes)} shards, in batches of {batch_size} on "
+                f"{self.world_size} ranks, leave no batch with uneven={self.uneven!r}, drop_last={self.drop_last}",
+                fix="a smaller batch_size, drop_last=False, or uneven='pad'",
+            )
+
+    @property
+    def beginning(self) -> Intervals:
+        """The whole line."""
+        return [[0, self.num_samples]] if self.num_samples else []
+
+    def line(self, epoch: int) -> Line:
+        """The order of an epoch, the same for every number of ranks and workers."""
+        keep = self.lanes + 2
+        return Line(self.layout, self.seed, epoch, self.shuffle, self.chunk_size, self.buffer, keep)
+
+    @property
+    def shards_at_once(self) -> int:
+        """Shards that a reader keeps open."""
+        return self.line(0).shards_at_once()
+
+    def _plan_of(self, epoch: int, place: Intervals, rank: int, lanes: int) -> LanePlan:
+        line = self.line(epoch)
+        world_size = self.world_size
+        if self.whole_shards:
+            shares = Shares.whole(place, world_size, line.starts)
+        else:
+            shares = Shares.cut(place, world_size, self.uneven == "drop_last" or self.drop_last)
+        return LanePlan(epoch, rank, line, shares, self.batch_size, lanes, self.uneven, self.drop_last, place)
+
+    def _make_plan(self, epoch: int, place: Intervals) -> LanePlan:
+        plan = self._plan_of(epoch, place, self.rank, self.lanes)
+        assert plan.cuts  # refuses empty batches now
+        return plan
+
+    def _steps(self, place: Intervals) -> int:
+        return len(self._plan_of(self.epoch, place, 0, self.lanes))
+
+    def _read_place(self, place: Any) -> Intervals:
+        try:
+            found = [[whole_number("left", a, 0), whole_number("left", b, 0)] for a, b in place]
+        except (TypeError, ValueError, SettingError):
+            found = [[1, 0]]
+        flat = [0, *(x for pair in found for x in pair), self.num_samples]
+        if any(b < a for a, b in itertools.pairwise(flat)):
+            raise SettingError(
+                f"not a loader's state: left={place!r:.200}, expected intervals within 0..{self.num_samples}"
+            )
+        return found
+
+
+class DistributedShardSampler(LaneSampler):
+    """Whole shards to ranks, drawn anew each epoch: each rank (and worker) reads from few files.
+
+    Shards come in a drawn order, the samples of a shard in a drawn order, and that line, a function of (seed, epoch)
+    alone, is cut into one equal stretch per rank. A shard on which a cut falls, at most ``world_size - 1`` of them, is
+    shared by its neighbours, so that all ranks have the same number of samples to within one; every other shard is read
+    by one rank. With ``whole_shards=True`` no shard is ever shared and ranks differ by up to a shard.
+
+    For stores on cold or network disks, where reading a whole file is much cheaper than seeking in all of them, and
+    for nodes whose memory does not hold the store. Batches mix the samples of one shard only: see ``docs/sampling.md``.
+
+    Args:
+        dataset: A ``PreprocessedDataset``, a view or a ``Subset`` of one.
+        batch_size: Samples per rank and step.
+        shuffle: Whether shards and their samples are permuted by (seed, epoch).
+        whole_shards: Never share a shard: the largest first, each to the rank with the fewest samples. Then ``drop_last``
+            leaves out, and ``pad`` repeats, up to a shard's worth of samples per rank; ``exact`` is mostly refused.
+        num_workers: Workers per rank that get shards of their own: the loader's ``num_workers``, the same on all ranks.
+        seed: Of the permutations; the same on all ranks.
+        drop_last: Leave out what does not fill a step of full batches.
+        rank: This process; by default found.
+        world_size: Number of ranks, likewise.
+        uneven: ``drop_last``, ``pad`` or ``exact``.
+
+    Raises:
+        SettingError: If an argument is wrong, or a rank would get no batch, or an empty one.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = True,
+        *,
+        whole_shards: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: str = "drop_last",
+    ) -> None:
+        self.whole_shards = bool(whole_shards)
+        layout = ShardLayout.of_view(store_view(dataset, "DistributedShardSampler"))
+        common = {"seed": seed, "drop_last": drop_last, "uneven": uneven}
+        ranks = {"rank": rank, "world_size": world_size}
+        super().__init__(dataset, layout, batch_size, shuffle, num_workers, **common, **ranks)
+
+    def shards(self, epoch: int) -> list[int]:
+        """Shards of the epoch in the order of the line; a view's shards without samples are not counted."""
+        found: list[int] = self.line(epoch).shards.tolist()
+        return found
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "shuffle": self.shuffle}
+
+
+class StreamSampler(LaneSampler):
+    """The order of a :class:`~torchcell_cache.StreamingCacheDataset`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        layout: ShardLayout,
+        batch_size: int,
+        shuffle: bool,
+        chunk_size: int,
+        buffer: int,
+        **common: Any,
+    ) -> None:
+        self.chunk_size = whole_number("chunk_size", chunk_size, 1)
+        self.buffer = whole_number("shuffle_buffer_size", buffer, 1)
+        super().__init__(dataset, layout, batch_size, shuffle, 0, **common)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them.
+        known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
+        return {**self.__dict__, **known}
+
+    def plan(self, rank: int, lanes: int) -> LanePlan:
+        """The epoch's plan for a given number of lanes; for processes that torch's loader started."""
+        return self._plan_of(self.epoch, self._place, rank, lanes)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **super()._settings(),
+            "shuffle": self.shuffle,
+            "chunk_size": self.chunk_size,
+            "shuffle_buffer_size": self.buffer,
+        }

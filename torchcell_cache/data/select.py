@@ -1,0 +1,269 @@
+"""``select``: samples by expression, by perturbed nodes, by list, and at random; from stored columns, reading no record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.core.indexing import as_positions
+from torchcell_cache.core.numbers import seed_number, whole_number
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.column_names import suggestion
+from torchcell_cache.data.expression import Expression
+from torchcell_cache.data.index_file import load_indices
+from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.strata import column, draw, strata_of
+from torchcell_cache.errors import CacheNotFoundError, SettingError
+from torchcell_cache.graph.topology import perturbable_type
+from torchcell_cache.processors.base import choice
+from torchcell_cache.processors.deletion import node_names
+
+MATCHES = ("any", "all", "only")
+
+
+def select(
+    dataset: Any,
+    where: str | None = None,
+    *,
+    listed: Any = None,
+    genes: Iterable[str] = (),
+    match: str = "any",
+    without: Iterable[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    stratify: str | None = None,
+    bins: int = 10,
+) -> Int64Array:
+    """Samples of a dataset that fulfil all conditions given.
+
+    Args:
+        dataset: A store or a view of it.
+        where: Expression over the dataset's columns, see :mod:`.expression`; ``index`` is the position in the store.
+        listed: Samples to start from, in that order: a file (``.npy`` index file, or text with a store position or a source
+            id per line), or a sequence of source ids.
+        genes: Names of nodes that a sample perturbs: at least one of them (``match="any"``), all of them, or nothing else.
+        match: ``any``, ``all`` or ``only``.
+        without: Names of nodes that a sample must not perturb.
+        n: How many to draw at random from what is left. The same seed draws nested sets: ``n=100`` is part of ``n=1000``
+            (without ``stratify``).
+        seed: Seed of the draw; the same samples on every machine and numpy version.
+        stratify: Column whose classes or quantiles the draw keeps in proportion.
+        bins: Number of quantiles.
+
+    Returns:
+        Indices into ``dataset``, ``[n] int64``: ascending, or in the order of ``listed``.
+
+    Raises:
+        SettingError: If a column, node or id is unknown, or fewer than ``n`` samples are left.
+        StaleCacheError: If ``listed`` is an index file of another store.
+    """
+    if not hasattr(dataset, "generation"):
+        raise SettingError(
+            f"select chooses from a store or a view of one, got {type(dataset).__name__}",
+            fix="dataset[indices] is a view of some samples",
+        )
+    genes, without = _texts("genes", genes), _texts("without", without)
+    choice("match", match, MATCHES)
+    rows = np.arange(len(dataset), dtype=np.int64) if listed is None else _listed(dataset, listed)
+    kept = np.ones(len(dataset), dtype=bool)
+    if where is not None:
+        kept &= _where(dataset, where)
+    if genes:
+        counts, sizes = count_perturbed(dataset, _node_ids(dataset, "genes", genes))
+        kept &= {
+            "any": counts > 0,
+            "all": counts == len(set(genes)),
+            "only": (counts == sizes) & (sizes > 0),
+        }[match]
+    if without:
+        kept &= count_perturbed(dataset, _node_ids(dataset, "without", without))[0] == 0
+    rows = rows[kept[rows]]
+    if n is None and stratify is not None:
+        raise SettingError(f"stratify={stratify!r} shapes a draw, and n= says how many to draw", fix="n=1000")
+    return rows if n is None else rows[_drawn(dataset, rows, n, seed, stratify, bins)]
+
+
+def _texts(key: str, names: Any) -> list[str]:
+    if isinstance(names, str):
+        return [names]
+    try:
+        out = list(names)
+    except TypeError:
+        raise SettingError(f"{key}={names!r}: expected names of nodes") from None
+    if not all(isinstance(name, str) for name in out):
+        raise SettingError(f"{key}={out!r:.200}: expected names of nodes")
+    return out
+
+
+def _where(dataset: Any, where: str) -> npt.NDArray[np.bool_]:
+    columns = dataset.columns
+    return Expression(where).mask({"index": dataset.positions(), **columns}, len(dataset), dataset.categories)
+
+
+def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
+    """Which of ``rows`` are drawn, ascending."""
+    n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1), seed_number(seed)
+    if n > len(rows):
+        raise SettingError(
+            f"n={n:,}: {len(rows):,} samples fulfil the conditions", fix="a smaller n, or fewer conditions"
+        )
+    if stratify is None:
+        return np.sort(epoch_order(len(rows), seed, 0)[:n])
+    return draw(strata_of(column(dataset, stratify, "stratify")[rows], bins), n, seed)
+
+
+# Perturbed nodes
+
+
+def ragged_rows(ptr: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Where the items of chosen rows stand, one row behind the other, ``[sum of counts]``, and their offsets, ``[n + 1]``."""
+    first, counts = ptr[rows], ptr[rows + 1] - ptr[rows]
+    out = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(counts, out=out[1:])
+    return np.arange(out[-1], dtype=np.int64) + np.repeat(first - out[:-1], counts), out
+
+
+def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
+    """Perturbed ids of all samples of a dataset, ``[sum of counts] int64``, and their offsets, ``[n + 1] int64``.
+
+    Raises:
+        SettingError: If the store knows no perturbed nodes.
+    """
+    table = dataset.generation.table
+    if table is None:
+        raise SettingError(
+            "the store was not made from a table of perturbations, so it knows no perturbed nodes",
+            fix="select by where= or listed=; split by split_random",
+        )
+    at, ptr = ragged_rows(table.ptr, dataset.positions())
+    return table.ids[at].astype(np.int64), ptr
+
+
+def count_perturbed(dataset: Any, nodes: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """How many of ``nodes`` each sample perturbs, and how many nodes at all, both ``[n] int64``."""
+    ids, ptr = perturbed_of(dataset)
+    wanted = np.zeros(int(max(ids.max(initial=-1), nodes.max(initial=-1))) + 1, dtype=np.int64)
+    wanted[nodes] = 1
+    total = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum(wanted[ids], out=total[1:])
+    return total[ptr[1:]] - total[ptr[:-1]], np.diff(ptr)
+
+
+def node_names_of(dataset: Any) -> list[str]:
+    """Names of the perturbable nodes, by id.
+
+    Raises:
+        SettingError: If the base graph names none.
+    """
+    generation = dataset.generation
+    graph, topology = generation.base_graph, generation.topology
+    names = None
+    if graph is not None:
+        node_type = perturbable_type(graph) if topology is None else topology.node_type
+        names = node_names(graph._store if node_type is None else graph[node_type])
+    if names is None:
+        raise SettingError(
+            "the base graph has no names of nodes (node_ids)", fix="select by where= or listed="
+        )
+    return [str(name) for name in names]
+
+
+def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
+    names = node_names_of(dataset)
+    known = {name: node for node, name in enumerate(names)}
+    for name in wanted:
+        if name not in known:
+            raise SettingError(f"{key}: the base graph has no node {name!r}{_near(name, names)}")
+        if len(known) < len(names) and names.count(name) > 1:
+            raise SettingError(f"{key}: {name!r} is the name of several nodes, so it does not say which one")
+    return np.array([known[name] for name in wanted], dtype=np.int64)
+
+
+def _near(name: str, names: list[str]) -> str:
+    """Suggestion without listing thousands of names."""
+    text = suggestion(name, names).partition("; valid")[0].partition(" valid")[0]
+    return f"{text} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}" if names else ""
+
+
+# Lists
+
+
+def _listed(dataset: Any, listed: Any) -> Int64Array:
+    """Indices into the dataset of listed samples."""
+    if not isinstance(listed, str | os.PathLike):
+        return _by_source_id(dataset, [str(item) for item in listed], "listed")
+    path = local_path(listed, "list")
+    if path.suffix == ".npy":
+        return into_view(dataset, load_indices(path, dataset), str(path))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise CacheNotFoundError(
+            f"no list {path}", path=path, fix="one store position or source id per line"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"list {path} cannot be read: {error}", path=path) from None
+    items = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    table = dataset.generation.table
+    if table is not None and table.source_ids is not None:
+        return _by_source_id(dataset, items, str(path))
+    wrong = next((item for item in items if not (item.isascii() and item.isdigit())), None)
+    if wrong is not None:
+        raise SettingError(
+            f"{path}: {wrong!r:.80} is no store position; the samples of this store have no source ids"
+        )
+    try:
+        found = as_positions([int(item) for item in items], len(dataset.generation))
+    except (IndexError, OverflowError) as error:
+        raise SettingError(f"{path}: {error}", path=path) from None
+    return into_view(dataset, found, str(path))
+
+
+def _by_source_id(dataset: Any, wanted: list[str], origin: str) -> Int64Array:
+    table = dataset.generation.table
+    if table is None or table.source_ids is None:
+        raise SettingError(
+            f"{origin}: the samples of this store have no source ids", fix="list store positions"
+        )
+    needed, known = set(wanted), dict[str, int]()
+    here = set(dataset.positions().tolist()) if len(dataset) < len(dataset.generation) else None
+    for position, name in enumerate(table.source_ids):
+        if name in needed and (name not in known or here is None or position in here):
+            if name in known and (here is None or known[name] in here):  # barcodes, which plates may share
+                raise SettingError(
+                    f"{origin}: samples {known[name]} and {position} are both called {name!r:.80}",
+                    fix="list store positions, or select from a view that has one of them",
+                )
+            known[name] = position
+    missing = next((name for name in wanted if name not in known), None)
+    if missing is not None:
+        near = (
+            suggestion(missing, list(table.source_ids[:2000])).partition("; valid")[0].partition(" valid")[0]
+        )
+        raise SettingError(f"{origin}: the store has no sample with source id {missing!r:.80}{near}")
+    return into_view(dataset, np.array([known[name] for name in wanted], dtype=np.int64), origin)
+
+
+def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
+    """Indices into a view of store positions.
+
+    Raises:
+        SettingError: If the view lacks one.
+    """
+    if len(dataset) == len(dataset.generation) and dataset._indices is None:
+        return positions
+    where = np.full(len(dataset.generation), -1, dtype=np.int64)
+    where[dataset.positions()] = np.arange(len(dataset))
+    found = where[positions]
+    if (found < 0).any():
+        raise SettingError(
+            f"{origin}: sample {int(positions[int(np.argmin(found))])} of the store is not in this view of "
+            f"{len(dataset):,} samples",
+            fix="pass the whole store",
+        )
+    return found

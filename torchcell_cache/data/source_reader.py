@@ -1,0 +1,187 @@
+"""Samples straight from a source: a window at a time, fetched in the source's own order, processed when handed out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.codec.deletions import StructuredColumns
+from torchcell_cache.core.samples import Int64Array, Sample, SampleTable
+from torchcell_cache.data.samplers.lanes import LanePlan
+from torchcell_cache.errors import CacheError, SampleError, SourceContractError
+from torchcell_cache.graph.topology import topology_of
+from torchcell_cache.processors import BUILT_IN, Perturbation
+from torchcell_cache.processors.assemble import Assembler
+from torchcell_cache.processors.base import Processing
+
+_AT_ONCE = 64
+"""Samples read together where they are not shuffled and the source reads runs."""
+
+
+class SourceReader:
+    """Processes samples of a source.
+
+    Args:
+        source: What ``build`` takes.
+        processor: What ``build`` takes.
+        collate: Makes a batch of a list of graphs.
+    """
+
+    def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any]) -> None:
+        # Imported here: a stream of a store needs no sources.
+        self.source = import_module("torchcell_cache.sources.pyg").as_source(source)
+        self.processor, self.collate = processor, collate
+        self.in_runs = isinstance(self.source, import_module("torchcell_cache.sources.base").RunSource)
+
+    def window(self, plan: LanePlan, lane: int) -> WindowReader:
+        """A reader of one lane of an epoch."""
+        return WindowReader(self, plan, lane)
+
+    def fetch(self, index: int) -> Any:
+        """A sample as the source has it.
+
+        Raises:
+            SampleError: If the source raises.
+        """
+        try:
+            return self.source[index]
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._failed(index, error) from None
+
+    def fetch_all(self, indices: Int64Array) -> Iterator[tuple[int, Any]]:
+        """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs.
+
+        Raises:
+            SampleError: If the source raises or ends early.
+        """
+        if not self.in_runs:
+            yield from ((k, self.fetch(k)) for k in indices.tolist())
+            return
+        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+            at, stop = int(run[0]), int(run[-1]) + 1
+            try:
+                for item in self.source.items(at, stop):
+                    yield at, item
+                    at += 1
+                if at != stop:
+                    raise SourceContractError(
+                        f"{type(self.source).__name__} ended at {at}, asked up to {stop}"
+                    )
+            except CacheError:
+                raise
+            except Exception as error:
+                raise self._failed(at, error) from None
+
+    def graph(self, index: int, item: Any) -> Any:
+        """The graph of a fetched sample.
+
+        Raises:
+            SampleError: If the processor raises.
+        """
+        try:
+            if self.assembler is not None and isinstance(item, Sample):
+                return self.assembler.graphs(_columns(item))[0]
+            return self._processing(item)
+        except CacheError:
+            raise
+        except Exception as error:
+            raise self._failed(index, error) from None
+
+    @cached_property
+    def assembler(self) -> Assembler | None:
+        """The quick way to the graphs of a table's samples, as a store takes it; ``None`` for any other processor.
+
+        A built-in processor is defined by a scan of every edge, 10 ms a sample for a yeast cell; through the incidence
+        index it takes less than one.
+        """
+        table, processor = getattr(self.source, "table", None), self.processor
+        if type(processor) not in BUILT_IN.values() or not isinstance(table, SampleTable):
+            return None
+        graph = self.source.base_graph
+        topology = topology_of(graph, processor.node_type)
+        if getattr(self.source, "node_type", topology.node_type) != topology.node_type:
+            raise SourceContractError(
+                f"the source perturbs '{self.source.node_type}' nodes, the processor deletes '{topology.node_type}' nodes",
+                fix="pass the same node_type to both",
+            )
+        removal = None if isinstance(processor, Perturbation) else processor.build_removal(graph, "")
+        names = table.phenotypes, table.statistics
+        return Assembler(processor, graph, topology, removal, *names, has_removed=False)
+
+    def check(self) -> None:
+        """Look whether the processor left the base graph as it was.
+
+        Raises:
+            SettingError: If it did not.
+        """
+        if "_processing" in self.__dict__:
+            self._processing.check_base_graph()
+
+    @cached_property
+    def _processing(self) -> Processing:
+        return Processing(self.processor, self.source.base_graph)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("assembler", "_processing")
+        }
+
+    def _failed(self, index: int, error: Exception) -> SampleError:
+        return SampleError(
+            f"sample {index}: {type(error).__name__} in the source or in {type(self.processor).__name__}: {error}\n"
+            f"{traceback.format_exc()}",
+            fix="correct the sample or the processor",
+        )
+
+
+def _columns(sample: Sample) -> StructuredColumns:
+    """One sample as the columns of a batch of one."""
+    ptr, value_ptr = (np.array([0, len(part)], dtype=np.int64) for part in (sample.perturbed, sample.values))
+    words = np.empty(0, dtype=np.uint16)
+    return StructuredColumns(
+        sample.perturbed, ptr, sample.values, value_ptr, words, np.zeros(2, dtype=np.int64)
+    )
+
+
+class WindowReader:
+    """Reads one lane's samples: those of a window are fetched together, in ascending order, and let go one by one."""
+
+    def __init__(self, reader: SourceReader, plan: LanePlan, lane: int) -> None:
+        self.reader = reader
+        self._held: dict[int, Any] = {}
+        self._windows = self._fetches(plan, lane)
+
+    def _fetches(self, plan: LanePlan, lane: int) -> Iterator[Int64Array]:
+        """Indices to fetch together, in the order in which they are needed."""
+        start, stop = plan.cuts[plan.rank].lane_span(lane)
+        in_order = _AT_ONCE if self.reader.in_runs else 1
+        window = plan.line.buffer if plan.line.shuffle and plan.line.buffer else in_order
+        for at in range(start, stop, window):
+            yield plan.take(at, min(at + window, stop))[0]
+
+    def _take(self, index: int) -> Any:
+        while index not in self._held:
+            wanted = next(self._windows, None)
+            if wanted is None:  # padding, handed out a second time
+                return self.reader.graph(index, self.reader.fetch(index))
+            self._held.update(self.reader.fetch_all(np.unique(wanted)))
+        return self.reader.graph(index, self._held.pop(index))
+
+    def samples(self, indices: Int64Array) -> Iterator[Any]:
+        """Graphs of samples, in the order asked for."""
+        return (self._take(k) for k in indices.tolist())
+
+    def __getitem__(self, indices: Int64Array) -> Any:
+        """The batch of samples."""
+        return self.reader.collate(list(self.samples(indices)))
+
+    def close(self) -> None:
+        """Let go of what was fetched."""
+        self._held.clear()

@@ -1,0 +1,184 @@
+"""Splits that keep donors, batches or plates apart: all samples of a group go to one part."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.column_names import suggestion
+from torchcell_cache.data.samplers.groups import column_of
+from torchcell_cache.data.split_parts import PARTS, checked_fractions, made_by, named_parts
+from torchcell_cache.data.split_sets import Splits
+from torchcell_cache.data.strata import divide, means, strata_of, values_of
+from torchcell_cache.errors import SettingError
+
+_MOST_LISTED = 20
+
+
+def split_by_group(
+    dataset: Any,
+    column: str,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    *,
+    train: Iterable[Any] = (),
+    val: Iterable[Any] = (),
+    test: Iterable[Any] = (),
+    seed: int = 0,
+    stratify: str | None = None,
+    bins: int = 10,
+    progress: bool = True,
+) -> Splits:
+    """Groups of samples (of one donor, batch, plate, environment) dealt out whole.
+
+    A group is a value of a stored column; samples without a value are one group more. As long as there are as many groups
+    as parts, no part that has a share stays empty. The same perturbed set may well be in several groups, and so in several
+    parts, which is said.
+
+    Args:
+        dataset: A store or a view of it.
+        column: The column, one of ``dataset.columns``.
+        fractions: Shares of the *groups* for training, validation and test; two shares leave out validation.
+        train: Groups that go to training: names where the store knows names (``dataset.categories``), else numbers. A part
+            whose groups are named here gets no others: the rest is dealt out among the other parts.
+        val: Groups that go to validation, likewise.
+        test: Groups that go to test, likewise.
+        seed: Seed; the same split on every machine and numpy version.
+        stratify: Column (a label) whose classes or quantiles are kept in proportion, groups by the mean over their samples.
+        bins: Number of quantiles.
+        progress: Say on stderr what is to know about the split, see :attr:`Splits.notes`.
+
+    Raises:
+        SettingError: If an argument is wrong, there is no such column or group, a group is named twice, or a sample has
+            measurements of several groups.
+
+    Example:
+        >>> splits = tc.split_by_group(ds, "donor", test=["D3"])  # doctest: +SKIP
+    """
+    parts = checked_fractions(fractions)
+    how = made_by(dataset, "split_by_group", parts, len(fractions), seed, stratify, bins)
+    groups = _Groups(dataset, column)
+    named = {name: groups.numbers(name, given) for name, given in zip(PARTS, (train, val, test), strict=True)}
+    how |= {"column": column, **{name: list(map(str, given)) for name, given in named.items() if given}}
+    if named["val"] and len(how["fractions"]) == 2:
+        raise SettingError(
+            "val= names groups, and two fractions leave out validation", fix="fractions=(0.8, 0.1, 0.1)"
+        )
+    values = values_of(dataset, stratify)
+    strata = np.zeros(groups.count, dtype=np.int64)
+    if values is not None:
+        strata = strata_of(means(values, groups.of, groups.count), how["bins"])
+    part = _dealt(groups, strata, parts, named, how["seed"])
+    return Splits(dataset, named_parts(part[groups.of], how), {}, how).said(progress)
+
+
+class _Groups:
+    """The groups that a column makes, in the order of its values.
+
+    Attributes:
+        of: Group of each sample, ``[n] int64``.
+        count: Number of groups.
+    """
+
+    def __init__(self, dataset: Any, column: str) -> None:
+        if not isinstance(column, str):
+            raise SettingError(f"column={column!r:.80}: expected the name of one column")
+        self.column = column
+        values = column_of(dataset, column)
+        if values.ndim != 1:
+            raise SettingError(
+                f"column {column!r} has {list(values.shape[1:])} values per sample, groups need one"
+            )
+        _refuse_several(dataset, column)
+        self.values, of = np.unique(values, return_inverse=True)
+        self.of: Int64Array = of.reshape(-1).astype(np.int64)
+        self.count = len(self.values)
+        self._names: list[str] | None = dataset.categories.get(column)
+
+    def numbers(self, part: str, given: Iterable[Any]) -> dict[Any, int]:
+        """Number of each named group, by what it was called."""
+        wanted = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        return {label: self._number(part, label) for label in wanted}
+
+    def _number(self, part: str, label: Any) -> int:
+        value: Any = None
+        if self._names is not None:
+            value = self._names.index(label) if label in self._names else None
+        else:
+            with contextlib.suppress(TypeError, ValueError):
+                # In the column's own precision: 30.1 finds the float32 that stands for it.
+                value = np.asarray(float(label), dtype=np.result_type(self.values, np.float32))
+        found = np.flatnonzero(self.values == value) if value is not None else np.zeros(0, dtype=np.int64)
+        if len(found) == 0:
+            raise SettingError(
+                f"{part}={label!r} is no {self.column} of these samples{suggestion(str(label), self._listed())}"
+            )
+        return int(found[0])
+
+    def _listed(self) -> list[str]:
+        """What groups there are, not all of thousands."""
+        shown = self.values[:_MOST_LISTED].tolist()
+        if self._names is not None:
+            return [self._names[int(k)] for k in shown if 0 <= k < len(self._names)]
+        return [f"{k:g}" for k in shown]
+
+
+def _refuse_several(dataset: Any, column: str) -> None:
+    """A sample measured in several groups has their mean as its value, which is none of them."""
+    table = dataset.generation.table
+    names = () if table is None else (*table.phenotypes, *table.statistics)
+    if table is None or column not in names or bool((np.diff(table.value_ptr) <= 1).all()):
+        return
+    rows = dataset.positions()
+    values, owner = (
+        table.values[:, names.index(column)],
+        np.repeat(np.arange(len(table)), np.diff(table.value_ptr)),
+    )
+    low, high = np.full(len(table), np.inf), np.full(len(table), -np.inf)
+    known = ~np.isnan(values)
+    np.minimum.at(low, owner[known], values[known])
+    np.maximum.at(high, owner[known], values[known])
+    several = (low < high)[rows]
+    if several.any():
+        at = int(rows[int(np.argmax(several))])
+        raise SettingError(
+            f"sample {at} has measurements of several {column}: {low[at]:g} to {high[at]:g}",
+            fix="a table with one row per measurement (replicates='keep')",
+        )
+
+
+def _dealt(
+    groups: _Groups, strata: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
+) -> Int64Array:
+    """Part of each group, ``[num_groups] int64``."""
+    part = np.full(groups.count, -1, dtype=np.int64)
+    for k, name in enumerate(PARTS):
+        for label, number in named[name].items():
+            if part[number] >= 0:
+                raise SettingError(
+                    f"{groups.column} {label!r} is named for {PARTS[part[number]]} and for {name}"
+                )
+            part[number] = k
+    rest = np.flatnonzero(part < 0)
+    open_shares = np.array([0.0 if named[name] else share for name, share in zip(PARTS, parts, strict=True)])
+    if len(rest) and not open_shares.any():
+        raise SettingError(
+            f"{len(rest)} of {groups.count} groups are named for no part, and no other part has a share",
+            fix="name them too, or leave one part's groups out",
+        )
+    if len(rest):
+        part[rest] = _filled(divide(strata[rest], open_shares / open_shares.sum(), seed), open_shares)
+    return part
+
+
+def _filled(part: npt.NDArray[np.int64], given: npt.NDArray[np.float64]) -> Int64Array:
+    """``part`` with no part that has a share empty, as far as there are groups: the largest gives its last one away."""
+    for k in np.flatnonzero(given > 0).tolist():
+        sizes = np.bincount(part, minlength=len(given))
+        if sizes[k] == 0 and sizes.max() > 1:
+            part[np.flatnonzero(part == sizes.argmax())[-1]] = k
+    return part

@@ -1,0 +1,293 @@
+"""``Splits``: named parts of a store, saved with the fingerprint they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors, write_atomic
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.sealed import plain, read_sealed, seal
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.column_names import suggestion
+from torchcell_cache.data.index_file import (
+    check_identity,
+    digest_of,
+    identity_of,
+    read_npy,
+    save_indices,
+    sidecar_of,
+    within,
+)
+from torchcell_cache.data.perturbed_sets import count_divided, first_of_set
+from torchcell_cache.data.select import into_view, perturbed_of
+from torchcell_cache.errors import (
+    CacheError,
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+    SettingError,
+    StaleCacheError,
+)
+
+SPLITS_FILE = "splits.json"
+FORMAT = "torchcell_cache splits"
+VERSION = 1
+_KEYS = {"format", "version", "store", "parts", "groups", "made_by"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Splits:
+    """Parts of a dataset, and groups within them.
+
+    ``splits["train"]`` and ``splits["test_unseen1"]`` are indices into :attr:`dataset`, ``[n] int64`` ascending;
+    ``splits.view("train")`` is the view of them.
+
+    Attributes:
+        dataset: The dataset that was split.
+        parts: Indices by name; disjoint, and together every sample of the dataset.
+        groups: Indices of groups within the parts, such as ``test_unseen1``.
+        made_by: How the split was made, plain JSON values.
+    """
+
+    dataset: Any = field(repr=False)
+    parts: dict[str, Int64Array] = field(repr=False)
+    groups: dict[str, Int64Array] = field(default_factory=dict, repr=False)
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Int64Array:
+        found = self.parts.get(name, self.groups.get(name))
+        if found is None:
+            raise SettingError(f"the split has no part {name!r}{suggestion(str(name), self.names)}")
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all parts and groups."""
+        return [*self.parts, *self.groups]
+
+    @property
+    def train(self) -> Int64Array:
+        """Indices of the training samples."""
+        return self["train"]
+
+    @property
+    def val(self) -> Int64Array:
+        """Indices of the validation samples."""
+        return self["val"]
+
+    @property
+    def test(self) -> Int64Array:
+        """Indices of the test samples."""
+        return self["test"]
+
+    def view(self, name: str) -> Any:
+        """A part or group as a view of the dataset."""
+        return self.dataset[self[name]]
+
+    def summary(self) -> str:
+        """A table: samples of each part and group, their share, and the mean of the first label."""
+        columns = self.dataset.columns
+        label = next(
+            (n for n in (*self.dataset.label_columns.values(), "y") if n in columns and columns[n].ndim == 1),
+            None,
+        )
+        total = max(len(self.dataset), 1)
+        lines = [f"{'part':<22}{'samples':>10}{'share':>9}" + (f"  mean {label}" if label else "")]
+        for name in self.names:
+            rows = self[name]
+            line = f"{'  ' * (name in self.groups) + name:<22}{len(rows):>10,}{len(rows) / total:>9.1%}"
+            if label is not None:
+                values = np.asarray(columns[label][rows], dtype=np.float64)
+                values = values[~np.isnan(values)]
+                line += f"  {values.mean():.4g}" if len(values) else "  -"
+            lines.append(line)
+        return "\n".join(lines)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to know about the split, in plain lines: parts that came out empty, sets that several parts share."""
+        shares = [self.made_by.get(key) or [] for key in ("fractions", "seen_fractions")]
+        asked = ("train", "val", "test") if len(shares[0]) == 3 else ("train", "test")
+        wanted = [name for k, name in enumerate(asked) if any(k < len(s) and s[k] > 0 for s in shares)]
+        lines = [
+            f"{name} is empty: its share of {len(self.dataset):,} samples came to none; a larger share gives it some"
+            for name in wanted
+            if not len(self.parts.get(name, ()))
+        ]
+        if (column := self.made_by.get("column")) is not None:
+            values = self.dataset.columns[column]
+            if nameless := int(np.count_nonzero(values != values)):
+                lines.append(f"{nameless:,} samples have no {column} and are one group")
+        if self.dataset.generation.table is not None and (divided := self._num_divided()):
+            lines.append(
+                f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "
+                "split_by_perturbation keeps each in one"
+            )
+        return tuple(lines)
+
+    def _num_divided(self) -> int:
+        """Perturbed sets with samples in several parts."""
+        part = np.full(len(self.dataset), -1, dtype=np.int64)
+        for k, rows in enumerate(self.parts.values()):
+            part[rows] = k
+        return count_divided(first_of_set(*perturbed_of(self.dataset)), part)
+
+    def report(self) -> str:
+        """:meth:`summary`, followed by the notes."""
+        return "\n".join([self.summary(), *self.notes])
+
+    def said(self, progress: bool) -> Splits:
+        """This split, its notes said on stderr by one rank unless ``progress`` is false."""
+        notes = self.notes if progress else ()
+        if notes:
+            from torchcell_cache.builder.steps import Say  # training that reads a split needs no builder
+
+            Say(True).notes(notes)
+        return self
+
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the split: an index file per part and group, and ``splits.json``, which makes it complete.
+
+        The same split again is no replacement: what is there already is left as it is.
+
+        Args:
+            directory: Directory to be; made if it is not there.
+            overwrite: Replace a split that is there.
+
+        Raises:
+            SettingError: If another one is there.
+            StorageError: If it cannot be written.
+        """
+        where = local_path(directory, "directory")
+        document = where / SPLITS_FILE
+        if document.exists() and not overwrite:
+            if self._is_saved(where):
+                return where
+            raise SettingError(
+                f"{where} holds another split already", path=where, fix="overwrite=True, or another directory"
+            )
+        make_dirs_durable(where)
+        with storage_errors(where):
+            if document.exists():  # without it the directory is no split, whatever happens below
+                old = _names_in(document)
+                document.unlink()
+                fsync_dir(where)
+                for name in old:
+                    (where / f"{name}.npy").unlink(missing_ok=True)
+                    sidecar_of(where / f"{name}.npy").unlink(missing_ok=True)
+        listed: dict[str, dict[str, Any]] = {"parts": {}, "groups": {}}
+        for kind, sets in (("parts", self.parts), ("groups", self.groups)):
+            for name, rows in sets.items():
+                save_indices(
+                    where / f"{name}.npy", rows, self.dataset, made_by={**self.made_by, "part": name}
+                )
+                positions = self.dataset.positions(rows)
+                listed[kind][name] = {"count": len(positions), "xxh3": digest_of(positions)}
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "store": identity_of(self.dataset.generation),
+            **listed,
+            "made_by": plain(self.made_by, "made_by"),
+        }
+        write_atomic(document, seal(content), mode=0o644)
+        return where
+
+    def _is_saved(self, where: Path) -> bool:
+        """Whether exactly these samples of this store are saved there, intact."""
+        try:
+            found = Splits.load(where, self.dataset)
+        except (CacheError, IndexError):
+            return False
+        return all(
+            mine.keys() == there.keys()
+            and all(np.array_equal(rows, there[name]) for name, rows in mine.items())
+            for mine, there in ((self.parts, found.parts), (self.groups, found.groups))
+        )
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], dataset: Any) -> Splits:
+        """Read a split for the store it was made for, or for one with the same samples.
+
+        Args:
+            directory: Where it was saved.
+            dataset: The store, or a view that has all its samples.
+
+        Raises:
+            CacheNotFoundError: If there is no split.
+            StaleCacheError: If it was made for another store, or a file changed since.
+            CorruptManifestError: If ``splits.json`` is damaged.
+        """
+        where = local_path(directory, "directory")
+        document = read_splits_file(where)
+        check_identity(document["store"], dataset.generation, where / SPLITS_FILE)
+        sets: dict[str, dict[str, Int64Array]] = {"parts": {}, "groups": {}}
+        for kind, found in sets.items():
+            for name, entry in sorted(document[kind].items(), key=lambda item: _order(item[0])):
+                path = where / f"{name}.npy"
+                positions = read_npy(path)
+                if (entry["count"], entry["xxh3"]) != (len(positions), digest_of(positions)):
+                    raise StaleCacheError(
+                        f"{path} is not the file that {SPLITS_FILE} describes: it was changed or damaged",
+                        path=path,
+                        fix="split again: the same seed gives the same parts",
+                    )
+                found[name] = into_view(dataset, within(positions, dataset.generation, path), str(path))
+        return cls(dataset, sets["parts"], sets["groups"], document["made_by"])
+
+
+def read_splits_file(directory: Path) -> dict[str, Any]:
+    """The checked content of a split's ``splits.json``.
+
+    Raises:
+        CacheNotFoundError: If there is none.
+        CorruptManifestError: If it is damaged.
+        FormatError: If another version wrote it.
+    """
+    path = directory / SPLITS_FILE
+    try:
+        document = read_sealed(path, fix="split again: the same seed gives the same parts")
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheNotFoundError(
+            f"no split at {directory} ({SPLITS_FILE} is missing)",
+            path=directory,
+            fix=f"torchcell-cache split root=... out={directory}",
+        ) from None
+    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        raise FormatError(
+            f"{path} is no split of version {VERSION}", path=path, fix="upgrade torchcell_cache"
+        )
+    entries = [document.get(kind) for kind in ("parts", "groups")]
+    whole = set(document) == _KEYS and all(
+        isinstance(entry, dict) and _are_entries(entry) for entry in entries
+    )
+    if not whole:
+        raise CorruptManifestError(f"{path} lacks what it should hold", path=path, fix="split again")
+    return document
+
+
+def _are_entries(entries: Mapping[str, Any]) -> bool:
+    return all(
+        name.replace("_", "").isalnum() and isinstance(entry, dict) and set(entry) == {"count", "xxh3"}
+        for name, entry in entries.items()
+    )
+
+
+def _names_in(document: Path) -> list[str]:
+    try:
+        content = read_splits_file(document.parent)
+    except (CorruptManifestError, FormatError):
+        return []
+    return [*content["parts"], *content["groups"]]
+
+
+def _order(name: str) -> tuple[int, str]:
+    parts = ("train", "val", "test")
+    first = name.partition("_")[0]
+    return (parts.index(first) if first in parts else len(parts), name)

@@ -1,0 +1,297 @@
+"""``StreamingCacheDataset``: from shard to shard through a shuffle buffer, for data that does not fit in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.data.arguments import refuse_unknown
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.loader import CacheLoader
+from torchcell_cache.data.quality import ShuffleQuality, shuffle_quality
+from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
+from torchcell_cache.data.samplers.lanes import LanePlan
+from torchcell_cache.data.samplers.line import ShardLayout
+from torchcell_cache.data.samplers.shards import StreamSampler, store_view
+from torchcell_cache.data.source_reader import SourceReader
+from torchcell_cache.errors import SettingError
+
+_AT_ONCE = 16
+_LOADER = (
+    *("collate_fn", "expand", "follow_batch", "exclude_keys", "device", "prefetch_factor", "pin_memory"),
+    *("persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"),
+)
+
+
+class StreamingCacheDataset(IterableDataset[Any]):
+    """Samples or batches of a store in one pass from shard to shard, shuffled in windows of bounded size.
+
+    An epoch's order is a function of (seed, epoch): shards in a drawn order, within a shard its chunks of ``chunk_size``
+    consecutive samples in a drawn order, and every ``shuffle_buffer_size`` samples of that row permuted. Every rank takes
+    a stretch of that order and every worker of the rank a stretch of that one: nobody reads another's shards except
+    where a cut falls, ranks have equally many steps, and a run goes on in the middle of an epoch on any number of ranks
+    and workers.
+
+    Three ways to iterate: :meth:`batches` (a ``CacheLoader``: workers, device, resuming; the usual way), the dataset
+    itself (``SharedGraphBatch`` with ``batch_size``, single samples without), and torch's ``DataLoader``
+    (``batch_size=None`` there if it is given here). In torch's loader call :meth:`set_epoch` before each epoch.
+
+    Args:
+        dataset: A ``PreprocessedDataset``, a view or a ``Subset`` of one, or the root of a store.
+        batch_size: Samples per batch and rank; ``None`` yields single samples.
+        shuffle: Whether to permute, anew each epoch; without it the order is the dataset's, shard by shard.
+        chunk_size: Consecutive samples that stay together until the buffer takes them apart.
+        shuffle_buffer_size: Samples permuted together. Larger is closer to a full shuffle (:meth:`shuffle_quality`) and
+            keeps more of the store mapped.
+        seed: Of the permutations; the same on all ranks.
+        drop_last: Leave out what does not fill a batch on every rank.
+        rank: This process; by default found.
+        world_size: Number of ranks, likewise.
+        uneven: ``drop_last``, ``pad`` or ``exact``, as in ``DistributedCacheSampler``; single samples carry no mark.
+
+    Raises:
+        SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = None,
+        *,
+        shuffle: bool = True,
+        chunk_size: int = 64,
+        shuffle_buffer_size: int = 8192,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: str = "drop_last",
+        **unknown: Any,
+    ) -> None:
+        refuse_unknown("StreamingCacheDataset", unknown, _ARGUMENTS)
+        self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
+        self._view = store_view(self.dataset, "StreamingCacheDataset")
+        self._source: SourceReader | None = None
+        common = (seed, drop_last, rank, world_size, uneven)
+        layout = ShardLayout.of_view(self._view)
+        self._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Any,
+        processor: Any = None,
+        batch_size: int | None = None,
+        *,
+        shuffle: bool = True,
+        chunk_size: int = 64,
+        shuffle_buffer_size: int = 1024,
+        run_size: int = 4096,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: str = "drop_last",
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **unknown: Any,
+    ) -> StreamingCacheDataset:
+        """The same stream straight from a source, processed on the way, nothing stored: for one pass.
+
+        The source is read in runs: a window's samples are fetched in the source's own order, held in memory, and
+        processed when they are handed out. Batches are PyG's, with the base graph in every sample; from the second pass
+        on a store is cheaper.
+
+        Args:
+            source: What ``build`` takes.
+            processor: What ``build`` takes.
+            batch_size: Samples per batch and rank; ``None`` yields single samples.
+            shuffle: Whether to permute.
+            chunk_size: Consecutive samples that stay together until the buffer takes them apart.
+            shuffle_buffer_size: Samples of the source held in memory at most, per worker.
+            run_size: Consecutive samples that are read before the next run begins, as a shard's would be.
+            seed: Of the permutations; the same on all ranks.
+            drop_last: Leave out what does not fill a batch on every rank.
+            rank: This process; by default found.
+            world_size: Number of ranks, likewise.
+            uneven: ``drop_last``, ``pad`` or ``exact``.
+            collate_fn: Makes a batch of a list of graphs; PyG's by default.
+            unknown: Refused.
+
+        Raises:
+            SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
+            SampleError: On iterating, if the source or the processor raises.
+        """
+        refuse_unknown("StreamingCacheDataset.from_source", unknown, _SOURCE_ARGUMENTS)
+        stream = cls.__new__(cls)
+        stream._view = None  # type: ignore[assignment]
+        stream._source = reader = SourceReader(source, processor, collate_fn or pyg_collater(None, None))
+        stream.dataset = reader.source
+        layout = ShardLayout.of_runs(len(reader.source), whole_number("run_size", run_size, 1))
+        common = (seed, drop_last, rank, world_size, uneven)
+        stream._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
+        return stream
+
+    def _prepare(
+        self,
+        layout: ShardLayout,
+        batch_size: int | None,
+        shuffle: bool,
+        chunk_size: int,
+        buffer: int,
+        common: tuple[Any, ...],
+    ) -> None:
+        size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.batch_size = None if batch_size is None else size
+        named = dict(zip(_COMMON[3:], common, strict=True))
+        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **named)
+
+    # Iterating
+
+    def batches(self, num_workers: int = 0, **settings: Any) -> CacheLoader:
+        """A ``CacheLoader`` over this stream: batches through workers, onto a device, resumable.
+
+        The loader and this stream have one state. Worker ``k`` reads only its own stretch of the rank's samples.
+
+        Args:
+            num_workers: Reading processes, the same number on all ranks; 0 reads in this one.
+            settings: What else ``CacheLoader`` takes for reading (``device``, ``expand``, ``collate_fn``, ...).
+
+        Raises:
+            SettingError: If there is no store or no ``batch_size``, or a setting is unknown.
+        """
+        refuse_unknown(
+            "StreamingCacheDataset.batches", set(settings) - set(_LOADER), ["num_workers", *_LOADER]
+        )
+        if self._source is not None:
+            raise SettingError(
+                "batches() reads a store, and this stream comes straight from a source",
+                fix="iterate the stream itself, or torch's DataLoader(stream, batch_size=None, num_workers=...)",
+            )
+        if self.batch_size is None:
+            raise SettingError(
+                "batches() needs a batch size", fix="StreamingCacheDataset(dataset, batch_size=256)"
+            )
+        self.sampler.lanes = max(1, whole_number("num_workers", num_workers, 0))
+        return CacheLoader(self.dataset, num_workers=num_workers, sampler=self.sampler, **settings)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._source is None:  # its transform may have been set since
+            self._view = store_view(self.dataset, "StreamingCacheDataset")
+        worker = get_worker_info()
+        self.sampler.lanes, lane = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        plan = self.sampler.start_epoch()
+        assert isinstance(plan, LanePlan)
+        for step, item in self._read(plan, lane):
+            self.sampler.note_step(plan, step)
+            yield item
+        self.sampler.end_epoch(plan)
+
+    def _read(self, plan: LanePlan, lane: int) -> Iterator[tuple[int, Any]]:
+        """Steps of a lane and what they give."""
+        cut = plan.cuts[plan.rank]
+        stretches = cut.singles(lane, _AT_ONCE) if self.batch_size is None else cut.stretches(lane)
+        reader = self._source.window(plan, lane) if self._source is not None else self._store_reader()
+        try:
+            for steps, start, stop in stretches:
+                indices, padding = plan.take(start, stop)
+                if self.batch_size is None:
+                    where = indices if self._source is not None else self._view.positions(indices)
+                    yield from zip(steps, reader.samples(where), strict=True)
+                    continue
+                batch = reader[indices if self._source is not None else self._view.positions(indices)]
+                if plan.uneven == "pad" and not isinstance(batch, list | dict):
+                    batch.is_padding = torch.from_numpy(padding)
+                yield steps[0], batch
+            if self._source is not None:
+                self._source.check()
+        finally:
+            reader.close()
+
+    def _store_reader(self) -> Any:
+        view, generation = self._view, self._view.generation
+        single = self.batch_size is None
+        if single or view.transform is not None:
+            reader: Any = SampleReader(
+                generation, view.transform, _same if single else pyg_collater(None, None)
+            )
+        else:
+            reader = SharedReader(generation, packed=False)
+        return ShardByShard(reader, generation, self.sampler.shards_at_once)
+
+    def __len__(self) -> int:
+        """Batches, or single samples without ``batch_size``, of a whole epoch on this rank."""
+        return len(self.sampler)
+
+    # Epochs and resuming
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or the next one."""
+        return self.sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self, steps: int | None = None, num_workers: int = 0) -> dict[str, Any]:
+        """Where the run stands, as JSON values, the same on every rank.
+
+        Args:
+            steps: Batches taken from this epoch by way of torch's ``DataLoader``, whose workers read ahead and cannot
+                be asked; not needed otherwise.
+            num_workers: That loader's number of workers.
+
+        Raises:
+            SettingError: If torch's loader makes the batches in several workers: which samples it took is not known.
+        """
+        if steps is None:
+            return self.sampler.state_dict()
+        if self.batch_size is None and num_workers > 1:
+            raise SettingError(
+                "the state of single samples in several workers depends on how torch's loader batches them",
+                fix="give the stream its batch_size, and DataLoader(stream, batch_size=None, num_workers=...)",
+            )
+        plan = self.sampler.plan(0, max(1, whole_number("num_workers", num_workers, 0)))
+        return {
+            **self.sampler.state_dict(),
+            self.sampler.place_name: plan.place(whole_number("steps", steps, 0)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, whatever the number of ranks, workers and the batch size now.
+
+        Raises:
+            SettingError: If the state is of another dataset or kind of order.
+        """
+        self.sampler.load_state_dict(state)
+
+    def shuffle_quality(self, epoch: int = 0, batch_size: int | None = None) -> ShuffleQuality:
+        """How far an epoch's order is from the dataset's and from a full shuffle; reads nothing.
+
+        Args:
+            epoch: Which epoch.
+            batch_size: Of what is said about batches; the stream's own by default, else 256.
+        """
+        line = self.sampler.line(whole_number("epoch", epoch, 0))
+        size = (self.batch_size or 256) if batch_size is None else whole_number("batch_size", batch_size, 1)
+        return shuffle_quality(line.indices(0, len(line)), size)
+
+    def __repr__(self) -> str:
+        return f"StreamingCacheDataset({self.dataset!r}, batch_size={self.batch_size})"
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_COMMON = [
+    *("shuffle", "chunk_size", "shuffle_buffer_size"),
+    *("seed", "drop_last", "rank", "world_size", "uneven"),
+]
+_ARGUMENTS = ["dataset", "batch_size", *_COMMON]
+_SOURCE_ARGUMENTS = ["source", "processor", "batch_size", *_COMMON, "run_size", "collate_fn"]

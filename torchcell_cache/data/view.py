@@ -1,0 +1,105 @@
+"""Which samples of which store a dataset stands for: stores, their views, torch's subsets of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch.utils.data import ConcatDataset, Subset
+
+from torchcell_cache.core.indexing import as_positions
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.errors import SettingError
+from torchcell_cache.store.generation import Generation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreView:
+    """Samples of one store, in an order of their own.
+
+    Attributes:
+        generation: The store's generation.
+        chosen: Store positions, ``[n] int64``; ``None`` for the whole store as it is.
+        transform: What the dataset applies to every sample it reads, or ``None``.
+    """
+
+    generation: Generation
+    chosen: Int64Array | None
+    transform: Callable[..., Any] | None
+
+    def __len__(self) -> int:
+        return len(self.generation) if self.chosen is None else len(self.chosen)
+
+    def positions(self, indices: Int64Array) -> Int64Array:
+        """Store positions of samples of this view.
+
+        Raises:
+            IndexError: If one is out of range.
+        """
+        within = as_positions(indices, len(self))
+        return within if self.chosen is None else self.chosen[within]
+
+    @property
+    def digest(self) -> str:
+        """What the samples are and in which order, in hexadecimal."""
+        digest = xxhash.xxh3_128(self.generation.manifest.content_digest.encode())
+        if self.chosen is not None and not np.array_equal(self.chosen, np.arange(len(self.generation))):
+            digest.update(np.ascontiguousarray(self.chosen).tobytes())
+        return digest.hexdigest()
+
+
+def view_of(dataset: Any) -> StoreView | None:
+    """The samples a dataset stands for, or ``None`` if they are not all of one store with one transform."""
+    if isinstance(dataset, PreprocessedDataset):
+        whole = dataset._indices is None
+        return StoreView(dataset.generation, None if whole else dataset.positions(), dataset.transform)
+    if isinstance(dataset, Subset):
+        inner = view_of(dataset.dataset)
+        if inner is None:
+            return None
+        chosen = inner.positions(np.asarray(dataset.indices, dtype=np.int64))
+        return StoreView(inner.generation, chosen, inner.transform)
+    if isinstance(dataset, ConcatDataset):
+        return _joined([view_of(part) for part in dataset.datasets])
+    return None
+
+
+def restricted(dataset: Any, indices: Any) -> PreprocessedDataset:
+    """The samples of a dataset that an index file of its store lists, or that ``indices`` index.
+
+    Raises:
+        SettingError: If the dataset is no ``PreprocessedDataset``, or a view that lacks one of the samples.
+        StaleCacheError: If the file was made for another store.
+    """
+    if not isinstance(dataset, PreprocessedDataset):
+        raise SettingError(
+            f"indices= chooses samples of a PreprocessedDataset, got {type(dataset).__name__}",
+            fix="make the view before: dataset[indices]",
+        )
+    if isinstance(indices, str | os.PathLike):
+        from torchcell_cache.data.index_file import load_indices
+        from torchcell_cache.data.select import into_view
+
+        indices = into_view(dataset, load_indices(indices, dataset), os.fspath(indices))
+    return dataset.index_select(indices)
+
+
+def _joined(views: list[StoreView | None]) -> StoreView | None:
+    first = views[0]
+    parts = []
+    for view in views:
+        if first is None or view is None or view.transform is not first.transform:
+            return None
+        if (
+            view.generation is not first.generation
+            and view.generation.directory != first.generation.directory
+        ):
+            return None
+        parts.append(view.positions(np.arange(len(view))))
+    assert first is not None
+    return StoreView(first.generation, np.concatenate(parts), first.transform)

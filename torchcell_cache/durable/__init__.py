@@ -1,1 +1,0 @@
-"""What survives a crash: atomic publication, locks, process identity, sealed JSON."""

@@ -1,0 +1,294 @@
+"""Some nodes of the perturbed type and the edges among them, through the incidence index.
+
+A :class:`Selection` says which positions of the position space stay; :func:`subset` cuts a graph by it. Both keep the
+base graph's order, so the result is PyG's ``subgraph`` on the same nodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.incidence import IncidenceIndex, Positions, ragged_arange
+from torchcell_cache.graph.topology import Domain, Topology, endpoints
+
+Rows: TypeAlias = tuple[Int64Array, Tensor]
+"""The wanted rows twice: on the host and on the graph's device, so that neither has to ask the other."""
+
+_INDICES = ("edge_index", "hyperedge_index")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """An induced part of a base graph.
+
+    Attributes:
+        nodes: Selected nodes of the perturbed type, ascending, ``[k] int64``.
+        kept: Per domain the positions within it that stay, ascending int64; ``None`` where all stay.
+        topology: The position space of what stays.
+    """
+
+    nodes: Int64Array
+    kept: tuple[Int64Array | None, ...]
+    topology: Topology
+
+    @classmethod
+    def make(cls, whole: Topology, nodes: Int64Array, kept: Sequence[Int64Array | None]) -> Selection:
+        """Number what stays, domain after domain."""
+        domains: list[Domain] = []
+        for domain, local in zip(whole.domains, kept, strict=True):
+            start = domains[-1].stop if domains else 0
+            domains.append(
+                Domain(domain.role, domain.key, start, domain.size if local is None else len(local))
+            )
+        return cls(nodes, tuple(kept), Topology(whole.node_type, len(nodes), tuple(domains)))
+
+    def translate(self, whole: Topology, positions: Positions) -> tuple[Positions, Any]:
+        """Positions of the whole graph in this part's numbering.
+
+        Args:
+            whole: The position space of the whole graph.
+            positions: Positions there, in any order, ``[n]``.
+
+        Returns:
+            New positions of those that stay, in the order given, and which do, ``[n] bool``.
+        """
+        if all(local is None for local in self.kept):
+            return positions, np.ones(len(positions), dtype=bool)
+        old, new = [], []
+        for before, after, local in zip(whole.domains, self.topology.domains, self.kept, strict=True):
+            if before.role != "edge" or ends_of(whole, before):  # no other edge can be removed
+                old.append(before.start + (np.arange(before.size) if local is None else local))
+                new.append(after.start + np.arange(after.size))
+        table = np.concatenate([*old, [whole.size]])
+        at = np.searchsorted(table[:-1], positions)
+        stays = table[at] == positions
+        return np.concatenate([*new, [0]])[at[stays]].astype(self.topology.position_dtype), stays
+
+
+def ends_of(topology: Topology, domain: Domain) -> tuple[int, ...]:
+    """Rows of a domain's index that hold nodes of the perturbed type."""
+    if domain.role == "edge":
+        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+        return tuple(row for row, end in enumerate(ends) if end == topology.node_type)
+    return (0,) if domain.role == "gpr" else ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FarEnds:
+    """The other end of each entry of an incidence index, so that looking around a node reads one run of memory.
+
+    Attributes:
+        index: The index.
+        far: Per entry of ``index.positions``, ``[nnz] int32`` (int64 from 2**31 nodes on): under an edge's first end (its source)
+            the other end ``n``, under its second end ``-1 - n`` with ``n`` its first; where only one end is of the perturbed
+            type, ``num_nodes`` under that end, and -1 under whatever else takes the position with it.
+    """
+
+    index: IncidenceIndex
+    far: Any
+
+    @classmethod
+    def of(cls, index: IncidenceIndex, graph: Any) -> FarEnds:
+        """Look every entry's edge up once; 0.2 s and 20 MB for 2.5 million edges.
+
+        Args:
+            index: The base graph's incidence index.
+            graph: The base graph, on the CPU.
+        """
+        topology = index.topology
+        num_nodes = topology.num_nodes
+        far = np.full(len(index.positions), -1, dtype=np.int32 if num_nodes < 1 << 31 else np.int64)
+        for column, domain in enumerate(topology.domains):
+            rows = ends_of(topology, domain)
+            if not rows:
+                continue
+            counts = index.ptr[:, column + 1] - index.ptr[:, column]
+            at = ragged_arange(index.ptr[:, column], counts)
+            owner = np.repeat(np.arange(num_nodes), counts)
+            ends = endpoints(graph, domain)
+            local = index.positions[at] - domain.start
+            first = ends[rows[0]][local]
+            if len(rows) == 1:
+                far[at[first == owner]] = num_nodes
+            else:
+                far[at] = np.where(first == owner, ends[1][local], -1 - first)
+        return cls(index, far)
+
+
+def select(ends: FarEnds, nodes: Int64Array) -> Selection:
+    """The part of a base graph that some nodes induce.
+
+    An edge between two nodes of the perturbed type stays if both are selected, an edge (or gpr entry) with one such end
+    if that end is; nodes of other types, and edges among them, all stay. Looks at the entries of the selected nodes only.
+
+    Args:
+        ends: Incidence index and far ends of the base graph.
+        nodes: Nodes to keep, ascending and unique, ``[k] int64``.
+    """
+    index, topology = ends.index, ends.index.topology
+    size = topology.num_nodes
+    if len(nodes) == size:
+        return Selection.make(topology, nodes, [None] * len(topology.domains))
+    # Negative far ends count from the back and find False: an edge is taken under its first end only.
+    takes = np.zeros(2 * size + 1, dtype=bool)
+    takes[nodes] = takes[size] = True
+    runs = list(zip(index.ptr[nodes, 0].tolist(), index.ptr[nodes, -1].tolist(), strict=True))
+    far = np.concatenate([ends.far[:0], *(ends.far[a:b] for a, b in runs)])
+    positions = np.concatenate([index.positions[:0], *(index.positions[a:b] for a, b in runs)])[takes[far]]
+    positions.sort()
+    kept: list[Int64Array | None] = []
+    for domain in topology.domains:
+        begin, end = np.searchsorted(positions, [domain.start, domain.stop])
+        whole = not ends_of(topology, domain)
+        kept.append(None if whole else positions[begin:end].astype(np.int64) - domain.start)
+    return Selection.make(topology, nodes, kept)
+
+
+def neighbours(ends: FarEnds, nodes: Int64Array, columns: Sequence[int], flow: str = "both") -> Int64Array:
+    """Other ends of the nodes' edges, one per edge and node, in no particular order.
+
+    Args:
+        ends: Incidence index and far ends of the base graph.
+        nodes: Where to look from, ``[n] int64``.
+        columns: Domains to walk along, from :func:`hop_columns`.
+        flow: ``source_to_target`` looks at edges into the nodes, as PyG's ``k_hop_subgraph`` does, ``target_to_source`` at edges
+            out of them, ``both`` at either.
+    """
+    ptr = ends.index.ptr
+    parts = [ragged_arange(ptr[nodes, c], ptr[nodes, c + 1] - ptr[nodes, c]) for c in columns]
+    far: Int64Array = ends.far[np.concatenate([np.empty(0, dtype=np.int64), *parts])].astype(np.int64)
+    if flow == "source_to_target":
+        return -1 - far[far < 0]
+    if flow == "target_to_source":
+        return far[far >= 0]
+    return np.where(far < 0, -1 - far, far)
+
+
+def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
+    """Domains whose edges join two nodes of the perturbed type; all of them, or those asked for.
+
+    Args:
+        topology: The position space.
+        edge_types: Edge types, or their relations' names; ``None`` for all.
+
+    Raises:
+        SettingError: Naming the valid edge types.
+    """
+    valid = {d.key: column for column, d in enumerate(topology.domains) if len(ends_of(topology, d)) == 2}
+    if edge_types is None:
+        return list(valid.values())
+    named = {key[1]: key for key in valid if isinstance(key, tuple)}
+    wanted = [tuple(t) if isinstance(t, list | tuple) else named.get(t, t) for t in edge_types]
+    unknown = [t for t in wanted if t not in valid]
+    if unknown:
+        raise SettingError(
+            f"edge_types={unknown} do not join two '{topology.node_type}' nodes of the base graph; valid: {list(valid)}"
+        )
+    return sorted({valid[t] for t in wanted})
+
+
+def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
+    """A graph cut to a selection, on the graph's device; tensors and lists that stay whole are the graph's own.
+
+    Args:
+        graph: The base graph on any device.
+        whole: Its position space.
+        selection: What stays.
+    """
+    cut = _Cut(graph, whole, selection)
+    out = copy.copy(graph)
+    if not isinstance(graph, HeteroData):
+        out._store._mapping = cut.homogeneous(graph._store._mapping)
+        return out
+    nodes = out[whole.node_type]
+    nodes._mapping = cut.rows_of(nodes._mapping, whole.num_nodes, cut.rows, "num_nodes")
+    for domain, local in zip(whole.domains, selection.kept, strict=True):
+        if local is not None:
+            store = out[domain.key]
+            store._mapping = cut.edges(store._mapping, domain, local)
+    return out
+
+
+class _Cut:
+    """Cuts the fields of one graph."""
+
+    def __init__(self, graph: Any, whole: Topology, selection: Selection) -> None:
+        tensors = [v for store in graph.stores for v in store._mapping.values() if isinstance(v, Tensor)]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.whole, self.selection = whole, selection
+        self.nodes = self._there(selection.nodes)
+        self.rows: Rows = selection.nodes, self.nodes
+        new_id = torch.full((whole.num_nodes,), -1, dtype=torch.int64, device=self.device)
+        self.new_id = new_id.index_copy_(0, self.nodes, torch.arange(len(self.nodes), device=self.device))
+
+    def _there(self, array: Int64Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def rows_of(self, fields: dict[str, Any], size: int, rows: Rows, count: str) -> dict[str, Any]:
+        """Fields with the wanted rows of everything that has ``size`` of them, and the new ``count``."""
+        return {name: self._rows(name, value, size, rows, count) for name, value in fields.items()}
+
+    def _rows(self, name: str, value: Any, size: int, rows: Rows, count: str) -> Any:
+        here, there = rows
+        if name == count:
+            return len(here)
+        if name in _INDICES:
+            return value
+        if isinstance(value, Tensor):
+            return value.index_select(0, there) if value.dim() and value.size(0) == size else value
+        if isinstance(value, list | tuple) and len(value) == size:
+            return type(value)([value[k] for k in here.tolist()])
+        return value
+
+    def edges(self, fields: dict[str, Any], domain: Domain, local: Int64Array) -> dict[str, Any]:
+        """Fields of an edge type, its index in the new numbering."""
+        wanted = self._there(local)
+        out = self.rows_of(fields, domain.size, (local, wanted), "num_edges")
+        name = "edge_index" if domain.role == "edge" else "hyperedge_index"
+        index = fields[name].index_select(1, wanted)
+        rows = list(index.unbind(0))
+        for row in ends_of(self.whole, domain):
+            rows[row] = self.new_id.index_select(0, rows[row]).to(index.dtype)
+        out[name] = torch.stack(rows)
+        return out
+
+    def homogeneous(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of ``Data``, where one store holds nodes and edges: told apart by size, then by name as PyG does."""
+        whole = self.whole
+        if not whole.domains:
+            return self._with_count(fields, fields)
+        domain, local = whole.domains[0], self.selection.kept[0]
+        if local is None:
+            return fields
+        per_edge = {
+            name
+            for name, value in fields.items()
+            if name == "num_edges"
+            or name in _INDICES
+            or (_length(value) == domain.size and (domain.size != whole.num_nodes or "edge" in name))
+        }
+        edges = self.edges({n: fields[n] for n in fields if n in per_edge}, domain, local)
+        nodes = self._with_count({n: v for n, v in fields.items() if n not in per_edge}, fields)
+        return {name: (edges if name in per_edge else nodes)[name] for name in fields} | nodes
+
+    def _with_count(self, fields: dict[str, Any], everything: dict[str, Any]) -> dict[str, Any]:
+        out = self.rows_of(fields, self.whole.num_nodes, self.rows, "num_nodes")
+        if everything.get("num_nodes") is None:
+            out["num_nodes"] = len(self.nodes)
+        return out
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return int(value.size(0)) if value.dim() else -1
+    return len(value) if isinstance(value, list | tuple) else -1

@@ -1,0 +1,161 @@
+"""Graphs to bytes and back: a sample as a generic record, and the façade of this room.
+
+The parts stand next door: :mod:`.fields` takes graphs apart, :mod:`.files` keeps the base graph
+in two files, :mod:`.values` and :mod:`torchcell_cache.graph.typed_json` know single values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from torchcell_cache.codec import generic
+from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
+from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
+from torchcell_cache.errors import RecordTooLargeError
+from torchcell_cache.graph.fields import (
+    GraphFields,
+    flatten,
+    graph_digest,
+    graph_digests,
+    payload_of,
+    unflatten,
+)
+from torchcell_cache.graph.files import load_base_graph, save_base_graph, write_base_graph
+from torchcell_cache.graph.typed_json import MAX_VALUE_BYTES, value_from_json
+from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
+
+__all__ = [
+    "BaseFields",
+    "GraphFields",
+    "decode_graph",
+    "encode_graph",
+    "flatten",
+    "graph_digest",
+    "graph_digests",
+    "is_same_tensor",
+    "load_base_graph",
+    "save_base_graph",
+    "to_array",
+    "to_tensor",
+    "unflatten",
+    "write_base_graph",
+]
+
+
+class BaseFields(Mapping[FieldKey, Payload]):
+    """The base graph's fields, by store and name, for encoding and decoding samples; built once per process.
+
+    As a mapping it gives what the codec needs; :meth:`value` gives the base graph's own objects. Nothing is
+    converted before it is asked for, and tensors are not copied.
+
+    Args:
+        graph: The base graph, or ``None`` where samples share nothing.
+    """
+
+    def __init__(self, graph: Data | HeteroData | None) -> None:
+        self.graph = graph
+        fields = None if graph is None else flatten(graph)
+        self._values: dict[FieldKey, Any] = (
+            {} if fields is None else dict(zip(fields.layout.keys, fields.values, strict=True))
+        )
+        self._payloads: dict[FieldKey, Payload] = {}
+
+    def __getitem__(self, key: FieldKey) -> Payload:
+        payload = self._payloads.get(key)
+        if payload is None:
+            payload = self._payloads.setdefault(key, payload_of(self._values[key], field_label(key)))
+        return payload
+
+    def __iter__(self) -> Iterator[FieldKey]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def value(self, key: FieldKey) -> Any:
+        """The base graph's own object."""
+        return self._values[key]
+
+
+def encode_graph(
+    graph: Data | HeteroData, base: BaseFields, mode: str, max_bytes: int = MAX_RECORD_BYTES
+) -> tuple[Layout, bytes]:
+    """Encode a sample as a generic record.
+
+    Args:
+        graph: The sample's graph; it is only read.
+        base: The base graph's fields.
+        mode: ``"full"`` or ``"delta"``, see :func:`torchcell_cache.codec.generic.encode`.
+        max_bytes: Largest record accepted.
+
+    Returns:
+        Its layout, which the reader needs under ``layout.id``, and the record's body.
+
+    Raises:
+        UnsupportedValueError: Naming the attribute that no record can hold.
+        RecordTooLargeError: If the record, or the text of its values that are not tensors (16 MiB), is too
+            large.
+    """
+    fields = flatten(graph)
+    payloads: list[Payload | None] = []
+    references: list[generic.BaseField | None] = []
+    text_bytes = 0
+    layout = fields.layout
+    for key, label, is_tensor, value in zip(
+        layout.keys, layout.labels, layout.tensors, fields.values, strict=True
+    ):
+        own: Any = base.value(key) if key in base else _MISSING
+        shared = own is not _MISSING and isinstance(own, Tensor) is is_tensor
+        if shared and (is_same_tensor(value, own) if is_tensor else value is own):
+            payloads.append(None)
+            references.append(generic.BaseField(None, True))
+            continue
+        payload = payload_of(value, label)
+        reference = base[key] if shared and (mode == "delta" or not is_tensor) else None
+        text_bytes += len(payload) if isinstance(payload, bytes) and payload != reference else 0
+        payloads.append(payload)
+        references.append(generic.BaseField(reference, False))
+    _check_text(text_bytes)
+    return layout, generic.encode(layout, payloads, references, mode, max_bytes)
+
+
+_MISSING = object()
+
+
+def decode_graph(
+    body: Buffer, layouts: Mapping[int, Layout], base: BaseFields, max_bytes: int = MAX_RECORD_BYTES
+) -> Data | HeteroData:
+    """Decode a generic record into a fresh graph; shared fields are the base graph's own objects.
+
+    Raises:
+        FormatError, CorruptRecordError, RecordTooLargeError: If the body is not what :func:`encode_graph`
+        wrote.
+    """
+    layout, payloads = generic.decode(body, layouts, base, max_bytes)
+    values: list[Any] = []
+    text_bytes = 0
+    for key, payload in zip(layout.keys, payloads, strict=True):
+        if key in base and base[key] is payload:
+            values.append(base.value(key))
+        elif isinstance(payload, TensorValue):
+            values.append(to_tensor(payload))
+        else:
+            text_bytes += len(payload)
+            _check_text(text_bytes)
+            values.append(value_from_json(payload, field_label(key)))
+    return unflatten(GraphFields(layout, values))
+
+
+def _check_text(num_bytes: int) -> None:
+    if num_bytes > MAX_VALUE_BYTES:
+        raise RecordTooLargeError(
+            f"values that are not tensors take {num_bytes:,} bytes as text, at most {MAX_VALUE_BYTES:,}",
+            fix="return them as tensors from the processor, or leave them in the base graph",
+        )

@@ -1,1 +1,0 @@
-"""How an epoch is drawn and read: samplers, epoch plans, workers and prefetch threads behind the loader."""

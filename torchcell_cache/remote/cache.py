@@ -1,0 +1,281 @@
+"""Files of one generation of a remote store on local disk: fetched once per node, leased while open, evicted when not.
+
+``<cache_dir>/<name>-<digest>/`` has the layout of a store, without ``processed/manifest.json`` because it may never be
+complete. Two locks per file, both on bytes of ``.files.lock``: one shared by those that have it open, which keeps
+eviction away, and one exclusive for whoever fetches it, so that others wait and use the result. The times of empty files
+in ``.used`` say what was used last: the files themselves are never touched, their digest stamps name their times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
+from torchcell_cache.errors import CacheError, CorruptShardError, StorageLostError
+from torchcell_cache.remote.byte_locks import ByteLocks
+from torchcell_cache.store.generation import GENERATION_MANIFEST
+from torchcell_cache.store.manifest import FileEntry, Manifest, processed_dir
+from torchcell_cache.store.records import close_file
+from torchcell_cache.store.shard_entry import FILE_NAMES, USED_NAME
+from torchcell_cache.store.stamps import ensure_verified
+
+LOCK_NAME = ".files.lock"
+_FETCH = 1 << 40
+_FIRST_SHARD = 16
+_PAUSES_S = (0.002, 0.1)
+_TRIES = 5
+
+
+class LocalCache:
+    """The files that this node has of one generation; one object per process and directory, see :func:`cache_at`.
+
+    Args:
+        root: ``<cache_dir>/<name>-<digest>``.
+        manifest: The generation's manifest.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root, self.manifest = root, manifest
+        self.directory, self.used = processed_dir(root) / manifest.generation, root / USED_NAME
+        self.here = np.zeros(len(manifest.shards), dtype=bool)  # shards leased by this process
+        self.held: OrderedDict[str, None] = (
+            OrderedDict()
+        )  # all that is leased, least recently asked for first
+        self._reset()
+        self.locks = ByteLocks(root / LOCK_NAME)
+        self.settle()
+        _CACHES_ALIVE.add(self)
+
+    def _reset(self) -> None:
+        self._changing = threading.RLock()
+        self._turns: dict[str, threading.Lock] = {}
+        self._latest: dict[int, str] = {}  # what each thread asked for last, and may be about to open
+
+    def forget_after_fork(self) -> None:
+        """A child holds no lease until it asks for a file itself."""
+        self._reset()
+        self.held.clear()
+        self.here[:] = False
+
+    def settle(self) -> None:
+        """Make what the directory needs, also again: somebody may have emptied the cache meanwhile."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._settle()
+                return
+            except (FileNotFoundError, StorageLostError) as error:
+                if not left:
+                    raise StorageLostError(
+                        f"{self.root} is removed while it is made ({error})",
+                        path=self.root,
+                        fix="choose cache_dir=...",
+                    ) from None
+
+    def _settle(self) -> None:
+        with self._changing:
+            make_dirs_durable(self.directory)
+            make_dirs_durable(self.used)
+            if not self.locks.is_there():
+                with storage_errors(self.root, "lock"):
+                    self.locks = ByteLocks(self.root / LOCK_NAME)
+                    self.locks.open()
+                self.held.clear()  # what was leased through the lock file that is gone is leased no more
+                self.here[:] = False
+            path = self.directory / GENERATION_MANIFEST
+            if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
+                write_atomic(path, self.manifest.to_bytes())
+            remove_stale_temps(self.directory)
+
+    # Leasing
+
+    def hold(self, entry: FileEntry, fetch: Callable[[FileEntry], None]) -> None:
+        """Have a file on this disk, whole, and keep it from eviction until this process lets go of it.
+
+        Args:
+            entry: The file.
+            fetch: Brings it under its name; called by one process at a time.
+
+        Raises:
+            CacheError: What ``fetch`` raises.
+        """
+        with self._turn(entry.name):
+            self._latest[threading.get_ident()] = entry.name
+            vanished = entry.name in self.held
+            if vanished and self._has_size(entry):
+                with self._changing, contextlib.suppress(KeyError):
+                    self.held.move_to_end(entry.name)
+                return
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._lease(entry, fetch)
+                    break
+                except CacheError as error:
+                    if not left or not isinstance(
+                        error, StorageLostError
+                    ):  # else it may be removed right now
+                        raise self._named(error, entry) if vanished else error from None
+            self._note(entry.name, True)
+            with contextlib.suppress(OSError):
+                (self.used / entry.name).touch()
+
+    def _lease(self, entry: FileEntry, fetch: Callable[[FileEntry], None]) -> None:
+        """Take the shared lock of a file and fetch it unless it is whole."""
+        if not self.directory.is_dir() or not self.locks.is_there():
+            self.settle()
+        byte, locks = byte_of(entry.name), self.locks
+        _wait(lambda: locks.shared(byte))
+        try:
+            if not self._is_whole(entry):
+                _wait(lambda: locks.exclusive(_FETCH + byte))
+                try:
+                    if not self._is_whole(entry):
+                        fetch(entry)
+                finally:
+                    locks.release(_FETCH + byte)
+        except BaseException:
+            self._note(entry.name, False)
+            locks.release(byte)
+            raise
+
+    def _named(self, error: CacheError, entry: FileEntry) -> CacheError:
+        """The error of fetching, where the user did not know that anything had to be fetched."""
+        path, said = self.directory / entry.name, str(error).partition("\n  fix: ")[0]
+        return type(error)(f"{path} was removed; fetched again, {said}", path=path, fix=error.fix)
+
+    def _has_size(self, entry: FileEntry) -> bool:
+        """Whether a file that is leased is still there: a lease keeps other readers of the cache away, not users."""
+        try:
+            return (self.directory / entry.name).stat().st_size == entry.size
+        except OSError:
+            return False
+
+    def _is_whole(self, entry: FileEntry) -> bool:
+        try:
+            ensure_verified(self.directory / entry.name, entry.size, entry.xxh3)
+        except CorruptShardError:
+            return False
+        return True
+
+    def _note(self, name: str, held: bool) -> None:
+        with self._changing:
+            if held:
+                self.held[name] = None
+            else:
+                self.held.pop(name, None)
+            if name not in FILE_NAMES:
+                self.here[_shard_of(name)] = held
+
+    @contextlib.contextmanager
+    def _turn(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """One thread at a time per file; the kernel's locks only tell processes apart."""
+        with self._changing:
+            lock = self._turns.setdefault(name, threading.Lock())
+        taken = lock.acquire(blocking=wait)
+        try:
+            yield taken
+        finally:
+            if taken:
+                lock.release()
+
+    # Evicting
+
+    def _wanted_by_others(self) -> set[str]:
+        """What the other threads asked for last."""
+        alive = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        return {name for thread, name in list(self._latest.items()) if thread in alive}
+
+    def try_evict(self, name: str) -> bool:
+        """Remove a file unless another process has it open, or this one cannot do without."""
+        with self._turn(name, wait=False) as mine:
+            if not mine or (name in FILE_NAMES and name in self.held):
+                return False
+            byte, held = byte_of(name), name in self.held
+            if held and name in self._wanted_by_others():
+                return False
+            if not self.locks.exclusive(byte) or not self.locks.supported:
+                return False
+            try:
+                if held:
+                    self._note(name, False)
+                    close_file(self.directory / name)
+                return _unlink(self.directory / name)
+            finally:
+                self.locks.release(byte)
+
+
+def byte_of(name: str) -> int:
+    """The byte of the lock file that stands for a file of a generation."""
+    return FILE_NAMES.index(name) if name in FILE_NAMES else _FIRST_SHARD + _shard_of(name)
+
+
+def try_evict_at(root: Path, path: Path) -> bool:
+    """:meth:`LocalCache.try_evict` for any copy in the cache directory, whether or not this process has it open."""
+    cache = _CACHES.get(str(root))
+    if cache is not None and cache.directory == path.parent:
+        return cache.try_evict(path.name)
+    try:
+        locks = ByteLocks(root / LOCK_NAME)
+    except OSError:
+        return False
+    try:
+        free = locks.exclusive(byte_of(path.name)) and locks.supported
+        return free and _unlink(path)
+    finally:
+        locks.close()
+
+
+def cache_at(root: Path, manifest: Manifest) -> LocalCache:
+    """This process's object for a directory."""
+    with _LOCK:
+        found = _CACHES.get(str(root))
+        if found is None:
+            found = _CACHES[str(root)] = LocalCache(root, manifest)
+        elif not found.directory.is_dir():
+            found.settle()
+        return found
+
+
+def _shard_of(name: str) -> int:
+    return int(name[6:-5])
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        os.unlink(path)  # noqa: PTH108
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's cache
+        return False
+    return True
+
+
+def _wait(attempt: Callable[[], bool]) -> None:
+    pause, longest = _PAUSES_S
+    while not attempt():
+        time.sleep(pause * (0.5 + random.random()))
+        pause = min(2 * pause, longest)
+
+
+_CACHES: weakref.WeakValueDictionary[str, LocalCache] = weakref.WeakValueDictionary()
+_CACHES_ALIVE: weakref.WeakSet[LocalCache] = weakref.WeakSet()
+_LOCK = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()
+    for cache in list(_CACHES_ALIVE):
+        cache.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,248 @@
+"""``stage``: a verified copy of a published store on this node's own disk.
+
+A copy lives in ``<directory>/<name>-<16 digits of the manifest's digest>``, which is a store root like any other. Another
+content has another name, so a stale copy is never read. See ``docs/clusters.md``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from torchcell_cache.builder.steps import Say
+from torchcell_cache.core.files import (
+    fsync_dir,
+    make_dirs_durable,
+    remove_stale_temps,
+    storage_errors,
+    temp_path,
+    write_atomic,
+)
+from torchcell_cache.core.locks import BuilderLock, read_status
+from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.urls import is_url, local_path
+from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
+from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
+from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.shard_entry import root_argument
+from torchcell_cache.store.waiting import wait_for_store
+
+KEPT_SECONDS = 3600.0
+"""A copy staged less than this ago stays: whoever staged it may not have opened it yet."""
+
+_COPY = re.compile(r"(\.partial-)?.{1,80}-[0-9a-f]{16}")
+_WAIT_SECONDS = 30.0
+
+
+def stage(
+    root: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    keep: int | None = None,
+    wait: bool | float = False,
+    progress: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Copy the published generation of a store to local disk, or find the copy that is there.
+
+    Any number of processes of a node may call this at once: one copies, the others wait for it. What a killed copier
+    finished is kept.
+
+    Args:
+        root: Root of the store, or the address it was pushed to.
+        to: Directory on this node's disk; made if it is not there.
+        keep: Remove all but the ``keep`` youngest copies of this store, this one counted; never one that is in use or was
+            staged within the last hour. ``None`` removes nothing.
+        wait: Seconds to wait for a store that is still being built, ``True`` without limit.
+        progress: Whether to print progress on stderr.
+        storage_options: For an address: options of the file system, no credentials.
+
+    Returns:
+        Root of the copy, for :class:`torchcell_cache.PreprocessedDataset`.
+
+    Raises:
+        CacheNotFoundError: If there is no store.
+        CorruptShardError: If a file of the store is not what its manifest says; nothing is published.
+        StorageError: If there is no room, or a file system refuses.
+        SettingError: If an argument has no such value.
+    """
+    if keep is not None and keep < 1:
+        raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
+    say = Say(progress)
+    place = local_path(to, "to")
+    with _source(root, wait, storage_options) as source:
+        return _copied(*source, place, keep, say)
+
+
+def _copied(manifest: Manifest, origin: Origin, where: str, place: Path, keep: int | None, say: Say) -> Path:
+    """The copy in ``place``, made unless it is there."""
+    make_dirs_durable(place)
+    remove_stale_temps(place)
+    target = place / copy_name(Path(where), manifest)
+    if target.is_symlink():
+        raise UnsafeContentError(
+            f"{target} is a symbolic link, expected a directory", path=target, fix="remove it"
+        )
+    lock = _lock_of(target)
+    _acquire(lock, target, say)
+    try:
+        _ensure(manifest, where, origin, target, lock.exclusive, say)
+        with contextlib.suppress(OSError):  # somebody else's copy
+            os.utime(target / LEASE_NAME)
+        if keep is not None:
+            _remove_old(where, target, keep, say)
+    finally:
+        lock.release()
+    return target
+
+
+def copy_name(root: Path, manifest: Manifest) -> str:
+    """Name of the directory of a copy: the manifest's digest covers every file and the fingerprint."""
+    name = re.sub(r"[^0-9A-Za-z._-]", "_", root.name).lstrip(".")[:60] or "store"
+    return f"{name}-{manifest.digest[:16]}"
+
+
+@contextlib.contextmanager
+def _source(
+    root: str | os.PathLike[str], wait: bool | float, options: Mapping[str, Any] | None
+) -> Generator[tuple[Manifest, Origin, str], None, None]:
+    """What is to be copied, where its files are, and its name; on a file system kept from ``gc`` meanwhile."""
+    if is_url(root):
+        opening = import_module("torchcell_cache.remote.opening")
+        bucket = import_module("torchcell_cache.remote.bucket").Bucket(root, options)
+        manifest = opening.remote_manifest(bucket, wait)
+        yield manifest, opening.remote_origin(bucket, manifest), bucket.url
+        return
+    where = local_path(root)
+    wait_for_store(where, wait)
+    with keeping(where, read_manifest, lambda found: found) as manifest:
+        yield manifest, local_origin(where, manifest), str(where)
+
+
+def local_origin(root: Path, manifest: Manifest) -> Origin:
+    """The files of a store on a mounted file system."""
+    directory = processed_dir(root) / manifest.generation
+
+    def fetch(name: str) -> AbstractContextManager[BinaryIO]:
+        return cast("BinaryIO", (directory / name).open("rb", buffering=0))
+
+    return Origin(str(directory), fetch, f"torchcell-cache repair {root_argument(root)}")
+
+
+def _lock_of(target: Path) -> BuilderLock:
+    return BuilderLock(target.with_name(f".{target.name}.lock"))
+
+
+def _acquire(lock: BuilderLock, target: Path, say: Say) -> None:
+    """One copier per node; the kernel frees the lock of one that died."""
+    timeout = 0.0
+    while not lock.acquire(timeout):
+        say(f"waiting for {lock.owner() or 'another process'}, which copies to {target}")
+        timeout = _WAIT_SECONDS
+
+
+def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Say) -> None:
+    """Make the copy, complete what is missing of one, or find it whole."""
+    begun = time.perf_counter()
+    if target.is_dir() and _is_whole(manifest, target):
+        say(f"{target} is there, checked in {human_seconds(time.perf_counter() - begun)}")
+        return
+    # A published copy is mended in place, file by file: whoever reads it keeps the files that are open.
+    partial_name = target.with_name(f".partial-{target.name}")
+    work = target if target.is_dir() else partial_name if alone else temp_path(target)
+    wanted = missing_files(manifest, work)
+    check_space(wanted, target.parent)
+    total = sum(entry.size for entry in wanted)
+    make_dirs_durable(processed_dir(work))
+    source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
+    write_atomic(work / LEASE_NAME, json.dumps(source).encode())
+    meter = Progress(total, 0, None, enabled=say.enabled, what=f"stage {target.name}", unit="bytes")
+    try:
+        fill(manifest, work, wanted, origin, meter)
+    finally:
+        meter.close("complete")
+    write_rest(manifest, work)
+    if work != target:
+        _publish(manifest, work, target)
+    seconds = time.perf_counter() - begun
+    rate = human_bytes(total / max(seconds, 1e-9))
+    say(
+        f"staged {human_bytes(total)} in {len(wanted)} files to {target} in {human_seconds(seconds)} ({rate}/s)"
+    )
+
+
+def _is_whole(manifest: Manifest, target: Path) -> bool:
+    try:
+        return manifest_path(target).read_bytes() == manifest.to_bytes() and not missing_files(
+            manifest, target
+        )
+    except OSError:
+        return False
+
+
+def _publish(manifest: Manifest, work: Path, target: Path) -> None:
+    with storage_errors(target, "publish"):
+        try:
+            os.rename(work, target)  # noqa: PTH104 - Path.rename is the same call, less plainly
+        except OSError:
+            if not _is_whole(manifest, target):
+                raise
+            shutil.rmtree(work)  # without locks another copier may have been first
+        fsync_dir(target.parent)
+
+
+def _remove_old(root: str, target: Path, keep: int, say: Say) -> None:
+    """Remove the oldest copies of the same store, and what killed copiers left of other contents of it."""
+    finished: list[tuple[float, Path]] = []
+    partial_copies: list[tuple[float, Path]] = []
+    for path in target.parent.iterdir():
+        lease = path / LEASE_NAME
+        if path == target or not _COPY.fullmatch(path.name) or path.is_symlink():
+            continue
+        if (read_status(lease) or {}).get("source") == root:
+            (partial_copies if path.name.startswith(".") else finished).append((lease.stat().st_mtime, path))
+    finished.sort(reverse=True)
+    for staged, path in finished[keep - 1 :]:
+        if time.time() - staged < KEPT_SECONDS:
+            say(f"kept {path}: staged within the last hour")
+        elif not _remove(path, path):
+            say(f"kept {path}: in use")
+        else:
+            say(f"removed {path}")
+    for _, path in partial_copies:
+        _remove(path, path.with_name(path.name.removeprefix(".partial-")))
+
+
+def _remove(path: Path, target: Path) -> bool:
+    """Remove one copy unless somebody reads it, copies to it, or there are no locks to tell."""
+    lock = _lock_of(target)
+    if not lock.acquire():
+        return False
+    try:
+        descriptor = try_to_remove(path) if lock.exclusive else None
+        if descriptor is None:
+            return False
+        try:
+            doomed = temp_path(path)
+            with storage_errors(path, "remove"):
+                os.rename(path, doomed)  # noqa: PTH104 - at once, so that nobody opens half a copy
+            shutil.rmtree(doomed, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+        lock.path.unlink(missing_ok=True)
+        return True
+    except CacheError:
+        return False
+    finally:
+        lock.release()

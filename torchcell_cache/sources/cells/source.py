@@ -1,0 +1,342 @@
+"""``AnnDataSource``: cells of H5AD files on one gene graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
+from torchcell_cache.codec.layout import TensorValue
+from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.samples import Int64Array, SampleTable
+from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
+from torchcell_cache.graph.topology import perturbable_type
+from torchcell_cache.processors.base import choice
+from torchcell_cache.sources.cells.alignment import align, gene_names
+from torchcell_cache.sources.cells.categories import whole
+from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
+from torchcell_cache.sources.cells.files import cell_files
+from torchcell_cache.sources.cells.labels import Labels, read_labels
+from torchcell_cache.sources.cells.perturbed import Perturbations
+from torchcell_cache.sources.cells.rows import Matrix
+from torchcell_cache.sources.cells.samples import CellSamples
+from torchcell_cache.sources.cells.variable import HighlyVariable, choose
+from torchcell_cache.sources.names import UNKNOWN, read_aliases
+from torchcell_cache.store.columns import categories_of
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+
+class AnnDataSource:
+    """Cells of H5AD files or ``AnnData`` objects, each a sample on the base graph. Needs the packages anndata and h5py.
+
+    Files stay on disk and are read in runs of cells; what is held in memory per cell is its labels. A sample is the base
+    graph with the node field ``field`` in which one column is the cell's expression, and in the global store ``obs_values``
+    (``[1, num_phenotypes] float32``), ``obs_codes`` (``[1, num_categorical] int64``, -1 for none) and ``y``, as far as asked
+    for; names of cells are their ``source_ids``. With ``perturbation`` columns the nodes also have ``ids_pert`` and
+    ``perturbation_indices``. The source's base graph has the same field with that column zero, ``measured``
+    (``[num_nodes] bool``: which nodes can have expression) and ``obs_categories`` (the names behind the codes).
+
+    Args:
+        files: Path, URL or pattern (``plates/*.h5ad``) of H5AD files, an ``AnnData`` in memory, or several of these; cells
+            are numbered file after file, those of a pattern by name. What is in memory must not change while it is read.
+        base_graph: The gene graph, with ``node_ids``.
+        layer: Layer to take; ``X`` if ``None``.
+        raw: Take ``raw.X`` and its variables.
+        gene_column: Column of ``var`` with gene names as in ``node_ids``; the index of ``var`` if ``None``.
+        field: Node field that holds the expression.
+        column: Column of an existing ``field`` to put it in; appended as the last one if ``None``.
+        phenotypes: Numeric columns of ``obs``.
+        categories: Columns of ``obs`` that hold names (cell type, batch), stored as codes.
+        y: One of these columns that samples carry as ``y`` (``[1]``, int64 for a column of names).
+        perturbation: Column or columns of ``obs`` with the perturbed genes of a cell.
+        separator: What joins several genes there.
+        control: What stands for no perturbation there; an empty entry does too.
+        unknown: What to do with perturbed genes that the base graph does not have: ``error``; ``skip`` leaves the cell out
+            (one without any entry too); ``drop`` leaves the gene out, which makes a cell look less perturbed than it is;
+            ``keep`` leaves its name in ``ids_pert``.
+        target_sum: Scale each cell to this total (``scanpy.pp.normalize_total``).
+        log1p: Then take ``log(1 + value)`` (``scanpy.pp.log1p``).
+        n_top_genes: Keep the expression of so many highly variable genes, chosen by scanpy among those that files and base
+            graph share; the others are zero.
+        flavor: scanpy's way to choose: ``seurat``, ``cell_ranger`` or ``seurat_v3``.
+        hvg_cells: Cells that the choice looks at, evenly spaced runs of them if there are more.
+        node_type: Node type of the genes; ``gene`` or the only one by default.
+        version: A text that names the files' content, instead of reading each file once to digest it.
+        storage_options: Passed to fsspec for URLs.
+        aliases: Other names of genes, for variables and perturbed genes: a mapping of name to node name, or a file of two
+            such columns.
+
+    Raises:
+        SourceContractError: If files, columns and base graph do not fit together, or float32 cannot hold a value; says
+            what was found.
+        SettingError: If an argument has no such value, or a library is missing.
+        RemoteAccessError: If a server does not let us in.
+
+    Example:
+        ``AnnDataSource("plates/*.h5ad", graph, categories=["cell_type"], target_sum=1e4, log1p=True)``
+    """
+
+    gives_graphs = True
+
+    def __init__(
+        self,
+        files: Any,
+        base_graph: Data | HeteroData,
+        *,
+        layer: str | None = None,
+        raw: bool = False,
+        gene_column: str | None = None,
+        field: str = "x",
+        column: int | None = None,
+        phenotypes: str | Sequence[str] = (),
+        categories: str | Sequence[str] = (),
+        y: str | None = None,
+        perturbation: str | Sequence[str] = (),
+        separator: str = "+",
+        control: str | Sequence[str] = "ctrl",
+        unknown: str = "error",
+        target_sum: float | None = None,
+        log1p: bool = False,
+        n_top_genes: int | None = None,
+        flavor: str = "seurat",
+        hvg_cells: int = 20_000,
+        node_type: str | None = None,
+        version: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        aliases: Mapping[str, str] | str | Path | None = None,
+    ) -> None:
+        choice("unknown", unknown, UNKNOWN)
+        phenotypes, categories = _several(phenotypes), _several(categories)
+        how = Perturbations(_several(perturbation), separator, _several(control), unknown)
+        _check(layer, raw, target_sum, phenotypes, categories, y, separator)
+        self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
+        self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
+        self.node_type = perturbable_type(base_graph, node_type)
+        self._aliases = read_aliases(aliases) or None
+        named = gene_names(base_graph, self.node_type, self._aliases)
+        self._names = named.names
+        self.files = cell_files(files, storage_options)
+        self.matrices = [Matrix(file, layer, raw) for file in self.files]
+        self.alignments = [align(matrix, named, gene_column) for matrix in self.matrices]
+        lengths = [matrix.shape[0] for matrix in self.matrices]
+        self._labels: Labels = read_labels(self.files, lengths, named, phenotypes, categories, how)
+        kept = [len(rows) for rows in self._labels.rows]
+        if sum(lengths) and not sum(kept):
+            raise SourceContractError(
+                f"no cell of {len(self.files)} files is left: " + "; ".join(self._labels.notes),
+                fix='unknown="error" shows the first name; perturbation=..., separator=..., control=... say how names stand',
+            )
+        self._starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        self._version, self._digests = version, [""] * len(self.files)
+        perturbed = [*how.columns, separator, *how.control, unknown] if how.columns else None
+        self._settings: dict[str, Any] = {
+            **{"layer": layer, "raw": raw, "gene_column": gene_column, "node_type": self.node_type},
+            **{"field": field, "column": column, "phenotypes": list(phenotypes), "y": y},
+            **{"categories": list(categories), "perturbation": perturbed},
+            **{"target_sum": target_sum, "log1p": log1p},
+        }
+        self._nodes = self._nodes_of_variables(len(self._names))
+        self._graph, self._how = base_graph, how
+        self._make_samples(self._measured())
+
+    def _make_samples(self, measured: npt.NDArray[np.bool_]) -> None:
+        settings = self._settings
+        self._samples = CellSamples(
+            *(self._graph, self.node_type, self._names, settings["field"], settings["column"], measured),
+            *(self._labels, self.phenotypes, settings["y"], self._how),
+        )
+        self.base_graph = self._samples.base_graph
+
+    def continued(self, graph: Any) -> AnnDataSource:
+        """These cells as more of a store: its codes for categories, its measured genes, of which ours may be a part.
+
+        Args:
+            graph: The store's base graph.
+
+        Raises:
+            StaleCacheError: If a column has names that the store does not know.
+        """
+        stored, ours = categories_of(graph), self._labels.categories
+        if stored.keys() != ours.keys():
+            return self  # other settings, which are compared next
+        for name, texts in ours.items():
+            known = {*stored[name], *(map(whole, stored[name]) if name in self._labels.numeric else ())}
+            new = [text for text in texts if text not in known and whole(text) not in known]
+            if new:
+                raise StaleCacheError(
+                    f"{name} of the samples to append has names that the store does not have: {', '.join(new[:8])}",
+                    fix="update with a source of all files",
+                )
+        out = copy.copy(self)
+        out._labels = self._labels.recoded(stored)
+        store = graph._store if self.node_type is None else graph[self.node_type]
+        measured, all_measured = self._samples.measured, store.get("measured")
+        fits = self.variable is None and all_measured is not None and len(all_measured) == len(measured)
+        wider = fits and not bool((measured & ~all_measured.numpy()).any())
+        out._make_samples(all_measured.numpy() if wider else measured)
+        return out
+
+    def _measured(self) -> npt.NDArray[np.bool_]:
+        """Which nodes can have expression, ``[num_nodes] bool``."""
+        out = np.zeros(len(self._names), dtype=np.bool_)
+        for nodes in self._nodes:
+            out[nodes[nodes >= 0]] = True
+        return out
+
+    def _nodes_of_variables(self, num_nodes: int) -> list[Int64Array]:
+        """Per file the node of each variable, -1 also for genes that are not among the chosen."""
+        nodes = [found.node_of for found in self.alignments]
+        if self.variable is None:
+            return nodes
+        counts = self.variable.flavor == "seurat_v3"
+        target, log1p = (None, False) if counts else (self.target_sum, self.log1p)
+        measured = np.unique(np.concatenate([part[part >= 0] for part in nodes]))
+
+        def read(start: int, stop: int) -> Iterator[Expression]:
+            return self._expression(start, stop, nodes, target, log1p)
+
+        chosen = choose(self.variable, len(self), read, measured, num_nodes)
+        return [np.where((part >= 0) & chosen[part], part, -1) for part in nodes]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"AnnDataSource({len(self):,} cells of {len(self.files)} files)"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What matched between the files and the base graph, what was left out and what is missing, line by line."""
+        lines = [str(found) for found in self.alignments]
+        if self.variable is not None:
+            chosen = int(self._samples.measured.sum())
+            lines.append(f"{chosen:,} highly variable genes keep their expression")
+        return (*lines, *self._labels.notes)
+
+    def report(self) -> str:
+        """:attr:`notes` as one text."""
+        return "\n".join(self.notes)
+
+    @property
+    def table(self) -> SampleTable:
+        """Perturbed nodes and labels of all cells; columns of names as codes."""
+        return self._labels.table(self.phenotypes)
+
+    @property
+    def categories(self) -> dict[str, list[str]]:
+        """The names behind the codes, by column."""
+        return self._labels.categories
+
+    def __getitem__(self, index: int) -> Data | HeteroData:
+        """The graph of one cell, by opening its file: the slow and obvious way.
+
+        Raises:
+            IndexError: If it is out of range.
+        """
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"cell {index} of {len(self)}")
+        return next(self.items(position, position + 1))
+
+    def items(self, start: int, stop: int) -> Iterator[Data | HeteroData]:
+        """The graphs of cells ``start`` to ``stop``, files read in runs."""
+        at = start
+        for found in self._cells(start, stop):
+            for k in range(len(found.ptr) - 1):
+                part = slice(int(found.ptr[k]), int(found.ptr[k + 1]))
+                yield self._samples.graph(at, found.nodes[part], found.values[part])
+                at += 1
+
+    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
+        """The same cells, fields of a whole run at once, ready to be encoded."""
+        at = start
+        samples = self._samples
+        base = TensorValue(11, samples.base_field.numpy())
+        for found in self._cells(start, stop):
+            positions = found.nodes * samples.width + samples.column
+            yield samples.chunk(at, ChangedRows(base, found.ptr, positions, found.values))
+            at += len(found.ptr) - 1
+
+    def _cells(self, start: int, stop: int) -> Iterator[Expression]:
+        return self._expression(start, stop, self._nodes, self.target_sum, self.log1p)
+
+    def _expression(
+        self,
+        start: int,
+        stop: int,
+        nodes: list[Int64Array],
+        target: float | None,
+        log1p: bool,
+    ) -> Iterator[Expression]:
+        for number, matrix in enumerate(self.matrices):
+            first, last = int(self._starts[number]), int(self._starts[number + 1])
+            chosen = self._labels.rows[number][max(start, first) - first : max(min(stop, last) - first, 0)]
+            if not len(chosen):
+                continue
+            for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1):
+                values = transformed(rows, target, log1p)
+                found = on_nodes(rows, values, nodes[number], self._names, matrix.file.url)
+                yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
+
+    def settings(self) -> dict[str, Any]:
+        """How samples are made of cells; cells that are appended to a store must be made the same way."""
+        return {**self._settings, "aliases": self._aliases}
+
+    def identity(self) -> dict[str, Any]:
+        """Content of the files, and every setting that changes a sample."""
+        out: dict[str, Any] = {"class": "AnnDataSource", "num_samples": len(self), **self._settings}
+        if self._aliases is not None:
+            out["aliases"] = self._aliases
+        if self._version is not None:
+            out["version"] = self._version
+        else:
+            for number, file in enumerate(self.files):
+                file.check_unchanged()
+                if file.in_memory or not self._digests[number]:  # what is in memory may have changed
+                    self._digests[number] = file.digest()
+            out["files"] = list(self._digests)
+            if any(file.in_memory for file in self.files):
+                out["cells"] = self._labels.digest(self._nodes)
+        if self.variable is not None:
+            out["highly_variable"] = {
+                "n_top_genes": self.variable.n_top_genes,
+                "flavor": self.variable.flavor,
+                "cells": min(self.variable.num_cells, len(self)),
+                "chosen": array_digest(self._samples.measured),
+            }
+        return out
+
+
+def _several(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _check(
+    layer: str | None,
+    raw: bool,
+    target_sum: float | None,
+    phenotypes: tuple[str, ...],
+    categories: tuple[str, ...],
+    y: str | None,
+    separator: str,
+) -> None:
+    if layer is not None and raw:
+        raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
+    if target_sum is not None and not (bool(np.isreal(target_sum)) and 0 < target_sum < np.inf):
+        raise SettingError(f"target_sum={target_sum!r} must be a positive number, 1e4 for instance")
+    if not separator:
+        raise SettingError("separator is empty", fix='separator="+"')
+    columns = (*phenotypes, *categories)
+    if len(set(columns)) != len(columns):
+        raise SettingError(
+            f"obs columns {columns} name one twice", fix="name each as phenotype or as category"
+        )
+    if y is not None and y not in columns:
+        raise SettingError(f"y={y!r} is neither among phenotypes nor categories: {columns}")

@@ -1,0 +1,287 @@
+"""A query's rows into ``root/raw``: bounded memory, and any interruption costs at most one shard.
+
+A query that takes ``$after`` continues behind the last id that is stored. Any other query is run again, and the rows
+it returns first are compared with the stored ones by digest instead of being stored again. See docs/adr/0010.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.progress import Progress, human_bytes
+from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError
+from torchcell_cache.sources.neo4j.experiments import Columns
+from torchcell_cache.sources.neo4j.raw import MANIFEST_NAME, RawRecords, RawWriter, raw_dir
+
+if TYPE_CHECKING:
+    from torchcell_cache.sources.neo4j.driver import Login
+
+SHARD_ROWS = 8192
+SHARD_BYTES = 8 << 20
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_LINE_SECONDS = 30.0
+
+Row = dict[str, Any]
+
+
+class _Rows(Progress):
+    """Progress without a total: the server does not say how many rows will come."""
+
+    what_is_stored = 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(count)
+        elif self.lines and now - self.last_line >= min(_LINE_SECONDS, max(2.0, now - self.begun)):
+            self.last_line = now
+            print(f"{self.what}: {self._text(now)}", file=self.stream, flush=True)
+
+    def _text(self, now: float) -> str:
+        rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
+        return f"{self.done:,} rows, {human_bytes(self.what_is_stored)}, {rate:,.0f}/s"
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        if self.lines or self.bar is not None:
+            print(f"{self.what}: {text}", file=self.stream, flush=True)
+
+
+class _Fetch:
+    """One fetch: what has arrived but is not yet committed, and how to go on."""
+
+    def __init__(
+        self,
+        writer: RawWriter,
+        rows: Callable[[Mapping[str, Any]], Iterator[Row]],
+        taken: set[str],
+        parameters: Mapping[str, Any],
+        columns: Columns | None,
+        page_size: int,
+        meter: _Rows,
+    ) -> None:
+        self.writer, self.rows, self.columns, self.meter = writer, rows, columns, meter
+        self.by_id, self.limit = "after" in taken, page_size if "limit" in taken else None
+        self.parameters = dict(parameters)
+        self.parameters.setdefault("after", "")
+        if self.limit is not None:
+            self.parameters["limit"] = page_size
+        if not self.by_id:
+            del self.parameters["after"]
+        self.last_id = writer.last_id
+        self.pending: list[bytes] = []
+        self.pending_bytes = 0
+        self.heard = False
+
+    def run(self, retries: int) -> None:
+        """Until the result ends; waits and reconnects when the server goes away after it has answered once."""
+        failures, wait = 0, _FIRST_WAIT_S
+        while True:
+            before = self.writer.num_records
+            try:
+                self._pass()
+                return
+            except SourceUnavailableError as error:
+                self._commit()
+                failures = 0 if self.writer.num_records > before else failures + 1
+                if not self.heard or failures >= retries:
+                    kept = self.writer.num_records
+                    raise SourceUnavailableError(
+                        f"{error.args[0].splitlines()[0]}; {kept:,} rows are kept", fix=error.fix
+                    ) from None
+                wait = _FIRST_WAIT_S if failures == 0 else min(2 * wait, _LONGEST_WAIT_S)
+                said = error.args[0].splitlines()[0]
+                self.meter.say(f"{said}; trying again in {wait:.0f} s ({self.writer.num_records:,} rows)")
+                time.sleep(wait)
+            except BaseException:
+                with contextlib.suppress(Exception):  # must not hide what happened
+                    self._commit()
+                raise
+
+    def _pass(self) -> None:
+        """Ask until there is no more; raises where it stopped."""
+        while True:
+            if self.by_id and self.last_id is not None:
+                self.parameters["after"] = self.last_id
+            with contextlib.closing(self.rows(self.parameters)) as rows:  # type: ignore[type-var]
+                stream = rows if self.by_id else self._behind_stored(rows)
+                count = sum(1 for _ in map(self._take, stream))
+            if self.limit is None or count < self.limit:
+                break
+        self._commit()
+
+    def _behind_stored(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Rows after the stored ones, which must come again as they are stored."""
+        for entry in list(self.writer.entries):
+            hasher = hashlib.sha256()
+            for number in range(entry.start, entry.stop):
+                row = next(rows, None)
+                if row is None:
+                    raise self._changed(f"{number:,} rows, {self.writer.num_records:,} were stored")
+                self.heard = True
+                body, _ = self._encode(row)
+                hasher.update(len(body).to_bytes(8, "little") + body)
+            if hasher.hexdigest() != entry.stats["rows"]:
+                raise self._changed(f"other rows at {entry.start:,} to {entry.stop:,}")
+        yield from rows
+
+    def _changed(self, what: str) -> StaleCacheError:
+        return StaleCacheError(
+            f"the interrupted query now returns {what}: its order or the database has changed",
+            path=self.writer.directory,
+            fix="add ORDER BY id (better: WHERE id > $after), then fetch again with refresh=True",
+        )
+
+    def _take(self, row: Row) -> None:
+        self.heard = True
+        body, row_id = self._encode(row)
+        if self.by_id and not _follows(
+            row_id, self.parameters["after"] if self.last_id is None else self.last_id
+        ):
+            raise SettingError(
+                f"the query takes $after, but id {row_id!r} came after {self.last_id!r}",
+                fix="write WHERE e.id > $after ... RETURN ... ORDER BY e.id, each id once",
+            )
+        self.last_id = row_id
+        self.pending.append(body)
+        self.pending_bytes += len(body)
+        if len(self.pending) >= SHARD_ROWS or self.pending_bytes >= SHARD_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.pending:
+            self.writer.append(self.pending, self.last_id)
+            self.meter.what_is_stored += self.pending_bytes
+            count, self.pending, self.pending_bytes = len(self.pending), [], 0
+            self.meter(count)
+
+    def _encode(self, row: Row) -> tuple[bytes, Any]:
+        """The raw record of a row, and its id."""
+        wanted = ("e",) if self.columns is None else self.columns.names
+        if missing := [name for name in wanted if name not in row]:
+            raise SettingError(
+                f"the query returns the columns {list(row)}, not {missing}",
+                fix="RETURN e, ref, or name the columns: columns={'id': ..., 'perturbed': ..., 'phenotypes': [...]}",
+            )
+        if self.columns is None:
+            experiment, reference = row["e"], row.get("ref")
+            if not isinstance(experiment, dict):
+                raise SettingError(
+                    f"column 'e' holds {type(experiment).__name__}, expected the node of an experiment",
+                    fix="RETURN e, ref, or name the columns: columns={...}",
+                )
+            row_id = experiment.get("id")
+            rest = [
+                item.get("serialized_data") if isinstance(item, dict) else None
+                for item in (experiment, reference)
+            ]
+        else:
+            row_id, rest = row[self.columns.id], [row[name] for name in self.columns.names]
+        if isinstance(row_id, bool) or not isinstance(row_id, str | int):
+            raise SourceContractError(
+                f"row {self.writer.num_records + len(self.pending):,} has id {row_id!r}, expected text or an integer",
+                fix="give every experiment an id",
+            )
+        try:
+            return json.dumps([row_id, *rest], ensure_ascii=False, separators=(",", ":")).encode(), row_id
+        except (TypeError, ValueError) as error:
+            raise SourceContractError(f"experiment {row_id!r} cannot be stored: {error}") from None
+
+
+def _follows(this: Any, last: Any) -> bool:
+    """Whether an id comes after another in a server's order, which may compare code points or UTF-16."""
+    if isinstance(this, str) and isinstance(last, str):
+        return this > last or this.encode("utf-16-be") > last.encode("utf-16-be")
+    return not isinstance(this, str) and not isinstance(last, str) and this > last
+
+
+def fetch(
+    root: Path,
+    plan: dict[str, Any],
+    login: Login,
+    query: str,
+    parameters: Mapping[str, Any],
+    columns: Columns | None,
+    *,
+    page_size: int,
+    retries: int,
+    progress: bool,
+) -> RawRecords:
+    """Run a query and store its rows; goes on where an earlier call stopped.
+
+    Raises:
+        SettingError, SourceUnavailableError: See :func:`torchcell_cache.sources.neo4j.driver.stream`.
+        StaleCacheError: If the query returns something else than it did before the interruption.
+        SourceContractError: If there are no rows, or one has no id.
+        BuildInProgressError: If another process is fetching into this root.
+    """
+    from torchcell_cache.sources.neo4j.driver import check_parameters, parameters_of, stream
+
+    taken = parameters_of(query)
+    check_parameters(query, {**parameters, "after": "", "limit": page_size})
+    sent = {key: value for key, value in parameters.items() if key in taken}
+    with _locked(root):
+        complete = RawRecords.open(root)
+        if complete is not None and complete.plan == plan:
+            return complete
+        writer = RawWriter(root, plan)
+        meter = _Rows(0, writer.num_records, None, enabled=progress, what="fetch experiments")
+        if writer.num_records:
+            meter.say(f"{writer.num_records:,} rows are there from before")
+        work = _Fetch(
+            writer,
+            lambda given: stream(login, query, given, page_size),
+            taken,
+            sent,
+            columns,
+            page_size,
+            meter,
+        )
+        try:
+            work.run(retries)
+        except BaseException:
+            meter.close("failed")
+            raise
+        meter.close("complete")
+        if writer.num_records == 0:
+            raise SourceContractError(
+                "the query returned no rows",
+                fix="check NEO4J_DATABASE, the names in gene_set, and the conditions of the query",
+            )
+        meter.say(f"{writer.num_records:,} rows stored in {writer.directory}")
+        writer.publish()
+        _remove_others(root, writer.directory)
+    found = RawRecords.open(root)
+    assert found is not None
+    return found
+
+
+def forget(root: Path) -> None:
+    """Remove the raw records of a root; the manifest first, so that half of them is never taken for all."""
+    if raw_dir(root).is_dir():
+        with _locked(root):
+            (raw_dir(root) / MANIFEST_NAME).unlink(missing_ok=True)
+            _remove_others(root, None)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    make_dirs_durable(raw_dir(root))
+    with BuilderLock(raw_dir(root) / LOCK_NAME):
+        yield
+
+
+def _remove_others(root: Path, keep: Path | None) -> None:
+    for path in raw_dir(root).glob("gen-*"):
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,248 @@
+"""Raw records as they came from a server, in sealed shards: written once, in order, continued after any interruption.
+
+A shard is committed by its sidecar and the whole by ``root/raw/manifest.json``, as in a preprocessed store. Shards need
+not be of one size, so what has arrived when a connection breaks can be committed as it is. The content digest is a sum
+over records and does not depend on the cuts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.codec import envelope
+from torchcell_cache.core.files import (
+    StrPath,
+    file_digest,
+    fsync_file,
+    make_dirs_durable,
+    remove_stale_temps,
+    replace_file,
+    storage_errors,
+    temp_path,
+    write_atomic,
+)
+from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.sealed import read_sealed, seal
+from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptRecordError
+from torchcell_cache.store import records as store
+from torchcell_cache.store.shard_entry import (
+    GENERATION,
+    RAW_NAME,
+    FileEntry,
+    ShardEntry,
+    exact_fields,
+    match_text,
+    read_sidecar,
+    shard_name,
+    sidecar_path,
+    write_sidecar,
+)
+from torchcell_cache.store.stamps import ensure_verified, note_verified, quick_digest
+
+MANIFEST_NAME = "manifest.json"
+_VERSION = 1
+_READ_AT_ONCE = 1024
+_KINDS: dict[str, type] = {
+    "format_version": int, "generation": str, "plan": dict, "num_records": int, "content": str, "shards": list,
+}  # fmt: skip
+
+
+def raw_dir(root: StrPath) -> Path:
+    """Where the raw records of a root are."""
+    return Path(root) / RAW_NAME
+
+
+def rows_digest(bodies: Sequence[bytes]) -> str:
+    """SHA-256 of records in order, each preceded by its length."""
+    hasher = hashlib.sha256()
+    for body in bodies:
+        hasher.update(len(body).to_bytes(8, "little") + body)
+    return hasher.hexdigest()
+
+
+class RawWriter:
+    """Appends shards to an unfinished set of raw records; what an earlier run committed counts.
+
+    Args:
+        root: Root of the store.
+        plan: What is being fetched, plain JSON: another plan starts from nothing.
+    """
+
+    def __init__(self, root: StrPath, plan: dict[str, Any]) -> None:
+        self.plan, self.raw = plan, raw_dir(root)
+        digest = sha256_json(plan)
+        self.seed = int(digest[:16], 16)
+        self.directory = self.raw / f"gen-{digest[:16]}"
+        with storage_errors(self.directory):
+            make_dirs_durable(self.directory)
+        remove_stale_temps(self.directory)
+        self.entries = self._committed()
+
+    @property
+    def num_records(self) -> int:
+        """Records committed so far."""
+        return self.entries[-1].stop if self.entries else 0
+
+    @property
+    def last_id(self) -> Any:
+        """Id of the last record committed, ``None`` if there is none."""
+        return self.entries[-1].stats["last_id"] if self.entries else None
+
+    def _committed(self) -> list[ShardEntry]:
+        """The leading shards that are whole; what follows a damaged one is fetched again."""
+        entries: list[ShardEntry] = []
+        while True:
+            index = len(entries)
+            try:
+                entry = read_sidecar(self.directory, index)
+            except CacheError:
+                entry = None
+            start = entries[-1].stop if entries else 0
+            if entry is None or entry.start != start or entry.seed != self.seed or not self._is_whole(entry):
+                break
+            entries.append(entry)
+        for path in self.directory.glob(
+            "shard-*.json"
+        ):  # sidecars first: they are what declares a shard finished
+            if path not in {sidecar_path(self.directory, entry.index) for entry in entries}:
+                path.unlink()
+        return entries
+
+    def _is_whole(self, entry: ShardEntry) -> bool:
+        path = self.directory / entry.file.name
+        with contextlib.suppress(OSError):
+            return path.stat().st_size == entry.file.size and quick_digest(path) == entry.file.xxh3
+        return False
+
+    def append(self, bodies: Sequence[bytes], last_id: Any) -> None:
+        """Commit records as one more shard.
+
+        Args:
+            bodies: Records, in order; nothing happens if there are none.
+            last_id: Id of the last of them.
+
+        Raises:
+            StorageError: If the file system refuses.
+        """
+        if not bodies:
+            return
+        index, start = len(self.entries), self.num_records
+        target = self.directory / shard_name(index)
+        records, sums = envelope.seal(bodies, start, self.seed)
+        temporary = temp_path(target)
+        try:
+            with storage_errors(target):
+                map_bytes = 2 * sum(map(len, records)) + (1 << 20)
+                store.write_shard(temporary, start, [records], map_bytes)
+                size, sha256, xxh3 = file_digest(temporary)
+                temporary.chmod(0o444)
+                fsync_file(temporary)
+                replace_file(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        entry = ShardEntry(
+            index=index,
+            start=start,
+            stop=start + len(bodies),
+            file=FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3),
+            seed=self.seed,
+            sums=sums,
+            stats={"last_id": last_id, "rows": rows_digest(bodies)},
+        )
+        write_sidecar(self.directory, entry)
+        note_verified(target, xxh3)
+        self.entries.append(entry)
+
+    def publish(self) -> None:
+        """Declare everything complete."""
+        low = sum(entry.sums[0] for entry in self.entries) % (1 << 64)
+        high = sum(entry.sums[1] for entry in self.entries) % (1 << 64)
+        document = {
+            "format_version": _VERSION,
+            "generation": self.directory.name,
+            "plan": self.plan,
+            "num_records": self.num_records,
+            "content": f"{high:016x}{low:016x}",
+            "shards": [entry.to_json() for entry in self.entries],
+        }
+        write_atomic(self.raw / MANIFEST_NAME, seal(document))
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecords:
+    """Complete raw records.
+
+    Attributes:
+        directory: Where the shards are.
+        plan: What was fetched.
+        content: Digest of all records, independent of how they were cut into shards.
+        entries: The shards.
+    """
+
+    directory: Path
+    plan: dict[str, Any]
+    content: str
+    entries: tuple[ShardEntry, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, root: StrPath) -> RawRecords | None:
+        """The raw records of a root, ``None`` if they are not complete.
+
+        Raises:
+            CorruptManifestError: If the manifest is damaged.
+        """
+        path = raw_dir(root) / MANIFEST_NAME
+        fix = f"remove {path.parent} and fetch again"
+        try:
+            document = read_sealed(path, fix=fix)
+        except FileNotFoundError:
+            return None
+        try:
+            got = exact_fields(document, "manifest", _KINDS)
+            if got["format_version"] != _VERSION:
+                raise ValueError(f"format {got['format_version']}, this version reads {_VERSION}")
+            generation = match_text(GENERATION, got["generation"], "generation")
+            entries = tuple(ShardEntry.from_json(item) for item in got["shards"])
+            stops = [0, *(entry.stop for entry in entries)]
+            if [entry.start for entry in entries] != stops[:-1] or got["num_records"] != stops[-1]:
+                raise ValueError("its shards do not follow each other")
+        except (ValueError, TypeError) as error:
+            raise CorruptManifestError(f"{path} is damaged: {error}", path=path, fix=fix) from None
+        return cls(raw_dir(root) / generation, got["plan"], got["content"], entries)
+
+    def __len__(self) -> int:
+        return self.entries[-1].stop if self.entries else 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All records in order, each checked.
+
+        Raises:
+            CorruptShardError, CorruptRecordError: If anything differs from what was written.
+        """
+        paths = [str(self.directory / entry.file.name) for entry in self.entries]
+        starts = [*(entry.start for entry in self.entries), len(self)]
+
+        def before_open(shard: int) -> None:
+            file = self.entries[shard].file
+            ensure_verified(paths[shard], file.size, file.xxh3)
+
+        files = store.ShardFiles(paths, [e.file.size for e in self.entries], starts, before_open)
+        for entry in self.entries:
+            for start in range(entry.start, entry.stop, _READ_AT_ONCE):
+                indices = range(start, min(start + _READ_AT_ONCE, entry.stop))
+                values = files.read(indices, [entry.index] * len(indices))
+                try:
+                    envelope.check(values, indices, entry.seed)
+                except CorruptRecordError as error:
+                    raise CorruptRecordError(
+                        f"{paths[entry.index]}: {error}",
+                        path=paths[entry.index],
+                        fix=f"remove {self.directory.parent} and fetch again",
+                    ) from None
+                yield from (value[envelope.CHECKSUM_BYTES :] for value in values)

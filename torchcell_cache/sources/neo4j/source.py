@@ -1,0 +1,245 @@
+"""``Neo4jCellDataset``: experiments of a graph database as a source, fetched once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchcell_cache.core.fingerprint import explain, sha256_json
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import CacheNotFoundError, SettingError, SourceContractError, StaleCacheError
+from torchcell_cache.graph.topology import perturbable_type
+from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.sources.gene_lists import gene_names
+from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
+from torchcell_cache.sources.neo4j.experiments import Columns, parse_experiment, parse_row
+from torchcell_cache.sources.neo4j.raw import RawRecords, raw_dir
+from torchcell_cache.sources.table import PerturbationTable
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
+
+TORCHCELL_QUERY = """\
+MATCH (e:Experiment)<-[:ExperimentReferenceOf]-(ref:ExperimentReference)
+MATCH (e)<-[:GenotypeMemberOf]-(g:Genotype)
+WHERE e.id > $after
+  AND ALL(p IN [(g)<-[:PerturbationMemberOf]-(pert:Perturbation) | pert]
+          WHERE p.perturbation_type ENDS WITH 'deletion' AND p.systematic_gene_name IN $gene_set)
+  AND SIZE([(g)<-[:PerturbationMemberOf]-(pert:Perturbation) | pert]) > 0
+WITH DISTINCT e, ref ORDER BY e.id
+RETURN e, ref
+"""
+"""The query if none is given: every experiment in which nothing but genes of ``$gene_set`` was deleted.
+
+Older databases call that ``deletion``, newer ones ``sga_kanmx_deletion``, ``sga_natmx_deletion`` and the like.
+"""
+
+
+class Neo4jCellDataset(PerturbationTable):
+    """Experiments from Neo4j, or any database that speaks Bolt, and a base graph.
+
+    The first call runs the query and stores its rows under ``root/raw``; an interrupted one goes on when it is called
+    again. From then on only ``root/raw`` is read and no server is needed. Nothing of the login is stored anywhere.
+
+    Args:
+        root: Directory of the store; the preprocessed store may have the same root.
+        uri: Address, ``NEO4J_URI`` if ``None``. Used only while rows are missing.
+        query: Cypher, or a ``Path`` to a file of it. It returns ``e, ref`` (torchcell's schema) or the columns that
+            ``columns`` names. If it takes ``$after``, it must return ids above it in ascending order, and an
+            interrupted fetch continues there; if it takes ``$limit`` too, it is asked page by page. ``None`` opens
+            what is stored, or fetches with :data:`TORCHCELL_QUERY`.
+        gene_set: Names of all genes, or the path of a file with one per line, sent as ``$gene_set``; those of the base
+            graph by default.
+        graphs: Gene-gene networks by name, see :func:`torchcell_cache.sources.networks.cell_graph`.
+        incidence_graphs: Metabolism, see there.
+        base_graph: A finished base graph instead of ``graphs`` and ``incidence_graphs``.
+        self_loops: Append one self loop per gene to each network, as torchcell does.
+        parameters: Further parameters of the query. ``after`` is the first ``$after``, ``""`` by default.
+        columns: For queries that do not return ``e, ref``: ``id``, ``perturbed``, ``phenotypes``, ``statistics``.
+        replicates: Experiments of one genotype in one environment: ``keep`` each as a sample, ``group`` them into one
+            sample with several measurements, take their ``mean`` (with the statistic ``<label>_count``), or ``error``.
+        duplicates: Older name of ``replicates``.
+        unknown: Experiments with a gene the base graph does not have: ``error``, ``skip``, or ``drop`` the gene.
+        malformed: Records that are not experiments: ``error`` or ``skip``.
+        username: User, ``NEO4J_USER`` if ``None``.
+        password: Password, ``NEO4J_PASSWORD`` if ``None``.
+        database: Database, ``NEO4J_DATABASE`` if ``None``, else the user's home database.
+        page_size: Rows the server sends at a time, and the value of ``$limit``.
+        retries: How often to reconnect, in a row and without a new row, before giving up.
+        refresh: Throw away what is stored and fetch again.
+        progress: Whether to print progress.
+
+    Attributes:
+        skipped: Number of records passed over: ``{"unknown": ..., "malformed": ...}``.
+
+    Raises:
+        SettingError: Wrong address, user, password, database, query or argument.
+        SourceUnavailableError: The server does not answer; the same call goes on.
+        StaleCacheError: ``root/raw`` holds the rows of another query.
+        SourceContractError: No rows, or a record that is not an experiment; the message names it.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        uri: str | None = None,
+        query: str | os.PathLike[str] | None = None,
+        *,
+        gene_set: Iterable[str] | str | Path | None = None,
+        graphs: Mapping[str, Any] | None = None,
+        incidence_graphs: Mapping[str, Any] | None = None,
+        base_graph: HeteroData | None = None,
+        self_loops: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any] | None = None,
+        replicates: str = "keep",
+        duplicates: str | None = None,
+        unknown: str = "error",
+        malformed: str = "error",
+        username: str | None = None,
+        password: str | None = None,
+        database: str | None = None,
+        page_size: int = 2000,
+        retries: int = 5,
+        refresh: bool = False,
+        progress: bool = True,
+    ) -> None:
+        if page_size < 1 or retries < 1:
+            raise SettingError(f"page_size={page_size} and retries={retries} must be at least 1")
+        self.root = local_path(root)
+        genes = None if gene_set is None else gene_names(gene_set)
+        self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
+        self.node_type = perturbable_type(self.base_graph, None)
+        names = _names(self.base_graph[self.node_type])
+        builder = TableBuilder(
+            names, replicates=duplicates or replicates, unknown=unknown, malformed=malformed
+        )
+        wanted = Columns.of(columns)
+        text = _query_text(query)
+        given = {"gene_set": sorted(names) if genes is None else genes, **(parameters or {})}
+        raw = None if refresh else _stored(self.root, text, given, wanted)
+        if raw is None:
+            from torchcell_cache.sources.neo4j.driver import Login
+            from torchcell_cache.sources.neo4j.fetch import fetch, forget
+
+            login = Login.of(uri, username, password, database)
+            if refresh:
+                forget(self.root)
+            text = text or TORCHCELL_QUERY
+            options: dict[str, Any] = {"page_size": page_size, "retries": retries, "progress": progress}
+            raw = fetch(self.root, _plan(text, given, wanted), login, text, given, wanted, **options)
+        _fill(builder, raw)
+        self.skipped = builder.skipped
+        self._table, self.notes = builder.table(), builder.notes()
+
+    def __repr__(self) -> str:
+        return f"Neo4jCellDataset({len(self)}, phenotypes={list(self._table.phenotypes)}, root={str(self.root)!r})"
+
+    @classmethod
+    def from_csv(cls, *args: Any, **settings: Any) -> PerturbationTable:
+        """Not of this class: a table needs no database.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError("a table is no database", fix="PerturbationTable.from_csv(...)")
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of every column."""
+        return {**super().identity(), "class": "Neo4jCellDataset"}
+
+
+def _names(store: Any) -> list[str]:
+    names = node_names(store)
+    if names is None:
+        raise SourceContractError(
+            "the base graph has no node_ids, which experiments name", fix="set node_ids"
+        )
+    return names
+
+
+def _base_graph(
+    base_graph: HeteroData | None,
+    gene_set: Iterable[str] | None,
+    graphs: Mapping[str, Any] | None,
+    incidence_graphs: Mapping[str, Any] | None,
+    self_loops: bool,
+) -> Any:
+    if base_graph is not None:
+        if graphs or incidence_graphs or self_loops:
+            raise SettingError("base_graph is given, and so are graphs, incidence_graphs or self_loops")
+        return base_graph
+    from torchcell_cache.sources.networks import cell_graph
+
+    return cell_graph(gene_set, graphs, incidence_graphs, self_loops=self_loops)
+
+
+def _query_text(query: str | os.PathLike[str] | None) -> str | None:
+    if query is None or isinstance(query, str):
+        return query
+    try:
+        return local_path(query, "query").read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingError(f"the query file cannot be read: {error}", path=os.fspath(query)) from None
+
+
+def _plan(query: str, parameters: Mapping[str, Any], columns: Columns | None) -> dict[str, Any]:
+    """What is fetched, without a word about from where: a moved database is the same database."""
+    from torchcell_cache.sources.neo4j.driver import parameters_of
+
+    sent = {key: value for key, value in parameters.items() if key in parameters_of(query)}
+    names = (
+        None
+        if columns is None
+        else [columns.id, columns.perturbed, [*columns.phenotypes], [*columns.statistics]]
+    )
+    try:
+        digests = {key: sha256_json(value) for key, value in sorted(sent.items())}
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"parameters must be plain JSON values: {error}") from None
+    return {"query": query, "parameters": digests, "columns": names}
+
+
+def _stored(
+    root: Path, query: str | None, parameters: Mapping[str, Any], columns: Columns | None
+) -> RawRecords | None:
+    """What is complete under ``root/raw``, if it is what was asked for."""
+    raw = RawRecords.open(root)
+    if raw is None or (query is None and columns is None):
+        return raw
+    wanted = _plan(query or TORCHCELL_QUERY, parameters, columns)
+    if raw.plan != wanted:
+        raise StaleCacheError(
+            f"{raw_dir(root)} holds the rows of another query:\n    "
+            + "\n    ".join(explain(raw.plan, wanted)),
+            path=root,
+            fix="take another root, or pass refresh=True to fetch again",
+        )
+    return raw
+
+
+def _fill(builder: TableBuilder, raw: RawRecords) -> None:
+    names = raw.plan["columns"]
+    columns = None if names is None else Columns(names[0], names[1], tuple(names[2]), tuple(names[3]))
+    for body in raw:
+        row_id, *values = json.loads(body)
+        if columns is None:
+            builder.add(str(row_id), lambda values=values: parse_experiment(values[0]))  # type: ignore[misc]
+        else:
+            builder.add(str(row_id), lambda values=values: parse_row(columns, values))  # type: ignore[misc]
+
+
+def raw_references(root: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reference (wild-type) records of torchcell's experiments by experiment id, from ``root/raw``.
+
+    Raises:
+        CacheNotFoundError: If nothing is stored there.
+    """
+    raw = RawRecords.open(local_path(root))
+    if raw is None or raw.plan["columns"] is not None:
+        raise CacheNotFoundError(f"{raw_dir(root)} holds no experiments with references")
+    rows = (json.loads(body) for body in raw)
+    return {str(row[0]): None if row[2] is None else json.loads(row[2]) for row in rows}

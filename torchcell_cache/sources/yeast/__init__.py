@@ -1,0 +1,1 @@
+"""The yeast cell of a folder of raw files."""

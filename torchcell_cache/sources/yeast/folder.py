@@ -1,0 +1,283 @@
+"""*S. cerevisiae*: STRING networks, the metabolic model yeast-GEM and a table of knock-outs, from a folder of raw files.
+
+==================================  ================================================================================
+``yeast-GEM*.yml`` (or ``.yml.gz``)  the model, exactly one file
+``string_*_<channel>.tsv[.gz]``      one file per STRING channel, columns ``gene_a gene_b score``, one row per pair
+``genes.txt``                        systematic names, one per line, of the genes of those networks
+``fba_knockouts.tsv[.gz]``           columns ``genes`` (joined by ``|``) and ``fitness`` (fraction of the wild type)
+==================================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch_geometric.data import HeteroData
+
+from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.gene_lists import read_gene_list
+from torchcell_cache.sources.interactions import interaction_scores
+from torchcell_cache.sources.label_tables import Roles, read_table
+from torchcell_cache.sources.metabolic import metabolic_base_graph
+from torchcell_cache.sources.yeast.gem import read_yeast_gem
+
+if TYPE_CHECKING:
+    from torchcell_cache.sources.table import PerturbationTable
+
+FOLDER_VARIABLE = "TORCHCELL_CACHE_YEAST"
+CHANNELS = ("neighborhood", "fusion", "cooccurence", "coexpression", "experimental", "database")
+"""STRING's channels, as STRING spells and orders them."""
+
+LABELS = ("fitness", "epsilon", "tau")
+"""Growth, digenic score (doubles) and trigenic score (triples)."""
+
+
+def yeast_folder(folder: str | Path | None = None) -> Path:
+    """The folder of raw files: the one given, or the one named by ``$TORCHCELL_CACHE_YEAST``.
+
+    Raises:
+        SettingError: If there is none.
+    """
+    named = folder or os.environ.get(FOLDER_VARIABLE)
+    fix = (
+        f"python experiments/006-kuzmin-tmi/scripts/download.py FOLDER, then export {FOLDER_VARIABLE}=FOLDER"
+    )
+    if not named:
+        raise SettingError(f"no folder of yeast data: none given, and {FOLDER_VARIABLE} is not set", fix=fix)
+    path = Path(named).expanduser()
+    if not path.is_dir():
+        raise SettingError(f"no folder of yeast data at {path}", path=path, fix=fix)
+    return path
+
+
+def yeast_base_graph(
+    folder: str | Path | None = None, self_loops: bool = False, *, scores: bool = False
+) -> HeteroData:
+    """Base graph of the networks and the model.
+
+    Genes are the union of both, ordered by name; reactions and metabolites are ordered as in the model. Equal files
+    give equal graphs.
+
+    Args:
+        folder: Folder of raw files; ``$TORCHCELL_CACHE_YEAST`` by default.
+        self_loops: Append one self loop per gene (score 1) after the edges of each network, as torchcell does.
+        scores: Keep STRING's scores, ``score [num_edges] float32`` of each network. Samples then carry them too,
+            which torchcell's do not.
+
+    Returns:
+        Node types ``gene`` (``x [num_genes, 4] float32``, see
+        :data:`torchcell_cache.sources.metabolic.GENE_FEATURES`; zero for genes outside the model), ``reaction``
+        (``gene_rules``, ``subsystem``: texts; ``w_growth [num_reactions] float32``, 1 for the growth reaction) and
+        ``metabolite``, all with ``node_ids``; per network ``("gene", channel, "gene")`` all pairs as given, then all
+        reversed; hyperedges ``gpr`` and ``rmr`` (``stoichiometry``).
+
+    Raises:
+        SettingError: If the folder or one of its files is missing, or a network has a name that is not read.
+        SourceContractError: If a file does not hold what its name says; names the row.
+    """
+    path = yeast_folder(folder)
+    networks, left = _networks(path), _unread(path)
+    model = read_yeast_gem(_only(path, ("yeast-GEM*.yml", "yeast-GEM*.yml.gz")))
+    cell = metabolic_base_graph(model)
+    listed = read_gene_list(_only(path, ("genes.txt",)))
+    names = sorted({*listed, *cell["gene"].node_ids})
+    number = {name: k for k, name in enumerate(names)}
+    position = torch.tensor([number[name] for name in cell["gene"].node_ids], device="cpu")
+
+    graph = HeteroData()
+    graph["gene"].node_ids = names
+    graph["gene"].num_nodes = len(names)
+    x = cell["gene"].x
+    graph["gene"].x = x.new_zeros(len(names), x.size(1)).index_copy_(0, position, x)
+    graph["reaction"].update(cell["reaction"].to_dict())
+    graph["reaction"].subsystem = [reaction.subsystem for reaction in model.reactions]
+    graph["metabolite"].update(cell["metabolite"].to_dict())
+    for channel, file in networks.items():
+        _add_network(graph["gene", channel, "gene"], *_network(file, number), len(names) * self_loops, scores)
+    gpr = cell["gene", "gpr", "reaction"].hyperedge_index
+    graph["gene", "gpr", "reaction"].hyperedge_index = torch.stack([position[gpr[0]], gpr[1]])
+    graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
+    graph["reaction", "rmr", "metabolite"].update(cell["reaction", "rmr", "metabolite"].to_dict())
+    if left:
+        graph.__dict__["notes"] = (f"{path}: not read, no known name: {', '.join(left)}",)
+    return graph
+
+
+def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], dict[str, Float32Array]]:
+    """Knock-outs with fitness and the interaction scores that follow from it.
+
+    Args:
+        folder: Folder of raw files; ``$TORCHCELL_CACHE_YEAST`` by default.
+
+    Returns:
+        Gene names of each knock-out in the order of the file, and :data:`LABELS`, ``[num_samples] float32`` each;
+        ``epsilon`` and ``tau`` are NaN where they are not defined, see
+        :func:`torchcell_cache.sources.interactions.interaction_scores`.
+
+    Raises:
+        SettingError: If the folder or the table is missing.
+        SourceContractError: If the table has no such columns, a value that is no number, or a knock-out twice.
+    """
+    path = _only(yeast_folder(folder), ("fba_knockouts.tsv", "fba_knockouts.tsv.gz"))
+    table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
+    try:
+        epsilon, tau = interaction_scores(
+            table.perturbed.codes, table.perturbed.ptr, table.phenotypes["fitness"]
+        )
+    except SourceContractError as error:
+        raise SourceContractError(f"{path}: {error}", path=path) from None
+    fitness = table.phenotypes["fitness"].astype(np.float32)
+    return table.perturbed.lists(), dict(zip(LABELS, (fitness, epsilon, tau), strict=True))
+
+
+def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands beside
+    folder: str | Path | None = None,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    self_loops: bool = False,
+    scores: bool = False,
+) -> PerturbationTable:
+    """Base graph, knock-outs and their labels as a source.
+
+    Args:
+        folder: Folder of raw files; ``$TORCHCELL_CACHE_YEAST`` by default.
+        num_samples: A random part of the table, in its order; all of it by default.
+        seed: Seed of that choice.
+        self_loops: Append one self loop per gene to each network.
+        scores: Keep STRING's scores as ``score`` of each network's edges.
+
+    Raises:
+        SettingError, SourceContractError: As the functions above; also if ``num_samples`` is out of range.
+    """
+    from torchcell_cache.sources.table import PerturbationTable
+
+    graph = yeast_base_graph(folder, self_loops, scores=scores)
+    knockouts, labels = yeast_knockouts(folder)
+    chosen = chosen_rows(len(knockouts), num_samples, seed)
+    return PerturbationTable(
+        graph,
+        [knockouts[row] for row in chosen],
+        phenotypes={name: values[chosen] for name, values in labels.items()},
+    )
+
+
+def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
+    """``num_samples`` of ``total`` rows, ascending; all for ``None``."""
+    if num_samples is None:
+        return np.arange(total)
+    if not 0 < num_samples <= total:
+        raise SettingError(f"num_samples={num_samples}, expected 1 to {total}, or null for all")
+    return np.sort(np.random.default_rng(seed).choice(total, num_samples, replace=False))
+
+
+def _networks(folder: Path) -> dict[str, Path]:
+    """File of each channel that is there, in STRING's order."""
+    found = {}
+    for channel in CHANNELS:
+        patterns = (f"string_*_{channel}.tsv", f"string_*_{channel}.tsv.gz")
+        if any(True for pattern in patterns for _ in folder.glob(pattern)):
+            found[channel] = _only(folder, patterns)
+    if not found:
+        raise SettingError(
+            f"{folder} holds no network; expected string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}",
+            path=folder,
+            fix=f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}",
+        )
+    return found
+
+
+def _unread(folder: Path) -> list[str]:
+    """Files of the folder that nothing here reads.
+
+    Raises:
+        SettingError: If one of them would be a network by another name.
+    """
+    known = ("yeast-GEM*.yml*", "genes.txt", "fba_knockouts.tsv*", "README*", "sources.json", ".*")
+    channels = tuple(f"string_*_{channel}.tsv{gz}" for channel in CHANNELS for gz in ("", ".gz"))
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    left = [path.name for path in files if not any(path.match(pattern) for pattern in (*known, *channels))]
+    if misnamed := [name for name in left if name.lower().startswith("string")]:
+        raise SettingError(
+            f"{folder} holds {', '.join(misnamed)}, which is no file of a channel; expected "
+            f"string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}",
+            path=folder,
+            fix="rename it, or move it elsewhere",
+        )
+    return left
+
+
+def _only(folder: Path, patterns: Sequence[str]) -> Path:
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    wanted = " or ".join(patterns)
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise SettingError(
+            f"{folder} holds {names}, expected one {wanted}", path=folder, fix="remove all but one"
+        )
+    raise SettingError(
+        f"{folder} holds no {wanted}",
+        path=folder,
+        fix=f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}",
+    )
+
+
+def _add_network(store: Any, edges: Int64Array, score: Float32Array, num_loops: int, scores: bool) -> None:
+    """Set the edges of a network, and after them a self loop of each of the first ``num_loops`` genes."""
+    edges = np.concatenate([edges, np.tile(np.arange(num_loops), (2, 1))], axis=1)
+    store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
+    if scores:
+        store.score = torch.from_numpy(np.concatenate([score, np.ones(num_loops, dtype=np.float32)]))
+
+
+def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Array]:
+    """Both directions of each pair, ``[2, 2 * num_pairs] int64``, and their scores."""
+    first: list[int] = []
+    second: list[int] = []
+    scores: list[float] = []
+    rows = read_rows(path, separator="\t")
+    header = next(rows, [])
+    if header != ["gene_a", "gene_b", "score"]:
+        raise SourceContractError(f"{path}: columns {header}, expected gene_a, gene_b, score", path=path)
+    for row, cells in enumerate(rows):
+        try:
+            one, other, score = cells
+            first.append(number[one.strip()])
+            second.append(number[other.strip()])
+            scores.append(float(score))
+            if not math.isfinite(scores[-1]):
+                raise ValueError(f"the score {score!r} is no finite number")
+        except (ValueError, KeyError) as error:
+            what = f"{error} is not in genes.txt" if isinstance(error, KeyError) else str(error)
+            raise SourceContractError(f"{path}: row {row}: {what}", path=path) from None
+    if not first:
+        raise SourceContractError(f"{path} holds no pair", path=path, fix="fetch it again, or remove it")
+    pairs = np.array([first, second], dtype=np.int64)
+    _check_pairs(path, pairs, len(number))
+    one_way = np.array(scores, dtype=np.float32)
+    return np.concatenate([pairs, pairs[::-1]], axis=1), np.concatenate([one_way, one_way])
+
+
+def _check_pairs(path: Path, pairs: Any, num_genes: int) -> None:
+    low, high = pairs.min(axis=0), pairs.max(axis=0)
+    if (low == high).any():
+        raise SourceContractError(
+            f"{path}: row {int(np.argmax(low == high))} pairs a gene with itself", path=path
+        )
+    codes, first = np.unique(low * num_genes + high, return_index=True)
+    if len(codes) < len(low):
+        row = int(np.setdiff1d(np.arange(len(low)), first)[0])
+        raise SourceContractError(
+            f"{path}: row {row} repeats a pair of an earlier row, in this order or the other; expected one row per pair",
+            path=path,
+        )

@@ -1,0 +1,1 @@
+"""A published store: manifest, records, columns, leases."""

@@ -1,0 +1,242 @@
+"""Columns of a store: one row per sample, so that nothing about samples needs a record read.
+
+Held in ``columns.safetensors``: ``perturbed`` (ragged, with ``perturbed_count``), ``values`` (with ``value_count`` only
+where some sample does not have exactly one measurement), ``removed_edges`` and, if the source names its samples,
+``source_ids`` (UTF-8 bytes with ``source_id_length``). Further columns of a generic store keep their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.core.samples import Int64Array, SampleTable, segments
+from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
+from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
+
+if TYPE_CHECKING:
+    from torchcell_cache.graph.topology import Topology
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_FEW_PAIRS = 64
+
+
+def names_apart(labels: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A column name for each label: its own, or ``label.<name>`` where the store has a column of that name itself."""
+    out = {label: label for label in labels}
+    own = {"index", *taken}
+    used = {*own, *out}
+    for label in [label for label in out if label in own]:
+        while out[label] in used:
+            out[label] = f"label.{out[label]}"
+        used.add(out[label])
+    return out
+
+
+def smallest_unsigned(limit: int) -> np.dtype[Any]:
+    """Smallest unsigned dtype that holds ``0..limit``."""
+    return np.dtype(np.min_scalar_type(max(int(limit), 0)))
+
+
+def offsets(counts: npt.NDArray[Any]) -> Int64Array:
+    """``[0, cumsum(counts)]`` as int64."""
+    out = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, dtype=np.int64, out=out[1:])
+    return out
+
+
+def table_to_arrays(table: SampleTable, num_nodes: int) -> Arrays:
+    """The arrays that hold a table, in the smallest dtypes that fit."""
+    counts = np.diff(table.ptr)
+    out: Arrays = {
+        "perturbed": table.ids.astype(smallest_unsigned(max(num_nodes - 1, 0))),
+        "perturbed_count": counts.astype(smallest_unsigned(int(counts.max(initial=0)))),
+        "values": table.values,
+    }
+    value_counts = np.diff(table.value_ptr)
+    if bool((value_counts != 1).any()):
+        out["value_count"] = value_counts.astype(smallest_unsigned(int(value_counts.max(initial=0))))
+    if table.source_ids is not None:
+        encoded = [name.encode() for name in table.source_ids]
+        out["source_ids"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        out["source_id_length"] = np.array([len(name) for name in encoded], dtype=np.uint32)
+    return out
+
+
+class Names(Sequence[str]):
+    """Names kept as one block of UTF-8 bytes; nothing per sample lives in Python."""
+
+    def __init__(self, data: npt.NDArray[np.uint8], lengths: npt.NDArray[Any]) -> None:
+        self.data, self.ptr = data, offsets(lengths)
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return self.data[self.ptr[index] : self.ptr[index + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[k] for k in range(len(self)))
+
+
+def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tuple[str, ...]) -> SampleTable:
+    """The table held by arrays; the inverse of :func:`table_to_arrays`.
+
+    Raises:
+        CorruptShardError: If the columns do not fit together.
+    """
+    try:
+        ptr = offsets(arrays["perturbed_count"])
+        lengths = arrays.get("value_count")
+        value_ptr = np.arange(len(ptr), dtype=np.int64) if lengths is None else offsets(lengths)
+        names = Names(arrays["source_ids"], arrays["source_id_length"]) if "source_ids" in arrays else None
+        return SampleTable(
+            arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names
+        )
+    except (KeyError, SourceContractError) as error:
+        raise CorruptShardError(f"the stored columns do not fit together: {error}") from None
+
+
+def columns_bytes(arrays: Arrays) -> bytes:
+    """Serialised form."""
+    return arrays_to_bytes(arrays)
+
+
+def load_columns(path: str | Path) -> Arrays:
+    """Map the columns file."""
+    return map_arrays(path)[0]
+
+
+def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> npt.NDArray[np.int64]:
+    """Number of edges (all ``edge`` domains) each sample removes, ``[num_samples] int64``.
+
+    The sum of the degrees, less the edges between two perturbed nodes, which would count twice. Those are looked up in
+    the sorted list of connected pairs; a bit matrix answers first for the many pairs without an edge.
+    """
+    from torchcell_cache.graph.topology import endpoints
+
+    num_nodes = topology.num_nodes
+    degree = np.zeros(num_nodes, dtype=np.int64)
+    keys = []
+    for domain in topology.domains:
+        if domain.role != "edge":
+            continue
+        src, dst = endpoints(graph, domain)
+        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+        inner = [row for row, end in zip((src, dst), ends, strict=True) if end == topology.node_type]
+        for row in inner:
+            degree += np.bincount(row, minlength=num_nodes)
+        if len(inner) == 2:
+            loops = src == dst
+            degree -= np.bincount(src[loops], minlength=num_nodes)
+            low, high = np.minimum(src, dst)[~loops], np.maximum(src, dst)[~loops]
+            keys.append(low * num_nodes + high)
+    ids = table.ids.astype(np.int64)
+    total = (
+        np.add.reduceat(np.append(degree[ids], 0), np.minimum(table.ptr[:-1], len(ids)))
+        if len(table)
+        else degree[:0]
+    )
+    total = np.where(np.diff(table.ptr) > 0, total, 0)
+    if keys:
+        total -= _edges_between(np.sort(np.concatenate(keys)), ids, table.ptr, num_nodes)
+    return total
+
+
+def _edges_between(
+    keys: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
+) -> npt.NDArray[np.int64]:
+    """Edges among each sample's own nodes; ``keys`` are sorted ``low * num_nodes + high`` with repeats.
+
+    By pairs of a sample's nodes, or by the edges of its nodes where those are fewer: work grows with the size of a sample.
+    """
+    counts, first = np.diff(ptr), np.searchsorted(keys, np.arange(num_nodes + 1) * num_nodes)
+    edges = _sums(np.diff(first)[ids], ptr)
+    by_edges = counts * (counts - 1) // 2 > edges + _FEW_PAIRS
+    out = np.zeros(len(counts), dtype=np.int64)
+    for rows, count in ((np.flatnonzero(~by_edges), _by_pairs), (np.flatnonzero(by_edges), _by_edges)):
+        if len(rows):
+            out[rows] = count(keys, first, *segments(ids, ptr, rows), num_nodes)
+    return out
+
+
+def _sums(values: npt.NDArray[Any], ptr: Int64Array) -> Int64Array:
+    """Sum of each sample's values, ``[n] int64``."""
+    total = offsets(values)
+    return total[ptr[1:]] - total[ptr[:-1]]
+
+
+def _by_edges(
+    keys: Int64Array, first: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
+) -> Int64Array:
+    """Of the edges that begin at a sample's nodes, those that end at them."""
+    owner = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+    at, edge_ptr = segments(np.arange(len(keys)), first, ids)
+    far = np.repeat(owner, np.diff(edge_ptr)) * num_nodes + keys[at] % num_nodes
+    mine = owner * num_nodes + ids  # ascending: ids ascend within a sample
+    inside = mine[np.minimum(np.searchsorted(mine, far), len(mine) - 1)] == far
+    return _sums(_sums(inside, edge_ptr), ptr)
+
+
+def _by_pairs(
+    keys: Int64Array, first: Int64Array, ids: Int64Array, ptr: Int64Array, num_nodes: int
+) -> Int64Array:
+    """How often each pair of a sample's nodes stands among the edges."""
+    counts = np.diff(ptr)
+    out = np.zeros(len(counts), dtype=np.int64)
+    bits = None
+    if num_nodes <= 1 << 15 and len(counts) > 10_000:
+        bits = np.zeros((num_nodes * num_nodes + 7) // 8, dtype=np.uint8)
+        np.bitwise_or.at(bits, keys >> 3, (1 << (keys & 7)).astype(np.uint8))
+    for distance in range(1, int(counts.max(initial=0))):
+        rows = np.repeat(np.arange(len(counts)), np.maximum(counts - distance, 0))
+        within = np.arange(len(rows)) - np.repeat(
+            np.cumsum(np.maximum(counts - distance, 0)) - np.maximum(counts - distance, 0),
+            np.maximum(counts - distance, 0),
+        )
+        start = ptr[:-1][rows] + within
+        pair = ids[start] * num_nodes + ids[start + distance]  # ids ascend within a sample
+        if bits is not None:
+            hit = (bits[pair >> 3] >> (pair & 7).astype(np.uint8)) & 1 == 1
+            rows, pair = rows[hit], pair[hit]
+        found = np.searchsorted(keys, pair, side="right") - np.searchsorted(keys, pair, side="left")
+        out += np.bincount(rows, weights=found, minlength=len(counts)).astype(np.int64)
+    return out
+
+
+def categories_of(graph: Any) -> dict[str, list[str]]:
+    """The names behind the codes of a store's columns of names, by column; none for most stores."""
+    found = getattr(graph, "obs_categories", None)
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): [str(each) for each in names] for name, names in found.items()}
+
+
+def named(codes: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[np.object_]:
+    """Codes as names, ``None`` where there is none (a negative code or NaN), ``[n] object``."""
+    known = np.asarray(codes >= 0)
+    out = np.full(len(known), None, dtype=object)
+    out[known] = np.array([*names, None], dtype=object)[:-1][np.asarray(codes)[known].astype(np.int64)]
+    return out
+
+
+def names_in(graph: Any, column: str) -> list[str]:
+    """The names behind the codes of one column.
+
+    Raises:
+        SettingError: If it is no column of names; says which there are.
+    """
+    known = categories_of(graph)
+    if column not in known:
+        raise SettingError(
+            f"{column!r} is no column of names; this store has {', '.join(known) or 'none'}",
+            fix="labels(...) gives numbers; AnnDataSource(categories=[...]) makes columns of names",
+        )
+    return known[column]

@@ -1,0 +1,303 @@
+"""One complete generation of a store, opened for reading."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from torchcell_cache.codec import deletions as structured
+from torchcell_cache.codec import envelope
+from torchcell_cache.codec.deletions import StructuredColumns, StructuredSchema
+from torchcell_cache.codec.layout import Layout
+from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.storage_errors import storage_errors
+from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
+from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.records import BaseFields, decode_graph, load_base_graph
+from torchcell_cache.graph.removal import Removal
+from torchcell_cache.graph.topology import Topology
+from torchcell_cache.processors import BUILT_IN
+from torchcell_cache.processors.assemble import Assembler
+from torchcell_cache.processors.deletion import DeletionProcessor
+from torchcell_cache.processors.shared_fields import SharedFields
+from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.store.decoding import decoding
+from torchcell_cache.store.fetching import Fetcher, have_file, have_shard
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest
+from torchcell_cache.store.records import ShardFiles
+from torchcell_cache.store.schema import check_schema
+from torchcell_cache.store.shard_entry import root_argument
+from torchcell_cache.store.table_reader import MAX_BYTES, TableReader
+
+T = TypeVar("T")
+GENERATION_MANIFEST = "manifest.json"
+
+_SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_SHARED_LOCK = threading.RLock()
+
+
+class Generation:
+    """A store as it was published once; never changes while it is open.
+
+    Args:
+        root: The store's root directory.
+        manifest: The generation's manifest.
+        fetcher: Brings files on first use, where they come from elsewhere.
+    """
+
+    fetcher: Fetcher | None = None
+
+    def __init__(self, root: Path, manifest: Manifest, fetcher: Fetcher | None = None) -> None:
+        self.root, self.manifest, self.fetcher = root, manifest, fetcher
+        self.directory = processed_dir(root) / manifest.generation
+        self.schema = check_schema(manifest.schema, self.directory)
+        shards = manifest.shards
+        self.seeds = np.array([s.seed for s in shards], dtype=np.uint64)
+        starts = [*(s.start for s in shards), manifest.num_samples]
+        paths = [str(self.directory / s.file.name) for s in shards]
+        # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
+        before_open = partial(have_shard, self.directory, manifest, fetcher)
+        self.files = ShardFiles(paths, [s.file.size for s in shards], starts, before_open)
+
+    @classmethod
+    def open(cls, root: Path, generation: str | None = None) -> Generation:
+        """Open the published generation, or a given earlier one.
+
+        Raises:
+            CacheNotFoundError: If there is none.
+            CorruptManifestError: If its manifest is damaged.
+            StorageLostError: If the earlier generation was removed meanwhile.
+        """
+        if generation is None:
+            manifest = read_manifest(root)
+        else:
+            path = processed_dir(root) / generation / GENERATION_MANIFEST
+            try:
+                manifest = Manifest.from_bytes(path.read_bytes(), path=path)
+            except FileNotFoundError:
+                raise StorageLostError(
+                    f"generation {generation} of the store at {root} was removed",
+                    path=path,
+                    fix="reopen the dataset",
+                ) from None
+        return cls(Path(root), manifest)
+
+    def __reduce__(self) -> Any:
+        if self.fetcher is not None:
+            return self.fetcher.reopen()
+        return Generation.open, (self.root, self.manifest.generation)
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def file(self, name: str) -> Path:
+        """Path of one of the generation's fixed files, its digest checked."""
+        for entry in self.manifest.files:
+            if entry.name == name:
+                have_file(self.directory, entry, self.fetcher)
+                return self.directory / name
+        raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
+
+    def has_file(self, name: str) -> bool:
+        """Whether the generation has one of the fixed files."""
+        return any(entry.name == name for entry in self.manifest.files)
+
+    # What all samples share
+
+    @cached_property
+    @lasting
+    def base_graph(self) -> Any:
+        """The base graph; one object per process and content, its tensors mapped. ``None`` if the store has none."""
+        if not self.has_file("base_graph.json"):
+            return None
+        key = (str(self.directory), self.manifest.content_digest)
+        for name in ("base_graph.safetensors", "base_graph.json"):
+            self.file(name)  # also for a graph that is shared: its file may have been damaged since
+        with _SHARED_LOCK:
+            graph = _SHARED.get(key)
+            if graph is None:
+                with storage_errors(self.directory, "read"):
+                    graph = load_base_graph(self.directory)
+                _SHARED[key] = graph
+            return graph
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether records are perturbed ids and removed positions rather than typed fields."""
+        return bool(self.schema["records"] == "structured")
+
+    @cached_property
+    def topology(self) -> Topology | None:
+        """The position space of a node-deleting processor, or ``None``."""
+        stored = self.schema.get("topology")
+        return None if stored is None else Topology.from_dict(stored)
+
+    @cached_property
+    def removal(self) -> Removal | None:
+        """The incidence index, mapped."""
+        if self.topology is None or not self.has_file("incidence.safetensors"):
+            return None
+        with storage_errors(self.directory, "read"):
+            return Removal.load(self.file("incidence.safetensors"), self.topology)
+
+    @cached_property
+    def processor(self) -> DeletionProcessor | None:
+        """The built-in processor of the store, or ``None`` where records need none."""
+        stored = self.schema.get("processor")
+        if stored is None:
+            return None
+        if stored["name"] not in BUILT_IN:
+            raise FormatError(
+                f"the store names processor {stored['name']!r}; this version knows {sorted(BUILT_IN)}"
+            )
+        try:
+            return BUILT_IN[stored["name"]](**stored["settings"])
+        except TypeError as error:
+            raise FormatError(f"the store's settings of {stored['name']}: {error}") from None
+
+    @cached_property
+    def columns(self) -> Arrays:
+        """Columns of all samples, mapped."""
+        with storage_errors(self.directory, "read"):
+            return load_columns(self.file("columns.safetensors"))
+
+    @cached_property
+    def table(self) -> SampleTable | None:
+        """Perturbed ids and measurements of all samples, or ``None`` if the source had none."""
+        if "perturbed" not in self.columns:
+            return None
+        return arrays_to_table(
+            self.columns, tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
+        )
+
+    @cached_property
+    def table_reader(self) -> TableReader | None:
+        """This process's own copy of the table, for batches; ``None`` if there is none or it is too large."""
+        entry = next((e for e in self.manifest.files if e.name == "columns.safetensors"), None)
+        if not self.is_structured or entry is None or entry.size > MAX_BYTES:
+            return None
+        names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
+        path = self.file(entry.name)
+        with storage_errors(path, "read"):
+            return TableReader.load(path, entry.xxh3, *names, len(self), self.structured.num_nodes)
+
+    @cached_property
+    def structured(self) -> StructuredSchema:
+        """Schema of structured records."""
+        schema = StructuredSchema.from_dict(self.schema["structured"])
+        if self.topology is not None and self.topology.num_nodes != schema.num_nodes:
+            raise FormatError(f"{self.directory}: schema and topology differ in their number of nodes")
+        return schema
+
+    @cached_property
+    def layouts(self) -> dict[int, Layout]:
+        """Layouts of generic records by id."""
+        return {layout.id: layout for layout in map(Layout.from_dict, self.schema["layouts"].values())}
+
+    @cached_property
+    @lasting
+    def base_fields(self) -> BaseFields:
+        """The base graph's fields, for generic records."""
+        return BaseFields(self.base_graph)
+
+    @cached_property
+    def shared_fields(self) -> SharedFields:
+        """What samples share with the base graph and with each other."""
+        return SharedFields([self.base_graph, *([self.assembler.shell] if self.is_structured else [])])
+
+    @cached_property
+    @lasting
+    def assembler(self) -> Assembler:
+        """Makes graphs of structured records."""
+        assert self.processor is not None
+        assert self.topology is not None
+        return Assembler(
+            self.processor,
+            self.base_graph,
+            self.topology,
+            None if self.structured.has_removed else self.removal,
+            tuple(self.schema["phenotypes"]),
+            tuple(self.schema["statistics"]),
+            self.structured.has_removed,
+        )
+
+    # Reading
+
+    def read(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[bytes]:
+        """Sealed records of the given samples, in the order asked for, checksums verified.
+
+        Raises:
+            CorruptRecordError: If a record is missing or damaged.
+            CorruptShardError: If a file is.
+        """
+        array = np.asarray(indices, dtype=np.int64)
+        wanted = array.tolist()
+        shards = self.files.shard_of(array)
+        if self.fetcher is None or self.fetcher.bring_shards(shards):
+            records = self.files.read(wanted, shards.tolist())
+        else:
+            records = self._read_by_shard(array, shards)
+        self._check(records, wanted, shards)
+        return records
+
+    def visit(self, indices: npt.NDArray[np.int64], use: Callable[[Sequence[envelope.Buffer]], T]) -> T:
+        """What ``use`` makes of the samples' records, which it sees verified but not copied and must not keep.
+
+        Raises:
+            CorruptRecordError: If a record is missing or damaged.
+            CorruptShardError: If a file is.
+        """
+        wanted = indices.tolist()
+        shards = self.files.shard_of(indices)
+        if self.fetcher is not None and not self.fetcher.bring_shards(shards):
+            return use(self.read(indices))
+
+        def checked(records: Sequence[envelope.Buffer]) -> T:
+            self._check(records, wanted, shards)
+            return use(records)
+
+        return self.files.visit(wanted, shards.tolist(), checked)
+
+    def _read_by_shard(self, indices: npt.NDArray[np.int64], shards: npt.NDArray[np.int64]) -> list[bytes]:
+        """Records in the order asked for, read shard after shard: each is fetched once, however few fit at a time."""
+        order = np.argsort(shards, kind="stable")
+        records = self.files.read(indices[order].tolist(), shards[order].tolist())
+        out = [b""] * len(records)
+        for place, record in zip(order.tolist(), records, strict=True):
+            out[place] = record
+        return out
+
+    def _check(self, records: Sequence[envelope.Buffer], wanted: list[int], shards: Any) -> None:
+        try:
+            envelope.check(records, wanted, self.seeds[shards])
+        except CorruptRecordError as error:
+            raise self._located(error, wanted, shards) from None
+
+    def _located(self, error: CacheError, wanted: list[int], shards: Any) -> CorruptRecordError:
+        index = int(str(error).split("sample ", 1)[1].split(":", 1)[0])
+        shard = int(shards[wanted.index(index)])
+        path = self.directory / self.manifest.shards[shard].file.name
+        return CorruptRecordError(
+            f"{path}: {error} (shard {shard})",
+            path=path,
+            fix=f"torchcell-cache repair {root_argument(self.root)}",
+        )
+
+    def read_columns(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> StructuredColumns:
+        """Records of a structured store as ragged columns."""
+        return structured.decode(self.structured, self.read(indices))
+
+    def graphs(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Any]:
+        """The graphs of the given samples, as the processor made them, on the base graph's own tensors."""
+        records = self.read(indices)
+        with decoding(self):
+            if self.is_structured:
+                return self.assembler.graphs(structured.decode(self.structured, records))
+            return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]

@@ -1,0 +1,150 @@
+"""Leases: who reads a generation holds shared ``flock``s on files of it, so that nobody removes it meanwhile.
+
+One is on the generation's own manifest, which keeps ``gc`` from it; in a staged copy another one is on the file that says what it
+is a copy of, which keeps the copy. The kernel frees them when the reader ends, however it ends. Opening a file for reading
+is enough: nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import weakref
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeVar
+
+from torchcell_cache.errors import CacheNotFoundError
+from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir
+
+LEASE_NAME = ".staged.json"
+"""In the root of a staged copy: says what it is a copy of."""
+
+T = TypeVar("T")
+_TRIES = 5
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_CANNOT_TELL = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""No locks on this file system, or (NFS) none that keep others out for who may only read."""
+
+
+def open_with_lease(root: Path) -> Generation:
+    """Open the published generation, which is then kept for as long as it is in use.
+
+    Raises:
+        CacheNotFoundError: If there is no store, or the copy is being removed at this moment.
+        CorruptManifestError: If the manifest is damaged.
+    """
+    copy = _staged(root)
+    try:
+        generation, lease = _with_lease(root, Generation.open, lambda found: found.manifest)
+    except BaseException:
+        _close(copy)
+        raise
+    weakref.finalize(generation, _close, lease)
+    weakref.finalize(generation, _close, copy)
+    return generation
+
+
+@contextlib.contextmanager
+def keeping(
+    root: Path, read: Callable[[Path], T], manifest_of: Callable[[T], Manifest]
+) -> Generator[T, None, None]:
+    """What ``read`` finds published; its generation is kept from ``gc`` within the ``with`` block."""
+    found, lease = _with_lease(root, read, manifest_of)
+    try:
+        yield found
+    finally:
+        _close(lease)
+
+
+def _with_lease(
+    root: Path, read: Callable[[Path], T], manifest_of: Callable[[T], Manifest]
+) -> tuple[T, int | None]:
+    """What is published and a lease on it; again where another generation was published in between, or it is removed."""
+    for left in reversed(range(_TRIES)):
+        before = _identity(manifest_path(root))
+        found = read(root)
+        lease = None
+        with contextlib.suppress(BlockingIOError):
+            lease = _take(processed_dir(root) / manifest_of(found).generation / GENERATION_MANIFEST)
+        if not left or before == _identity(manifest_path(root)):
+            return found, lease
+        _close(lease)
+    raise AssertionError
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever another manifest is published: that is a new file."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_mtime_ns
+
+
+def _staged(root: Path) -> int | None:
+    try:
+        return _take(root / LEASE_NAME)
+    except BlockingIOError:
+        raise CacheNotFoundError(
+            f"the staged copy {root} is being removed", path=root, fix="torchcell-cache stage ... once more"
+        ) from None
+
+
+def _take(path: Path) -> int | None:
+    """A descriptor with the shared lock; ``None`` where there is no such file or there are no locks.
+
+    Raises:
+        BlockingIOError: If somebody keeps readers out.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _close(descriptor)
+        raise
+    except OSError:
+        _close(descriptor)
+        return None
+    return descriptor
+
+
+def try_to_remove(root: Path) -> int | None:
+    """A descriptor that keeps readers of a staged copy out, ``None`` if somebody reads it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(root / LEASE_NAME, _FLAGS)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+    return None
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether somebody reads a generation; ``False`` where the file system does not say."""
+    try:
+        descriptor = os.open(directory / GENERATION_MANIFEST, _FLAGS)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _CANNOT_TELL
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is None:
+        return
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

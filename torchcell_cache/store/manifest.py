@@ -1,0 +1,251 @@
+"""The manifest: the one file that makes a store exist, and the sidecars that make its shards exist.
+
+``manifest.json`` names one generation and every file of it with size and digests; before it is published
+there is no store, afterwards there is a complete one. A shard counts as built once its sidecar is there. Both
+are sealed JSON (see ``durable.sealedjson``) and are checked value by value: a document that passes describes exactly
+one possible store.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.core.files import StrPath, write_atomic
+from torchcell_cache.core.sealed import plain, read_sealed, seal, unseal
+from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
+from torchcell_cache.store.shard_entry import (
+    ENDIANNESS,
+    FILE_NAMES,
+    FORMAT_VERSION,
+    GENERATION,
+    HEX,
+    PROCESSED_NAME,
+    FileEntry,
+    ShardEntry,
+    check_count,
+    exact_fields,
+    file_from_json,
+    file_to_json,
+    match_text,
+    parse_document,
+    read_sidecar,
+    repair_hint,
+    root_argument,
+    shard_name,
+    sidecar_path,
+    write_sidecar,
+)
+
+__all__ = [
+    "ENDIANNESS",
+    "FILE_NAMES",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "PROCESSED_NAME",
+    "STORAGES",
+    "FileEntry",
+    "Manifest",
+    "ShardEntry",
+    "manifest_path",
+    "processed_dir",
+    "read_manifest",
+    "read_sidecar",
+    "shard_name",
+    "sidecar_path",
+    "write_manifest",
+    "write_sidecar",
+]
+
+MANIFEST_NAME = "manifest.json"
+STORAGES = ("perturbation", "delta", "full")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One complete generation of a store.
+
+    The free-form parts hold plain JSON; the order of keys in an object does not survive.
+
+    Attributes:
+        generation: Name of the generation's directory.
+        num_samples: Samples in all shards.
+        shard_size: Samples per shard; only the last shard may hold fewer.
+        storage: How much of a sample is stored, one of ``STORAGES``.
+        schema: What the records hold.
+        fingerprint: Identity of the inputs, part by part.
+        content_digest: Digest of what is stored, independent of shards and workers, hexadecimal.
+        files: The files beside the shards.
+        shards: The shards, in order, without gap or overlap.
+        created: How the build went (library versions, host, command, seconds); for information only.
+        format_version: Version of the store format.
+    """
+
+    generation: str
+    num_samples: int
+    shard_size: int
+    storage: str
+    schema: dict[str, Any]
+    fingerprint: dict[str, Any]
+    content_digest: str
+    files: tuple[FileEntry, ...]
+    shards: tuple[ShardEntry, ...]
+    created: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format version {self.format_version!r}, expected {FORMAT_VERSION}")
+        match_text(GENERATION, self.generation, "generation")
+        match_text(HEX, self.content_digest, "content digest")
+        if self.storage not in STORAGES:
+            raise ValueError(f"storage {self.storage!r}, expected one of {', '.join(STORAGES)}")
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names) or not set(names) <= set(FILE_NAMES):
+            raise ValueError(f"files {names}, expected some of {', '.join(FILE_NAMES)}, each once")
+        self._check_tiling()
+        for name in ("schema", "fingerprint", "created"):
+            object.__setattr__(self, name, plain(getattr(self, name), name))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that ``to_bytes`` carries: pins the whole store, because it covers every file's digest."""
+        return self.to_bytes().split(b'"', 4)[3].decode()
+
+    def to_bytes(self) -> bytes:
+        """The content of ``manifest.json``."""
+        return seal(
+            {
+                "format_version": self.format_version,
+                "endianness": ENDIANNESS,
+                "generation": self.generation,
+                "num_samples": self.num_samples,
+                "shard_size": self.shard_size,
+                "storage": self.storage,
+                "schema": self.schema,
+                "fingerprint": self.fingerprint,
+                "content_digest": self.content_digest,
+                "files": [file_to_json(file) for file in self.files],
+                "shards": [shard.to_json() for shard in self.shards],
+                "created": self.created,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, path: StrPath | None = None) -> Manifest:
+        """Check and parse the content of a ``manifest.json``.
+
+        Raises:
+            CorruptManifestError: It is not byte for byte what ``to_bytes`` wrote.
+            FormatError: It is intact, but of another format version or byte order.
+        """
+        fix = repair_hint(path)
+        return cls._from_document(unseal(data, path=path, fix=fix), path, fix)
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any], path: StrPath | None, fix: str) -> Manifest:
+        return parse_document(document, path, fix, cls._from_json)
+
+    @classmethod
+    def _from_json(cls, document: dict[str, Any]) -> Manifest:
+        kinds: dict[str, type] = {
+            "format_version": int,
+            "endianness": str,
+            "generation": str,
+            "num_samples": int,
+        }
+        kinds |= {
+            "shard_size": int,
+            "storage": str,
+            "schema": dict,
+            "fingerprint": dict,
+            "content_digest": str,
+        }
+        got = exact_fields(document, "manifest", {**kinds, "files": list, "shards": list, "created": dict})
+        del got["endianness"]
+        got["files"] = tuple(file_from_json(value) for value in got["files"])
+        got["shards"] = tuple(ShardEntry.from_json(value) for value in got["shards"])
+        return cls(**got)
+
+    def _check_tiling(self) -> None:
+        check_count(self.num_samples, "num_samples")
+        if check_count(self.shard_size, "shard_size") == 0:
+            raise ValueError("shard_size is 0")
+        expected = -(-self.num_samples // self.shard_size)
+        if len(self.shards) != expected:
+            raise ValueError(
+                f"{len(self.shards)} shards, expected {expected} for {self.num_samples} samples "
+                f"of {self.shard_size} per shard"
+            )
+        for number, shard in enumerate(self.shards):
+            start = number * self.shard_size
+            stop = min(start + self.shard_size, self.num_samples)
+            if (shard.index, shard.start, shard.stop) != (number, start, stop):
+                raise ValueError(
+                    f"shard {shard.index} holds samples {shard.start} to {shard.stop}, "
+                    f"expected shard {number} with {start} to {stop}"
+                )
+
+
+def processed_dir(root: StrPath) -> Path:
+    """Where a store keeps its files."""
+    return Path(root) / PROCESSED_NAME
+
+
+def manifest_path(root: StrPath) -> Path:
+    """The commit point of the store at ``root``."""
+    return processed_dir(root) / MANIFEST_NAME
+
+
+def read_manifest(root: StrPath) -> Manifest:
+    """Read and check the manifest of the store at ``root``.
+
+    Raises:
+        CacheNotFoundError: Nothing complete is there; carries the command that builds it.
+        CorruptManifestError: The manifest is damaged.
+        FormatError: Another version of the package wrote it.
+    """
+    path = manifest_path(root)
+    try:
+        document = read_sealed(path, fix=repair_hint(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheNotFoundError(
+            f"no complete store at {os.fspath(root)} ({path} is missing)",
+            path=path,
+            fix=f"torchcell-cache preprocess {root_argument(root)} ...",
+        ) from error
+    return Manifest._from_document(document, path, repair_hint(path))
+
+
+def write_manifest(
+    root: StrPath, manifest: Manifest, *, expect_generation: str | None = None, replace_damaged: bool = False
+) -> bool:
+    """Publish a generation whose files are all written and synced.
+
+    Args:
+        root: Root of the store; its ``processed`` directory exists.
+        manifest: What to publish.
+        expect_generation: The generation this one takes the place of; ``None`` for the first one of a store,
+            which of several builders exactly one can publish. Comparing and renaming are two steps: hold the
+            builder lock.
+        replace_damaged: Whether a manifest that cannot be read counts as absent (repair, rebuild).
+
+    Returns:
+        ``False`` if another generation is published meanwhile, which then stays; read it instead.
+    """
+    path, data = manifest_path(root), manifest.to_bytes()
+    if expect_generation is None and write_atomic(path, data, replace=False):
+        return True
+    try:
+        current = read_manifest(root).generation
+        if expect_generation is None or current != expect_generation:
+            return False
+    except CacheNotFoundError:
+        if expect_generation is not None:
+            return False
+    except (CorruptManifestError, FormatError):
+        if not replace_damaged:
+            raise
+    return write_atomic(path, data)

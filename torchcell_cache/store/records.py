@@ -1,0 +1,407 @@
+"""Keys and bytes in LMDB files. The only file that imports lmdb.
+
+A published shard never changes, which is what makes ``lock=False`` sound and keeps readers off any lock file. A process
+holds one environment per file, whatever the number of datasets, slices and threads that read it: py-lmdb refuses a
+second open of the same file, also in a forked child, so handles belong to a process and are dropped after a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import lmdb
+import numpy as np
+
+from torchcell_cache.core.storage_errors import storage_error
+from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
+from torchcell_cache.store.env_pool import Handles
+from torchcell_cache.store.shard_entry import repair_hint
+
+_MIN_MAP_BYTES = 1 << 20
+_MAX_MAP_BYTES = 1 << 42
+_GROWTH = 4
+_NODE_BYTES = 32
+_SPARE_PAGES = 64
+_MOVED_BYTES = 16 << 20
+_SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+_TRIES = 5
+T = TypeVar("T")
+Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
+Buffer: TypeAlias = bytes | memoryview
+_NOT_THE_FILES_FAULT = (
+    ((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "raise the limit (ulimit -n, ulimit -v)"),
+    ((errno.EIO, errno.ESTALE), "look at the system log and the mount, then open the dataset again"),
+)
+
+
+def key_of(index: int) -> bytes:
+    """LMDB key of a sample: 8 bytes, big-endian, so that key order is sample order."""
+    return index.to_bytes(8, "big")
+
+
+def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int) -> int:
+    """Write consecutive records into a new LMDB file, in one transaction.
+
+    The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened. Each chunk
+    is taken once: where the map turns out too small, what was written moves to a file with a larger one.
+
+    Args:
+        path: File to create; must not exist.
+        first_index: Sample index of the first record.
+        chunks: Sealed records, in order.
+        map_bytes: First guess of the map's size; the file takes only what the records need.
+
+    Returns:
+        Number of records written.
+
+    Raises:
+        FormatError: If a key is refused, which would mean a broken order.
+        StorageError: If the file system refuses.
+    """
+    rest, map_bytes = iter(chunks), max(map_bytes, _MIN_MAP_BYTES)
+    moved = path.with_name(f".tmp-moved-{path.name.removeprefix('.tmp-')}")
+    try:
+        index, pending = _write(path, first_index, rest, map_bytes)
+        while pending:
+            path.replace(moved)
+            map_bytes *= _GROWTH
+            index, pending = _write(path, first_index, chain(_records(moved), [pending], rest), map_bytes)
+            moved.unlink(missing_ok=True)
+    except lmdb.Error as error:
+        # Before the file goes: LMDB says EIO for a short write, and its size tells whether it met a limit.
+        refused = storage_error(_errno_of(error), path)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise refused or error from error
+    finally:
+        with contextlib.suppress(OSError):
+            moved.unlink(missing_ok=True)
+    return index - first_index
+
+
+def _write(
+    path: Path, first_index: int, chunks: Iterator[Sequence[bytes]], map_bytes: int
+) -> tuple[int, Sequence[bytes]]:
+    """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
+    env = lmdb.open(
+        str(path),
+        map_size=min(map_bytes, _MAX_MAP_BYTES),
+        subdir=False,
+        lock=False,
+        sync=False,
+        metasync=False,
+        writemap=False,
+        meminit=True,
+        readahead=False,
+        max_dbs=0,
+        **_format_argument(),
+    )
+    index, room = first_index, _Room(map_bytes, env.stat()["psize"])
+    try:
+        with env.begin(write=True) as txn:
+            cursor = txn.cursor()
+            for records in chunks:
+                if not room.takes(records):
+                    return index, records
+                keys = np.arange(index, index + len(records), dtype=">u8").tobytes()
+                items = [(keys[8 * k : 8 * k + 8], record) for k, record in enumerate(records)]
+                written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
+                if written != len(items) or added != len(items):
+                    raise FormatError(
+                        f"{path}: LMDB took {added} of {len(items)} records from sample {index} on"
+                    )
+                index += len(items)
+        env.sync(True)
+    finally:
+        env.close()
+    return index, ()
+
+
+class _Room:
+    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut.
+
+    Args:
+        map_bytes: Size of the map.
+        page: Size of a page.
+    """
+
+    def __init__(self, map_bytes: int, page: int) -> None:
+        self.pages, self.page = map_bytes // page, page
+        self.in_leaves = self.overflow = 0
+
+    def takes(self, records: Sequence[bytes]) -> bool:
+        """Note records and say whether there is room for them.
+
+        A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
+        """
+        sizes = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + _NODE_BYTES
+        large = sizes[sizes > self.page // 2 - _NODE_BYTES]
+        self.in_leaves += int(sizes.sum() - large.sum()) + 2 * _NODE_BYTES * len(large)
+        self.overflow += int((large // self.page + 1).sum())
+        return 2 * self.in_leaves // (self.page - _NODE_BYTES) + self.overflow + _SPARE_PAGES <= self.pages
+
+
+def _records(path: Path) -> Iterator[Sequence[bytes]]:
+    """Records of a file, in order, in chunks of bounded size."""
+    env = lmdb.open(
+        str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=path.stat().st_size
+    )
+    try:
+        with env.begin() as txn:
+            chunk: list[bytes] = []
+            size = 0
+            for value in txn.cursor().iternext(keys=False, values=True):
+                chunk.append(value)
+                size += len(value)
+                if size > _MOVED_BYTES:
+                    yield chunk
+                    chunk, size = [], 0
+            if chunk:
+                yield chunk
+    finally:
+        env.close()
+
+
+def _format_argument() -> dict[str, Any]:
+    """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
+    return {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+
+
+def _errno_of(error: lmdb.Error) -> int:
+    """What the system said; LMDB passes it on as text only."""
+    text = str(error)
+    return next((number for number in _SAID if text.endswith(os.strerror(number))), errno.EIO)
+
+
+class _Handle:
+    """One open environment; a read transaction per thread lives as long as the handle."""
+
+    def __init__(self, path: str, size: int) -> None:
+        try:
+            self.env = lmdb.open(
+                path,
+                subdir=False,
+                readonly=True,
+                lock=False,
+                create=False,
+                readahead=False,
+                max_spare_txns=1,
+                map_size=max(size, _MIN_MAP_BYTES),
+            )
+            self.entries = int(self.env.stat()["entries"])
+        except lmdb.Error as error:
+            for numbers, fix in _NOT_THE_FILES_FAULT:
+                if str(error).endswith(tuple(map(os.strerror, numbers))):
+                    raise StorageLostError(f"{path} cannot be opened: {error}", path=path, fix=fix) from None
+            raise CorruptShardError(
+                f"{path} cannot be opened: {error}",
+                path=path,
+                fix=repair_hint(path),
+            ) from None
+        self.local = threading.local()
+        self.retired = False
+
+    def get(self, views: bool) -> Any:
+        """``get`` of this thread's transaction, giving copies or views of the mapping."""
+        name = "view" if views else "copy"
+        found = getattr(self.local, name, None)
+        if found is None:
+            begun: Any = self.env.begin(buffers=True) if views else self.env.begin(buffers=False)
+            found = begun.get  # the method keeps its transaction alive
+            setattr(self.local, name, found)
+        return found
+
+    def close(self) -> None:
+        self.local = threading.local()
+        with contextlib.suppress(lmdb.Error):  # inherited by a fork
+            self.env.close()
+
+
+_HANDLES: Handles[_Handle] = Handles()
+
+
+def _open(path: str, expected_size: int) -> _Handle:
+    """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
+    fix = repair_hint(path)
+    try:
+        stat = Path(path).stat()
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
+    except OSError as error:
+        raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
+    if stat.st_size != expected_size:
+        raise CorruptShardError(
+            f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}", path=path, fix=fix
+        )
+    return _HANDLES.get((stat.st_dev, stat.st_ino), lambda: _Handle(path, stat.st_size))
+
+
+def close_file(path: str | Path) -> None:
+    """Let go of one file and its mapping in this process, once no thread reads it; it is opened again when needed."""
+    with contextlib.suppress(OSError):
+        stat = Path(path).stat()
+        _HANDLES.close((stat.st_dev, stat.st_ino))
+
+
+def close_all() -> None:
+    """Close every environment of this process; open stores reopen what they need on the next read."""
+    _HANDLES.close_all()
+
+
+def open_count() -> int:
+    """Number of environments this process holds open."""
+    return len(_HANDLES)
+
+
+class ShardFiles:
+    """Read access to the shards of one generation.
+
+    Args:
+        paths: Shard files, in order.
+        sizes: Their sizes in bytes by the manifest.
+        starts: First sample index of each shard and, last, the number of samples, ``[num_shards + 1]``.
+        before_open: Called with the shard's number before its file is first opened in this process.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], sizes: Sequence[int], starts: Sequence[int], before_open: Any = None
+    ) -> None:
+        self.paths, self.sizes = list(paths), list(sizes)
+        self.starts = np.asarray(starts, dtype=np.int64)
+        self.before_open = before_open
+        sizes_of = np.diff(self.starts)
+        even = (
+            len(sizes_of) > 0 and bool((sizes_of[:-1] == sizes_of[0]).all()) and sizes_of[-1] <= sizes_of[0]
+        )
+        self._stride = int(sizes_of[0]) if even else 0  # a division is quicker than a search
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def shard_of(self, indices: Any) -> Any:
+        """Shard number of each sample index."""
+        if self._stride:
+            return indices // self._stride
+        return np.searchsorted(self.starts, indices, side="right") - 1
+
+    def open(self, shard: int) -> _Handle:
+        """The open file of a shard, checked before it is mapped.
+
+        Raises:
+            CorruptShardError: If the file is not what the manifest says.
+        """
+        handle = self._open_checked(shard)
+        wanted = int(self.starts[shard + 1] - self.starts[shard])
+        if handle.entries != wanted:
+            raise CorruptShardError(
+                f"{self.paths[shard]} holds {handle.entries} records, the manifest says {wanted}",
+                path=self.paths[shard],
+                fix=repair_hint(self.paths[shard]),
+            )
+        return handle
+
+    def _open_checked(self, shard: int) -> _Handle:
+        """The handle; once more if a bounded cache made room of the file between check and opening."""
+        for left in reversed(range(_TRIES)):
+            if self.before_open is not None:
+                self.before_open(shard)
+            try:
+                return _open(self.paths[shard], self.sizes[shard])
+            except CorruptShardError:
+                if not left or Path(self.paths[shard]).exists():
+                    raise
+        raise AssertionError
+
+    def close(self, shard: int) -> None:
+        """Let go of a shard's file and its mapping in this process; it is opened again when it is read again."""
+        close_file(self.paths[shard])
+
+    def _begin_with(self, shard: int) -> Gets:
+        """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
+        while True:
+            _HANDLES.end()
+            handle = self.open(shard)
+            known = self._known(_HANDLES.begin())
+            if not handle.retired:  # by another thread, before we began
+                for views, gets in enumerate(known):
+                    gets[shard] = handle.get(bool(views))
+                return known
+
+    def _known(self, epoch: int) -> Gets:
+        """What this thread has open, to copy from and to view; empty again after a fork or when a file was closed."""
+        local = self._local
+        if getattr(local, "epoch", -1) != epoch:
+            local.epoch, local.gets = epoch, ({}, {})
+        known: Gets = local.gets
+        return known
+
+    def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
+        """Records of the given samples, copied out, in the order asked for.
+
+        Args:
+            indices: Sample indices.
+            shards: Shard number of each, from :meth:`shard_of`.
+
+        Raises:
+            CorruptRecordError: If a key is missing.
+            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
+        """
+        gets = self._known(_HANDLES.begin())[0]
+        try:
+            return self._get_all(gets, indices, shards)
+        finally:
+            _HANDLES.end()
+
+    def visit(self, indices: Sequence[int], shards: Sequence[int], use: Callable[[Sequence[Buffer]], T]) -> T:
+        """Let ``use`` work on records where they lie in the page cache; copies of files that are not open yet.
+
+        Args:
+            indices: Sample indices.
+            shards: Shard number of each, from :meth:`shard_of`.
+            use: Called once with the records, in the order asked for; must not keep any of them.
+
+        Raises:
+            CorruptRecordError: If a key is missing.
+            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
+        """
+        gets = self._known(_HANDLES.begin())[1]
+        try:
+            if all(map(gets.__contains__, shards)):
+                return use(self._get_all(gets, indices, shards))
+        finally:
+            _HANDLES.end()
+        return use(self.read(indices, shards))
+
+    def _get_all(
+        self, gets: dict[int, Callable[[bytes], Any]], indices: Sequence[int], shards: Sequence[int]
+    ) -> list[Any]:
+        out: list[Any] = []
+        try:
+            for index, shard in zip(indices, shards, strict=True):
+                if (
+                    shard not in gets
+                ):  # what was read so far is a copy, so other files may be closed for this one
+                    gets = self._begin_with(shard)[0]
+                value = gets[shard](index.to_bytes(8, "big"))
+                if value is None:
+                    path = self.paths[shard]
+                    raise CorruptRecordError(
+                        f"sample {index} is missing from {path}", path=path, fix=repair_hint(path)
+                    )
+                out.append(value)
+        except lmdb.Error as error:
+            path = self.paths[shard]
+            raise CorruptShardError(f"{path}: {error}", path=path, fix=repair_hint(path)) from error
+        return out

@@ -1,0 +1,91 @@
+"""Digest checks that happen once per node and file, not once per process.
+
+LMDB notices almost no damage by itself, and damaged pages can crash the process that maps them. So a shard's digest is
+checked before the file is first mapped. A successful check leaves an empty stamp file in a directory of this user and
+node, named after device, inode, size, times and digest: any write to the file gives it another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import xxhash
+
+from torchcell_cache.core.storage_errors import storage_errors
+from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.store.shard_entry import repair_hint
+
+_CHUNK = 1 << 22
+
+
+def quick_digest(path: str | Path) -> str:
+    """xxh3_128 of a file, hexadecimal."""
+    hasher = xxhash.xxh3_128()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered
+        while count := file.readinto(buffer):
+            hasher.update(view[:count])
+    return hasher.hexdigest()
+
+
+def _stamp_directory() -> Path | None:
+    """A directory that only this user can write, or ``None``."""
+    path = Path(
+        os.environ.get("TORCHCELL_CACHE_STAMPS") or f"{tempfile.gettempdir()}/torchcell_cache-{os.getuid()}"
+    )
+    with contextlib.suppress(OSError):
+        path.mkdir(mode=0o700, exist_ok=True)
+        info = path.lstat()
+        if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022:
+            return path
+    return None
+
+
+def _stamp_name(path: str | Path, digest: str) -> str:
+    info = Path(path).stat()
+    facts = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, digest)
+    return str(xxhash.xxh3_128_hexdigest(repr(facts).encode()))
+
+
+def note_verified(path: str | Path, digest: str) -> None:
+    """Remember that the file as it stands has this digest."""
+    directory = _stamp_directory()
+    if directory is not None:
+        with contextlib.suppress(OSError):
+            (directory / _stamp_name(path, digest)).touch()
+
+
+def ensure_verified(path: str | Path, size: int, digest: str) -> None:
+    """Check size and digest of a file unless this node has done so since the file last changed.
+
+    Args:
+        path: The file.
+        size: Its size by the manifest, bytes.
+        digest: Its xxh3_128 by the manifest, hexadecimal.
+
+    Raises:
+        CorruptShardError: If the file is missing or is not what the manifest says.
+        StorageError: If the file system does not let it be read.
+    """
+    fix = repair_hint(path)
+    try:
+        with storage_errors(path, "read"):
+            found = Path(path).stat().st_size
+            if found != size:
+                raise CorruptShardError(
+                    f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix
+                )
+            directory = _stamp_directory()
+            if directory is not None and (directory / _stamp_name(path, digest)).exists():
+                return
+            actual = quick_digest(path)
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
+    if actual != digest:
+        raise CorruptShardError(f"{path} has digest {actual}, the manifest says {digest}", path=path, fix=fix)
+    note_verified(path, digest)

@@ -1,0 +1,96 @@
+"""What is being built at a root, seen from outside: any process or node may ask, and nothing it reads is trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
+from torchcell_cache.core.process import ProcessId
+from torchcell_cache.store.manifest import processed_dir
+from torchcell_cache.store.shard_entry import GENERATION
+
+PLAN_NAME = "build.json"
+TASKS_NAME = ".tasks"
+"""Directory in ``processed`` where the tasks of an array build write their progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A generation that is not published.
+
+    Attributes:
+        name: Its directory's name.
+        done: Numbers of its finished shards.
+        num_shards: Shards it will have, ``None`` if its plan cannot be read.
+    """
+
+    name: str
+    done: tuple[int, ...]
+    num_shards: int | None
+
+    def __str__(self) -> str:
+        total = "?" if self.num_shards is None else f"{self.num_shards:,}"
+        return f"{self.name} with {len(self.done):,}/{total} shards finished"
+
+
+def unfinished(directory: Path) -> Unfinished:
+    """How far a generation is: every finished shard has a side file."""
+    done = []
+    with contextlib.suppress(OSError):
+        names = (path.stem.removeprefix("shard-") for path in directory.glob("shard-*.json"))
+        done = sorted(int(name) for name in names if name.isdecimal())
+    plan = read_status(directory / PLAN_NAME) or {}
+    count, size = plan.get("num_samples"), plan.get("shard_size")
+    known = type(count) is int and type(size) is int and count >= 0 and size > 0
+    return Unfinished(directory.name, tuple(done), -(-count // size) if known else None)  # type: ignore[operator]
+
+
+def task_status_path(root: Path, task: int) -> Path:
+    """Where a task of an array build writes its progress."""
+    return processed_dir(root) / TASKS_NAME / f"{task:05d}.json"
+
+
+def task_states(root: Path, generation: str) -> list[dict[str, Any]]:
+    """Last words of the tasks that worked on a generation, by number; checked as far as messages need it."""
+    directory = processed_dir(root) / TASKS_NAME
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(directory.glob("[0-9]*.json")):
+            state = read_status(path)
+            if state is not None and state.get("generation") == generation and type(state.get("task")) is int:
+                found.append({**state, "written": path.stat().st_mtime})
+    return found
+
+
+def process_of(state: dict[str, Any]) -> ProcessId | None:
+    """The process a task's state names, ``None`` if it does not."""
+    try:
+        return ProcessId(**state["process"])
+    except (KeyError, TypeError):
+        return None
+
+
+def found_at(root: Path) -> str:
+    """What there is of a store that is not published, in one line; asks the file system for names again.
+
+    Network file systems remember for a while that a file was missing; listing its directory makes them look again.
+    """
+    names: list[str] = []
+    for place in (root.parent, root, processed_dir(root)):
+        with contextlib.suppress(OSError):
+            names = os.listdir(place)  # noqa: PTH208 - only the names
+    if not processed_dir(root).is_dir():
+        return f"{root} is not there" if not root.is_dir() else f"{root} holds no build"
+    parts = [str(unfinished(processed_dir(root) / n)) for n in sorted(names) if GENERATION.fullmatch(n)]
+    status = read_status(processed_dir(root) / STATUS_NAME) or {}
+    if type(status.get("samples")) is int and type(status.get("total")) is int:
+        parts.append(f"{str(status.get('state'))[:20]} at {status['samples']:,}/{status['total']:,} samples")
+    owner = BuilderLock(processed_dir(root) / LOCK_NAME).owner()
+    if owner is not None:
+        dead = owner.process.is_alive() is False
+        parts.append(f"builder {owner}{', which is dead' if dead else ''}")
+    return ", ".join(parts) or "no build has begun"

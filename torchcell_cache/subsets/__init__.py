@@ -1,1 +1,0 @@
-"""Which samples: expressions over stored columns, index files, splits, smaller stores."""

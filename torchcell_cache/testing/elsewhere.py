@@ -1,0 +1,189 @@
+"""A call in a fresh Python process with another hash seed, also of code that only a notebook or ``__main__`` holds.
+
+What another process can import travels by name. Functions and classes that it cannot - of ``__main__``, of a notebook, of
+another function's body - travel as they are: byte code, defaults, closure and the globals they name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import enum
+import functools
+import importlib
+import io
+import json
+import marshal
+import os
+import pickle
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_SECONDS = 120.0
+_SKIPPED = ("__dict__", "__weakref__", "__abc_impl__", "_abc_impl", "__classcell__")
+_RUN = "from torchcell_cache.testing.elsewhere import answer; answer()"
+_SPACES: dict[str, dict[str, Any]] = {}
+
+
+class NotRunError(Exception):
+    """The call could not be made, or had no result; says why."""
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a process of its own, as JSON values.
+
+    Raises:
+        NotRunError: Naming what cannot be sent, or how the process ended.
+    """
+    try:
+        stream = io.BytesIO()
+        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump((function, arguments))
+    except Exception as error:
+        raise NotRunError(f"{type(error).__name__}: {error}") from None
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100 - "" is the working directory
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    command = [sys.executable, "-c", _RUN]
+    try:
+        done = subprocess.run(
+            command, input=stream.getvalue(), capture_output=True, env=environment, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise NotRunError(f"no answer within {_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise NotRunError(f"no process could be started: {error}") from None
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode != 0:
+        raise NotRunError(
+            f"the process ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
+        )
+    return json.loads(done.stdout)
+
+
+def answer() -> None:
+    """The other process's part: read a call, make it, write the result."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # what the code prints is no answer
+    function, arguments = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - by the process that started us
+    with os.fdopen(out, "w") as file:
+        json.dump(function(*arguments), file)
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, types.FunctionType) and not _is_importable(value):
+            return _function(value)
+        if isinstance(value, type) and not _is_importable(value):
+            return _class(value)
+        if isinstance(value, types.ModuleType):
+            return importlib.import_module, (value.__name__,)
+        if isinstance(value, property):
+            return property, (value.fget, value.fset, value.fdel, value.__doc__)
+        if isinstance(value, classmethod | staticmethod):
+            return type(value), (value.__func__,)
+        if isinstance(value, types.MappingProxyType):
+            return _proxy, (dict(value),)
+        if isinstance(value, functools._lru_cache_wrapper) and not _is_importable(value):
+            return _cached, (value.__wrapped__, value.cache_parameters())
+        if value is dataclasses.MISSING:
+            return "MISSING"
+        return NotImplemented
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether another process finds this very object under its name."""
+    if value.__module__ in ("__main__", "__mp_main__", None):
+        return False
+    found: Any = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _function(value: types.FunctionType) -> Any:
+    cells = [_cell(cell) for cell in value.__closure__ or ()]
+    space = value.__globals__
+    used = {name: space[name] for name in _names(value.__code__) if name in space}
+    state = (value.__defaults__, value.__kwdefaults__, value.__dict__, cells, used)
+    made = (marshal.dumps(value.__code__), value.__module__ or "?", value.__qualname__, len(cells))
+    return _blank_function, made, state, None, None, _fill_function
+
+
+def _cell(cell: Any) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # not assigned yet
+        return ()
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names that code looks up in its module."""
+    loads = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+    yield from (str(step.argval) for step in dis.get_instructions(code) if step.opname in loads)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _blank_function(code: bytes, module: str, qualname: str, cells: int) -> types.FunctionType:
+    space = _SPACES.setdefault(module, {"__name__": module, "__builtins__": __builtins__})
+    closure = tuple(types.CellType() for _ in range(cells))
+    function = types.FunctionType(marshal.loads(code), space, closure=closure)  # noqa: S302 - our own process's
+    function.__qualname__, function.__module__ = qualname, module
+    return function
+
+
+def _fill_function(function: types.FunctionType, state: Any) -> None:
+    defaults, keywords, attributes, cells, used = state
+    function.__defaults__, function.__kwdefaults__ = defaults, keywords
+    function.__dict__.update(attributes)
+    function.__globals__.update(used)
+    for cell, content in zip(function.__closure__ or (), cells, strict=True):
+        if content:
+            cell.cell_contents = content[0]
+
+
+def _class(cls: type) -> Any:
+    members = {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in _SKIPPED
+        and not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+    }
+    if isinstance(cls, enum.EnumMeta):
+        members_of: Any = cls.__members__
+        values = {name: member._value_ for name, member in members_of.items()}
+        kept = {name: value for name, value in members.items() if isinstance(value, types.FunctionType)}
+        own = {
+            name: value for name, value in kept.items() if name not in vars(enum.Enum) and name[:2] != "__"
+        }
+        return _enum, (cls.__bases__[-1], cls.__name__, values, cls.__module__), own, None, None, _fill_class
+    slots = {"__slots__": members.pop("__slots__")} if "__slots__" in members else {}
+    made = (type(cls), cls.__name__, cls.__bases__, {**slots, "__module__": cls.__module__})
+    return _blank_class, made, members, None, None, _fill_class
+
+
+def _blank_class(kind: Any, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> Any:
+    return kind(name, bases, members)
+
+
+def _proxy(values: dict[Any, Any]) -> Any:
+    return types.MappingProxyType(values)
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _enum(base: Any, name: str, values: dict[str, Any], module: str) -> Any:
+    return base(name, values, module=module)
+
+
+def _fill_class(cls: type, members: dict[str, Any]) -> None:
+    for name, value in members.items():
+        setattr(cls, name, value)
+    if hasattr(cls, "__abstractmethods__"):
+        importlib.import_module("abc").update_abstractmethods(cls)
