@@ -13,7 +13,8 @@ import torch_geometric.transforms as T
 from omegaconf import OmegaConf
 from user_project import project_in
 
-from torchcell_cache.core.fingerprint import canonical_json, code_digest, explain
+from torchcell_cache.builder.codehash import code_digest
+from torchcell_cache.core.fingerprint import canonical_json, explain
 
 
 @pytest.fixture

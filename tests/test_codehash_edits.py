@@ -176,7 +176,8 @@ def test_every_small_mutation_is_noticed(project):
 
 SCRIPT = """
 import proc
-from torchcell_cache.core.fingerprint import code_digest, sha256_json
+from torchcell_cache.builder.codehash import code_digest
+from torchcell_cache.core.fingerprint import sha256_json
 
 def work(x, names=frozenset({"a", "b", "c", "d"})):
     return [x, {1: "e", "f": {"g", "h"}}, names]

@@ -12,7 +12,8 @@ import torch_geometric.transforms as T
 from user_project import project_in
 
 import torchcell_cache
-from torchcell_cache.core.fingerprint import code_digest, explain
+from torchcell_cache.builder.codehash import code_digest
+from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.errors import SettingError
 from torchcell_cache.processors import LazySubgraphRepresentation
 

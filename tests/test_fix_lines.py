@@ -14,7 +14,8 @@ import pytest
 
 import torchcell_cache as tc
 from torchcell_cache import errors
-from torchcell_cache.cli import COMMANDS, main
+from torchcell_cache.cli import main
+from torchcell_cache.cli.texts import COMMANDS
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.remote import bucket
 from torchcell_cache.sources.neo4j.source import Neo4jCellDataset
@@ -147,7 +148,7 @@ def test_help_that_is_named_exists(arguments, capsys):
 
 def test_what_is_removed_by_hand_comes_again(root, tmp_path):
     url = tc.push(root, f"file://{tmp_path}/bucket", progress=False)
-    from torchcell_cache.store.shard_entry import repair_hint
+    from torchcell_cache.core.hints import repair_hint
 
     dataset = tc.PreprocessedDataset(url, cache_dir=tmp_path / "a cache")
     command = repair_hint(dataset.generation.directory / "shard-00000.lmdb").partition(", then")[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torchcell_cache.core.fingerprint import code_digest
+from torchcell_cache.builder.codehash import code_digest
 
 PROC = '''\
 """A processor of a user."""

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.numbers import whole_number
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.induced_subgraph import FarEnds, hop_columns, neighbours
 from torchcell_cache.graph.topology import Topology, topology_of
-from torchcell_cache.processors.base import choice
 from torchcell_cache.store.generation import Generation
 
 _FAR_ENDS: weakref.WeakKeyDictionary[Generation, FarEnds] = weakref.WeakKeyDictionary()

@@ -20,7 +20,7 @@ from torchcell_cache.batch.sections import Sections, require_sections, structure
 from torchcell_cache.batch.subgraphs import FilteredFields
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CacheError, FormatError, SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.topology import Domain, EdgeType, count_nodes

@@ -17,7 +17,7 @@ from torchcell_cache.batch import packed as packing
 from torchcell_cache.batch.sections import structured_sections
 from torchcell_cache.codec.deletions import StructuredColumns, words_of
 from torchcell_cache.codec.envelope import Buffer
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.store.generation import Generation
 
 _NO_WORDS = np.zeros(0, dtype=np.uint16)

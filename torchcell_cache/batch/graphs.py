@@ -16,12 +16,12 @@ from torchcell_cache.batch.features import dense_features
 from torchcell_cache.batch.masks import owners
 from torchcell_cache.batch.sections import Sections, generic_sections, mean_labels, require_sections
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
-from torchcell_cache.core.samples import Int64Array, SampleTable
+from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.graph.topology import EdgeType, perturbable_type
-from torchcell_cache.store.columns import offsets
 from torchcell_cache.store.decoding import decoding
 from torchcell_cache.store.generation import Generation
 

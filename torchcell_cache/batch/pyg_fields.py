@@ -14,7 +14,7 @@ from torchcell_cache.batch.device import DeviceGraph
 from torchcell_cache.batch.masks import Regions, node_flags, regions
 from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, listed, no_increments, numbers, steps
 from torchcell_cache.batch.sections import Sections
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.graph.topology import Domain
 from torchcell_cache.processors.deletion import node_names
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from torchcell_cache.batch.sections import Sections
 from torchcell_cache.codec.delta_code import check_gaps_ragged
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CorruptRecordError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.shard_entry import root_argument
 
 
 def degrees(index: IncidenceIndex, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

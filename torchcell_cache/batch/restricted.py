@@ -14,7 +14,7 @@ from torchcell_cache.batch.deletions import PerturbationBatch
 from torchcell_cache.batch.device import DeviceGraph, device_graph, find_generation, register
 from torchcell_cache.batch.sections import Sections
 from torchcell_cache.codec.deletions import StructuredSchema
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.induced_subgraph import Selection, select, subset
@@ -23,7 +23,6 @@ from torchcell_cache.graph.removal import ReactionRemoval, Removal
 from torchcell_cache.processors.deletion import extra_tensors
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 from torchcell_cache.processors.subgraph import SubgraphRepresentation
-from torchcell_cache.store.columns import offsets
 from torchcell_cache.store.generation import Generation
 
 

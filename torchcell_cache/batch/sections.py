@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.codec.deletions import StructuredColumns
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets
 from torchcell_cache.errors import FormatError
 from torchcell_cache.graph.removal import ReactionRemoval
-from torchcell_cache.store.columns import offsets
 
 Sections: TypeAlias = dict[str, npt.NDArray[Any]]
 

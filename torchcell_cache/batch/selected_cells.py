@@ -14,12 +14,11 @@ from torchcell_cache.batch.device import find_generation, register
 from torchcell_cache.batch.graphs import GraphBatch
 from torchcell_cache.batch.masks import owners
 from torchcell_cache.batch.sections import Sections
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.induced_subgraph import Selection, select, subset
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Topology, topology_of
-from torchcell_cache.store.columns import offsets
 from torchcell_cache.store.generation import Generation
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from torchcell_cache.batch.masks import Regions, node_flags, regions
 from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers
 from torchcell_cache.batch.pyg_fields import SampleFields
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.graph.topology import Domain
-from torchcell_cache.store.columns import offsets
 
 _BLOCK = 1 << 16
 """Edges filtered at a time: half a megabyte, a share of the second-level cache."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from torchcell_cache.codec.chunks import FieldChunk
 from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.errors import SourceContractError, StaleCacheError
 from torchcell_cache.graph.records import graph_digests
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.shard_entry import root_argument
 
 _FIX_GRAPH = (
     "use the store's own base graph (PreprocessedDataset(root).base_graph), or update with a whole source"

@@ -20,18 +20,18 @@ import numpy as np
 
 from torchcell_cache.builder.array_check import Finished
 from torchcell_cache.builder.auto import choose_storage
-from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.resume import tidy
 from torchcell_cache.builder.run import plan_build
-from torchcell_cache.builder.shards import ShardPlan
-from torchcell_cache.builder.steps import Say, acquire, begun_storage, look, publish, settle_storage
+from torchcell_cache.builder.shards import ShardPlan, new_generation_name
+from torchcell_cache.builder.steps import acquire, begun_storage, look, publish, settle_storage
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.process import this_process
-from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.progress import Progress, Say
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from torchcell_cache.core.fingerprint import legacy_processor_part
+from torchcell_cache.builder.codehash.parts import legacy_processor_part
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.errors import CacheError
 from torchcell_cache.graph.fields import graph_digests

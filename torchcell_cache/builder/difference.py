@@ -17,10 +17,10 @@ from torchcell_cache.builder.appended import AppendedSource
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.deletions import StructuredSchema
-from torchcell_cache.core.samples import Int64Array, Sample, SampleTable
-from torchcell_cache.graph.incidence import IncidenceIndex, ragged_arange
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange
+from torchcell_cache.core.samples import Sample, SampleTable
+from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.removal import ReactionRemoval, Removal
-from torchcell_cache.store.columns import offsets
 from torchcell_cache.store.generation import Generation
 
 Flags = npt.NDArray[np.bool_]

@@ -44,16 +44,6 @@ from torchcell_cache.store.manifest import FileEntry, Manifest, ShardEntry, proc
 _PROBE = 64
 
 
-def new_generation_name(fingerprint: str, plan: ShardPlan) -> str:
-    """Directory of a build: the same fingerprint and plan resume in the same place, any other starts elsewhere."""
-    return f"{generation_prefix(fingerprint)}{sha256_json({'plan': plan.to_bytes().decode()})[:8]}"
-
-
-def generation_prefix(fingerprint: str) -> str:
-    """What the names of all builds of a fingerprint begin with, whatever their plan."""
-    return f"gen-{fingerprint[:16]}-"
-
-
 class GenerationBuild:
     """The work between the decision to build and the manifest.
 

@@ -86,7 +86,7 @@ def read_plan(directory: Path, manifest: Manifest) -> ShardPlan:
         FormatError: If it is damaged.
         FileNotFoundError: If it is missing.
     """
-    from torchcell_cache.builder.generation import new_generation_name
+    from torchcell_cache.builder.shards import new_generation_name
     from torchcell_cache.core.fingerprint import Fingerprint
 
     data = (directory / PLAN_FILE).read_bytes()

@@ -12,18 +12,18 @@ from typing import Any
 from torchcell_cache.builder.appended import appended
 from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.builder.difference import same_samples
-from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.builder.plan import make_shard_plan
 from torchcell_cache.builder.reuse import Adoption
 from torchcell_cache.builder.run import plan_build
-from torchcell_cache.builder.shards import StructuredMaker
-from torchcell_cache.builder.steps import Say, acquire, publish
+from torchcell_cache.builder.shards import StructuredMaker, new_generation_name
+from torchcell_cache.builder.steps import acquire, publish
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.progress import Progress, Say
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import StaleCacheError

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from torchcell_cache.builder.codehash.parts import processor_part
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.deletions import StructuredSchema
-from torchcell_cache.core.fingerprint import Fingerprint, processor_part, source_part
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.fingerprint import Fingerprint, source_part
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology, topology_of
 from torchcell_cache.processors import BUILT_IN
-from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.sources.base import Source, notes_of

@@ -9,20 +9,21 @@ from typing import Any
 
 from torchcell_cache.builder.as_stored import in_stored_words
 from torchcell_cache.builder.auto import choose_storage
-from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
-from torchcell_cache.builder.steps import Say, acquire, begun_storage, look, publish
+from torchcell_cache.builder.shards import new_generation_name
+from torchcell_cache.builder.steps import acquire, begun_storage, look, publish
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
+from torchcell_cache.core.checks import choice, rank_and_world_size
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
 from torchcell_cache.core.fingerprint import explain, source_part
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.progress import Say
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.samplers.order import rank_and_world_size
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.fields import graph_digests
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest, processed_dir

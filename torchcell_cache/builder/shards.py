@@ -22,12 +22,17 @@ from torchcell_cache.core.files import (
     storage_errors,
     temp_path,
 )
+from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import arrays_to_table, load_columns
-from torchcell_cache.store.manifest import FileEntry, ShardEntry, write_sidecar
+from torchcell_cache.store.manifest import (
+    FileEntry,
+    ShardEntry,
+    write_sidecar,
+)
 from torchcell_cache.store.records import write_shard
 
 CHUNK = 512
@@ -223,3 +228,13 @@ def content_sums(entries: Sequence[ShardEntry]) -> tuple[int, int]:
     low = sum(entry.sums[0] for entry in entries) % (1 << 64)
     high = sum(entry.sums[1] for entry in entries) % (1 << 64)
     return low, high
+
+
+def new_generation_name(fingerprint: str, plan: ShardPlan) -> str:
+    """Directory of a build: the same fingerprint and plan resume in the same place, any other starts elsewhere."""
+    return f"{generation_prefix(fingerprint)}{sha256_json({'plan': plan.to_bytes().decode()})[:8]}"
+
+
+def generation_prefix(fingerprint: str) -> str:
+    """What the names of all builds of a fingerprint begin with, whatever their plan."""
+    return f"gen-{fingerprint[:16]}-"

@@ -19,15 +19,10 @@ from torchcell_cache.core.files import (
     temp_path,
     write_atomic,
 )
+from torchcell_cache.core.ragged import smallest_unsigned
 from torchcell_cache.errors import BuildFailedError
 from torchcell_cache.graph.records import write_base_graph
-from torchcell_cache.store.columns import (
-    Arrays,
-    columns_bytes,
-    count_removed_edges,
-    smallest_unsigned,
-    table_to_arrays,
-)
+from torchcell_cache.store.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
 from torchcell_cache.store.stamps import quick_digest
 
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torchcell_cache.builder.as_stored import in_stored_words
-from torchcell_cache.builder.generation import generation_prefix
 from torchcell_cache.builder.plan import BuildPlan
+from torchcell_cache.builder.shards import generation_prefix
 from torchcell_cache.core.files import write_atomic
 from torchcell_cache.core.fingerprint import explain, sha256_json
 from torchcell_cache.core.locks import BuilderLock, read_status
-from torchcell_cache.core.ranks import rank_and_world_size
+from torchcell_cache.core.progress import Say
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import (
     BuildFailedError,
     CacheNotFoundError,
     CorruptManifestError,
     FormatError,
-    SettingError,
     StaleCacheError,
 )
 from torchcell_cache.store.generation import Generation
@@ -33,26 +30,6 @@ from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifes
 from torchcell_cache.store.stamps import note_verified
 
 _WAIT_SECONDS = 30.0
-
-
-class Say:
-    """Prints a line on stderr if asked to."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled
-
-    def __call__(self, text: str) -> None:
-        """Print it."""
-        if self.enabled:
-            print(text, file=sys.stderr, flush=True)
-
-    def notes(self, lines: Sequence[str]) -> None:
-        """Print what a source has to say; one of several ranks does."""
-        with contextlib.suppress(SettingError):  # half of RANK and WORLD_SIZE: whoever needs them will say so
-            if rank_and_world_size()[0] != 0:
-                return
-        for line in lines:
-            self(line)
 
 
 def _existing(root: Path, on_stale: str) -> Manifest | None:

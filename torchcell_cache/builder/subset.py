@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.builder.check.parts import GRAPH_FILES, share_file
-from torchcell_cache.builder.generation import GenerationBuild, new_generation_name
+from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan
 from torchcell_cache.builder.resume import tidy
 from torchcell_cache.builder.shards import (
@@ -24,24 +23,32 @@ from torchcell_cache.builder.shards import (
     PLAN_FILE,
     RecordMaker,
     ShardPlan,
+    new_generation_name,
 )
-from torchcell_cache.builder.steps import Say, acquire, look, publish
+from torchcell_cache.builder.steps import acquire, look, publish
 from torchcell_cache.builder.workers import StopRequest
-from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
+from torchcell_cache.core.digests import digest_of
+from torchcell_cache.core.files import (
+    make_dirs_durable,
+    remove_stale_temps,
+    share_file,
+    storage_errors,
+    write_atomic,
+)
 from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.numbers import whole_number
-from torchcell_cache.core.samples import Int64Array, SampleTable
+from torchcell_cache.core.progress import Say
+from torchcell_cache.core.ragged import Int64Array, ragged_rows, smallest_unsigned
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.index_file import digest_of
-from torchcell_cache.data.select import ragged_rows
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.records import graph_digest
-from torchcell_cache.store.columns import Arrays, columns_bytes, smallest_unsigned, table_to_arrays
+from torchcell_cache.store.columns import Arrays, columns_bytes, table_to_arrays
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import processed_dir
+from torchcell_cache.store.manifest import GRAPH_FILES, processed_dir
 
 _TABLE = (
     "perturbed",

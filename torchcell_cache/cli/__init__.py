@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from torchcell_cache import _platform_lacks
+from torchcell_cache.cli.texts import COMMANDS
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     EXIT_CANNOT_WRITE,
@@ -31,22 +32,6 @@ from torchcell_cache.errors import (
     SettingError,
 )
 
-COMMANDS = {
-    "preprocess": "build a store from a source, or continue an interrupted build",
-    "append": "add samples to a store; what is there is shared, not made again",
-    "update": "bring a store up to date with a changed source; only what can differ is computed",
-    "info": "what is in a store: sizes, schema, fingerprint, histograms",
-    "verify": "check a store; level=full reads every record, source=... compares with the source",
-    "repair": "make damaged files again",
-    "status": "how far a build is, from any process or node",
-    "stage": "copy a store to local disk, verified; prints the copy's root",
-    "push": "put a store into object storage (s3://, gs://, az://, file://)",
-    "pull": "copy a store from object storage into a directory",
-    "gc": "remove old generations of a store",
-    "select": "choose samples by their columns: an index file or a smaller store",
-    "split": "training, validation and test samples without leaks",
-    "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
-}
 _WRITERS = ("stage", "push", "pull", "preprocess", "append", "update", "select", "split", "repair", "gc")
 EXIT_BUG = 1
 

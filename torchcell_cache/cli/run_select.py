@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.core.digests import digest_of
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.index_file import digest_of, npy_path, save_indices
+from torchcell_cache.data.index_file import npy_path, save_indices
 from torchcell_cache.data.select import select
 from torchcell_cache.errors import EXIT_OK, SettingError
 

@@ -21,7 +21,6 @@ _EXIT_CODES = (
 
 def overview() -> str:
     """Help of the program."""
-    from torchcell_cache.cli import COMMANDS
 
     lines = ["torchcell-cache <command> key=value ...", "", "commands:"]
     lines += [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
@@ -69,3 +68,21 @@ def suggestion(word: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{hint} valid: {', '.join(names)}"
+
+
+COMMANDS = {
+    "preprocess": "build a store from a source, or continue an interrupted build",
+    "append": "add samples to a store; what is there is shared, not made again",
+    "update": "bring a store up to date with a changed source; only what can differ is computed",
+    "info": "what is in a store: sizes, schema, fingerprint, histograms",
+    "verify": "check a store; level=full reads every record, source=... compares with the source",
+    "repair": "make damaged files again",
+    "status": "how far a build is, from any process or node",
+    "stage": "copy a store to local disk, verified; prints the copy's root",
+    "push": "put a store into object storage (s3://, gs://, az://, file://)",
+    "pull": "copy a store from object storage into a directory",
+    "gc": "remove old generations of a store",
+    "select": "choose samples by their columns: an index file or a smaller store",
+    "split": "training, validation and test samples without leaks",
+    "bench": "where the time of a batch goes, how many workers to use, whether the cache helps",
+}

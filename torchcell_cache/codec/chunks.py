@@ -29,7 +29,7 @@ from torchcell_cache.codec.values import (
     padded,
     too_large,
 )
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 
 Parts = list[tuple[bytes, bytes, int]]

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.delta_code import UInt16Array
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES, Buffer
-from torchcell_cache.core.samples import Float32Array, Int64Array, SampleTable
+from torchcell_cache.core.ragged import Float32Array, Int64Array
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptRecordError, FormatError
 
 _NARROW = np.dtype([("kind", "u1"), ("measurements", "u1"), ("perturbed", "<u2")])

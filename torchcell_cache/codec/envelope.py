@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import xxhash
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 
 CHECKSUM_BYTES = 8

@@ -17,7 +17,7 @@ from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
 from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.codec.values import BASE, DIFF, MAX_ENTRIES, PALETTE
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CorruptRecordError
 
 _DIFF_HEAD_BYTES = 8

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps, encode_gaps
 from torchcell_cache.codec.layout import BOOL, DTYPES, Payload, TensorValue
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 
 RAW, BASE, BITS, SPARSE, DIFF = range(5)

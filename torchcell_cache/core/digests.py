@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.errors import SettingError
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.errors import (
+    SettingError,
+)
 
 
 def canonical_json(value: object) -> bytes:
@@ -116,3 +119,8 @@ def storable_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return {key: storable_json(item, depth + 1) for key, item in value.items()}
     return value
+
+
+def digest_of(indices: Int64Array) -> str:
+    """XXH3-128 of positions as little-endian int64, hexadecimal."""
+    return xxhash.xxh3_128(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()

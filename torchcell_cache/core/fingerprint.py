@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchcell_cache.builder.codehash import code_digest
 from torchcell_cache.core.digests import array_digest, canonical_json, sha256_json, storable_json
 
 __all__ = [
@@ -23,10 +22,8 @@ __all__ = [
     "Fingerprint",
     "array_digest",
     "canonical_json",
-    "code_digest",
     "diff",
     "explain",
-    "processor_part",
     "sha256_json",
     "source_part",
 ]
@@ -34,22 +31,6 @@ __all__ = [
 _DIGEST = re.compile(r"(?P<kind>.+)\[(?P<shape>[\d,]*)\]:(?P<hash>[0-9a-f]{32})")
 _SOURCE = re.compile(r"source:(?P<hash>[0-9a-f]{32})")
 _LONGEST_VALUE = 100
-
-
-def processor_part(processor: object) -> dict[str, Any]:
-    """What a fingerprint says of a processor."""
-    if processor is None:
-        return {"class": "none"}
-    part: dict[str, Any] = storable_json(code_digest(processor))
-    return part
-
-
-def legacy_processor_part(processor: object) -> dict[str, Any]:
-    """What earlier versions said of a processor from a notebook."""
-    if processor is None:
-        return {"class": "none"}
-    legacy: dict[str, Any] = storable_json(code_digest(processor, by_statement=False))
-    return legacy
 
 
 def source_part(source: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 
 
 def as_positions(index: Any, count: int) -> Int64Array:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from torchcell_cache.core.checks import rank_and_world_size
 from torchcell_cache.core.locks import write_status
+from torchcell_cache.errors import (
+    SettingError,
+)
 
 _LINE_SECONDS = 30.0
 _LINE_SHARE = 0.05
@@ -114,3 +120,23 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         self._write_status(state)
+
+
+class Say:
+    """Prints a line on stderr if asked to."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __call__(self, text: str) -> None:
+        """Print it."""
+        if self.enabled:
+            print(text, file=sys.stderr, flush=True)
+
+    def notes(self, lines: Sequence[str]) -> None:
+        """Print what a source has to say; one of several ranks does."""
+        with contextlib.suppress(SettingError):  # half of RANK and WORLD_SIZE: whoever needs them will say so
+            if rank_and_world_size()[0] != 0:
+                return
+        for line in lines:
+            self(line)

@@ -16,9 +16,7 @@ from torchcell_cache.errors import SourceContractError
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
-
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,14 +128,3 @@ class SampleTable:
         """Consecutive slices of at most ``size`` samples."""
         for start in range(0, len(self), size):
             yield self.slice(start, min(start + size, len(self)))
-
-
-def segments(
-    data: npt.NDArray[Any], ptr: Int64Array, rows: Int64Array
-) -> tuple[npt.NDArray[Any], Int64Array]:
-    """Segments of a ragged array, one after the other, and their offsets ``[len(rows) + 1] int64``."""
-    starts = ptr[rows]
-    counts = ptr[rows + 1] - starts
-    out = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return data[np.arange(int(out[-1])) + np.repeat(starts - out[:-1], counts)], out

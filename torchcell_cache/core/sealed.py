@@ -20,7 +20,8 @@ import re
 import stat
 from typing import Any
 
-from torchcell_cache.core.files import StrPath, storage_errors
+from torchcell_cache.core.files import storage_errors
+from torchcell_cache.core.hints import StrPath
 from torchcell_cache.errors import CorruptManifestError
 
 MAX_BYTES = 64 << 20

@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from torchcell_cache.core.hints import StrPath
 from torchcell_cache.errors import (
     CacheError,
     StorageError,
@@ -16,8 +17,6 @@ from torchcell_cache.errors import (
     StorageLostError,
     StorageReadOnlyError,
 )
-
-StrPath = str | os.PathLike[str]
 
 # Below this much free space an EIO is a full disk: LMDB and some file systems report one as the other.
 _NEARLY_FULL_BYTES = 1 << 20

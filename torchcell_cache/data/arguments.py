@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import multiprocessing
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.data.samplers.base import CacheSampler
 from torchcell_cache.data.samplers.order import DistributedCacheSampler
 from torchcell_cache.errors import SettingError
-from torchcell_cache.processors.base import choice
-
-
-def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:
-    """Refuse arguments that do not exist.
-
-    Raises:
-        SettingError: Naming the valid ones.
-    """
-    for name in unknown:
-        close = difflib.get_close_matches(name, valid, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingError(f"{what} has no argument {name!r}{hint}\n  it has {', '.join(valid)}")
 
 
 def checked_device(value: Any) -> torch.device | None:

@@ -14,7 +14,7 @@ import torch
 from torch_geometric.data import Dataset
 
 from torchcell_cache.core.indexing import Positions, as_positions
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path
 from torchcell_cache.data.facts import StoredFacts
 from torchcell_cache.errors import CacheNotFoundError, SettingError

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from torchcell_cache.core.digests import digest_of
 from torchcell_cache.core.files import make_dirs_durable, storage_errors, write_atomic
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.sealed import plain, read_sealed, seal
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
@@ -41,11 +41,6 @@ _STORE_KEYS = {"content_digest", "num_samples", "fingerprint"}
 def sidecar_of(path: str | os.PathLike[str]) -> Path:
     """Where an index file keeps what it belongs to."""
     return Path(f"{os.fspath(path)}.json")
-
-
-def digest_of(indices: Int64Array) -> str:
-    """XXH3-128 of positions as little-endian int64, hexadecimal."""
-    return xxhash.xxh3_128(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
 def identity_of(generation: Generation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.store.generation import Generation
 
 _NAMED_SAMPLES = 8

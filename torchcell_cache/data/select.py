@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.numbers import seed_number, whole_number
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, ragged_rows
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.column_names import suggestion
 from torchcell_cache.data.expression import Expression
 from torchcell_cache.data.index_file import load_indices
 from torchcell_cache.data.samplers.epoch_plan import epoch_order
 from torchcell_cache.data.strata import column, draw, strata_of
+from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.graph.topology import perturbable_type
-from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import node_names
 
 MATCHES = ("any", "all", "only")
@@ -118,14 +119,6 @@ def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | No
 
 
 # Perturbed nodes
-
-
-def ragged_rows(ptr: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Where the items of chosen rows stand, one row behind the other, ``[sum of counts]``, and their offsets, ``[n + 1]``."""
-    first, counts = ptr[rows], ptr[rows + 1] - ptr[rows]
-    out = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return np.arange(out[-1], dtype=np.int64) + np.repeat(first - out[:-1], counts), out
 
 
 def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
@@ -247,23 +240,3 @@ def _by_source_id(dataset: Any, wanted: list[str], origin: str) -> Int64Array:
         )
         raise SettingError(f"{origin}: the store has no sample with source id {missing!r:.80}{near}")
     return into_view(dataset, np.array([known[name] for name in wanted], dtype=np.int64), origin)
-
-
-def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
-    """Indices into a view of store positions.
-
-    Raises:
-        SettingError: If the view lacks one.
-    """
-    if len(dataset) == len(dataset.generation) and dataset._indices is None:
-        return positions
-    where = np.full(len(dataset.generation), -1, dtype=np.int64)
-    where[dataset.positions()] = np.arange(len(dataset))
-    found = where[positions]
-    if (found < 0).any():
-        raise SettingError(
-            f"{origin}: sample {int(positions[int(np.argmin(found))])} of the store is not in this view of "
-            f"{len(dataset):,} samples",
-            fix="pass the whole store",
-        )
-    return found

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.codec.deletions import StructuredColumns
-from torchcell_cache.core.samples import Int64Array, Sample, SampleTable
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.data.samplers.lanes import LanePlan
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.topology import topology_of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.column_names import suggestion
 from torchcell_cache.data.samplers.groups import column_of
 from torchcell_cache.data.split_parts import PARTS, checked_fractions, made_by, named_parts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.core.numbers import seed_number, whole_number
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 
 PARTS = ("train", "val", "test")

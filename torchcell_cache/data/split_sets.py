@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from torchcell_cache.core.digests import digest_of
 from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors, write_atomic
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.sealed import plain, read_sealed, seal
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.column_names import suggestion
 from torchcell_cache.data.index_file import (
     check_identity,
-    digest_of,
     identity_of,
     read_npy,
     save_indices,
@@ -25,7 +25,8 @@ from torchcell_cache.data.index_file import (
     within,
 )
 from torchcell_cache.data.perturbed_sets import count_divided, first_of_set
-from torchcell_cache.data.select import into_view, perturbed_of
+from torchcell_cache.data.select import perturbed_of
+from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import (
     CacheError,
     CacheNotFoundError,
@@ -146,7 +147,7 @@ class Splits:
         """This split, its notes said on stderr by one rank unless ``progress`` is false."""
         notes = self.notes if progress else ()
         if notes:
-            from torchcell_cache.builder.steps import Say  # training that reads a split needs no builder
+            from torchcell_cache.core.progress import Say  # training that reads a split needs no builder
 
             Say(True).notes(notes)
         return self

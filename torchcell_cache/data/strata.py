@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.column_names import suggestion
 from torchcell_cache.data.samplers.draws import Float64Array
 from torchcell_cache.data.samplers.epoch_plan import epoch_order

@@ -12,7 +12,7 @@ import xxhash
 from torch.utils.data import ConcatDataset, Subset
 
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
@@ -83,7 +83,6 @@ def restricted(dataset: Any, indices: Any) -> PreprocessedDataset:
         )
     if isinstance(indices, str | os.PathLike):
         from torchcell_cache.data.index_file import load_indices
-        from torchcell_cache.data.select import into_view
 
         indices = into_view(dataset, load_indices(indices, dataset), os.fspath(indices))
     return dataset.index_select(indices)
@@ -103,3 +102,23 @@ def _joined(views: list[StoreView | None]) -> StoreView | None:
         parts.append(view.positions(np.arange(len(view))))
     assert first is not None
     return StoreView(first.generation, np.concatenate(parts), first.transform)
+
+
+def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
+    """Indices into a view of store positions.
+
+    Raises:
+        SettingError: If the view lacks one.
+    """
+    if len(dataset) == len(dataset.generation) and dataset._indices is None:
+        return positions
+    where = np.full(len(dataset.generation), -1, dtype=np.int64)
+    where[dataset.positions()] = np.arange(len(dataset))
+    found = where[positions]
+    if (found < 0).any():
+        raise SettingError(
+            f"{origin}: sample {int(positions[int(np.argmin(found))])} of the store is not in this view of "
+            f"{len(dataset):,} samples",
+            fix="pass the whole store",
+        )
+    return found

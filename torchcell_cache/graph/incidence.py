@@ -11,32 +11,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.hints import repair_hint
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CorruptIndexError, GraphMismatchError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, endpoints, topology_of
-from torchcell_cache.store.shard_entry import repair_hint
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
+from torchcell_cache.core.ragged import Positions, ragged_arange, unique_ragged
 
-Positions: TypeAlias = npt.NDArray[Any]
 Part: TypeAlias = tuple[Int64Array, Int64Array | None]
 """Nodes and the local positions each removes; ``None``: the k-th entry removes position k."""
-
-
-def ragged_arange(starts: Int64Array, counts: Int64Array) -> Int64Array:
-    """``concatenate([arange(s, s + c) for s, c in zip(starts, counts)])`` without the loop."""
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - ends + counts, counts) + np.arange(total, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,20 +171,6 @@ class IncidenceIndex:
                 fix=repair_hint(path),
             )
         return index
-
-
-def unique_ragged(flat: Positions, ptr: Int64Array) -> tuple[Positions, Int64Array]:
-    """Sort each list of a ragged array in place and drop repeats."""
-    bounds = ptr.tolist()
-    for a, b in pairwise(bounds):
-        flat[a:b].sort()
-    repeat = np.zeros(len(flat), dtype=bool)
-    np.equal(flat[1:], flat[:-1], out=repeat[1:])
-    repeat[ptr[:-1][ptr[:-1] < ptr[1:]]] = False
-    dropped = np.flatnonzero(repeat)
-    if len(dropped) == 0:
-        return flat, ptr
-    return flat[~repeat], ptr - np.searchsorted(dropped, ptr)
 
 
 def _domain_parts(

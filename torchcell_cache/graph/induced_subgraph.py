@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, Positions, ragged_arange
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.incidence import IncidenceIndex, Positions, ragged_arange
+from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.topology import Domain, Topology, endpoints
 
 Rows: TypeAlias = tuple[Int64Array, Tensor]

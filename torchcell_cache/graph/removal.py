@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, Positions, ragged_arange
 from torchcell_cache.errors import CorruptIndexError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
-from torchcell_cache.graph.incidence import IncidenceIndex, Positions, ragged_arange, unique_ragged
+from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.rules import GeneRules
 from torchcell_cache.graph.topology import Topology, endpoints
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
+from torchcell_cache.core.ragged import merge_ragged
 
 _RULE = "rule."
 
@@ -121,19 +122,6 @@ class Removal:
             return cls(index, ReactionRemoval(rules, arrays["reaction_ptr"], arrays["reaction_positions"]))
         except (KeyError, TypeError) as error:
             raise CorruptIndexError(f"{path}: {error} in the stored gene rules", path=path) from None
-
-
-def merge_ragged(
-    first: tuple[Positions, Int64Array], second: tuple[Positions, Int64Array]
-) -> tuple[Positions, Int64Array]:
-    """Union of two ragged position lists, sample by sample, ascending and unique."""
-    (a, a_ptr), (b, b_ptr) = first, second
-    a_at, b_at = a_ptr.tolist(), b_ptr.tolist()
-    parts = [
-        part for k in range(len(a_at) - 1) for part in (a[a_at[k] : a_at[k + 1]], b[b_at[k] : b_at[k + 1]])
-    ]
-    flat = np.concatenate(parts).astype(a.dtype, copy=False) if parts else a[:0]
-    return unique_ragged(flat, a_ptr + b_ptr)
 
 
 def _reaction_removal(graph: Data | HeteroData, topology: Topology, gpr_by: str) -> ReactionRemoval:

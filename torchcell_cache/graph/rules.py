@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, ragged_arange
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.graph.incidence import ragged_arange
 
 Complexes: TypeAlias = tuple[tuple[str, ...], ...]
 

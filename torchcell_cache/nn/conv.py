@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
 from torchcell_cache.nn.shared_input import Differing
-from torchcell_cache.processors.base import choice
 
 ROUTES = ("auto", "fast", "general")
 

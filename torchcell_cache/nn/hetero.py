@@ -11,6 +11,7 @@ from torch.profiler import record_function
 from torch_geometric.nn import HeteroConv
 from torch_geometric.nn.conv.hetero_conv import group
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
@@ -18,7 +19,6 @@ from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import is_altered
 from torchcell_cache.nn.shared_input import Differing, sum_of
-from torchcell_cache.processors.base import choice
 
 Dicts = Mapping[str, Mapping[Any, Any]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor

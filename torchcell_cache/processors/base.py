@@ -106,14 +106,3 @@ class Processing:
 def _name(processor: Any) -> str:
     """A function's own name, else that of the class."""
     return str(getattr(processor, "__qualname__", type(processor).__qualname__))
-
-
-def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``valid``.
-
-    Raises:
-        SettingError: Naming the valid values.
-    """
-    if value not in valid:
-        raise SettingError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
-    return value

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcell_cache.core.samples import Float32Array, Int64Array, Sample
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import Float32Array, Int64Array
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.rules import parse_rule
 from torchcell_cache.graph.topology import Domain, Topology, topology_of
-from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
 
 if TYPE_CHECKING:

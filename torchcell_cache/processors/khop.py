@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
-from torchcell_cache.core.samples import Int64Array, Sample
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.induced_subgraph import FarEnds, ends_of, hop_columns, neighbours, select
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, endpoints, topology_of
-from torchcell_cache.processors.base import choice
 from torchcell_cache.processors.deletion import (
     extra_tensors,
     node_names,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.core.samples import Float32Array
+from torchcell_cache.core.ragged import Float32Array
 
 STATISTICS = ("measured", "always")
 """Which samples have the ``phenotype_stat_*`` fields: those with a statistic, or all of them."""

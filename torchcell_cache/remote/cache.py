@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
+from torchcell_cache.core.hints import USED_NAME
 from torchcell_cache.errors import CacheError, CorruptShardError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import FileEntry, Manifest, processed_dir
 from torchcell_cache.store.records import close_file
-from torchcell_cache.store.shard_entry import FILE_NAMES, USED_NAME
+from torchcell_cache.store.shard_entry import FILE_NAMES
 from torchcell_cache.store.stamps import ensure_verified
 
 LOCK_NAME = ".files.lock"

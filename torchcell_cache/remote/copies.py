@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from torchcell_cache.builder.steps import Say
 from torchcell_cache.core.files import (
     fsync_dir,
     make_dirs_durable,
@@ -28,14 +27,14 @@ from torchcell_cache.core.files import (
     temp_path,
     write_atomic,
 )
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import BuilderLock, read_status
-from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
 from torchcell_cache.core.urls import is_url, local_path
 from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
 from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
-from torchcell_cache.store.shard_entry import root_argument
+from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.waiting import wait_for_store
 
 KEPT_SECONDS = 3600.0
@@ -105,12 +104,6 @@ def _copied(manifest: Manifest, origin: Origin, where: str, place: Path, keep: i
     finally:
         lock.release()
     return target
-
-
-def copy_name(root: Path, manifest: Manifest) -> str:
-    """Name of the directory of a copy: the manifest's digest covers every file and the fingerprint."""
-    name = re.sub(r"[^0-9A-Za-z._-]", "_", root.name).lstrip(".")[:60] or "store"
-    return f"{name}-{manifest.digest[:16]}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.urls import local_path, name_of
 from torchcell_cache.errors import (
@@ -26,13 +27,11 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import ATTEMPTS, Bucket
 from torchcell_cache.remote.cache import LocalCache, cache_at
-from torchcell_cache.remote.copies import copy_name
 from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.remote.transfer import Origin, bring
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
-from torchcell_cache.store.shard_entry import PROCESSED_NAME
+from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest, copy_name
 from torchcell_cache.store.waiting import seconds_of
 
 THREADS = 8

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.steps import Say, acquire
+from torchcell_cache.builder.steps import acquire
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
 from torchcell_cache.remote.bucket import Bucket

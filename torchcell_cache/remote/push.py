@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from torchcell_cache.builder.steps import Say
 from torchcell_cache.core.fingerprint import explain
-from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.hints import PROCESSED_NAME
+from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     CacheError,
@@ -33,7 +33,6 @@ from torchcell_cache.remote.transfer import entries_of
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
-from torchcell_cache.store.shard_entry import PROCESSED_NAME
 from torchcell_cache.store.stamps import ensure_verified
 
 LEDGER_NAME = ".pushed.json"

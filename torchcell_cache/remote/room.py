@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from torchcell_cache.core.hints import PROCESSED_NAME, USED_NAME
 from torchcell_cache.core.progress import human_bytes
 from torchcell_cache.errors import SettingError
 from torchcell_cache.remote.cache import LOCK_NAME, try_evict_at
-from torchcell_cache.store.shard_entry import FILE_NAMES, GENERATION, PROCESSED_NAME, USED_NAME
+from torchcell_cache.store.shard_entry import FILE_NAMES, GENERATION
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SHARD = re.compile(r"shard-[0-9]{5,10}\.lmdb")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchcell_cache.core.samples import Float32Array
+from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, install_line
 from torchcell_cache.sources.ecoli_growth import GrowthSolver
 from torchcell_cache.sources.metabolic import metabolic_base_graph, model_rules

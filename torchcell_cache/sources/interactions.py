@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.measurements import Measurements
 from torchcell_cache.sources.perturbed_ids import ragged_ids

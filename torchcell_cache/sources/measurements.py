@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Float32Array, Int64Array, segments
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.positional import column_list, on_host
-from torchcell_cache.store.columns import offsets
 
 Float64Array = npt.NDArray[np.float64]
 NAN = ("error", "keep", "skip")

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array, ragged_arange
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.graph.incidence import ragged_arange
 from torchcell_cache.graph.rules import GeneRules, rule_genes
 
 CURRENCY_DEGREE = 30

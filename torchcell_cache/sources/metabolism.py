@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchcell_cache.core.samples import Float32Array
+from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import parse_rule, rewritten_rule, rule_genes
 from torchcell_cache.sources.bipartite import bipartite_tables, is_missing

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
-from torchcell_cache.store.columns import offsets
+from torchcell_cache.core.ragged import Int64Array, offsets
 
 
 @dataclass(frozen=True, slots=True, eq=False)

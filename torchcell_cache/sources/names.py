@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
-from torchcell_cache.store.columns import offsets
 
 UNKNOWN = ("error", "skip", "drop", "keep")
 """What to do with a name no node has: refuse; leave the sample out; leave the name out; keep it, removing nothing."""

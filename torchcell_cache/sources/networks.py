@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns_of import columns_of
 from torchcell_cache.sources.gene_lists import gene_names

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.names import NodeNames, Resolved, resolve
 from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame, on_host
 from torchcell_cache.sources.table_entries import FIX, NoEntry, entries_of, entry_of, is_missing
-from torchcell_cache.store.columns import offsets
 
 _WHOLE = "iu"
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.samples import Int64Array, SampleTable, segments
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import Int64Array, offsets, segments
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.interactions import with_scores
 from torchcell_cache.sources.measurements import NAN, Measurements, as_float32
 from torchcell_cache.sources.names import Resolved
 from torchcell_cache.sources.perturbed_ids import Nodes, RaggedIds
 from torchcell_cache.sources.positional import named_columns, texts
 from torchcell_cache.sources.replicates import REPLICATES, count_names, means, refuse_replicates, set_numbers
-from torchcell_cache.store.columns import offsets
 
 UNKNOWN = ("error", "skip", "drop")
 

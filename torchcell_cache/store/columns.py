@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array, SampleTable, segments
+from torchcell_cache.core.ragged import Int64Array, segments
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 
 if TYPE_CHECKING:
     from torchcell_cache.graph.topology import Topology
+from torchcell_cache.core.ragged import offsets, smallest_unsigned
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -35,18 +37,6 @@ def names_apart(labels: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
         while out[label] in used:
             out[label] = f"label.{out[label]}"
         used.add(out[label])
-    return out
-
-
-def smallest_unsigned(limit: int) -> np.dtype[Any]:
-    """Smallest unsigned dtype that holds ``0..limit``."""
-    return np.dtype(np.min_scalar_type(max(int(limit), 0)))
-
-
-def offsets(counts: npt.NDArray[Any]) -> Int64Array:
-    """``[0, cumsum(counts)]`` as int64."""
-    out = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, dtype=np.int64, out=out[1:])
     return out
 
 

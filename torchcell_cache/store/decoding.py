@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CacheError, FormatError
-from torchcell_cache.store.shard_entry import root_argument
 
 if TYPE_CHECKING:
     from torchcell_cache.store.generation import Generation

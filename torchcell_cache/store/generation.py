@@ -16,6 +16,7 @@ from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
 from torchcell_cache.codec.deletions import StructuredColumns, StructuredSchema
 from torchcell_cache.codec.layout import Layout
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
@@ -33,7 +34,6 @@ from torchcell_cache.store.fetching import Fetcher, have_file, have_shard
 from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest
 from torchcell_cache.store.records import ShardFiles
 from torchcell_cache.store.schema import check_schema
-from torchcell_cache.store.shard_entry import root_argument
 from torchcell_cache.store.table_reader import MAX_BYTES, TableReader
 
 T = TypeVar("T")

@@ -9,20 +9,25 @@ one possible store.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.core.files import StrPath, write_atomic
+from torchcell_cache.core.files import write_atomic
+from torchcell_cache.core.hints import PROCESSED_NAME, StrPath, repair_hint, root_argument
 from torchcell_cache.core.sealed import plain, read_sealed, seal, unseal
-from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
+from torchcell_cache.errors import (
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+)
 from torchcell_cache.store.shard_entry import (
     ENDIANNESS,
     FILE_NAMES,
     FORMAT_VERSION,
     GENERATION,
     HEX,
-    PROCESSED_NAME,
     FileEntry,
     ShardEntry,
     check_count,
@@ -32,8 +37,6 @@ from torchcell_cache.store.shard_entry import (
     match_text,
     parse_document,
     read_sidecar,
-    repair_hint,
-    root_argument,
     shard_name,
     sidecar_path,
     write_sidecar,
@@ -249,3 +252,12 @@ def write_manifest(
         if not replace_damaged:
             raise
     return write_atomic(path, data)
+
+
+def copy_name(root: Path, manifest: Manifest) -> str:
+    """Name of the directory of a copy: the manifest's digest covers every file and the fingerprint."""
+    name = re.sub(r"[^0-9A-Za-z._-]", "_", root.name).lstrip(".")[:60] or "store"
+    return f"{name}-{manifest.digest[:16]}"
+
+
+GRAPH_FILES = ("base_graph.safetensors", "base_graph.json")

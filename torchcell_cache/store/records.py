@@ -19,10 +19,10 @@ from typing import Any, TypeAlias, TypeVar
 import lmdb
 import numpy as np
 
+from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.store.env_pool import Handles
-from torchcell_cache.store.shard_entry import repair_hint
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42

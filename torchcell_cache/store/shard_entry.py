@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchcell_cache.core.files import StrPath, write_atomic
+from torchcell_cache.core.files import write_atomic
+from torchcell_cache.core.hints import StrPath, repair_hint
 from torchcell_cache.core.sealed import plain, read_sealed, seal
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError
 
 FORMAT_VERSION = 1
 ENDIANNESS = "little"
-PROCESSED_NAME = "processed"
-RAW_NAME = "raw"
-USED_NAME = ".used"
-"""In the cache directory of an address: what was used last."""
 FILE_NAMES = ("base_graph.safetensors", "base_graph.json", "incidence.safetensors", "columns.safetensors")
 
 GENERATION = re.compile(r"gen-[0-9a-z-]{1,80}")
@@ -238,22 +234,3 @@ def check_count(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < _COUNT_LIMIT:
         raise ValueError(f"{what} {value!r} is not a count")
     return value
-
-
-def root_argument(root: StrPath) -> str:
-    """``root=...`` as one types it in a shell."""
-    return shlex.quote(f"root={os.fspath(root)}")
-
-
-def repair_hint(path: StrPath | None) -> str:
-    """What mends the file: the command for the store it belongs to, or where it would come from again."""
-    parents = list(Path(path).parents) if path is not None else []
-    place = next((parent for parent in parents if parent.name in (PROCESSED_NAME, RAW_NAME)), None)
-    if place is None:
-        return "torchcell-cache repair root=..."
-    if place.name == RAW_NAME:
-        return f"rm -r {shlex.quote(str(place))}, then fetch again"
-    if os.path.isdir(place.parent / USED_NAME):  # noqa: PTH112 - which never raises
-        return f"rm -r {shlex.quote(str(place.parent))}, then open the dataset again: it is a cache of an address"
-    root = root_argument(place.parent)
-    return f"torchcell-cache repair {root}  (or build again: torchcell-cache preprocess {root} ...)"

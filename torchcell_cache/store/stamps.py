@@ -15,9 +15,9 @@ from pathlib import Path
 
 import xxhash
 
+from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptShardError
-from torchcell_cache.store.shard_entry import repair_hint
 
 _CHUNK = 1 << 22
 

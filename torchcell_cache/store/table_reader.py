@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.samples import Float32Array, Int64Array, SampleTable, segments
+from torchcell_cache.core.hints import repair_hint
+from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.graph.arrays import arrays_from_bytes
 from torchcell_cache.store.columns import arrays_to_table
-from torchcell_cache.store.shard_entry import repair_hint
 
 MAX_BYTES = 64 << 20
 """Largest columns file that a reading process copies."""

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CacheNotFoundError, SettingError, WaitTimeoutError
 from torchcell_cache.store.manifest import manifest_path, read_manifest
-from torchcell_cache.store.shard_entry import root_argument
 from torchcell_cache.store.status import found_at
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0

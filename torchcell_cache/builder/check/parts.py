@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
+from torchcell_cache.builder.codehash.parts import processor_part
 from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.run import check_source
@@ -26,27 +24,19 @@ from torchcell_cache.builder.shards import (
 )
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.core.files import file_digest, fsync_file, replace_file, temp_path, write_atomic
-from torchcell_cache.core.fingerprint import explain, processor_part
+from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.hints import root_argument
+from torchcell_cache.core.ragged import offsets, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CacheError, CorruptShardError, SettingError, StaleCacheError
 from torchcell_cache.graph.records import graph_digest, write_base_graph
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
-from torchcell_cache.store.columns import (
-    Arrays,
-    columns_bytes,
-    count_removed_edges,
-    offsets,
-    smallest_unsigned,
-    table_to_arrays,
-)
+from torchcell_cache.store.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import FileEntry, Manifest
-from torchcell_cache.store.shard_entry import repair_hint, root_argument
 
-GRAPH_FILES = ("base_graph.safetensors", "base_graph.json")
 _CHUNK = 4096
-_NO_LINK = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _BUILD_AGAIN = "build the store again: torchcell-cache preprocess ... on_stale=rebuild"
 
 
@@ -271,21 +261,3 @@ def _table_of_records(generation: Generation) -> SampleTable:
         phenotypes=tuple(generation.schema["phenotypes"]),
         statistics=tuple(generation.schema["statistics"]),
     )
-
-
-def share_file(path: Path, target: Path) -> None:
-    """Give a published file a second name; copy it where the file system has no hard links."""
-    temporary = temp_path(target)
-    try:
-        os.link(path, temporary)
-    except FileNotFoundError:
-        if path.exists():
-            raise
-        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(path, temporary)
-        temporary.chmod(0o444)
-        fsync_file(temporary)
-    replace_file(temporary, target)

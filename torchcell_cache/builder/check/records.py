@@ -14,7 +14,8 @@ from torchcell_cache.codec import envelope
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.digests import array_digest
-from torchcell_cache.core.samples import Int64Array, SampleTable
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError
 from torchcell_cache.graph.compare import value_difference
 from torchcell_cache.graph.records import decode_graph

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.check.parts import GRAPH_FILES, PartMaker, share_file
+from torchcell_cache.builder.check.parts import PartMaker
 from torchcell_cache.builder.generations import (
     generation_dirs,
     own_manifest,
@@ -26,22 +26,23 @@ from torchcell_cache.builder.generations import (
     split_name,
 )
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
-from torchcell_cache.builder.steps import Say
 from torchcell_cache.builder.workers import StopRequest, run_here
 from torchcell_cache.core.files import (
     file_digest,
     fsync_dir,
     make_dirs_durable,
     remove_stale_temps,
+    share_file,
     storage_errors,
     write_atomic,
 )
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.progress import Progress, Say
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.manifest import (
+    GRAPH_FILES,
     MANIFEST_NAME,
     FileEntry,
     Manifest,

@@ -10,8 +10,9 @@ from torch_geometric.data import Batch
 
 from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.builder.check.report import Report
+from torchcell_cache.builder.codehash.parts import processor_part
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.core.fingerprint import Difference, diff, processor_part, source_part
+from torchcell_cache.core.fingerprint import Difference, diff, source_part
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.compare import first_difference
 from torchcell_cache.graph.records import graph_digests

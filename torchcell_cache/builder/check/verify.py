@@ -23,6 +23,7 @@ from torchcell_cache.builder.check.source import compare_with_source
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.files import file_digest
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.samples import SampleTable
@@ -30,7 +31,6 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.records import graph_digest, graph_digests, load_base_graph
 from torchcell_cache.graph.removal import Removal
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation

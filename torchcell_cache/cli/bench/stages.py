@@ -17,7 +17,7 @@ from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.cli.bench.page_cache import available_memory, drop_pages, resident_share
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.base import Processing

@@ -13,13 +13,12 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.core.numbers import real_number, real_numbers
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.base import CacheSampler
 from torchcell_cache.data.samplers.draws import Float64Array
 from torchcell_cache.data.samplers.epoch_plan import epoch_order
 from torchcell_cache.data.samplers.groups import column_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import offsets
 
 POOL = 64
 """Batches that are balanced against each other: few enough that their samples differ from epoch to epoch."""

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.checks import choice, rank_and_world_size
 from torchcell_cache.core.numbers import seed_number, whole_number
-from torchcell_cache.core.ranks import rank_and_world_size
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.epoch_plan import EpochPlan, StepPlan
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.processors.base import choice
 
 UNEVEN = ("drop_last", "pad", "exact")
 STATE_VERSION = 1

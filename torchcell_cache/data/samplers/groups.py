@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.numbers import whole_number
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.draws import Float64Array
 from torchcell_cache.errors import SettingError
 

@@ -17,10 +17,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.line import Line
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import offsets
 
 Intervals = list[list[int]]
 

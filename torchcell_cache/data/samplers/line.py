@@ -13,10 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.epoch_plan import epoch_order
 from torchcell_cache.data.view import StoreView
-from torchcell_cache.store.columns import offsets
 
 SHARDS, CHUNKS, WINDOWS, WITHIN = 11, 12, 13, 14
 

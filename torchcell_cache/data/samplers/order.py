@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Any
 
-from torchcell_cache.core.ranks import rank_and_world_size
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.checks import rank_and_world_size
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import OrderSampler
 from torchcell_cache.data.samplers.epoch_plan import epoch_order
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.core.numbers import real_numbers, whole_number
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import OrderSampler
 from torchcell_cache.data.samplers.draws import Float64Array, draw_with_replacement, draw_without_replacement
 from torchcell_cache.data.samplers.groups import Bins, inverse_frequency

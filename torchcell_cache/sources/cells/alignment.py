@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.topology import count_nodes
 from torchcell_cache.processors.deletion import node_names

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.fingerprint import sha256_json
-from torchcell_cache.core.samples import Float32Array, Int64Array, SampleTable
+from torchcell_cache.core.ragged import Float32Array, Int64Array
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
 from torchcell_cache.sources.cells.expression import lost_in_float32

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.categories import Coded
 from torchcell_cache.sources.names import NodeNames

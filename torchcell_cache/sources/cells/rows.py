@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.files import CellFile
-from torchcell_cache.sources.cells.h5ad import kind_of, needs, shape_of
-from torchcell_cache.sources.cells.transpose import Transposed
+from torchcell_cache.sources.cells.h5ad import kind_of, shape_of
+from torchcell_cache.sources.cells.transpose import Rows, Transposed, canonical
 
 MAX_CELLS = 2_048
 MAX_ELEMENTS = 2_000_000
 """Bounds of one run: cells, and elements read (nonzero ones of sparse matrices, all of dense ones)."""
-
-
-class Rows(NamedTuple):
-    """Consecutive cells; indices ascend within a cell and are unique.
-
-    Attributes:
-        start: Number of the first cell in its file.
-        ptr: ``[num_cells + 1] int64``.
-        columns: Variable of each element, ``[nnz] int64``.
-        values: ``[nnz]``, of the file's dtype; explicit zeros may occur.
-    """
-
-    start: int
-    ptr: Int64Array
-    columns: Int64Array
-    values: npt.NDArray[Any]
 
 
 class Matrix:
@@ -106,29 +90,3 @@ def _csr_runs(group: Any, start: int, stop: int, matrix: Matrix) -> Iterator[Row
             group["data"][low:high],
         )
         first += count
-
-
-def canonical(
-    start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int, url: str
-) -> Rows:
-    """Rows with ascending, unique columns; an element named twice counts as the sum, as scipy has it.
-
-    Raises:
-        SourceContractError: If the matrix is damaged.
-    """
-    if bool((np.diff(ptr) < 0).any()) or len(columns) != ptr[-1] or len(values) != len(columns):
-        raise SourceContractError(f"{url}: row pointers from cell {start} on do not fit the matrix", path=url)
-    if len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < width:
-        raise SourceContractError(
-            f"{url}: cells from {start} on name variables outside 0..{width - 1}", path=url
-        )
-    rises = np.ones(len(columns), dtype=np.bool_)
-    rises[1:] = columns[1:] > columns[:-1]
-    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
-    if not bool(rises.all()):
-        found = needs("scipy.sparse").csr_matrix(
-            (values, columns, ptr), shape=(len(ptr) - 1, width), copy=True
-        )
-        found.sum_duplicates()
-        ptr, columns, values = found.indptr.astype(np.int64), found.indices.astype(np.int64), found.data
-    return Rows(start, ptr, columns, values)

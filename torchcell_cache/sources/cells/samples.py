@@ -18,7 +18,7 @@ from torchcell_cache.codec.chunks import (
     StackedField,
 )
 from torchcell_cache.codec.layout import FieldKey, Payload, TensorValue, field_label
-from torchcell_cache.core.samples import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import flatten, payload_of
 from torchcell_cache.sources.cells.labels import Labels

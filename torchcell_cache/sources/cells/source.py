@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.digests import array_digest
-from torchcell_cache.core.samples import Int64Array, SampleTable
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.topology import perturbable_type
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.cells.alignment import align, gene_names
 from torchcell_cache.sources.cells.categories import whole
 from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed

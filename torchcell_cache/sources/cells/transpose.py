@@ -12,16 +12,15 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.failures import temporary_files
-
-if TYPE_CHECKING:
-    from torchcell_cache.sources.cells.rows import Rows
+from torchcell_cache.sources.cells.h5ad import needs
 
 _BLOCK = 2_000_000
 _BUCKET = 2_000_000
@@ -75,7 +74,6 @@ class Transposed:
 
     def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
         """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
-        from torchcell_cache.sources.cells.rows import canonical
 
         for number in range(start // self.size, -(-stop // self.size)):
             path = self.directory / str(number)
@@ -109,3 +107,45 @@ def _pid() -> int:
 def _remove(directory: str, owner: int) -> None:
     if _pid() == owner:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+class Rows(NamedTuple):
+    """Consecutive cells; indices ascend within a cell and are unique.
+
+    Attributes:
+        start: Number of the first cell in its file.
+        ptr: ``[num_cells + 1] int64``.
+        columns: Variable of each element, ``[nnz] int64``.
+        values: ``[nnz]``, of the file's dtype; explicit zeros may occur.
+    """
+
+    start: int
+    ptr: Int64Array
+    columns: Int64Array
+    values: npt.NDArray[Any]
+
+
+def canonical(
+    start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int, url: str
+) -> Rows:
+    """Rows with ascending, unique columns; an element named twice counts as the sum, as scipy has it.
+
+    Raises:
+        SourceContractError: If the matrix is damaged.
+    """
+    if bool((np.diff(ptr) < 0).any()) or len(columns) != ptr[-1] or len(values) != len(columns):
+        raise SourceContractError(f"{url}: row pointers from cell {start} on do not fit the matrix", path=url)
+    if len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < width:
+        raise SourceContractError(
+            f"{url}: cells from {start} on name variables outside 0..{width - 1}", path=url
+        )
+    rises = np.ones(len(columns), dtype=np.bool_)
+    rises[1:] = columns[1:] > columns[:-1]
+    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
+    if not bool(rises.all()):
+        found = needs("scipy.sparse").csr_matrix(
+            (values, columns, ptr), shape=(len(ptr) - 1, width), copy=True
+        )
+        found.sum_duplicates()
+        ptr, columns, values = found.indptr.astype(np.int64), found.indices.astype(np.int64), found.data
+    return Rows(start, ptr, columns, values)

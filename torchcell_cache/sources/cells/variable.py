@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.samples import Int64Array
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.cells.expression import Expression
 from torchcell_cache.sources.cells.h5ad import needs
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.ragged import offsets
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.processors.base import choice
 from torchcell_cache.sources.measurements import Float64Array, as_float32
 from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.experiments import POLICIES, Malformed, Parsed
 from torchcell_cache.sources.replicates import REPLICATES, count_names, means
 from torchcell_cache.sources.sample_rows import UNKNOWN
-from torchcell_cache.store.columns import offsets
 
 
 class TableBuilder:

@@ -16,7 +16,6 @@ from typing import Any
 
 from torchcell_cache.codec import envelope
 from torchcell_cache.core.files import (
-    StrPath,
     file_digest,
     fsync_file,
     make_dirs_durable,
@@ -27,12 +26,12 @@ from torchcell_cache.core.files import (
     write_atomic,
 )
 from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.hints import RAW_NAME, StrPath
 from torchcell_cache.core.sealed import read_sealed, seal
 from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptRecordError
 from torchcell_cache.store import records as store
 from torchcell_cache.store.shard_entry import (
     GENERATION,
-    RAW_NAME,
     FileEntry,
     ShardEntry,
     exact_fields,

@@ -1,13 +1,38 @@
-"""Which process of how many this is."""
+"""Checks of arguments: what was got, what is valid, what was probably meant."""
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 
 import torch
 
 from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.errors import SettingError
+
+
+def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
+    """``value`` if it is one of ``valid``.
+
+    Raises:
+        SettingError: Naming the valid values.
+    """
+    if value not in valid:
+        raise SettingError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
+    return value
+
+
+def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:
+    """Refuse arguments that do not exist.
+
+    Raises:
+        SettingError: Naming the valid ones.
+    """
+    for name in unknown:
+        close = difflib.get_close_matches(name, valid, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingError(f"{what} has no argument {name!r}{hint}\n  it has {', '.join(valid)}")
 
 
 def rank_and_world_size(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
