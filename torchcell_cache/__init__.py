@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torchcell_cache import testing as testing
     from torchcell_cache.batch import SharedGraphBatch as SharedGraphBatch
     from torchcell_cache.builder.array import build_part as build_part
-    from torchcell_cache.builder.array import finalize as finalize
     from torchcell_cache.builder.check.repair import repair as repair
     from torchcell_cache.builder.check.verify import verify as verify
     from torchcell_cache.builder.cleanup import gc as gc
-    from torchcell_cache.builder.run import build as build
-    from torchcell_cache.builder.subset import save_subset as save_subset
     from torchcell_cache.core.samples import Sample as Sample
+    from torchcell_cache.data.api import build as build
+    from torchcell_cache.data.api import finalize as finalize
+    from torchcell_cache.data.api import save_subset as save_subset
     from torchcell_cache.data.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.data.dataset import PreprocessedDataset as PreprocessedDataset
     from torchcell_cache.data.index_file import load_indices as load_indices
@@ -77,11 +77,11 @@ _PLACES = {
     "StreamingCacheDataset": "data.streaming",
     "SubgraphRepresentation": "processors",
     "WeightedCacheSampler": "data.samplers.weighted",
-    "append": "builder.grow",
-    "build": "builder.run",
+    "append": "data.api",
+    "build": "data.api",
     "build_part": "builder.array",
     "errors": "",
-    "finalize": "builder.array",
+    "finalize": "data.api",
     "nn": "",
     "gc": "builder.cleanup",
     "load_base_graph": "graph.records",
@@ -91,7 +91,7 @@ _PLACES = {
     "repair": "builder.check.repair",
     "save_base_graph": "graph.records",
     "save_indices": "data.index_file",
-    "save_subset": "builder.subset",
+    "save_subset": "data.api",
     "select": "data.select",
     "sources": "",
     "split_by_group": "data.split_groups",
@@ -99,7 +99,7 @@ _PLACES = {
     "split_random": "data.splits",
     "stage": "remote.copies",
     "testing": "",
-    "update": "builder.grow",
+    "update": "data.api",
     "verify": "builder.check.verify",
 }
 

@@ -33,8 +33,8 @@ from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.process import this_process
 from torchcell_cache.core.progress import Progress, Say
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import processed_dir, sidecar_path
 from torchcell_cache.store.status import task_status_path
 
@@ -115,8 +115,8 @@ def build_part(
     say = Say(progress)
     opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
-        say(f"task {task} of {tasks}: {opened.generation.manifest.generation} is published, nothing to do")
-        return Part(task, tasks, opened.generation.manifest.generation, (), 0, True)
+        say(f"task {task} of {tasks}: {opened.manifest.generation} is published, nothing to do")
+        return Part(task, tasks, opened.manifest.generation, (), 0, True)
     if task == 0:
         say.notes(plan.notes)
     place = None if scratch is None else make_dirs_durable(local_path(scratch, "scratch"))
@@ -159,7 +159,7 @@ def finalize(
     max_record_bytes: int = MAX_RECORD_BYTES,
     script: str = SCRIPT,
     progress: bool = True,
-) -> PreprocessedDataset:
+) -> Generation:
     """Check every shard of an array build and publish the store; a published one is opened at once.
 
     Args:
@@ -185,7 +185,7 @@ def finalize(
     say = Say(progress)
     opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
-        say(f"{opened.generation.manifest.generation} is published already")
+        say(f"{opened.manifest.generation} is published already")
         return opened
     if storage == "auto":
         storage = begun_storage(where, plan) or "auto"
@@ -204,9 +204,9 @@ def finalize(
         work.prepare(None, together=True)
         manifest = work.finish(finished.seconds(work.directory.name), shards.num_samples)
         tidy(where, work.directory, None, lock.exclusive)
-        dataset = publish(where, manifest, current, say)
+        published = publish(where, manifest, current, say)
         finished.forget()
-    return dataset
+    return published
 
 
 def check_task(task: int, tasks: int) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
 from torchcell_cache.core.sealed import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
@@ -119,7 +120,7 @@ def stored_processor(manifest: Manifest) -> Any:
     if tree == {"class": "none"}:
         return None
     for cls in NAMED.values():
-        if tree.get("kind") == "object" and tree.get("name") == f"{cls.__module__}.{cls.__qualname__}":
+        if tree.get("kind") == "object" and tree.get("name") == registered(cls.__module__, cls.__qualname__):
             try:
                 return cls(**tree["settings"])
             except (TypeError, KeyError) as error:

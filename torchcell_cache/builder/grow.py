@@ -25,7 +25,6 @@ from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock
 from torchcell_cache.core.progress import Progress, Say
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import StaleCacheError
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
@@ -42,14 +41,14 @@ class Growth:
     """What an update did.
 
     Attributes:
-        dataset: The store as it is now.
+        generation: The store as it is now.
         num_samples: Its samples.
         recomputed: How many of them were made again or anew; the records of the others were taken over.
         linked_shards: Shards that are the old generation's own files under a second name.
         num_shards: Shards of the store.
     """
 
-    dataset: PreprocessedDataset
+    generation: Generation
     num_samples: int
     recomputed: int
     linked_shards: int
@@ -153,7 +152,7 @@ def _grow(
         if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
             say(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
-            return Growth(PreprocessedDataset._of(open_with_lease(root)), len(old), 0, count, count)
+            return Growth(open_with_lease(root), len(old), 0, count, count)
         notes = notes_of(given)
         say.notes([*notes, *order])
         before = old.manifest.created.get("notes", []) if is_append else []
@@ -201,7 +200,7 @@ def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: b
         manifest = work.finish(time.perf_counter() - begun, recomputed)
         if stop.signal is not None:
             stop.raise_interrupted(work.shards.num_shards, work.shards.num_shards)
-    dataset = publish(work.root, manifest, old.manifest, say)
-    growth = Growth(dataset, len(dataset), recomputed, adoption.linked, len(manifest.shards))
+    now = publish(work.root, manifest, old.manifest, say)
+    growth = Growth(now, len(now), recomputed, adoption.linked, len(manifest.shards))
     say(str(growth))
     return growth

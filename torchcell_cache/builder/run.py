@@ -21,7 +21,6 @@ from torchcell_cache.core.fingerprint import explain, source_part
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Say
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.sources.pyg import as_source
@@ -44,7 +43,7 @@ def build(
     max_record_bytes: int = MAX_RECORD_BYTES,
     scratch: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> PreprocessedDataset:
+) -> Generation:
     """Preprocess a source once and open the result; a matching store is opened at once.
 
     Interrupted or killed builds continue when the same call runs again; readers see nothing until everything is there.
@@ -90,7 +89,7 @@ def build(
         _one_rank_only(lock)
         current, opened = look(where, plan, storage, on_stale, say)
         if opened is not None:
-            say(f"another builder published {opened.generation.manifest.generation}; using it")
+            say(f"another builder published {opened.manifest.generation}; using it")
             return opened
         if storage == "auto":
             storage = begun_storage(where, plan) or choose_storage(plan, say)

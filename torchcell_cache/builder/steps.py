@@ -15,7 +15,6 @@ from torchcell_cache.core.files import write_atomic
 from torchcell_cache.core.fingerprint import explain, sha256_json
 from torchcell_cache.core.locks import BuilderLock, read_status
 from torchcell_cache.core.progress import Say
-from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import (
     BuildFailedError,
     CacheNotFoundError,
@@ -45,7 +44,7 @@ def _existing(root: Path, on_stale: str) -> Manifest | None:
 
 def look(
     root: Path, plan: BuildPlan, storage: str, on_stale: str, say: Say
-) -> tuple[Manifest | None, PreprocessedDataset | None]:
+) -> tuple[Manifest | None, Generation | None]:
     """The published manifest, if any, and the opened store, if it may be used rather than built again."""
     manifest = _existing(root, on_stale)
     if manifest is None:
@@ -59,14 +58,14 @@ def look(
         if manifest.fingerprint == wanted:
             say.notes(notes)
     if manifest.fingerprint == wanted:
-        return manifest, PreprocessedDataset._of(open_with_lease(root))
+        return manifest, open_with_lease(root)
     if on_stale == "rebuild":
         return manifest, None
     lines = explain(manifest.fingerprint, wanted)
     message = f"the store at {root} was built from something else:\n    " + "\n    ".join(lines)
     if on_stale == "warn":
         warnings.warn(f"{message}\n  using it all the same (on_stale='warn')", stacklevel=3)
-        return manifest, PreprocessedDataset._of(open_with_lease(root))
+        return manifest, open_with_lease(root)
     raise StaleCacheError(
         message,
         path=root,
@@ -118,7 +117,7 @@ def acquire(lock: BuilderLock, say: Say) -> None:
             return
 
 
-def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Say) -> PreprocessedDataset:
+def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Say) -> Generation:
     """Make a finished generation the store, unless somebody else was first, and open what is published."""
     expect = None if current is None else current.generation
     begun = time.perf_counter()
@@ -128,4 +127,4 @@ def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Say) 
     for entry in (*manifest.files, *(s.file for s in manifest.shards)):
         note_verified(directory / entry.name, entry.xxh3)  # digests were taken while writing
     say(f"published {manifest.generation} in {(time.perf_counter() - begun) * 1e3:.0f} ms")
-    return PreprocessedDataset._of(open_with_lease(root))
+    return open_with_lease(root)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan
 from torchcell_cache.builder.resume import tidy
@@ -42,8 +40,6 @@ from torchcell_cache.core.progress import Say
 from torchcell_cache.core.ragged import Int64Array, ragged_rows, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.records import graph_digest
 from torchcell_cache.store.columns import Arrays, columns_bytes, table_to_arrays
@@ -63,43 +59,19 @@ _LAYOUT = slice(8, 16)
 _READ_BYTES = 32 << 20
 
 
-def save_subset(
-    view: Any,
+def copy_samples(
+    generation: Generation,
+    positions: Int64Array,
     root: str | os.PathLike[str],
     *,
     shard_size: int | None = None,
     on_stale: str = "error",
     made_by: dict[str, Any] | None = None,
     progress: bool = True,
-) -> PreprocessedDataset:
-    """Write the samples of a view as a store of their own, and open it.
-
-    Sample ``k`` of the store is sample ``k`` of the view to the bit; the view's ``transform`` is not applied. The fingerprint
-    says which store they come from (its content digest and source) and which samples they are. Interrupted, the same call
-    continues; a store that is there already and holds the same selection is opened.
-
-    Args:
-        view: A view of a store: ``dataset[...]``.
-        root: Directory of the new store.
-        shard_size: Samples per shard; by storage if ``None``.
-        on_stale: What to do with another store at ``root``: ``error``, ``rebuild`` or ``warn``.
-        made_by: How the samples were chosen, plain JSON values; part of the fingerprint.
-        progress: Whether to print progress.
-
-    Raises:
-        SettingError: If the view is empty, or ``root`` is the store itself.
-        StaleCacheError: If another store is at ``root``.
-        CorruptRecordError: If a record of the old store is damaged.
-        StorageError: If the file system refuses.
-    """
-    chosen = view_of(view)
-    if chosen is None:
-        raise SettingError(
-            f"a {type(view).__name__} is no view of a store", fix="save_subset(dataset[...], root)"
-        )
-    if len(chosen) == 0:
+) -> Generation:
+    """Samples of a store, ``positions`` ``[n] int64``, as a store of their own; see ``save_subset``."""
+    if len(positions) == 0:
         raise SettingError("the selection is empty: no sample fulfils it")
-    generation, positions = chosen.generation, chosen.positions(np.arange(len(chosen)))
     where = local_path(root)
     if where.resolve() == generation.root.resolve():
         raise SettingError(f"store={where} is the store that is selected from", fix="another directory")

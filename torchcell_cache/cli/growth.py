@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torchcell_cache.builder.grow import STORED, Growth
+from torchcell_cache.builder.grow import STORED
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.api import Growth
 from torchcell_cache.errors import EXIT_OK, SettingError
 from torchcell_cache.store.manifest import read_manifest
 

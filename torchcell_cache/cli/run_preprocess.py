@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchcell_cache.builder.array import build_part, check_task, finalize
-from torchcell_cache.builder.run import build
+from torchcell_cache.builder.array import build_part, check_task
 from torchcell_cache.cli.registry import make_processor, make_source
 from torchcell_cache.cli.settings import Settings
+from torchcell_cache.data.api import build, finalize
 from torchcell_cache.errors import EXIT_OK, SettingError
 
 _SHARED = ("storage", "shard_size", "on_stale", "allow_empty", "max_record_bytes", "progress")

@@ -39,7 +39,7 @@ def run(settings: Settings) -> int:
     if settings["out"] is not None:
         facts["out"] = str(save_indices(settings["out"], view, made_by=conditions))
     if settings["store"] is not None:
-        from torchcell_cache.builder.subset import save_subset
+        from torchcell_cache.data.api import save_subset
 
         made = save_subset(
             view,

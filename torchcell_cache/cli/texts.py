@@ -21,7 +21,6 @@ _EXIT_CODES = (
 
 def overview() -> str:
     """Help of the program."""
-
     lines = ["torchcell-cache <command> key=value ...", "", "commands:"]
     lines += [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     lines += ["", "torchcell-cache <command> --help lists the keys of a command", _EXIT_CODES]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable
-
-import torch
 
 from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.errors import SettingError
@@ -45,8 +44,9 @@ def rank_and_world_size(rank: int | None = None, world_size: int | None = None) 
         raise SettingError(f"rank={rank} and world_size={world_size}: give both or neither")
     origin = "rank=, world_size="
     if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        distributed = getattr(sys.modules.get("torch"), "distributed", None)  # no process group without torch
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
         origin = "RANK, WORLD_SIZE"
         rank, world_size = _environment("RANK"), _environment("WORLD_SIZE")
         if rank is None and world_size in (None, 1):

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,19 +94,24 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
             )
         self._source_dataset = source_dataset
         self._opened: Generation | None = None
-        remote = {"cache_dir": cache_dir, "cache_bytes": cache_bytes, "storage_options": storage_options}
+        remote: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "cache_bytes": cache_bytes,
+            "storage_options": storage_options,
+        }
         if is_url(root):
-            open_url = import_module("torchcell_cache.remote.opening").open_url
-            opened: Generation = open_url(root, **remote, download=download, wait=wait)
+            from torchcell_cache.remote.opening import open_url
+
+            opened = open_url(root, **remote, download=download, wait=wait)
             self._opened, self._root = opened, opened.root
         else:
             _refuse_remote(root, {**remote, "download": None if download == "lazy" else download})
             self._root = local_path(root)
             self._open(wait, source_dataset is None)
         if self._opened is not None and source_dataset is not None:
-            import_module("torchcell_cache.builder.run").check_source(
-                self._opened.manifest, source_dataset, self._root
-            )
+            from torchcell_cache.builder.run import check_source
+
+            check_source(self._opened.manifest, source_dataset, self._root)
         super().__init__(str(self._root), transform, None, None, log=log)
         if indices is not None:
             self._restrict(indices)
@@ -123,8 +127,9 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
     def _restrict(self, indices: Any) -> None:
         """Become a view of the given samples, or of those that an index file lists."""
         if isinstance(indices, str | os.PathLike):
-            load = import_module("torchcell_cache.data.index_file").load_indices
-            chosen = load(indices, self.generation)
+            from torchcell_cache.data.index_file import load_indices
+
+            chosen = load_indices(indices, self.generation)
         else:
             chosen = self.positions(indices)
         self.__dict__["_positions"] = chosen
@@ -224,8 +229,9 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:
         """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""
-        kind: type[SharedGraphBatch] = import_module("torchcell_cache.batch").SharedGraphBatch
-        return kind.read(self.generation, self.positions(indices))
+        from torchcell_cache.batch.batch import SharedGraphBatch
+
+        return SharedGraphBatch.read(self.generation, self.positions(indices))
 
     def preprocess_from_source(
         self, source_dataset: Any, graph_processor: Any, num_workers: int = 0, **settings: Any
@@ -235,16 +241,18 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
             raise SettingError(
                 "a remote store cannot be built in place", fix="build it locally, then push it"
             )
-        build = import_module("torchcell_cache.builder.run").build
-        built = build(
+        from torchcell_cache.builder.run import build
+
+        self._opened = build(
             self._root, source=source_dataset, processor=graph_processor, num_workers=num_workers, **settings
         )
-        self._opened = built.generation
         return self
 
     def close(self) -> None:
         """Close this process's handles on all stores; they reopen on the next read."""
-        import_module("torchcell_cache.store.records").close_all()
+        from torchcell_cache.store.records import close_all
+
+        close_all()
 
 
 class Neo4jPreprocessedCellDataset(PreprocessedDataset):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,12 @@ class SourceReader:
 
     def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any]) -> None:
         # Imported here: a stream of a store needs no sources.
-        self.source = import_module("torchcell_cache.sources.pyg").as_source(source)
+        from torchcell_cache.sources.base import RunSource
+        from torchcell_cache.sources.pyg import as_source
+
+        self.source: Any = as_source(source)
         self.processor, self.collate = processor, collate
-        self.in_runs = isinstance(self.source, import_module("torchcell_cache.sources.base").RunSource)
+        self.in_runs = isinstance(self.source, RunSource)
 
     def window(self, plan: LanePlan, lane: int) -> WindowReader:
         """A reader of one lane of an epoch."""

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -112,10 +111,12 @@ def _source(
 ) -> Generator[tuple[Manifest, Origin, str], None, None]:
     """What is to be copied, where its files are, and its name; on a file system kept from ``gc`` meanwhile."""
     if is_url(root):
-        opening = import_module("torchcell_cache.remote.opening")
-        bucket = import_module("torchcell_cache.remote.bucket").Bucket(root, options)
-        manifest = opening.remote_manifest(bucket, wait)
-        yield manifest, opening.remote_origin(bucket, manifest), bucket.url
+        from torchcell_cache.remote.bucket import Bucket
+        from torchcell_cache.remote.opening import remote_manifest, remote_origin
+
+        bucket = Bucket(root, options)
+        manifest = remote_manifest(bucket, wait)
+        yield manifest, remote_origin(bucket, manifest), bucket.url
         return
     where = local_path(root)
     wait_for_store(where, wait)

@@ -18,6 +18,7 @@ from torchcell_cache.builder.codehash.place import (
     short_name,
     top_level,
 )
+from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.codehash.source import Definition, attribute_nodes, default_nodes
 from torchcell_cache.builder.codehash.tree import names_in, says
 from torchcell_cache.builder.codehash.values import Json, cannot_identify
@@ -127,7 +128,7 @@ class _Collector(NameFollower):
     def _library_function(self, value: FunctionType, where: str) -> Json:
         """By name; a wrapper (``torch.no_grad()``) around the user's function by what it wraps as well."""
         code = value.__code__
-        name = f"{value.__globals__.get('__name__', '?')}.{code.co_qualname}"
+        name = registered(str(value.__globals__.get("__name__", "?")), code.co_qualname)
         if hasattr(value, "__wrapped__"):
             return {"$library": name, "wraps": self.encode(value.__wrapped__, where)}
         if code.co_name == "<lambda>":
@@ -180,7 +181,7 @@ class _Collector(NameFollower):
     def class_label(self, cls: type) -> str:
         space = globals_of(cls)
         module = cls.__module__ if self.is_library(space) else short_name(space)
-        return f"{module}.{cls.__qualname__}".removeprefix("builtins.")
+        return registered(module, cls.__qualname__).removeprefix("builtins.")
 
     def class_name(self, cls: type) -> str:
         if id(cls) not in self._units:

@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
+from torchcell_cache.builder.codehash.registered import registered
+
 # Known by name even where they are installed in place from a source tree.
 LIBRARIES = frozenset(
     {"builtins", "numpy", "scipy", "pandas", "pyarrow", "sklearn", "networkx", "pytest"}
@@ -80,7 +82,7 @@ def library_name(value: object) -> str | None:
         return None
     module = getattr(value, "__module__", None) or type(value).__module__
     # Private components move between releases (numpy.core became numpy._core).
-    return ".".join(part for part in f"{module}.{name}".split(".") if not part.startswith("_"))
+    return ".".join(part for part in registered(module, name).split(".") if not part.startswith("_"))
 
 
 def import_user_module(name: str, package: str | None, own: frozenset[str]) -> ModuleType | str | None:

@@ -74,7 +74,6 @@ class Transposed:
 
     def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
         """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
-
         for number in range(start // self.size, -(-stop // self.size)):
             path = self.directory / str(number)
             found = (

@@ -1,0 +1,105 @@
+"""What makes stores, returning datasets: :mod:`torchcell_cache.builder` makes generations, these functions open them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ParamSpec
+
+import numpy as np
+
+from torchcell_cache.builder import array, grow, run, subset
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.view import view_of
+from torchcell_cache.errors import SettingError
+from torchcell_cache.store.generation import Generation
+
+__all__ = ["Growth", "append", "build", "finalize", "save_subset", "update"]
+
+P = ParamSpec("P")
+
+
+class Growth(grow.Growth):
+    """What an update did, see :class:`torchcell_cache.builder.grow.Growth`."""
+
+    @functools.cached_property
+    def dataset(self) -> PreprocessedDataset:
+        """The store as it is now."""
+        return PreprocessedDataset._of(self.generation)
+
+
+def _opened(make: Callable[P, Generation]) -> Callable[P, PreprocessedDataset]:
+    """``make``, with a dataset on the generation it returns."""
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> PreprocessedDataset:
+        return PreprocessedDataset._of(make(*args, **kwargs))
+
+    call.__annotations__ = {**make.__annotations__, "return": "PreprocessedDataset"}
+    return call
+
+
+def _grown(make: Callable[P, grow.Growth]) -> Callable[P, Growth]:
+    """``make``, with a :class:`Growth` that has a dataset."""
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Growth:
+        growth = make(*args, **kwargs)
+        return Growth(*(getattr(growth, field.name) for field in fields(growth)))
+
+    return call
+
+
+build = _opened(run.build)
+finalize = _opened(array.finalize)
+append = _grown(grow.append)
+update = _grown(grow.update)
+
+
+def save_subset(
+    view: Any,
+    root: str | os.PathLike[str],
+    *,
+    shard_size: int | None = None,
+    on_stale: str = "error",
+    made_by: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> PreprocessedDataset:
+    """Write the samples of a view as a store of their own, and open it.
+
+    Sample ``k`` of the store is sample ``k`` of the view to the bit; the view's ``transform`` is not applied. The fingerprint
+    says which store they come from (its content digest and source) and which samples they are. Interrupted, the same call
+    continues; a store that is there already and holds the same selection is opened.
+
+    Args:
+        view: A view of a store: ``dataset[...]``.
+        root: Directory of the new store.
+        shard_size: Samples per shard; by storage if ``None``.
+        on_stale: What to do with another store at ``root``: ``error``, ``rebuild`` or ``warn``.
+        made_by: How the samples were chosen, plain JSON values; part of the fingerprint.
+        progress: Whether to print progress.
+
+    Raises:
+        SettingError: If the view is empty, or ``root`` is the store itself.
+        StaleCacheError: If another store is at ``root``.
+        CorruptRecordError: If a record of the old store is damaged.
+        StorageError: If the file system refuses.
+    """
+    chosen = view_of(view)
+    if chosen is None:
+        raise SettingError(
+            f"a {type(view).__name__} is no view of a store", fix="save_subset(dataset[...], root)"
+        )
+    positions = chosen.positions(np.arange(len(chosen)))
+    made = subset.copy_samples(
+        chosen.generation,
+        positions,
+        root,
+        shard_size=shard_size,
+        on_stale=on_stale,
+        made_by=made_by,
+        progress=progress,
+    )
+    return PreprocessedDataset._of(made)
