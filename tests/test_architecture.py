@@ -68,24 +68,18 @@ def test_hydra_is_imported_by_the_command_line_only() -> None:
     assert all(name.startswith("torchcell_cache.cli") for name in users)
 
 
-def test_the_dataset_needs_neither_build_nor_sources() -> None:
-    reached, queue = (
-        set(),
-        ["torchcell_cache.data.dataset", "torchcell_cache.store.generation", "torchcell_cache.batch"],
-    )
-    while queue:
-        name = queue.pop()
-        if name in reached or name not in MODULES:
-            continue
-        reached.add(name)
-        queue.extend(
-            i for i in imports_of(MODULES[name], top_level_only=True) if i.startswith("torchcell_cache")
-        )
-    assert not {name for name in reached if ".builder" in name or ".sources" in name}
-
-
 @pytest.mark.parametrize(
-    "room", ["codec", "store", "record", "errors", "durable.atomic", "manifest", "builder.worker", "removal"]
+    "room",
+    [
+        "codec",
+        "store.records",
+        "core.samples",
+        "errors",
+        "core.files",
+        "store.manifest",
+        "builder.worker",
+        "graph.removal",
+    ],
 )
 def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
     script = f"import sys; import torchcell_cache.{room}; sys.exit('torch' in sys.modules)"

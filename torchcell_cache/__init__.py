@@ -10,6 +10,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torchcell_cache.core.version import __version__
+
 if TYPE_CHECKING:
     from torchcell_cache import errors as errors
     from torchcell_cache import nn as nn
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from torchcell_cache.sources.neo4j.source import Neo4jCellDataset as Neo4jCellDataset
     from torchcell_cache.sources.table import PerturbationTable as PerturbationTable
 
-__version__ = "0.1.0"
 
 _PLACES = {
     "AnnDataSource": "sources.cells.source",

@@ -29,6 +29,10 @@ from torchcell_cache.store.generation import Generation
 MASKS = ("mask", "edge_mask")
 
 
+KINDS: dict[str, Any] = {}
+"""Batches by the kind of records they hold; the kinds' own files put themselves in."""
+
+
 class Coordinates(NamedTuple):
     """Values of a batch in coordinate form.
 
@@ -73,16 +77,13 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
             SettingError: If there is none.
             CorruptRecordError: If a record is damaged.
         """
-        from torchcell_cache.batch.deletions import PerturbationBatch
-        from torchcell_cache.batch.graphs import GraphBatch
-
         wanted = np.asarray(positions, dtype=np.int64)
         if wanted.ndim != 1 or len(wanted) == 0:
             raise SettingError(f"a batch needs at least one sample, got positions of shape {wanted.shape}")
         if not all_within(wanted, len(generation)):
             raise IndexError(f"positions {wanted.min()}..{wanted.max()} of {len(generation)} samples")
-        kind = PerturbationBatch if generation.is_structured else GraphBatch
-        return kind.of_records(generation, wanted)
+        batch: SharedGraphBatch = KINDS[generation.schema["records"]].of_records(generation, wanted)
+        return batch
 
     @classmethod
     def unpack(cls, generation: Generation, buffer: Any) -> SharedGraphBatch:
@@ -91,13 +92,10 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         Raises:
             FormatError: If the buffer is damaged or belongs to another generation.
         """
-        from torchcell_cache.batch.deletions import PerturbationBatch
-        from torchcell_cache.batch.graphs import GraphBatch
-
         array, sections, places = packing.unpack(buffer, generation.manifest.generation)
-        kind = PerturbationBatch if generation.is_structured else GraphBatch
+        kind = KINDS[generation.schema["records"]]
         kind.check_sections(generation, sections)
-        batch = kind(generation, sections)
+        batch: SharedGraphBatch = kind(generation, sections)
         batch._packed = (array, places)
         return batch
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.batch import MASKS, Coordinates, SharedGraphBatch, collated
+from torchcell_cache.batch.batch import KINDS, MASKS, Coordinates, SharedGraphBatch, collated
 from torchcell_cache.batch.fast_pack import gather, pack_directly
 from torchcell_cache.batch.masks import Regions, node_flags, owners, regions
 from torchcell_cache.batch.pyg import collate, is_plain
@@ -23,7 +23,7 @@ from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CacheError, FormatError, SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.topology import Domain, EdgeType, count_nodes
+from torchcell_cache.graph.topology import Domain, EdgeType, Topology, count_nodes
 from torchcell_cache.processors import LazySubgraphRepresentation, SubgraphRepresentation
 from torchcell_cache.store.decoding import decoding
 from torchcell_cache.store.generation import Generation
@@ -90,6 +90,9 @@ class PerturbationBatch(SharedGraphBatch):
 
     def __len__(self) -> int:
         return len(self.sections["indices"]) if self._indices is None else len(self._indices)
+
+    def _position_space(self) -> Topology | None:
+        return self.generation.topology
 
     # Samples
 
@@ -287,3 +290,6 @@ class PerturbationBatch(SharedGraphBatch):
                 fix='build with the processor\'s statistics="always"; or '
                 f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
             )
+
+
+KINDS["structured"] = PerturbationBatch

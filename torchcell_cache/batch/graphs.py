@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.batch.batch import MASKS, SharedGraphBatch, collated
+from torchcell_cache.batch.batch import KINDS, MASKS, SharedGraphBatch, collated
 from torchcell_cache.batch.features import dense_features
 from torchcell_cache.batch.masks import owners
 from torchcell_cache.batch.sections import Sections, generic_sections, mean_labels, require_sections
@@ -21,7 +21,7 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.records import decode_graph
-from torchcell_cache.graph.topology import EdgeType, perturbable_type
+from torchcell_cache.graph.topology import EdgeType, Topology, perturbable_type, topology_of
 from torchcell_cache.store.decoding import decoding
 from torchcell_cache.store.generation import Generation
 
@@ -74,6 +74,9 @@ class GraphBatch(SharedGraphBatch):
             return False
         node_type = perturbable_type(graph)
         return "measured" in (graph._store if node_type is None else graph[node_type])
+
+    def _position_space(self) -> Topology | None:
+        return topology_of(self.generation.base_graph) if self.shares_edges else None
 
     def _store(self, at: int, key: Any) -> dict[str, Any]:
         graph = self.graphs[at]
@@ -210,3 +213,6 @@ class GraphBatch(SharedGraphBatch):
 
 def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:
     return {(s._key, name) for s in graph.stores for name in s._mapping if name not in exclude_keys}
+
+
+KINDS["generic"] = GraphBatch

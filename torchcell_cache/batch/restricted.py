@@ -13,6 +13,7 @@ from torchcell_cache.batch.choose import far_ends
 from torchcell_cache.batch.deletions import PerturbationBatch
 from torchcell_cache.batch.device import DeviceGraph, device_graph, find_generation, register
 from torchcell_cache.batch.sections import Sections
+from torchcell_cache.batch.selectable import RESTRICTED
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError
@@ -173,9 +174,7 @@ class SelectedBatch(PerturbationBatch):
     generation: SelectedGeneration
 
     @classmethod
-    def of(
-        cls, batch: PerturbationBatch, nodes: Int64Array, *, allow_wild_type: bool = False
-    ) -> SelectedBatch:
+    def of(cls, batch: PerturbationBatch, nodes: Int64Array, allow_wild_type: bool = False) -> SelectedBatch:
         """Restrict a batch; see ``SharedGraphBatch.restrict``.
 
         Args:
@@ -279,3 +278,6 @@ def _rebuild_generation(
 ) -> SelectedGeneration:
     assert whole.topology is not None
     return SelectedGeneration(whole, Selection.make(whole.topology, nodes, kept), perturbed)
+
+
+RESTRICTED[PerturbationBatch] = SelectedBatch.of

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.topology import topology_of
+from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.generation import Generation
 
 if TYPE_CHECKING:
     from torchcell_cache.batch.restricted import SelectedBatch
     from torchcell_cache.batch.selected_cells import SelectedCells
+
+
+RESTRICTED: dict[type, Callable[[Any, Any, bool], Any]] = {}
+"""Kinds of batches and what restricts them to some nodes; the kinds' own files put themselves in."""
 
 
 class Selectable:
@@ -92,24 +96,22 @@ class Selectable:
         from torchcell_cache.batch.choose import checked_nodes
 
         whole = self._selectable(node_type)
-        topology = whole.generation.topology or topology_of(whole.generation.base_graph)
-        return _restricted(whole, checked_nodes(nodes, topology.num_nodes), allow_wild_type)
+        return _restricted(whole, checked_nodes(nodes, whole._position_space().num_nodes), allow_wild_type)
+
+    def _position_space(self) -> Topology | None:
+        """The nodes and edges that can be selected from, or ``None`` if they cannot."""
+        return None
 
     def _selectable(self, node_type: str | None) -> Any:
         """This batch, if nodes of the given type can be selected from it."""
-        from torchcell_cache.batch.deletions import PerturbationBatch
-        from torchcell_cache.batch.graphs import GraphBatch
-
-        topology = self.generation.topology
         nodes = getattr(self, "nodes", None)
         if nodes is not None:  # it knows what its perturbed nodes take with them, and of no other node
             raise SettingError(
                 f"this batch is restricted to {len(nodes)} nodes already",
                 fix="select from the batch that the store gave: batch.restrict(node_type, nodes)",
             )
-        if isinstance(self, GraphBatch) and self.shares_edges:
-            topology = topology_of(self.generation.base_graph)
-        elif not isinstance(self, PerturbationBatch) or topology is None:
+        topology = self._position_space()
+        if topology is None:
             raise SettingError(
                 f"nodes are selected from batches of node deletions or of cells; {self.generation.root} holds whole graphs",
                 fix='build the store with a built-in processor and storage="perturbation" or "delta"',
@@ -124,10 +126,5 @@ class Selectable:
 
 def _restricted(batch: Any, nodes: Any, allow_wild_type: bool) -> SelectedBatch | SelectedCells:
     """A batch with fewer nodes, of the kind that it is."""
-    from torchcell_cache.batch.graphs import GraphBatch
-    from torchcell_cache.batch.restricted import SelectedBatch
-    from torchcell_cache.batch.selected_cells import SelectedCells
-
-    if isinstance(batch, GraphBatch):
-        return SelectedCells.of_cells(batch, nodes, allow_wild_type)
-    return SelectedBatch.of(batch, nodes, allow_wild_type=allow_wild_type)
+    made: Any = next(RESTRICTED[kind] for kind in type(batch).__mro__ if kind in RESTRICTED)
+    return made(batch, nodes, allow_wild_type)  # type: ignore[no-any-return]

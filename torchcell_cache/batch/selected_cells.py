@@ -14,6 +14,7 @@ from torchcell_cache.batch.device import find_generation, register
 from torchcell_cache.batch.graphs import GraphBatch
 from torchcell_cache.batch.masks import owners
 from torchcell_cache.batch.sections import Sections
+from torchcell_cache.batch.selectable import RESTRICTED
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.induced_subgraph import Selection, select, subset
@@ -139,3 +140,6 @@ def _rebuild(root: str, name: str, buffer: Any, nodes: Int64Array, kept: Any) ->
     whole = GraphBatch.unpack(generation, buffer)
     selection = Selection.make(topology_of(generation.base_graph), nodes, kept)
     return SelectedCells(generation, whole.sections, selection)
+
+
+RESTRICTED[GraphBatch] = SelectedCells.of_cells

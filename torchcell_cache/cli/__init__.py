@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
         print(overview() if wanted is None else command_help(wanted))
         return EXIT_OK if arguments else EXIT_USAGE
     if arguments[0] in ("-V", "--version"):
-        from torchcell_cache import __version__
+        from torchcell_cache.core.version import __version__
 
         print(f"torchcell-cache {__version__}")
         return EXIT_OK
