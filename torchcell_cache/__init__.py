@@ -6,11 +6,10 @@ deltas, and batches never copy it. Importing this package imports neither torch 
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from torchcell_cache.core.version import __version__
+from torchcell_cache.core.package import __version__, platform_lacks
 
 if TYPE_CHECKING:
     from torchcell_cache import errors as errors
@@ -107,19 +106,8 @@ _PLACES = {
 __all__ = [*sorted(_PLACES), "__version__"]
 
 
-def _platform_lacks() -> str | None:
-    """One sentence where the package cannot run: it needs what only Linux has, and would fail deep inside."""
-    system = str(sys.platform)
-    if system == "linux":
-        return None
-    return (
-        f"torchcell_cache runs on Linux only, this is {system}: its locks (fcntl), directory syncs and process "
-        "lists (/proc) are Linux's; use a Linux machine, a container or WSL2"
-    )
-
-
 def __getattr__(name: str) -> Any:
-    if name in _PLACES and (lacks := _platform_lacks()) is not None:
+    if name in _PLACES and (lacks := platform_lacks()) is not None:
         raise ImportError(lacks)
     if name not in _PLACES:
         raise AttributeError(

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
-from torchcell_cache import _platform_lacks
 from torchcell_cache.cli.texts import COMMANDS
+from torchcell_cache.core.package import __version__, platform_lacks
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     EXIT_CANNOT_WRITE,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 fine, 2 usage, 65 corrupt or stale, 73 cannot write, 75 interrupted and resumable.
     """
-    if (lacks := _platform_lacks()) is not None:
+    if (lacks := platform_lacks()) is not None:
         _say(f"error: {lacks}")
         return EXIT_USAGE
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -77,8 +77,6 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
         print(overview() if wanted is None else command_help(wanted))
         return EXIT_OK if arguments else EXIT_USAGE
     if arguments[0] in ("-V", "--version"):
-        from torchcell_cache.core.version import __version__
-
         print(f"torchcell-cache {__version__}")
         return EXIT_OK
     name = arguments[0]
