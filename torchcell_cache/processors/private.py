@@ -62,9 +62,12 @@ class PrivateCopies:
 
     def _copied(self, address: int, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors of one storage with their copies; alone, what a tensor does not show of it is not copied."""
+        known = None if self.shared is None else self.shared._memory.get(address)
+        if known is None and self.shared is not None and len(tensors) == 1:
+            yield tensors[0], tensors[0].detach().clone()
+            return
         spans = [_span(tensor) for tensor in tensors]
         start, stop = min(a for a, _ in spans) // _ALIGNED * _ALIGNED, max(b for _, b in spans)
-        known = None if self.shared is None else self.shared._memory.get(address)
         if known is None or not (known[0] <= start and stop <= known[1]):
             if self.shared is not None and len(tensors) == 1:
                 yield tensors[0], tensors[0].detach().clone()
