@@ -58,7 +58,13 @@ WAYS = {
     "gcn weighted loops": Way(lambda: GCNConv(WIDTH, OUT), ("edge_weight",), fast=False),
     "gcn backwards": Way(lambda: GCNConv(WIDTH, OUT, flow="target_to_source"), fast=False),
     "gat": Way(lambda: GATConv(WIDTH, OUT, heads=2, edge_dim=2), ("edge_attr",), fast=False),
-    "gat v2": Way(lambda: GATv2Conv(WIDTH, OUT), fast=False),
+    "gat plain": Way(lambda: GATConv(WIDTH, OUT, heads=3)),
+    "gat without loops": Way(
+        lambda: GATConv(WIDTH, OUT, heads=2, concat=False, add_self_loops=False, residual=True)
+    ),
+    "gat v2": Way(lambda: GATv2Conv(WIDTH, OUT, heads=2)),
+    "gat v2 shared": Way(lambda: GATv2Conv(WIDTH, OUT, share_weights=True, add_self_loops=False)),
+    "transformer plain": Way(lambda: TransformerConv(WIDTH, OUT, heads=2, beta=True)),
     "gine": Way(lambda: GINEConv(mlp(), edge_dim=2), ("edge_attr",), fast=False),
     "transformer": Way(lambda: TransformerConv(WIDTH, OUT, edge_dim=2), ("edge_attr",), fast=False),
     "pna": Way(

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.nn.segments import offsets_of
 
 T = TypeVar("T")
 
@@ -66,10 +67,10 @@ class Adjacency:
         return cls(
             num_source,
             num_target,
-            _offsets(row, num_target).to(narrow),
+            offsets_of(row, num_target).to(narrow),
             column.to(narrow),
             slot,
-            _offsets(column, num_source).to(narrow),
+            offsets_of(column, num_source).to(narrow),
             row[order].to(narrow),
             order,
             is_loop,
@@ -179,12 +180,6 @@ def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
             f"{num_source} source and {num_target} target nodes",
             fix="take x and edge_index from the same batch",
         )
-
-
-def _offsets(rows: Tensor, count: int) -> Tensor:
-    offsets = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(torch.bincount(rows, minlength=count), 0, out=offsets[1:])
-    return offsets
 
 
 def _csr(row_ptr: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

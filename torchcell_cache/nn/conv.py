@@ -10,6 +10,8 @@ from torch import Tensor
 from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
+from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
+from torchcell_cache.nn.chunks import pieces, run_in_pieces
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
 from torchcell_cache.nn.shared_input import Differing
@@ -34,10 +36,12 @@ def shared_conv(
         layer: Any ``MessagePassing`` layer, or a module that is called like one: ``layer(x, edge_index, **arguments)``.
         x: Node features, ``[batch, num_nodes, num_features]``; source and target features if the edges are bipartite.
         edges: The batch's edges, from :func:`shared_edges`.
-        route: ``fast`` multiplies the shared adjacency with all samples at once and copies nothing per sample: exact for
-            ``GINConv``, ``SAGEConv`` and ``GraphConv`` with sum or mean and ``GCNConv``, as PyG made them (no hooks, no
-            methods of their own), with constant weights. ``general`` lists the kept edges of all samples and runs the
-            layer as it is: any layer, any aggregation. ``auto`` is fast where that is exact.
+        route: ``fast`` multiplies with the one shared adjacency and copies no edge per sample: exact for ``GINConv``,
+            ``SAGEConv`` and ``GraphConv`` with sum or mean and ``GCNConv``, with constant weights, and on the CPU for
+            ``GATConv``, ``GATv2Conv`` and ``TransformerConv`` without edge attributes and without dropout of edges, all as
+            PyG made them (no hooks, no methods of their own). ``general`` lists kept edges and runs the layer as it is:
+            any layer, any aggregation; layers known to look at each graph by itself get as many samples at a time as
+            memory is meant for, and run again in the backward pass. ``auto`` is fast where that is exact.
         **arguments: The layer's further arguments. Those of edges (``edge_weight [num_edges]``, ``edge_attr
             [num_edges, k]``, ...) have one row per edge of the shared list; all others are handed on as they are, with
             nodes numbered as in a PyG batch (``batch [batch * num_nodes]``, ``lambda_max [batch]``).
@@ -79,8 +83,18 @@ def run(
             if shared is not None:
                 return shared
             return per_sample(layer, run_linear(layer, x, edges, arguments.of_edges), x[1])
+        attention = why_not_attention(layer, x, edges, {**arguments.of_edges, **arguments.others})
+        if attention is None:
+            out = run_attention(layer, x, edges)
+            if out is not None:
+                return per_sample(layer, out, x[1])
+            attention = "features are not finite"
+        reason = attention if type(layer) in ATTENTION else reason
     if route == "fast":
         raise SettingError(f"the fast route is not exact here: {reason}", fix='use route="auto"')
+    size = pieces(layer, x, edges, arguments)
+    if size < len(x[0]):
+        return per_sample(layer, run_in_pieces(layer, x, edges, arguments.of_edges, size), x[1])
     kept = edges.kept(x[0].size(1), x[1].size(1))
     of_edges = {name: value[kept.edge] for name, value in arguments.of_edges.items()}
     flat = x[0].flatten(0, 1)

@@ -30,6 +30,13 @@ class KeptEdges:
     index: Tensor
 
 
+def kept_edges(mask: Tensor, edge_index: Tensor, num_source: int, num_target: int) -> KeptEdges:
+    """The kept edges of the samples of a mask."""
+    sample, edge = mask.nonzero(as_tuple=True)
+    index = edge_index[:, edge]
+    return KeptEdges(sample, edge, index + torch.stack([sample * num_source, sample * num_target]))
+
+
 @dataclass(eq=False)
 class SharedEdges:
     """One edge list for all samples of a batch, and which of its edges each sample keeps.
@@ -67,9 +74,7 @@ class SharedEdges:
         """The kept edges of the whole batch; made once for all layers of an edge type."""
 
         def make() -> KeptEdges:
-            sample, edge = self.mask().nonzero(as_tuple=True)
-            index = self.edge_index[:, edge]
-            return KeptEdges(sample, edge, index + torch.stack([sample * num_source, sample * num_target]))
+            return kept_edges(self.mask(), self.edge_index, num_source, num_target)
 
         return self.remember((num_source, num_target), make)
 

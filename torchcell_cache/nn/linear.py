@@ -20,14 +20,13 @@ from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.product import degrees, multiply
-from torchcell_cache.nn.rowwise import RowWise, in_transform, is_autocast, is_hooked, is_rowwise
+from torchcell_cache.nn.rowwise import RowWise, in_transform, is_autocast, is_rowwise
+from torchcell_cache.nn.seen import Seen, is_altered
 from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 _WEIGHTED = (GraphConv, GCNConv)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_METHODS = ("forward", "message", "aggregate", "update", "message_and_aggregate")
-_AS_PYG_HAS_THEM = {kind: [getattr(kind, name) for name in _METHODS] for kind in _LINEAR}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -57,16 +56,6 @@ def why_not_linear(
     if layer.explain or is_altered(layer) or is_altered(layer.aggr_module):
         return f"{name} has hooks, is being explained or has methods of its own"
     return _why_not_weighted(layer, edges, fields)
-
-
-def is_altered(module: torch.nn.Module) -> bool:
-    """Whether hooks or patches make a module do other things than its class says."""
-    own, known = vars(module), _AS_PYG_HAS_THEM.get(type(module), [])
-    return bool(
-        is_hooked(module)
-        or any(callable(getattr(type(module), name, None)) for name in own)
-        or any(getattr(type(module), name) is not it for name, it in zip(_METHODS, known, strict=False))
-    )
 
 
 def _why_not_weighted(layer: MessagePassing, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
@@ -119,7 +108,7 @@ def run_linear(
         instead["propagate"] = product.summed
         if isinstance(layer, GINConv) and x[0] is x[1] and _is_constant(layer.eps, flat.dtype):
             product.root, both = 1 + float(layer.eps), (flat, None)
-    out: Tensor = type(layer).forward(_Seen(layer, **instead), both, edges.edge_index, **fields)
+    out: Tensor = type(layer).forward(Seen(layer, **instead), both, edges.edge_index, **fields)
     return out
 
 
@@ -179,19 +168,8 @@ def run_shared(
         return total if not is_mean else total / touched.degrees().clamp(min=1).to(total.dtype)
 
     rows = torch.cat([target, target[touched.row]])
-    out = type(layer).forward(_Seen(layer, propagate=propagate), (source, rows), edges.edge_index, **fields)
+    out = type(layer).forward(Seen(layer, propagate=propagate), (source, rows), edges.edge_index, **fields)
     return Differing(out, touched)
-
-
-class _Seen:
-    """A layer as its own ``forward`` sees it, some attributes replaced."""
-
-    def __init__(self, layer: torch.nn.Module, **instead: Any) -> None:
-        self._layer = layer
-        self.__dict__.update(instead)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
 
 
 class _Product:

@@ -133,7 +133,7 @@ def _by_sample(
     """In the layout samples have: the features of one sample stay in the processor's second cache."""
     out = x.new_empty((len(x), csr.shape[0], x.size(2)))
     sent = x.new_empty(x.shape[1:], dtype=csr.values.dtype)
-    lost_in, lost_out = _lost(hidden_in, len(x)), _lost(hidden_out, len(x))
+    lost_in, lost_out = hidden_rows(hidden_in, len(x)), hidden_rows(hidden_out, len(x))
     for sample in range(len(x)):
         sent.copy_(x[sample])
         if len(lost_in[sample]):
@@ -157,7 +157,7 @@ def gather_sum(csr: Compressed, x: Tensor) -> Tensor:
     return csr.sparse @ x
 
 
-def _lost(hidden: Tensor | None, batch: int) -> Sequence[Tensor]:
+def hidden_rows(hidden: Tensor | None, batch: int) -> Sequence[Tensor]:
     """The hidden rows of every sample."""
     if hidden is None:
         return [torch.empty(0, dtype=torch.int64)] * batch

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from torchcell_cache.nn.adjacency import Compressed, Matrices
+from torchcell_cache.nn.segments import offsets_of, ranges
 
 CANCELS = {torch.float64: 2.0**-8}
 """Share of what was subtracted below which the rest is not trusted; ``2**-26`` for what is not double itself."""
@@ -162,9 +163,7 @@ class Touched:
         target, value = transpose.column[entry].long(), transpose.values[entry].unsqueeze(1)
         out = of_base.new_zeros((len(sources), of_base.size(1))).index_add_(0, owner, of_base[target] * value)
         order = torch.argsort(self.row, stable=True)
-        ptr = torch.zeros(self.num_target + 1, dtype=torch.int64, device=order.device)
-        torch.cumsum(torch.bincount(self.row, minlength=self.num_target), 0, out=ptr[1:])
-        of_entry, at = _ranges(ptr, target)
+        of_entry, at = ranges(offsets_of(self.row, self.num_target), target)
         touched = order[at]
         stays = self.source_kept[self.sample[touched], sources[owner[of_entry]]].nonzero().squeeze(1)
         terms = of_touched[touched[stays]] * value[of_entry[stays]]
@@ -296,12 +295,4 @@ class _Collected(_Linear):
 
 
 def _entries(csr: Compressed, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return _ranges(csr.row_ptr.long(), rows)
-
-
-def _ranges(ptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What belongs to each of some rows: the place in ``rows`` it belongs to, and its own place."""
-    counts = ptr[rows + 1] - ptr[rows]
-    owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-    begin = ptr[rows] - (counts.cumsum(0) - counts)
-    return owner, torch.arange(len(owner), device=rows.device) + begin[owner]
+    return ranges(csr.row_ptr.long(), rows)

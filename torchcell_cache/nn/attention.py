@@ -1,0 +1,347 @@
+"""Attention on the one edge list: scores per edge, softmax over sorted targets, one product; sample by sample.
+
+Three linear steps - spread over edges, sum over a target's edges, products at edges - are each other's derivatives, so
+everything made of them has derivatives of any order. Only a layer's node features are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerConv
+from torch_geometric.nn.aggr import SumAggregation
+
+from torchcell_cache.nn.adjacency import Compressed, known_of
+from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.product import gather_sum, hidden_rows
+from torchcell_cache.nn.rowwise import in_transform, is_autocast
+from torchcell_cache.nn.seen import Seen, is_altered
+from torchcell_cache.nn.segments import offsets_of, ranges
+
+ATTENTION = (GATConv, GATv2Conv, TransformerConv)
+BLOCK = 1 << 14
+"""Edges whose features are looked at together where a score needs all of them: they stay in the second cache."""
+
+
+@dataclass(eq=False)
+class SortedEdges:
+    """Edges by target, one entry each, and how to take them by source.
+
+    Attributes:
+        shape: Number of targets and of sources.
+        ptr: ``[num_target + 1] int32``.
+        column: Source of each entry, ``[num_entries] int32``.
+        row: Its target.
+        by_source: The entries by source, ``[num_entries] int32``.
+        ptr_t: ``[num_source + 1] int32``.
+        loop: Entry of each node's own added loop, ``[num_target] int64``, or ``None``.
+    """
+
+    shape: tuple[int, int]
+    ptr: Tensor
+    column: Tensor
+    row: Tensor
+    by_source: Tensor
+    ptr_t: Tensor
+    loop: Tensor | None
+
+    @classmethod
+    def of(cls, edge_index: Tensor, num_source: int, num_target: int, *, own_loops: bool) -> SortedEdges:
+        """Sort the edges of a list once; with ``own_loops``, every node has one loop and no other."""
+
+        def make() -> SortedEdges:
+            source, target = edge_index
+            if own_loops:
+                other, node = source != target, torch.arange(num_target, device=source.device)
+                source, target = torch.cat([source[other], node]), torch.cat([target[other], node])
+            order = torch.argsort(target * num_source + source)
+            column, row = source[order].int(), target[order].int()
+            loop = None
+            if own_loops:
+                loop = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))[-num_target:]
+            return cls(
+                (num_target, num_source),
+                offsets_of(target, num_target).int(),
+                column,
+                row,
+                torch.argsort(column, stable=True).int(),
+                offsets_of(source, num_source).int(),
+                loop,
+            )
+
+        return known_of(edge_index, ("sorted", num_source, num_target, own_loops), make)
+
+    def csr(self, values: Tensor, *, transposed: bool = False) -> Compressed:
+        """The entries with a value each, or their transpose."""
+        if not transposed:
+            return Compressed(self.ptr, self.column, values, self.shape)
+        at = self.by_source
+        shape = (self.shape[1], self.shape[0])
+        return Compressed(self.ptr_t, self.row.index_select(0, at), values.index_select(0, at), shape)
+
+    def hidden(self, sources: Tensor, targets: Tensor) -> Tensor | None:
+        """Entries that deleted nodes take with them, ``[num_entries] bool``; a node's own loop stays."""
+        if not len(sources) and not len(targets):
+            return None
+        out = torch.zeros(len(self.column), dtype=torch.bool)
+        out[ranges(self.ptr.long(), targets)[1]] = True
+        out[self.by_source[ranges(self.ptr_t.long(), sources)[1]].long()] = True
+        if self.loop is not None:
+            out[self.loop[torch.cat([sources, targets])]] = False
+        return out
+
+
+class _Spread(torch.autograd.Function):
+    """``[n]`` to edges, by target (``end`` 0) or by source (1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, edges: SortedEdges, end: int) -> Tensor:
+        ctx.edges, ctx.end = edges, end
+        return x.index_select(0, edges.column if end else edges.row)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None]:
+        return _Collect.apply(grad, ctx.edges, ctx.end), None, None  # type: ignore[no-untyped-call]
+
+
+class _Collect(torch.autograd.Function):
+    """Sums over the edges of each target or source."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, edges: SortedEdges, end: int) -> Tensor:
+        ctx.edges, ctx.end = edges, end
+        x = x.index_select(0, edges.by_source) if end else x.contiguous()
+        return torch.segment_reduce(
+            x, "sum", offsets=edges.ptr_t if end else edges.ptr, initial=0, unsafe=True
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None]:
+        return _Spread.apply(grad, ctx.edges, ctx.end), None, None  # type: ignore[no-untyped-call]
+
+
+class _Weighted(torch.autograd.Function):
+    """Sums of features times weights over the edges of each target, ``[num_target, k]``; or of each source."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor, edges: SortedEdges, transposed: bool) -> Tensor:
+        ctx.edges, ctx.transposed = edges, transposed
+        ctx.save_for_backward(weight, x)
+        return gather_sum(edges.csr(weight, transposed=transposed), x.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, Any, None, None]:
+        weight, x = ctx.saved_tensors
+        ends = (x, grad) if ctx.transposed else (grad, x)
+        of_weight = _Products.apply(*ends, ctx.edges) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
+        of_x = None
+        if ctx.needs_input_grad[1]:
+            of_x = _Weighted.apply(weight, grad, ctx.edges, not ctx.transposed)  # type: ignore[no-untyped-call]
+        return of_weight, of_x, None, None
+
+
+class _Products(torch.autograd.Function):
+    """Inner product of each edge's target and source features, ``[num_entries]``."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, source: Tensor, edges: SortedEdges) -> Tensor:
+        ctx.edges = edges
+        ctx.save_for_backward(target, source)
+        if len(edges.column) > edges.shape[0] * edges.shape[1]:  # torch has no such pattern
+            return (target.index_select(0, edges.row) * source.index_select(0, edges.column)).sum(1)
+        pattern = edges.csr(target.new_zeros(len(edges.column))).sparse
+        out: Tensor = torch.sparse.sampled_addmm(pattern, target.contiguous(), source.t(), beta=0).values()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, Any, None]:
+        target, source = ctx.saved_tensors
+        of_target = _Weighted.apply(grad, source, ctx.edges, False)  # type: ignore[no-untyped-call]
+        of_source = _Weighted.apply(grad, target, ctx.edges, True)  # type: ignore[no-untyped-call]
+        return of_target, of_source, None
+
+
+class _PairScores(torch.autograd.Function):
+    """``leaky_relu(source + target) . att`` of each edge, a block of edges at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, target: Tensor, att: Tensor, edges: SortedEdges, slope: float
+    ) -> Tensor:
+        ctx.edges, ctx.slope = edges, slope
+        ctx.save_for_backward(source, target, att)
+        out = source.new_empty(len(edges.column))
+        for begin in range(0, len(out), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            both = source.index_select(0, edges.column[part]).add_(target.index_select(0, edges.row[part]))
+            torch.mv(F.leaky_relu_(both, slope), att, out=out[part])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        source, target, att = ctx.saved_tensors
+        edges, slope = ctx.edges, ctx.slope
+        if torch.is_grad_enabled():  # the gradient is differentiated itself: in plain operations
+            whole = F.leaky_relu(source[edges.column.long()] + target[edges.row.long()], slope) @ att
+            wanted = [t for t in (source, target, att) if t.requires_grad]
+            found = iter(torch.autograd.grad(whole, wanted, grad, create_graph=True))
+            return *(next(found) if t.requires_grad else None for t in (source, target, att)), None, None
+        outs = torch.zeros_like(source), torch.zeros_like(target), torch.zeros_like(att)
+        for begin in range(0, len(grad), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            ends = edges.column[part], edges.row[part]
+            both = source.index_select(0, ends[0]).add_(target.index_select(0, ends[1]))
+            outs[2].add_(torch.mv(F.leaky_relu(both, slope).t(), grad[part]))
+            of_both = torch.where(both > 0, att, att * slope).mul_(grad[part, None])
+            outs[0].index_add_(0, ends[0], of_both)
+            outs[1].index_add_(0, ends[1], of_both)
+        return *outs, None, None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def why_not_attention(
+    layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
+) -> str | None:
+    """Why attention on the one edge list would not be exact or not pay here, or ``None``."""
+    name = type(layer).__name__
+    if type(layer) not in ATTENTION or not isinstance(layer, MessagePassing):
+        return f"{name} is not one of {', '.join(t.__name__ for t in ATTENTION)}"
+    if not edges.by_nodes or edges.edge_index.size(1) + x[1].size(1) >= 2**31:
+        return "edges are masked one by one, not by their ends, or are too many"
+    if fields or layer.lin_edge is not None:
+        return f"{name} looks at {sorted(fields) or 'edge attributes'}"
+    if (
+        any(end.dim() != 3 or end.dtype not in (torch.float32, torch.float64) for end in x)
+        or x[0].dtype != x[1].dtype
+    ):
+        return "features are not one vector of single or double precision per node"
+    if getattr(layer, "add_self_loops", False) and x[0] is not x[1]:
+        return f"{name} adds loops between two sets of nodes"
+    if layer.training and layer.dropout > 0:
+        return f"{name} draws dropout for every edge"
+    if type(layer.aggr_module) is not SumAggregation or layer.flow != "source_to_target" or layer.explain:
+        return f"{name} has aggr={layer.aggr!r}, flow={layer.flow!r} or is being explained"
+    if (
+        layer.node_dim != 0
+        or layer.decomposed_layers > 1
+        or is_altered(layer)
+        or is_altered(layer.aggr_module)
+    ):
+        return f"{name} has hooks or methods of its own"
+    if (
+        in_transform()
+        or is_autocast(x[0])
+        or x[0].device.type != "cpu"
+        or not torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        or min(end.numel() for end in x) == 0
+    ):
+        return "attention on the one edge list is for processors, as plain operations in one precision"
+    return None
+
+
+def run_attention(layer: MessagePassing, x: tuple[Tensor, Tensor], edges: SharedEdges) -> Tensor | None:
+    """Run the layer's own forward with scores, softmax and sums made on the shared edge list.
+
+    Returns:
+        ``[batch * num_target, num_out]``; ``None`` where infinite or undefined features would meet weights of zero.
+    """
+    num_source, num_target = x[0].size(1), x[1].size(1)
+    own_loops = bool(getattr(layer, "add_self_loops", False))
+    by_target = SortedEdges.of(edges.edge_index, num_source, num_target, own_loops=own_loops)
+    attend = _Attend(layer, by_target, edges, len(x[0]))
+    flat = x[0].flatten(0, 1)
+    both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
+    seen = Seen(layer, add_self_loops=False, edge_updater=attend.keep, propagate=attend.propagate)
+    with record_function("torchcell_cache::attention"):
+        try:
+            out: Tensor = type(layer).forward(seen, both, edges.edge_index)
+        except _NotFiniteError:
+            return None
+    return out
+
+
+class _NotFiniteError(Exception):
+    """Zero times infinity is not zero."""
+
+
+class _Attend:
+    """Stand-ins for ``edge_updater`` and ``propagate`` on ``[batch * num_nodes, heads, k]``."""
+
+    def __init__(self, layer: Any, by_target: SortedEdges, edges: SharedEdges, batch: int) -> None:
+        self.layer, self.edges, self.batch = layer, by_target, batch
+        self.lost = [
+            hidden_rows(None if k is None else ~k, batch) for k in (edges.source_kept, edges.target_kept)
+        ]
+
+    def keep(self, edge_index: Tensor, alpha: Any = None, **_: Any) -> Any:
+        """What the scores are made of; they are made where they are needed, sample by sample."""
+        return alpha
+
+    def propagate(self, edge_index: Tensor, **given: Any) -> Tensor:
+        """The layer's messages; what is given depends on the kind of layer."""
+        score: Callable[..., Tensor]
+        if isinstance(self.layer, TransformerConv):
+            values, ends, score = given["value"], (given["query"], given["key"]), self._transformer
+            parts = [values, *ends]
+        elif isinstance(self.layer, GATConv):
+            values, ends, score = given["x"][0], given["alpha"], self._gat
+            parts = [values, *ends]
+        else:
+            values, ends, score = given["x"][0], given["x"], self._gat_v2
+            parts = list(ends)
+        if not all(bool(part.detach().isfinite().all()) for part in parts):
+            raise _NotFiniteError
+        split = [part.view(self.batch, -1, *part.shape[1:]) for part in parts]
+        outs = []
+        for sample in range(self.batch):
+            hidden = self.edges.hidden(self.lost[0][sample], self.lost[1][sample])
+            args = (score, hidden, *(part[sample] for part in split))
+            if torch.is_grad_enabled():
+                outs.append(checkpoint(self._sample, *args, use_reentrant=False, preserve_rng_state=False))
+            else:
+                outs.append(self._sample(*args))
+        return torch.cat(outs)
+
+    def _sample(
+        self, score: Callable[..., Tensor], hidden: Tensor | None, values: Tensor, *ends: Tensor
+    ) -> Tensor:
+        heads = []
+        for head in range(values.size(1)):
+            scores = score(head, values, *ends)
+            if hidden is not None:
+                scores = scores.masked_fill(hidden, -torch.inf)
+            heads.append(self._softmax_sum(scores, values[:, head]))
+        return torch.stack(heads, dim=1)
+
+    def _softmax_sum(self, scores: Tensor, values: Tensor) -> Tensor:
+        edges = self.edges
+        with torch.no_grad():
+            top = torch.segment_reduce(scores, "max", offsets=edges.ptr, initial=-torch.inf, unsafe=True)
+            top = top.masked_fill_(top == -torch.inf, 0).index_select(0, edges.row)
+        weight = (scores - top).exp()
+        total = _Collect.apply(weight, edges, 0) + 1e-16  # type: ignore[no-untyped-call]
+        out: Tensor = _Weighted.apply(weight, values, edges, False) / total.unsqueeze(1)  # type: ignore[no-untyped-call]
+        return out
+
+    def _gat(self, head: int, _: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        of_target = _Spread.apply(target[:, head], self.edges, 0)  # type: ignore[no-untyped-call]
+        both = of_target + _Spread.apply(source[:, head], self.edges, 1)  # type: ignore[no-untyped-call]
+        return F.leaky_relu(both, self.layer.negative_slope)
+
+    def _gat_v2(self, head: int, source: Tensor, target: Tensor) -> Tensor:
+        att = self.layer.att[0, head]
+        ends = source[:, head], target[:, head]
+        out: Tensor = _PairScores.apply(*ends, att, self.edges, self.layer.negative_slope)  # type: ignore[no-untyped-call]
+        return out
+
+    def _transformer(self, head: int, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        scale = float(self.layer.out_channels) ** 0.5
+        out: Tensor = _Products.apply(query[:, head] / scale, key[:, head], self.edges)  # type: ignore[no-untyped-call]
+        return out
