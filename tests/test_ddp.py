@@ -11,7 +11,7 @@ from loading import COUNT, build, make_source
 from torch import distributed as dist
 
 import torchcell_cache as tc
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import epoch_order
 
 pytestmark = pytest.mark.xdist_group("ddp")  # what its fixtures make is made once
 

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset, WeightedRandomSampler, rando
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, SettingError
 
 

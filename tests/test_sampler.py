@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
-from torchcell_cache.data.samplers.order import DistributedCacheSampler, rank_and_world_size
+from torchcell_cache.data.samplers.order import DistributedCacheSampler, epoch_order, rank_and_world_size
 from torchcell_cache.errors import SettingError
 
 sizes = st.integers(0, 60)

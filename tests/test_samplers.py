@@ -14,8 +14,12 @@ from torch.utils.data import DataLoader, Subset
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.data.samplers.draws import draw_with_replacement, draw_without_replacement, minus_log
-from torchcell_cache.data.samplers.groups import inverse_frequency
+from torchcell_cache.data.samplers.weighted import (
+    draw_with_replacement,
+    draw_without_replacement,
+    inverse_frequency,
+    minus_log,
+)
 from torchcell_cache.errors import SettingError
 
 COUNT = 61

@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.data.quality import shuffle_quality
-from torchcell_cache.data.samplers.line import Line, ShardLayout
+from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder
 from torchcell_cache.errors import CorruptShardError, SampleError, SettingError, SourceContractError
 from torchcell_cache.store import records as store
 
@@ -52,7 +52,7 @@ def flat(lists):
 
 
 def order_of(stream, epoch=0):
-    line = stream.sampler.line(epoch)
+    line = stream.sampler.order(epoch)
     return line.indices(0, len(line)).tolist()
 
 
@@ -67,7 +67,7 @@ def order_of(stream, epoch=0):
 )
 def test_the_order_goes_from_shard_to_shard_in_windows(sizes, chunk, buffer, epoch) -> None:
     layout = ShardLayout(np.array(sizes))
-    total, line = sum(sizes), Line(layout, 3, epoch, True, chunk, buffer)
+    total, line = sum(sizes), ShardOrder(layout, 3, epoch, True, chunk, buffer)
     order = line.indices(0, total).tolist()
     assert sorted(order) == list(range(total))
     # By plain lists: the row of shards, chunks moved whole, is what windows permute.
@@ -82,7 +82,7 @@ def test_the_order_goes_from_shard_to_shard_in_windows(sizes, chunk, buffer, epo
         assert sorted(order[at : at + buffer]) == sorted(row[at : at + buffer])
     cuts = sorted({0, total // 3, total // 2, total})
     assert flat(line.indices(a, b).tolist() for a, b in pairwise(cuts)) == order
-    assert Line(layout, 3, epoch, False, chunk, buffer).indices(0, total).tolist() == list(range(total))
+    assert ShardOrder(layout, 3, epoch, False, chunk, buffer).indices(0, total).tolist() == list(range(total))
 
 
 def order_within(line, shard, starts, sizes, chunk):
@@ -96,14 +96,14 @@ def order_within(line, shard, starts, sizes, chunk):
 
 def test_the_order_is_pinned() -> None:
     """The same on every machine and numpy version: a change here breaks runs that are resumed."""
-    line = Line(ShardLayout(np.array([5, 4, 3])), 0, 0, True, 2, 5)
+    line = ShardOrder(ShardLayout(np.array([5, 4, 3])), 0, 0, True, 2, 5)
     assert line.indices(0, 12).tolist() == [2, 1, 4, 3, 0, 10, 6, 11, 9, 5, 7, 8]
 
 
 def test_a_larger_buffer_is_closer_to_a_full_shuffle() -> None:
-    layout = ShardLayout.of_runs(20_000, 1_000)
+    layout = ShardLayout.from_runs(20_000, 1_000)
     found = [
-        shuffle_quality(Line(layout, 0, 0, True, 10, buffer).indices(0, 20_000), 100)
+        shuffle_quality(ShardOrder(layout, 0, 0, True, 10, buffer).indices(0, 20_000), 100)
         for buffer in (100, 1_000, 5_000, 20_000)
     ]
     full = shuffle_quality(np.random.default_rng(0).permutation(20_000), 100)
@@ -333,7 +333,7 @@ def test_a_failing_sample_of_a_source_is_named(source) -> None:
 def test_each_sample_once_and_resumed_anywhere(ds, world, other, lanes, more, uneven, done, size) -> None:
     def plans_of(streams, workers):
         for one in streams:
-            one.sampler.lanes = max(1, workers)
+            one.sampler.streams = max(1, workers)
         return [one.sampler.start_epoch() for one in streams]
 
     def ranks(count, mode):

@@ -17,7 +17,7 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.column_names import suggestion
 from torchcell_cache.data.expression import Expression
 from torchcell_cache.data.index_file import load_indices
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.strata import column, draw, strata_of
 from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError

@@ -12,7 +12,7 @@ import numpy as np
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import Sample, SampleTable
-from torchcell_cache.data.samplers.lanes import LanePlan
+from torchcell_cache.data.samplers.ranges import StreamPlan
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.topology import topology_of
 from torchcell_cache.processors import BUILT_IN, Perturbation
@@ -41,9 +41,9 @@ class SourceReader:
         self.processor, self.collate = processor, collate
         self.in_runs = isinstance(self.source, RunSource)
 
-    def window(self, plan: LanePlan, lane: int) -> WindowReader:
-        """A reader of one lane of an epoch."""
-        return WindowReader(self, plan, lane)
+    def window(self, plan: StreamPlan, stream: int) -> WindowReader:
+        """A reader of one worker stream of an epoch."""
+        return WindowReader(self, plan, stream)
 
     def fetch(self, index: int) -> Any:
         """A sample as the source has it.
@@ -154,18 +154,18 @@ def _columns(sample: Sample) -> StructuredColumns:
 
 
 class WindowReader:
-    """Reads one lane's samples: those of a window are fetched together, in ascending order, and let go one by one."""
+    """Reads one worker stream's samples: those of a window are fetched together, in ascending order, and let go one by one."""
 
-    def __init__(self, reader: SourceReader, plan: LanePlan, lane: int) -> None:
+    def __init__(self, reader: SourceReader, plan: StreamPlan, stream: int) -> None:
         self.reader = reader
         self._held: dict[int, Any] = {}
-        self._windows = self._fetches(plan, lane)
+        self._windows = self._fetches(plan, stream)
 
-    def _fetches(self, plan: LanePlan, lane: int) -> Iterator[Int64Array]:
+    def _fetches(self, plan: StreamPlan, stream: int) -> Iterator[Int64Array]:
         """Indices to fetch together, in the order in which they are needed."""
-        start, stop = plan.cuts[plan.rank].lane_span(lane)
+        start, stop = plan.mine.stream_range(stream)
         in_order = _AT_ONCE if self.reader.in_runs else 1
-        window = plan.line.buffer if plan.line.shuffle and plan.line.buffer else in_order
+        window = plan.order.buffer if plan.order.shuffle and plan.order.buffer else in_order
         for at in range(start, stop, window):
             yield plan.take(at, min(at + window, stop))[0]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.column_names import suggestion
-from torchcell_cache.data.samplers.groups import column_of
+from torchcell_cache.data.samplers.weighted import column_of
 from torchcell_cache.data.split_parts import PARTS, checked_fractions, made_by, named_parts
 from torchcell_cache.data.split_sets import Splits
 from torchcell_cache.data.strata import divide, means, strata_of, values_of

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import Int64Array, ragged_rows
 from torchcell_cache.data.perturbed_sets import first_of_set
-from torchcell_cache.data.samplers.draws import Float64Array
+from torchcell_cache.data.samplers.weighted import Float64Array
 from torchcell_cache.data.select import perturbed_of
 from torchcell_cache.data.split_parts import checked_fractions, made_by, named_parts
 from torchcell_cache.data.split_sets import Splits

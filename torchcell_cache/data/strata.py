@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.column_names import suggestion
-from torchcell_cache.data.samplers.draws import Float64Array
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import epoch_order
+from torchcell_cache.data.samplers.weighted import Float64Array
 from torchcell_cache.errors import SettingError
 
 MAX_CLASSES = 16

@@ -15,8 +15,8 @@ from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.data.quality import ShuffleQuality, shuffle_quality
 from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
-from torchcell_cache.data.samplers.lanes import LanePlan
-from torchcell_cache.data.samplers.line import ShardLayout
+from torchcell_cache.data.samplers.ranges import StreamPlan
+from torchcell_cache.data.samplers.shard_order import ShardLayout
 from torchcell_cache.data.samplers.shards import StreamSampler, store_view
 from torchcell_cache.data.source_reader import SourceReader
 from torchcell_cache.errors import SettingError
@@ -78,7 +78,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         self._view = store_view(self.dataset, "StreamingCacheDataset")
         self._source: SourceReader | None = None
         common = (seed, drop_last, rank, world_size, uneven)
-        layout = ShardLayout.of_view(self._view)
+        layout = ShardLayout.from_view(self._view)
         self._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
 
     @classmethod
@@ -131,7 +131,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         stream._view = None  # type: ignore[assignment]
         stream._source = reader = SourceReader(source, processor, collate_fn or pyg_collater(None, None))
         stream.dataset = reader.source
-        layout = ShardLayout.of_runs(len(reader.source), whole_number("run_size", run_size, 1))
+        layout = ShardLayout.from_runs(len(reader.source), whole_number("run_size", run_size, 1))
         common = (seed, drop_last, rank, world_size, uneven)
         stream._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
         return stream
@@ -176,26 +176,26 @@ class StreamingCacheDataset(IterableDataset[Any]):
             raise SettingError(
                 "batches() needs a batch size", fix="StreamingCacheDataset(dataset, batch_size=256)"
             )
-        self.sampler.lanes = max(1, whole_number("num_workers", num_workers, 0))
+        self.sampler.streams = max(1, whole_number("num_workers", num_workers, 0))
         return CacheLoader(self.dataset, num_workers=num_workers, sampler=self.sampler, **settings)
 
     def __iter__(self) -> Iterator[Any]:
         if self._source is None:  # its transform may have been set since
             self._view = store_view(self.dataset, "StreamingCacheDataset")
         worker = get_worker_info()
-        self.sampler.lanes, lane = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        self.sampler.streams, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         plan = self.sampler.start_epoch()
-        assert isinstance(plan, LanePlan)
-        for step, item in self._read(plan, lane):
+        assert isinstance(plan, StreamPlan)
+        for step, item in self._read(plan, number):
             self.sampler.note_step(plan, step)
             yield item
         self.sampler.end_epoch(plan)
 
-    def _read(self, plan: LanePlan, lane: int) -> Iterator[tuple[int, Any]]:
-        """Steps of a lane and what they give."""
-        cut = plan.cuts[plan.rank]
-        stretches = cut.singles(lane, _AT_ONCE) if self.batch_size is None else cut.stretches(lane)
-        reader = self._source.window(plan, lane) if self._source is not None else self._store_reader()
+    def _read(self, plan: StreamPlan, number: int) -> Iterator[tuple[int, Any]]:
+        """Steps of a worker stream and what they give."""
+        cut = plan.mine
+        stretches = cut.singles(number, _AT_ONCE) if self.batch_size is None else cut.stretches(number)
+        reader = self._source.window(plan, number) if self._source is not None else self._store_reader()
         try:
             for steps, start, stop in stretches:
                 indices, padding = plan.take(start, stop)
@@ -204,7 +204,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
                     yield from zip(steps, reader.samples(where), strict=True)
                     continue
                 batch = reader[indices if self._source is not None else self._view.positions(indices)]
-                if plan.uneven == "pad" and not isinstance(batch, list | dict):
+                if self.sampler.uneven == "pad" and not isinstance(batch, list | dict):
                     batch.is_padding = torch.from_numpy(padding)
                 yield steps[0], batch
             if self._source is not None:
@@ -277,9 +277,9 @@ class StreamingCacheDataset(IterableDataset[Any]):
             epoch: Which epoch.
             batch_size: Of what is said about batches; the stream's own by default, else 256.
         """
-        line = self.sampler.line(whole_number("epoch", epoch, 0))
+        order = self.sampler.order(whole_number("epoch", epoch, 0))
         size = (self.batch_size or 256) if batch_size is None else whole_number("batch_size", batch_size, 1)
-        return shuffle_quality(line.indices(0, len(line)), size)
+        return shuffle_quality(order.indices(0, len(order)), size)
 
     def __repr__(self) -> str:
         return f"StreamingCacheDataset({self.dataset!r}, batch_size={self.batch_size})"

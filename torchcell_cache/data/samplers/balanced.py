@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,9 @@ import xxhash
 
 from torchcell_cache.core.numbers import real_number, real_numbers
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.data.samplers.base import CacheSampler
-from torchcell_cache.data.samplers.draws import Float64Array
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
-from torchcell_cache.data.samplers.groups import column_of
+from torchcell_cache.data.samplers.base import CacheSampler, Common
+from torchcell_cache.data.samplers.order import RowPlan, StepPlan, epoch_order
+from torchcell_cache.data.samplers.weighted import Float64Array, column_of, per_sample, sum_is_finite
 from torchcell_cache.errors import SettingError
 
 POOL = 64
@@ -29,14 +28,7 @@ def deal(costs: Float64Array, bins: int, most: int) -> list[list[int]]:
     """Deal items out to bins of nearly equal cost: the dearest first, each to the cheapest bin that has room.
 
     Graham's rule (SIAM Journal on Applied Mathematics 17, 1969); among bins that cost the same the one with fewer items.
-
-    Args:
-        costs: Cost of each item, ``[n] float64``.
-        bins: Number of bins.
-        most: Items per bin at most; ``bins * most`` is at least ``n``.
-
-    Returns:
-        Items of each bin.
+    ``bins * most`` is at least the number of items.
     """
     out: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0.0, 0, k) for k in range(bins)]
@@ -73,42 +65,21 @@ class Batches:
 
 
 @dataclass(frozen=True, eq=False)
-class CostPlan:
-    """One rank's batches of one epoch: of every ``world_size`` batches its own, from the ``start``-th on."""
+class CostPlan(RowPlan):
+    """One rank's batches of one epoch: a step takes the next ``world_size`` of them."""
 
-    epoch: int
-    rank: int
-    world_size: int
     batches: Batches
-    start: int
-    uneven: str
     costs: Float64Array
-
-    @property
-    def _full(self) -> int:
-        return (len(self.batches) - self.start) // self.world_size
-
-    def __len__(self) -> int:
-        left = len(self.batches) - self.start
-        return self._full + (left % self.world_size > 0 and self.uneven != "drop_last")
-
-    def place(self, done: int) -> int:
-        """Batches of the epoch that are seen or left out after ``done`` steps."""
-        if done and done >= len(self):
-            return len(self.batches)
-        return self.start + done * self.world_size
 
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
-        number = self.start + step * self.world_size + self.rank
-        if step < self._full or (self.uneven == "pad" and number < len(self.batches)):
-            found = self.batches.batch(number)
-            return found, np.zeros(len(found), dtype=np.bool_)
-        if self.uneven == "pad":
+        cut = self.cut
+        if step < cut.full_steps or cut.uneven == "pad":
+            number = cut.span(step, self.rank)[0]
             found = self.batches.batch(number % len(self.batches))
-            return found, np.ones(len(found), dtype=np.bool_)
-        rest = self.batches.rest(number - self.rank)
-        mine = deal(self.costs[rest], self.world_size, len(rest))[self.rank]
+            return found, np.full(len(found), number >= len(self.batches))
+        rest = self.batches.rest(cut.span(step, 0)[0])
+        mine = deal(self.costs[rest], cut.world_size, len(rest))[self.rank]
         return rest[mine], np.zeros(len(mine), dtype=np.bool_)
 
 
@@ -128,13 +99,10 @@ class BalancedCostBatchSampler(CacheSampler):
         base_cost: Added to each sample's cost: what one costs however small it is.
         max_cost: Most that a batch may cost; batches then have as many samples as fit.
         shuffle: Whether samples are permuted by (seed, epoch).
-        seed: Of the permutations; the same on all ranks.
-        drop_last: Same as ``uneven="drop_last"``.
-        rank: This process; by default found.
-        world_size: Number of ranks, likewise.
-        uneven: What happens to the last batches, fewer than there are ranks: ``drop_last`` leaves them out, ``pad``
-            gives the other ranks a batch from the start of the epoch whose samples are all marked in ``is_padding``,
-            ``exact`` deals their samples out to all ranks in smaller batches.
+        common: ``seed``, ``rank``, ``world_size`` of :class:`CacheSampler`; ``drop_last``, the same as
+            ``uneven="drop_last"``; and ``uneven``, what happens to the last batches, fewer than there are ranks:
+            ``drop_last`` leaves them out, ``pad`` gives the other ranks a batch from the start of the epoch whose samples
+            are all marked in ``is_padding``, ``exact`` deals their samples out to all ranks in smaller batches.
 
     Raises:
         SettingError: If an argument is wrong, a sample costs more than ``max_cost``, or a rank would get no batch.
@@ -152,19 +120,14 @@ class BalancedCostBatchSampler(CacheSampler):
         base_cost: float = 0.0,
         max_cost: float | None = None,
         shuffle: bool = True,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
+        **common: Unpack[Common],
     ) -> None:
         if batch_size is None and max_cost is None:
             raise SettingError("give batch_size= (samples per batch), max_cost= (cost per batch) or both")
-        common = {"seed": seed, "drop_last": drop_last, "rank": rank, "world_size": world_size}
-        super().__init__(dataset, 1 if batch_size is None else batch_size, **common, uneven=uneven)  # type: ignore[arg-type]
+        super().__init__(dataset, 1 if batch_size is None else batch_size, **common)
         if batch_size is None:
             self.batch_size = None  # type: ignore[assignment]
-        self.uneven = "drop_last" if drop_last else self.uneven
+        self.uneven = "drop_last" if self.drop_last else self.uneven
         self.most = self.num_samples if batch_size is None else self.batch_size
         self.shuffle = bool(shuffle)
         if (by is None) == (costs is None):
@@ -172,12 +135,16 @@ class BalancedCostBatchSampler(CacheSampler):
                 "give by= (a stored column) or costs= (numbers of your own), one of the two",
                 fix='BalancedCostBatchSampler(dataset, batch_size, by="removed_edges")',
             )
-        given = costs if by is None else column_of(dataset, by)
-        self.costs = _checked(given, self.num_samples, "costs" if by is None else by, base_cost)
+        name, given = ("costs", costs) if by is None else (by, column_of(dataset, by))
+        base = real_number("base_cost", base_cost, "a number from 0 on")
+        fix = "costs= of your own, or a view without those samples"
+        self.costs = per_sample(name, real_numbers(name, given) + base, self.num_samples, "costs", fix)
+        if not sum_is_finite(self.costs):
+            raise SettingError(f"the sum of all {name} is infinite", fix="costs in a larger unit")
         self.max_cost = None if max_cost is None else self._checked_limit(max_cost)
         self._batches: tuple[tuple[int, int], Batches] | None = None
         if self.num_samples:
-            self._refuse_none(self.beginning)
+            self._refuse_none(self._plan_of(0, 0, 0))
 
     def _checked_limit(self, given: Any) -> float:
         limit = real_number("max_cost", given, "a number above 0", above=True)
@@ -229,28 +196,23 @@ class BalancedCostBatchSampler(CacheSampler):
 
     # Epochs
 
-    def _refuse_none(self, place: int) -> None:
-        plan = self._plan_of(self._next_epoch, place, 0)
-        if not len(plan) and place < len(plan.batches):
-            raise SettingError(
-                f"{len(plan.batches) - place} batches on {self.world_size} ranks leave some without, with "
-                f"uneven={self.uneven!r}",
-                fix="a smaller batch_size or max_cost, or uneven='pad'",
-            )
-        rest = len(plan.batches.rest(place + plan._full * plan.world_size))
-        if self.uneven == "exact" and 0 < rest < plan.world_size:
-            raise SettingError(
-                f"with uneven='exact' the last step has {rest} samples for {plan.world_size} ranks",
-                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
-            )
+    def _refuse_none(self, plan: CostPlan) -> None:
+        cut, left = plan.cut, plan.cut.count - plan.cut.start
+        if left and not len(plan):
+            self._refuse_no_batch(f"{left} batches", "batch_size or max_cost")
+        rest = len(plan.batches.rest(cut.start + cut.full_steps * cut.world_size))
+        if self.uneven == "exact" and 0 < rest < cut.world_size:
+            self._refuse_empty(f"the last step has {rest} samples for {cut.world_size} ranks")
 
     def _plan_of(self, epoch: int, place: int, rank: int) -> CostPlan:
         batches = self.batches(epoch)
-        return CostPlan(epoch, rank, self.world_size, batches, place, self.uneven, self.costs)
+        cut = StepPlan(len(batches), place, 1, self.world_size, self.uneven)
+        return CostPlan(epoch, rank, cut, batches, self.costs)
 
     def _make_plan(self, epoch: int, place: int) -> CostPlan:
-        self._refuse_none(place)
-        return self._plan_of(epoch, place, self.rank)
+        plan = self._plan_of(epoch, place, self.rank)
+        self._refuse_none(plan)
+        return plan
 
     def _steps(self, place: int) -> int:
         return len(self._plan_of(self.epoch, place, 0))
@@ -269,24 +231,3 @@ class BalancedCostBatchSampler(CacheSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": None}
-
-
-def _checked(costs: Any, count: int, name: str, base_cost: float) -> Float64Array:
-    """Costs as ``[count] float64``.
-
-    Raises:
-        SettingError: If they are not one finite number per sample, not negative.
-    """
-    found = real_numbers(name, costs) + real_number("base_cost", base_cost, "a number from 0 on")
-    if found.shape != (count,):
-        raise SettingError(f"{name} has shape {found.shape}, expected ({count},): one number per sample")
-    if not bool(np.isfinite(found).all()) or bool((found < 0).any()):
-        where = int(np.flatnonzero(~np.isfinite(found) | (found < 0))[0])
-        raise SettingError(
-            f"{name}[{where}] costs {found[where]}: expected finite numbers that are not negative",
-            fix="costs= of your own, or a view without those samples",
-        )
-    with np.errstate(over="ignore"):
-        if not bool(np.isfinite(np.cumsum(found)[-1:]).all()):
-            raise SettingError(f"the sum of all {name} is infinite", fix="costs in a larger unit")
-    return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Iterator, Sized
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from torchcell_cache.core.checks import choice, rank_and_world_size
 from torchcell_cache.core.numbers import seed_number, whole_number
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.samplers.epoch_plan import EpochPlan, StepPlan
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 
@@ -22,20 +22,33 @@ STATE_VERSION = 1
 _NAMES = {"num_samples": "samples", "content": "content digest"}
 
 
-class Plan(Protocol):
+@dataclass(frozen=True, eq=False)
+class Plan(abc.ABC):
     """One rank's batches of one epoch, or of what is left of it."""
 
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch."""
+    epoch: int
+    rank: int
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
 
+    @abc.abstractmethod
     def place(self, done: int) -> Any:
         """Where the epoch stands, over all ranks, after ``done`` steps; JSON values."""
+
+
+class Common(TypedDict, total=False):
+    """What all samplers take, see :class:`CacheSampler`."""
+
+    seed: int
+    drop_last: bool
+    rank: int | None
+    world_size: int | None
+    uneven: str
 
 
 class CacheSampler(abc.ABC):
@@ -47,34 +60,35 @@ class CacheSampler(abc.ABC):
     Args:
         dataset: What is sampled, or its number of samples.
         batch_size: Samples per rank and step.
-        seed: Of all that is drawn; the same on all ranks.
-        drop_last: Leave out what does not fill a step of full batches, whatever ``uneven`` says.
+        seed: Of all that is drawn; the same on all ranks. 0 by default.
+        drop_last: Leave out what does not fill a step of full batches, whatever ``uneven`` says. ``False`` by default.
         rank: This process; by default as :func:`rank_and_world_size` finds it, each time an epoch starts.
         world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``.
+        uneven: What happens to the samples after the last full step: ``drop_last`` (the default), ``pad`` or ``exact``,
+            see :class:`DistributedCacheSampler`.
 
     Raises:
-        SettingError: If an argument is wrong.
+        SettingError: If an argument is wrong, or ranks would get no batch, or an empty one.
     """
 
     place_name: ClassVar[str] = "samples_seen"
 
-    def __init__(
-        self,
-        dataset: Sized | int,
-        batch_size: int,
-        *,
-        seed: int,
-        drop_last: bool,
-        rank: int | None,
-        world_size: int | None,
-        uneven: str,
-    ) -> None:
-        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(seed)
+    def __init__(self, dataset: Sized | int, batch_size: int, **common: Unpack[Common]) -> None:
+        given: Common = {
+            "seed": 0,
+            "drop_last": False,
+            "rank": None,
+            "world_size": None,
+            "uneven": "drop_last",
+        }
+        if unknown := set(common) - set(given):
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
+        given |= common
+        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(given["seed"])
         self.dataset = dataset
         self.num_samples = len(dataset) if isinstance(dataset, Sized) else whole_number("dataset", dataset, 0)
-        self.drop_last, self.uneven = bool(drop_last), choice("uneven", uneven, UNEVEN)
-        self._rank, self._world_size = rank, world_size
+        self.drop_last, self.uneven = bool(given["drop_last"]), choice("uneven", given["uneven"], UNEVEN)
+        self._rank, self._world_size = given["rank"], given["world_size"]
         self._next_epoch, self._next_place = 0, self.beginning
         self._ended: tuple[int, Any] | None = None  # an epoch that a state had seen to its end
         self._plan: Plan | None = None
@@ -84,11 +98,7 @@ class CacheSampler(abc.ABC):
 
     @abc.abstractmethod
     def _make_plan(self, epoch: int, place: Any) -> Plan:
-        """This rank's batches of an epoch from a place on.
-
-        Raises:
-            SettingError: If a rank would get an empty batch.
-        """
+        """This rank's batches of an epoch from a place on; refuses what would give a rank an empty batch."""
 
     @abc.abstractmethod
     def _steps(self, place: Any) -> int:
@@ -102,6 +112,19 @@ class CacheSampler(abc.ABC):
     def _settings(self) -> dict[str, Any]:
         """What else decides what is drawn, as JSON values: a state goes on only where these are the same."""
         return {"sampler": type(self).__name__}
+
+    def _refuse_no_batch(self, what: str, smaller: str = "batch_size") -> NoReturn:
+        raise SettingError(
+            f"{what} on {self.world_size} ranks leave no batch with uneven={self.uneven!r}, drop_last={self.drop_last}",
+            fix=f"a smaller {smaller}, drop_last=False, or uneven='pad'",
+        )
+
+    @staticmethod
+    def _refuse_empty(what: str) -> NoReturn:
+        raise SettingError(
+            f"with uneven='exact', {what}",
+            fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
+        )
 
     # Epochs
 
@@ -173,13 +196,13 @@ class CacheSampler(abc.ABC):
         A loader of torch or PyG reads ahead, so with one of those only the epoch is right; call :meth:`note_step`
         yourself, or use ``CacheLoader``.
         """
-        return {
+        stands = {
             "version": STATE_VERSION,
             "seed": self.seed,
             "epoch": self.epoch,
             self.place_name: self._place,
-            **self._identity(),
         }
+        return {**stands, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         return {**self._settings(), "num_samples": self.num_samples, "content": self.content}
@@ -237,62 +260,3 @@ class CacheSampler(abc.ABC):
     def _last_place(self) -> int:
         """The place at which an epoch is over, where places are numbers."""
         return self.num_samples
-
-
-class OrderSampler(CacheSampler):
-    """Samplers whose epoch is one list of samples: a step takes the next ``world_size * batch_size`` of it.
-
-    What has been seen is always a prefix, so one number resumes an epoch on any other number of ranks or batch size.
-    """
-
-    _order: tuple[tuple[int, ...], Int64Array] | None = None
-
-    @property
-    def epoch_size(self) -> int:
-        """Samples of a whole epoch, over all ranks."""
-        return self.num_samples
-
-    def _last_place(self) -> int:
-        return self.epoch_size
-
-    def _draw(self, epoch: int) -> Int64Array | None:
-        """The epoch's list of indices, ``[epoch_size] int64``; ``None`` for the dataset's own order."""
-        raise NotImplementedError
-
-    def _check_steps(self) -> None:
-        """Refuse what leaves a rank without a batch, or with an empty one."""
-        if self.epoch_size and not len(self):
-            raise SettingError(
-                f"{self.epoch_size} samples in batches of {self.batch_size} on {self.world_size} ranks leave no batch "
-                f"with uneven={self.uneven!r}, drop_last={self.drop_last}",
-                fix="a smaller batch_size, drop_last=False, or uneven='pad'",
-            )
-        self._refuse_empty(self.cut())
-
-    @staticmethod
-    def _refuse_empty(cut: StepPlan) -> None:
-        if cut.has_empty_batch():
-            raise SettingError(
-                f"with uneven='exact', {cut.num_samples - cut.start} samples in batches of {cut.batch_size} leave some "
-                f"of {cut.world_size} ranks without a sample in the last step",
-                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
-            )
-
-    def cut(self, start: int = 0) -> StepPlan:
-        """How an epoch is cut into steps from the ``start``-th sample of its order on."""
-        return StepPlan(self.epoch_size, start, self.batch_size, self.world_size, self.uneven, self.drop_last)
-
-    def _steps(self, place: Any) -> int:
-        return self.cut(place).steps
-
-    def _make_plan(self, epoch: int, place: Any) -> EpochPlan:
-        rank, cut = self.rank, self.cut(place)
-        self._refuse_empty(cut)
-        key = (self.seed, epoch)
-        if self._order is None or self._order[0] != key:
-            drawn = self._draw(epoch)
-            self._order = None if drawn is None else (key, drawn)
-        return EpochPlan(epoch, rank, cut, None if self._order is None else self._order[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_order": None}

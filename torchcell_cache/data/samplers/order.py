@@ -7,15 +7,186 @@ been seen is therefore always a prefix, so one number resumes an epoch on any ot
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sized
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
 
 from torchcell_cache.core.checks import rank_and_world_size
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.samplers.base import OrderSampler
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
 
 __all__ = ["DistributedCacheSampler", "rank_and_world_size"]
+
+
+def raw_numbers(count: int, seed: int, epoch: int, stream: int = 0, part: int = 0) -> npt.NDArray[np.uint64]:
+    """Random 64-bit numbers of an epoch, ``[count] uint64``; the same on every machine and numpy version.
+
+    Philox' raw stream is fixed for good, where numpy reserves the right to change what ``Generator`` makes of it.
+    ``stream`` says what they are for (another stream has nothing in common with this one), ``part`` for which of many
+    equal pieces of work (a shard, a window).
+    """
+    key = np.array([seed % 2**64, epoch % 2**64], dtype=np.uint64)
+    counter = np.array([0, 0, part % 2**64, stream % 2**64], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, stream: int = 0, part: int = 0) -> Int64Array:
+    """The permutation of an epoch, ``[num_samples] int64``, of :func:`raw_numbers`.
+
+    Sorting random keys that carry the sample's number in their low bits: keys that differ leave no ties to sort one way
+    here and another way there.
+    """
+    keys = raw_numbers(num_samples, seed, epoch, stream, part)
+    low = np.uint64((1 << max(num_samples - 1, 0).bit_length()) - 1)
+    keys &= ~low
+    keys |= np.arange(num_samples, dtype=np.uint64)
+    keys.sort()
+    keys &= low
+    return keys.view(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How a row of samples (or of batches), from ``start`` on, is cut into steps and ranks: arithmetic on five numbers."""
+
+    count: int
+    start: int
+    batch_size: int
+    world_size: int
+    uneven: str
+    drop_last: bool = False
+
+    @property
+    def _step_size(self) -> int:
+        return self.batch_size * self.world_size
+
+    def _uneven_steps(self) -> list[int]:
+        """What the steps after the full ones take, over all ranks; a rank's share differs by at most one."""
+        full, tail = divmod(max(0, self.count - self.start), self._step_size)
+        if self.drop_last or tail == 0:
+            return []
+        if self.uneven == "drop_last":
+            return [tail - tail % self.world_size] if tail >= self.world_size else []
+        if self.uneven == "pad":
+            return [tail + -tail % self.world_size]
+        if tail >= self.world_size or full == 0 or self.batch_size == 1:
+            return [tail]
+        # Too few samples for all ranks, and hardly any model takes an empty batch: the step before gives some away.
+        return [self._step_size + tail - self.world_size, self.world_size]
+
+    @property
+    def full_steps(self) -> int:
+        """Steps in which every rank has a full batch."""
+        return max(0, self.count - self.start) // self._step_size - (len(self._uneven_steps()) == 2)
+
+    @property
+    def steps(self) -> int:
+        """Steps, the same number on every rank."""
+        return self.full_steps + len(self._uneven_steps())
+
+    def _begin(self, step: int) -> int:
+        """Where a step begins in the row."""
+        full = min(step, self.full_steps)
+        return self.start + full * self._step_size + sum(self._uneven_steps()[: step - full])
+
+    def span(self, step: int, rank: int) -> tuple[int, int]:
+        """Start and stop in the row of a rank's batch; what lies beyond ``count`` is padding."""
+        first = self._begin(step)
+        share, rest = divmod(self._begin(step + 1) - first, self.world_size)
+        return first + rank * share + min(rank, rest), first + (rank + 1) * share + min(rank + 1, rest)
+
+    def place(self, done: int) -> int:
+        """How much of the row is seen or left out after ``done`` steps."""
+        return self.count if done and done >= self.steps else self._begin(done)
+
+    def has_empty_batch(self) -> bool:
+        """Whether some rank gets nothing in the last step."""
+        low, high = self.span(self.steps - 1, self.world_size - 1) if self.steps else (0, 1)
+        return low == high
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan(Plan):
+    """Batches that ranks take from one row in turn: a place is how much of the row is seen."""
+
+    cut: StepPlan
+
+    def __len__(self) -> int:
+        return self.cut.steps
+
+    def place(self, done: int) -> int:
+        """How much of the row is seen or left out after ``done`` steps."""
+        return self.cut.place(done)
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan(RowPlan):
+    """One rank's batches of an order of samples; ``None`` is the dataset's own."""
+
+    order: Int64Array | None
+
+    def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+        """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
+        where = np.arange(*self.cut.span(step, self.rank), dtype=np.int64)
+        padding = where >= self.cut.count
+        if padding.any():
+            where %= self.cut.count
+        return (where if self.order is None else self.order[where]), padding
+
+
+class OrderSampler(CacheSampler):
+    """Samplers whose epoch is one list of samples: a step takes the next ``world_size * batch_size`` of it.
+
+    What has been seen is always a prefix, so one number resumes an epoch on any other number of ranks or batch size.
+    """
+
+    _order: tuple[tuple[int, ...], Int64Array] | None = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples of a whole epoch, over all ranks."""
+        return self.num_samples
+
+    def _last_place(self) -> int:
+        return self.epoch_size
+
+    @abc.abstractmethod
+    def _draw(self, epoch: int) -> Int64Array | None:
+        """The epoch's list of indices, ``[epoch_size] int64``; ``None`` for the dataset's own order."""
+
+    def _check_steps(self) -> None:
+        """Refuse what leaves a rank without a batch, or with an empty one."""
+        if self.epoch_size and not len(self):
+            self._refuse_no_batch(f"{self.epoch_size} samples in batches of {self.batch_size}")
+        self.cut(0, refuse=True)
+
+    def cut(self, start: int, refuse: bool = False) -> StepPlan:
+        """How an epoch is cut into steps from the ``start``-th sample of its order on."""
+        size, world_size = self.batch_size, self.world_size
+        cut = StepPlan(self.epoch_size, start, size, world_size, self.uneven, self.drop_last)
+        if refuse and cut.has_empty_batch():
+            self._refuse_empty(
+                f"{cut.count - start} samples in batches of {size} leave some of {world_size} ranks without a sample in "
+                "the last step"
+            )
+        return cut
+
+    def _steps(self, place: Any) -> int:
+        return self.cut(place).steps
+
+    def _make_plan(self, epoch: int, place: Any) -> EpochPlan:
+        rank, cut, key = self.rank, self.cut(place, refuse=True), (self.seed, epoch)
+        if self._order is None or self._order[0] != key:
+            drawn = self._draw(epoch)
+            self._order = None if drawn is None else (key, drawn)
+        return EpochPlan(epoch, rank, cut, None if self._order is None else self._order[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}
 
 
 class DistributedCacheSampler(OrderSampler):
@@ -37,37 +208,16 @@ class DistributedCacheSampler(OrderSampler):
         dataset: What is sampled, or its number of samples.
         batch_size: Samples per rank and step.
         shuffle: Whether the order is a permutation by (seed, epoch) instead of the dataset's.
-        seed: Seed of the permutation; the same on all ranks.
-        drop_last: Leave out what does not fill a step of full batches, whatever ``uneven`` says.
-        rank: This process; by default as :func:`rank_and_world_size` finds it, each time an epoch starts.
-        world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``.
+        common: ``seed``, ``drop_last``, ``rank``, ``world_size``, ``uneven`` of :class:`CacheSampler`.
 
     Raises:
         SettingError: If an argument is wrong, or ranks would get no batch, or an empty one.
     """
 
     def __init__(
-        self,
-        dataset: Sized | int,
-        batch_size: int = 1,
-        shuffle: bool = False,
-        *,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
+        self, dataset: Sized | int, batch_size: int = 1, shuffle: bool = False, **common: Unpack[Common]
     ) -> None:
-        super().__init__(
-            dataset,
-            batch_size,
-            seed=seed,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-            uneven=uneven,
-        )
+        super().__init__(dataset, batch_size, **common)
         self.shuffle = bool(shuffle)
         self._check_steps()
 

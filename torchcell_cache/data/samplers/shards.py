@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Unpack
+
+import numpy as np
 
 from torchcell_cache.core.numbers import whole_number
-from torchcell_cache.data.samplers.base import CacheSampler
-from torchcell_cache.data.samplers.lanes import Intervals, LanePlan, Shares
-from torchcell_cache.data.samplers.line import Line, ShardLayout
+from torchcell_cache.data.samplers.base import CacheSampler, Common
+from torchcell_cache.data.samplers.ranges import Intervals, RankRanges, StepRanges, StreamPlan
+from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder
 from torchcell_cache.data.view import StoreView, view_of
 from torchcell_cache.errors import SettingError
 
 
 def store_view(dataset: Any, what: str) -> StoreView:
-    """The samples of a store that a dataset stands for.
-
-    Raises:
-        SettingError: If it is no store's.
-    """
+    """The samples of a store that a dataset stands for; refuses what is no store's."""
     view = view_of(dataset)
     if view is None:
         raise SettingError(
@@ -29,10 +27,10 @@ def store_view(dataset: Any, what: str) -> StoreView:
     return view
 
 
-class LaneSampler(CacheSampler):
-    """Samplers whose epoch is a line from shard to shard, cut into one stretch per rank and worker.
+class StreamOrderSampler(CacheSampler):
+    """Samplers whose epoch goes from shard to shard, cut into one stretch per rank and worker stream.
 
-    What is left of an epoch is a list of intervals of the line, and goes on on any number of ranks and workers.
+    What is left of an epoch is a list of intervals of the order, and goes on on any number of ranks and workers.
     """
 
     place_name = "left"
@@ -47,68 +45,82 @@ class LaneSampler(CacheSampler):
         batch_size: int,
         shuffle: bool,
         num_workers: int,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(dataset, batch_size, **common)
         self.layout, self.shuffle = layout, bool(shuffle)
-        self.lanes = max(1, whole_number("num_workers", num_workers, 0))
+        self.streams = max(1, whole_number("num_workers", num_workers, 0))
         if self.num_samples and not len(self):
-            raise SettingError(
-                f"{self.num_samples} samples in {len(layout.sizes)} shards, in batches of {batch_size} on "
-                f"{self.world_size} ranks, leave no batch with uneven={self.uneven!r}, drop_last={self.drop_last}",
-                fix="a smaller batch_size, drop_last=False, or uneven='pad'",
-            )
+            shards = f"{self.num_samples} samples in {len(layout.sizes)} shards"
+            self._refuse_no_batch(f"{shards}, in batches of {batch_size}")
 
     @property
     def beginning(self) -> Intervals:
-        """The whole line."""
+        """The whole order."""
         return [[0, self.num_samples]] if self.num_samples else []
 
-    def line(self, epoch: int) -> Line:
+    def order(self, epoch: int) -> ShardOrder:
         """The order of an epoch, the same for every number of ranks and workers."""
-        keep = self.lanes + 2
-        return Line(self.layout, self.seed, epoch, self.shuffle, self.chunk_size, self.buffer, keep)
+        keep = self.streams + 2
+        return ShardOrder(self.layout, self.seed, epoch, self.shuffle, self.chunk_size, self.buffer, keep)
 
     @property
     def shards_at_once(self) -> int:
         """Shards that a reader keeps open."""
-        return self.line(0).shards_at_once()
+        return self.order(0).shards_at_once()
 
-    def _plan_of(self, epoch: int, place: Intervals, rank: int, lanes: int) -> LanePlan:
-        line = self.line(epoch)
-        world_size = self.world_size
+    def _plan_of(self, epoch: int, place: Intervals, rank: int, streams: int) -> StreamPlan:
+        order, world_size = self.order(epoch), self.world_size
         if self.whole_shards:
-            shares = Shares.whole(place, world_size, line.starts)
+            ranks = RankRanges.whole(place, world_size, order.starts)
         else:
-            shares = Shares.cut(place, world_size, self.uneven == "drop_last" or self.drop_last)
-        return LanePlan(epoch, rank, line, shares, self.batch_size, lanes, self.uneven, self.drop_last, place)
+            ranks = RankRanges.cut(place, world_size, self.uneven == "drop_last" or self.drop_last)
+        totals, steps = self._cut(np.diff(ranks.ranks).tolist())
+        cuts = [StepRanges(total, self.batch_size, steps, streams) for total in totals]
+        return StreamPlan(epoch, rank, order, ranks, place, cuts)
 
-    def _make_plan(self, epoch: int, place: Intervals) -> LanePlan:
-        plan = self._plan_of(epoch, place, self.rank, self.lanes)
-        assert plan.cuts  # refuses empty batches now
-        return plan
+    def _cut(self, counts: list[int]) -> tuple[list[int], int]:
+        """Samples of each rank, padding included, of so many real ones, and steps."""
+        fewest, most, size = min(counts), max(counts), self.batch_size
+        if self.drop_last:
+            return [fewest - fewest % size] * len(counts), fewest // size
+        if self.uneven != "exact":
+            total = fewest if self.uneven == "drop_last" else most
+            return [total] * len(counts), -(-total // size)
+        steps = -(-most // size)
+        if fewest < steps or (fewest <= (steps - 1) * size and fewest < (steps - 2) * size + 2):
+            self._refuse_empty(
+                f"ranks have {fewest} to {most} samples: in batches of {size} some rank would get an empty batch"
+            )
+        return counts, steps
+
+    def _make_plan(self, epoch: int, place: Intervals) -> StreamPlan:
+        return self._plan_of(epoch, place, self.rank, self.streams)
 
     def _steps(self, place: Intervals) -> int:
-        return len(self._plan_of(self.epoch, place, 0, self.lanes))
+        return len(self._plan_of(self.epoch, place, 0, self.streams))
 
     def _read_place(self, place: Any) -> Intervals:
         try:
             found = [[whole_number("left", a, 0), whole_number("left", b, 0)] for a, b in place]
         except (TypeError, ValueError, SettingError):
             found = [[1, 0]]
-        flat = [0, *(x for pair in found for x in pair), self.num_samples]
+        flat = [0, *itertools.chain(*found), self.num_samples]
         if any(b < a for a, b in itertools.pairwise(flat)):
             raise SettingError(
                 f"not a loader's state: left={place!r:.200}, expected intervals within 0..{self.num_samples}"
             )
         return found
 
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "shuffle": self.shuffle}
 
-class DistributedShardSampler(LaneSampler):
+
+class DistributedShardSampler(StreamOrderSampler):
     """Whole shards to ranks, drawn anew each epoch: each rank (and worker) reads from few files.
 
-    Shards come in a drawn order, the samples of a shard in a drawn order, and that line, a function of (seed, epoch)
-    alone, is cut into one equal stretch per rank. A shard on which a cut falls, at most ``world_size - 1`` of them, is
+    Shards come in a drawn order, the samples of a shard in a drawn order, and that order, a function of (seed,
+    epoch) alone, is cut into one equal stretch per rank. A shard on which a cut falls, at most ``world_size - 1`` of them, is
     shared by its neighbours, so that all ranks have the same number of samples to within one; every other shard is read
     by one rank. With ``whole_shards=True`` no shard is ever shared and ranks differ by up to a shard.
 
@@ -122,11 +134,7 @@ class DistributedShardSampler(LaneSampler):
         whole_shards: Never share a shard: the largest first, each to the rank with the fewest samples. Then ``drop_last``
             leaves out, and ``pad`` repeats, up to a shard's worth of samples per rank; ``exact`` is mostly refused.
         num_workers: Workers per rank that get shards of their own: the loader's ``num_workers``, the same on all ranks.
-        seed: Of the permutations; the same on all ranks.
-        drop_last: Leave out what does not fill a step of full batches.
-        rank: This process; by default found.
-        world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``.
+        common: ``seed``, ``drop_last``, ``rank``, ``world_size``, ``uneven`` of :class:`CacheSampler`.
 
     Raises:
         SettingError: If an argument is wrong, or a rank would get no batch, or an empty one.
@@ -140,28 +148,19 @@ class DistributedShardSampler(LaneSampler):
         *,
         whole_shards: bool = False,
         num_workers: int = 0,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
+        **common: Unpack[Common],
     ) -> None:
         self.whole_shards = bool(whole_shards)
-        layout = ShardLayout.of_view(store_view(dataset, "DistributedShardSampler"))
-        common = {"seed": seed, "drop_last": drop_last, "uneven": uneven}
-        ranks = {"rank": rank, "world_size": world_size}
-        super().__init__(dataset, layout, batch_size, shuffle, num_workers, **common, **ranks)
+        layout = ShardLayout.from_view(store_view(dataset, "DistributedShardSampler"))
+        super().__init__(dataset, layout, batch_size, shuffle, num_workers, **common)
 
     def shards(self, epoch: int) -> list[int]:
-        """Shards of the epoch in the order of the line; a view's shards without samples are not counted."""
-        found: list[int] = self.line(epoch).shards.tolist()
+        """Shards of the epoch in its order; a view's shards without samples are not counted."""
+        found: list[int] = self.order(epoch).shards.tolist()
         return found
 
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "shuffle": self.shuffle}
 
-
-class StreamSampler(LaneSampler):
+class StreamSampler(StreamOrderSampler):
     """The order of a :class:`~torchcell_cache.StreamingCacheDataset`."""
 
     def __init__(
@@ -172,7 +171,7 @@ class StreamSampler(LaneSampler):
         shuffle: bool,
         chunk_size: int,
         buffer: int,
-        **common: Any,
+        **common: Unpack[Common],
     ) -> None:
         self.chunk_size = whole_number("chunk_size", chunk_size, 1)
         self.buffer = whole_number("shuffle_buffer_size", buffer, 1)
@@ -183,14 +182,9 @@ class StreamSampler(LaneSampler):
         known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
         return {**self.__dict__, **known}
 
-    def plan(self, rank: int, lanes: int) -> LanePlan:
-        """The epoch's plan for a given number of lanes; for processes that torch's loader started."""
-        return self._plan_of(self.epoch, self._place, rank, lanes)
+    def plan(self, rank: int, streams: int) -> StreamPlan:
+        """The epoch's plan for a given number of worker streams; for processes that torch's loader started."""
+        return self._plan_of(self.epoch, self._place, rank, streams)
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            **super()._settings(),
-            "shuffle": self.shuffle,
-            "chunk_size": self.chunk_size,
-            "shuffle_buffer_size": self.buffer,
-        }
+        return {**super()._settings(), "chunk_size": self.chunk_size, "shuffle_buffer_size": self.buffer}

@@ -1,9 +1,12 @@
-"""``WeightedCacheSampler``: rare kinds of samples more often, the same draw on every number of ranks."""
+"""``WeightedCacheSampler``: rare kinds of samples more often, the same draw on every number of ranks.
+
+Draws come out the same on every machine: only operations that IEEE 754 defines to the last bit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +14,154 @@ import xxhash
 
 from torchcell_cache.core.numbers import real_numbers, whole_number
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.samplers.base import OrderSampler
-from torchcell_cache.data.samplers.draws import Float64Array, draw_with_replacement, draw_without_replacement
-from torchcell_cache.data.samplers.groups import Bins, inverse_frequency
+from torchcell_cache.data.samplers.base import Common
+from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers
 from torchcell_cache.errors import SettingError
+
+Float64Array = npt.NDArray[np.float64]
+
+WITH, WITHOUT = 1, 2
+_LN2 = 0.6931471805599453
+_TERMS = 15
+
+
+def uniforms(count: int, seed: int, epoch: int, stream: int) -> Float64Array:
+    """Numbers strictly between 0 and 1, ``[count] float64``."""
+    whole = raw_numbers(count, seed, epoch, stream) >> np.uint64(12)
+    return (whole.astype(np.float64) + 0.5) * 2.0**-52
+
+
+def minus_log(numbers: Float64Array) -> Float64Array:
+    """``-ln`` of numbers between 0 and 1, ``[n] float64``, from sums, products and quotients alone.
+
+    ``np.log`` may differ in the last bit from one processor to the next, and one such bit would give two ranks different
+    epochs without anybody noticing.
+
+    ``x = m * 2**e`` with ``m`` in [1/2, 1); ``ln m = 2 artanh((m - 1) / (m + 1))`` by its series, whose argument is at
+    most 1/3: the first term left out is below 1e-15.
+    """
+    mantissa, exponent = np.frexp(numbers)
+    ratio = (mantissa - 1.0) / (mantissa + 1.0)
+    square = ratio * ratio
+    total = np.zeros_like(ratio)
+    for k in range(_TERMS, -1, -1):
+        total = total * square + 1.0 / (2 * k + 1)
+    return -(2.0 * ratio * total + exponent * _LN2)
+
+
+def draw_with_replacement(weights: Float64Array, count: int, seed: int, epoch: int) -> Int64Array:
+    """Indices drawn independently in proportion to their weights, ``[count] int64``."""
+    ends = np.cumsum(weights)
+    at = np.searchsorted(ends, uniforms(count, seed, epoch, WITH) * ends[-1], side="right")
+    # A product that rounds up to the total would fall behind the last index that has a weight.
+    drawn: Int64Array = np.minimum(at, np.flatnonzero(weights)[-1]).astype(np.int64)
+    return drawn
+
+
+def draw_without_replacement(weights: Float64Array, count: int, seed: int, epoch: int) -> Int64Array:
+    """Different indices, one after the other in proportion to the weights of those left, ``[count] int64``.
+
+    By exponential races (Efraimidis and Spirakis, Information Processing Letters 97, 2006): the arrival times
+    ``-ln(u) / weight``, in ascending order, are such a draw.
+    """
+    able = np.flatnonzero(weights)
+    with np.errstate(
+        over="ignore"
+    ):  # a weight close to 0 beside the others comes last, after infinitely long
+        times = minus_log(uniforms(len(weights), seed, epoch, WITHOUT))[able] / weights[able]
+    drawn: Int64Array = able[np.argsort(times, kind="stable")[:count]].astype(np.int64)
+    return drawn
+
+
+Bins = int | Sequence[float]
+
+
+def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
+    """A stored column of a dataset, ``[num_samples]`` or ``[num_samples, width]``; lists those it has if there is none."""
+    columns = getattr(dataset, "columns", None)
+    if columns is None and hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # torch's Subset
+        return column_of(dataset.dataset, name)[np.asarray(dataset.indices, dtype=np.int64)]
+    if not isinstance(columns, dict):
+        raise SettingError(
+            f"{type(dataset).__name__} has no stored columns, so {name!r} is unknown",
+            fix="pass a PreprocessedDataset or a view of one, or numbers of your own (weights=, costs=)",
+        )
+    if name not in columns:
+        raise SettingError(f"no stored column {name!r}; there are {', '.join(sorted(columns))}")
+    found: npt.NDArray[Any] = columns[name]
+    return found
+
+
+def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
+    """Inner edges of bins, ascending."""
+    known = values[np.isfinite(values)]
+    if np.ndim(bins) == 0:
+        bins = whole_number("bins", bins, 2, fix="bins=10, or a list of edges")
+        if not len(known):
+            raise SettingError(f"column {name!r} has no finite value to make bins of")
+        low, high = float(known.min()), float(known.max())
+        return low + (high - low) * np.arange(1, bins, dtype=np.float64) / bins
+    try:
+        edges = np.asarray(bins, dtype=np.float64)
+    except (TypeError, ValueError):
+        edges = np.empty(0)
+    if edges.ndim != 1 or not len(edges) or not bool((np.diff(edges) > 0).all()):
+        raise SettingError(f"bins={bins!r}: expected a whole number from 2 on, or edges in ascending order")
+    return edges
+
+
+def _numbered(rows: npt.NDArray[Any]) -> Int64Array:
+    """Which of the different rows each is, ``[n] int64``."""
+    return (
+        np.unique(rows, axis=0 if rows.ndim > 1 else None, return_inverse=True)[1]
+        .reshape(-1)
+        .astype(np.int64)
+    )
+
+
+def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Array:
+    """Number of each sample's group, ``[num_samples] int64``; samples without a value are a group of their own.
+
+    ``bins`` is the number of equal ranges between the smallest and the largest finite value, or the edges between ranges
+    (``-inf`` and ``inf`` are understood at both ends); without it every value is a group, which takes whole numbers
+    (counts, codes of names), whatever their dtype.
+    """
+    count = len(column)
+    width = column.size // count if count else 1
+    if width > 1:
+        if bins is not None:
+            raise SettingError(f"column {name!r} has {width} values per sample, bins= need one")
+        return _numbered(column.reshape(count, width))
+    column = column.reshape(count)
+    if bins is None:
+        known = column[~np.isnan(column)] if column.dtype.kind == "f" else column
+        if column.dtype.kind == "f" and not bool((known == np.floor(known)).all()):
+            raise SettingError(
+                f"column {name!r} holds real numbers: nearly every sample would be a group of its own",
+                fix="bins=10 for ten equal ranges, or bins=[0.5, 0.9] for the edges between ranges",
+            )
+        return _numbered(column)
+    values = column.astype(np.float64)
+    edges = _edges(values, bins, name)
+    found = np.searchsorted(edges, values, side="right").astype(np.int64)
+    found[np.isnan(values)] = len(edges) + 1
+    return found
+
+
+def inverse_frequency(
+    dataset: Any, by: str | Sequence[str], bins: Bins | dict[str, Bins] | None
+) -> Float64Array:
+    """One over the size of each sample's group, ``[num_samples] float64``: all groups weigh the same in total."""
+    names = (by,) if isinstance(by, str) else tuple(by)
+    if not names:
+        raise SettingError("by=() names no column")
+    if isinstance(bins, dict) and (unknown := sorted(set(bins) - set(names))):
+        raise SettingError(f"bins for {', '.join(unknown)}, but by= names {', '.join(names)}")
+    together = np.zeros(1, dtype=np.int64)
+    for name in names:
+        found = groups_of(column_of(dataset, name), name, bins.get(name) if isinstance(bins, dict) else bins)
+        together = _numbered(together * (int(found.max(initial=0)) + 1) + found)
+    return 1.0 / np.bincount(together)[together].astype(np.float64)
 
 
 class WeightedCacheSampler(OrderSampler):
@@ -37,11 +184,7 @@ class WeightedCacheSampler(OrderSampler):
         num_samples: Draws per epoch over all ranks; by default as many as there are samples.
         warmup_epochs: Epochs in which the weights go from equal (epoch 0) to the given ones (this epoch and later), in
             equal steps.
-        seed: Of the draws; the same on all ranks.
-        drop_last: Leave out what does not fill a step of full batches.
-        rank: This process; by default found.
-        world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``.
+        common: ``seed``, ``drop_last``, ``rank``, ``world_size``, ``uneven`` of :class:`CacheSampler`.
 
     Raises:
         SettingError: If an argument is wrong; names the valid ones.
@@ -58,21 +201,9 @@ class WeightedCacheSampler(OrderSampler):
         replacement: bool = True,
         num_samples: int | None = None,
         warmup_epochs: int = 0,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            dataset,
-            batch_size,
-            seed=seed,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-            uneven=uneven,
-        )
+        super().__init__(dataset, batch_size, **common)
         if (by is None) == (weights is None):
             raise SettingError(
                 "give by= (a stored column) or weights= (numbers of your own), one of the two",
@@ -81,7 +212,7 @@ class WeightedCacheSampler(OrderSampler):
         if by is None and bins is not None:
             raise SettingError("bins= belongs to by=, and weights= was given")
         self.weights = (
-            _checked(weights, self.num_samples) if by is None else inverse_frequency(dataset, by, bins)
+            inverse_frequency(dataset, by, bins) if by is not None else _scaled(weights, self.num_samples)
         )
         self.replacement = bool(replacement)
         self.num_draws = self._checked_draws(num_samples)
@@ -131,22 +262,28 @@ class WeightedCacheSampler(OrderSampler):
         }
 
 
-def _checked(weights: Any, count: int) -> Float64Array:
-    """Weights as ``[count] float64``.
-
-    Raises:
-        SettingError: If they are not one finite number per sample, not negative and not all 0.
-    """
-    found = real_numbers("weights=", weights)
+def per_sample(name: str, values: Any, count: int, verb: str = "is", fix: str | None = None) -> Float64Array:
+    """One finite number per sample, not negative, ``[count] float64``."""
+    found = real_numbers(name, values)
     if found.shape != (count,):
-        raise SettingError(f"weights has shape {found.shape}, expected ({count},): one number per sample")
-    if not bool(np.isfinite(found).all()) or bool((found < 0).any()):
-        where = int(np.flatnonzero(~np.isfinite(found) | (found < 0))[0])
+        raise SettingError(f"{name} has shape {found.shape}, expected ({count},): one number per sample")
+    wrong = ~np.isfinite(found) | (found < 0)
+    if wrong.any():
+        where = int(np.flatnonzero(wrong)[0])
         raise SettingError(
-            f"weights[{where}] is {found[where]}: expected finite numbers that are not negative"
+            f"{name}[{where}] {verb} {found[where]}: expected finite numbers that are not negative", fix=fix
         )
+    return found
+
+
+def sum_is_finite(numbers: Float64Array) -> bool:
+    """Whether the sum of all numbers, one after the other, is a number."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.cumsum(numbers)[-1:]).all())
+
+
+def _scaled(weights: Any, count: int) -> Float64Array:
+    found = per_sample("weights", weights, count)
     if count and not bool(found.any()):
         raise SettingError("all weights are 0: nothing could be drawn")
-    with np.errstate(over="ignore"):
-        fits = bool(np.isfinite(np.cumsum(found)[-1:]).all())
-    return found if fits else found / found.max()
+    return found if sum_is_finite(found) else found / found.max()

@@ -1,8 +1,8 @@
 """The one global order of an epoch that goes from shard to shard: any stretch of it, in memory bounded by the buffer.
 
-The line is a function of (seed, epoch) and four numbers, and knows nothing of ranks or workers: the shards in a drawn
-order; within a shard its chunks of consecutive samples in a drawn order; of that row every ``buffer`` samples, one window
-after the other, permuted. Without a buffer every shard is permuted in full.
+It is a function of (seed, epoch) and four numbers, and knows nothing of ranks or workers: the shards in a drawn order;
+within a shard its chunks of consecutive samples in a drawn order; of that row every ``buffer`` samples, one window after
+the other, permuted. Without a buffer every shard is permuted in full.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ from functools import cached_property
 import numpy as np
 
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.data.samplers.epoch_plan import epoch_order
+from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.view import StoreView
 
 SHARDS, CHUNKS, WINDOWS, WITHIN = 11, 12, 13, 14
 
 
 class ShardLayout:
-    """Which samples lie in which shard.
-
-    Args:
-        sizes: Samples of each shard, ``[num_shards]``.
-        members: Dataset indices shard by shard, ``[sum of sizes] int64``; ``None`` if they are 0, 1, 2, ...
-    """
+    """Which samples lie in which shard: sizes, and dataset indices shard by shard (``None`` if they are 0, 1, 2, ...)."""
 
     def __init__(self, sizes: Int64Array, members: Int64Array | None = None) -> None:
         present = np.asarray(sizes, dtype=np.int64)
@@ -34,7 +29,7 @@ class ShardLayout:
         self.starts = offsets(self.sizes)
 
     @classmethod
-    def of_view(cls, view: StoreView) -> ShardLayout:
+    def from_view(cls, view: StoreView) -> ShardLayout:
         """The shards of a store, from its manifest, and which samples of a view are in each."""
         starts = view.generation.files.starts
         if view.chosen is None:
@@ -44,7 +39,7 @@ class ShardLayout:
         return cls(np.bincount(shards, minlength=len(starts) - 1), order)
 
     @classmethod
-    def of_runs(cls, num_samples: int, size: int) -> ShardLayout:
+    def from_runs(cls, num_samples: int, size: int) -> ShardLayout:
         """Runs of ``size`` consecutive samples, where there are no shards."""
         return cls(np.diff(np.minimum(np.arange(0, num_samples + size, size), num_samples)))
 
@@ -52,17 +47,11 @@ class ShardLayout:
         return int(self.starts[-1])
 
 
-class Line:
-    """An epoch's order over a layout.
+class ShardOrder:
+    """An epoch's order over a layout, permuted if ``shuffle``.
 
-    Args:
-        layout: The shards.
-        seed: Of all permutations.
-        epoch: Of all permutations.
-        shuffle: Whether anything is permuted at all.
-        chunk_size: Consecutive samples that are moved together before the buffer.
-        buffer: Samples permuted together; ``None`` permutes each shard in full.
-        keep: Windows and shards whose order is remembered.
+    ``chunk_size`` consecutive samples are moved together before the ``buffer``, the samples permuted together. The order of
+    so many (``keep``) windows and shards is remembered.
     """
 
     def __init__(
@@ -90,21 +79,20 @@ class Line:
 
     @cached_property
     def starts(self) -> Int64Array:
-        """Where each of :attr:`shards` begins in the line and, last, its length, ``[num_shards + 1] int64``."""
+        """Where each of :attr:`shards` begins in the order and, last, its length, ``[num_shards + 1] int64``."""
         return offsets(self.layout.sizes[self.shards])
 
     def indices(self, start: int, stop: int) -> Int64Array:
-        """Dataset indices of a stretch of the line, ``[stop - start] int64``."""
+        """Dataset indices of a stretch of the order, ``[stop - start] int64``."""
         if not self.shuffle or self.buffer is None:
             places = self._row(start, stop)
         else:
-            windows = range(start // self.buffer, -(-stop // self.buffer))
-            parts = []
-            for window in windows:
+            parts = [np.empty(0, dtype=np.int64)]
+            for window in range(start // self.buffer, -(-stop // self.buffer)):
                 begin = window * self.buffer
                 whole = self._remembered("window", window, self._window)
                 parts.append(whole[max(start - begin, 0) : stop - begin])
-            places = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+            places = np.concatenate(parts)
         return places if self.layout.members is None else self.layout.members[places]
 
     def _window(self, window: int) -> Int64Array:
@@ -115,7 +103,7 @@ class Line:
 
     def _row(self, start: int, stop: int) -> Int64Array:
         """A stretch of the row of shards, before any window is permuted: places in the layout."""
-        parts = []
+        parts = [np.empty(0, dtype=np.int64)]
         at = int(np.searchsorted(self.starts, start, side="right")) - 1
         while start < stop:
             begin, end = int(self.starts[at]), int(self.starts[at + 1])
@@ -123,7 +111,7 @@ class Line:
             shard = self._remembered("shard", int(self.shards[at]), self._shard)
             parts.append(shard[start - begin : upto - begin])
             start, at = upto, at + 1
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return np.concatenate(parts)
 
     def _shard(self, shard: int) -> Int64Array:
         """Places of a shard's samples in the order in which the row has them."""
@@ -139,14 +127,12 @@ class Line:
 
     def _remembered(self, kind: str, number: int, make: Callable[[int], Int64Array]) -> Int64Array:
         key = (kind, number)
-        found = self._known.get(key)
-        if found is None:
-            found = make(number)
-            self._known[key] = found
+        if key not in self._known:
+            self._known[key] = make(number)
             while len(self._known) > 2 * self.keep:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
-        return found
+        return self._known[key]
 
     def shards_at_once(self) -> int:
         """Shards that a reader of consecutive stretches has open at a time, at most."""
