@@ -1,6 +1,6 @@
 """The first layer, where all samples enter with the same features, against PyG on each sample's own kept edges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torchcell_cache.nn import SharedEdges, shared_conv, shared_hetero_conv, shared_input
+from torchcell_cache.nn import SharedEdges, linear, shared_conv, shared_hetero_conv, shared_input
 
 WIDTH, OUT = 5, 4
 
@@ -29,6 +29,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "gcn not normalised": (lambda: G.GCNConv(WIDTH, OUT, normalize=False), True),
     "gcn": (lambda: G.GCNConv(WIDTH, OUT), False),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_graphs_too() -> Iterator[None]:
+    before, linear.SHARED_ABOVE = linear.SHARED_ABOVE, 0
+    yield
+    linear.SHARED_ABOVE = before
+
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 

@@ -25,6 +25,8 @@ from torchcell_cache.nn.seen import Seen, is_altered
 from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
+SHARED_ABOVE = 1 << 17
+"""Numbers in a batch's features below which there is nothing to be gained from samples that enter alike."""
 _WEIGHTED = (GraphConv, GCNConv)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -140,6 +142,7 @@ def run_shared(
     weight, is_mean = fields.get("edge_weight"), isinstance(layer.aggr_module, MeanAggregation)
     if (
         batch < 2
+        or x[1].numel() < SHARED_ABOVE
         or any(end.stride(0) or end.device.type != "cpu" or is_autocast(end) for end in x)
         or in_transform()
         or isinstance(layer, GCNConv)

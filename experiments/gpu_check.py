@@ -1,0 +1,290 @@
+"""What holds on an accelerator, and how long it takes: one run, a table and JSON.
+
+    python -m experiments.gpu_check                      # one card, under eight minutes
+    python -m experiments.gpu_check --device cpu --scale 0.02 --batch 4 --steps 2
+
+Needs the package and torch. Everything is compared with the CPU: masks and PyG batches bit by bit, every route and its
+gradients with the CPU in double precision. Times are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_geometric.nn as G
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+import torchcell_cache as tc
+from experiments.benchmarks import ours
+from experiments.benchmarks.workload import gene_edge_types, make_workload
+from experiments.train.model import HeteroGin
+from torchcell_cache.nn import shared_conv, shared_edges, shared_input
+from torchcell_cache.nn.adjacency import adjacency_of
+
+WIDTH = 32
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "gin": lambda: G.GINConv(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))),
+    "sage": lambda: G.SAGEConv(WIDTH, WIDTH),
+    "graph": lambda: G.GraphConv(WIDTH, WIDTH),
+    "gcn": lambda: G.GCNConv(WIDTH, WIDTH),
+    "gat": lambda: G.GATConv(WIDTH, WIDTH // 2, heads=2),
+    "transformer": lambda: G.TransformerConv(WIDTH, WIDTH),
+}
+
+
+class Check:
+    """One run: what was compared, what was timed.
+
+    Args:
+        device: The accelerator, or the CPU.
+        steps: Repetitions of everything timed.
+    """
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps = device, steps
+        self.rows: list[dict[str, Any]] = []
+
+    def note(self, what: str, value: Any, unit: str = "") -> None:
+        """A line of the table."""
+        self.rows.append({"what": what, "value": value, "unit": unit})
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        print(f"| {what} | {shown} {unit} |", flush=True)
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def time(self, what: str, run: Callable[[], Any]) -> float:
+        """Median milliseconds of a call, the device's work included."""
+        times = []
+        for _ in range(self.steps + 1):
+            self.wait()
+            begun = time.perf_counter()
+            run()
+            self.wait()
+            times.append(1e3 * (time.perf_counter() - begun))
+        self.note(what, float(np.median(times[1:])), "ms")
+        return float(np.median(times[1:]))
+
+    @contextmanager
+    def never_waiting(self) -> Iterator[None]:
+        """Any wait of the host for the device is an error."""
+        if self.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def same_batches(check: Check, dataset: Any, positions: list[int]) -> None:
+    """Masks without a wait, and PyG batches, bit by bit."""
+    here, there = dataset.read_batch(positions), dataset.read_batch(positions).to(check.device)
+    masks = [here.edge_mask(t) for t in dataset.base_graph.edge_types]
+    for _ in range(2):  # what is moved once per process is there the second time
+        there = dataset.read_batch(positions).to(check.device)
+        [there.edge_mask(t) for t in dataset.base_graph.edge_types]
+        check.wait()
+    with check.never_waiting():
+        found = [there.edge_mask(t) for t in dataset.base_graph.edge_types]
+        there.node_mask()
+    equal = all(torch.equal(a, b.cpu()) for a, b in zip(masks, found, strict=True))
+    equal &= torch.equal(here.node_mask(), there.node_mask().cpu())
+    check.note("masks equal the CPU's, made without a wait", equal)
+    wanted, made = here.to_pyg(), there.to_pyg()
+    pairs = [
+        (value, made_store[name])
+        for store, made_store in zip(wanted.stores, made.stores, strict=True)
+        for name, value in store.items()
+        if isinstance(value, Tensor)
+    ]
+    equal = all(torch.equal(a.nan_to_num(), b.cpu().nan_to_num()) and a.dtype == b.dtype for a, b in pairs)
+    check.note(f"to_pyg equals the CPU's, {len(pairs)} tensors", equal)
+
+
+def same_layers(check: Check, batch: Any, there: Any, edge_type: Any) -> None:
+    """Every route and its gradients, against the CPU in double precision."""
+    num_nodes = batch.base_graph[edge_type[0]].num_nodes
+    for name, make in LAYERS.items():
+        torch.manual_seed(0)
+        layer = make().double()
+        x = torch.randn(len(batch), num_nodes, WIDTH, dtype=torch.float64)
+        wanted = _run(layer, x, shared_edges(batch)[edge_type], "general")
+        for route in ("auto", "general"):
+            for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
+                moved = make().to(check.device, dtype)
+                moved.load_state_dict(layer.state_dict())
+                found = _run(moved, x.to(check.device, dtype), shared_edges(there)[edge_type], route)
+                least = 1e-3 * max(
+                    float(a.abs().max()) for a in wanted
+                )  # some gradients are nothing but rounding
+                apart = max(
+                    float((a - b.cpu().double()).abs().max() / a.abs().max().clamp(min=least))
+                    for a, b in zip(wanted, found, strict=True)
+                )
+                name_ = f"{name}, {route}, {str(dtype).removeprefix('torch.')}: values and gradients"
+                check.note(f"{name_} within {tolerance:g}", bool(apart < tolerance), f"({apart:.1e})")
+
+
+def _run(layer: nn.Module, x: Tensor, edges: Any, route: str) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    out = shared_conv(layer, x, edges, route=route)
+    seed = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out)
+    grads = torch.autograd.grad(out, [x, *layer.parameters()], seed, allow_unused=True)
+    return [out.detach(), *(g for g in grads if g is not None)]
+
+
+def products(check: Check, batch: Any, edge_type: Any) -> None:
+    """One wide sparse product against a dense one."""
+    edges = shared_edges(batch)[edge_type]
+    num_nodes = batch.base_graph[edge_type[0]].num_nodes
+    x = torch.randn(len(batch), num_nodes, WIDTH, device=check.device)
+    matrix = adjacency_of(edges.edge_index, num_nodes, num_nodes).matrices(None, torch.float32).matrix
+    wide = x.transpose(0, 1).reshape(num_nodes, -1)
+    dense = matrix.sparse.to_dense()
+    name = f"{edge_type[1]}, {edges.edge_index.size(1):,} edges"
+    check.time(f"{name}: one wide sparse product", lambda: matrix.sparse @ wide)
+    check.time(f"{name}: dense product, float32", lambda: dense @ wide)
+    check.time(f"{name}: dense product for each sample, no transposes", lambda: torch.matmul(dense, x))
+    half = dense.bfloat16(), wide.bfloat16()
+    check.time(f"{name}: dense product, bf16", lambda: half[0] @ half[1])
+
+
+def training(check: Check, dataset: Any, batch_size: int) -> None:
+    """A step in three modes: what the data takes of it, and the most memory."""
+    base = dataset.base_graph
+    graphs = [t for t in base.edge_types if t[0] == t[2]]
+    loader = tc.CacheLoader(dataset, batch_size, shuffle=True, seed=0)
+
+    def stock(batch: Any) -> Any:
+        return Batch.from_data_list([dataset[int(k)] for k in batch.indices]).to(check.device)
+
+    modes: dict[str, Callable[[Any], Any]] = {
+        "shared": lambda batch: batch.to(check.device),
+        "to_pyg": lambda batch: batch.to(check.device).to_pyg(),
+        "stock": stock,
+    }
+    for mode, prepare in modes.items():
+        torch.manual_seed(0)
+        model = HeteroGin(base, WIDTH).to(check.device)
+        optimizer = torch.optim.Adam(model.parameters())
+        if check.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(check.device)
+        try:
+            waits, steps = _train(check, model, optimizer, loader, prepare)
+        except torch.OutOfMemoryError as error:
+            check.note(f"training, {mode}", f"out of memory: {str(error)[:80]}")
+            continue
+        check.note(
+            f"training, {mode}, {len(graphs)} networks: step with its data", float(np.median(steps)), "ms"
+        )
+        check.note(f"training, {mode}: share of waiting for data", 100 * sum(waits) / sum(steps), "%")
+        if check.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(check.device) / 1e9
+            check.note(f"training, {mode}: most memory", peak, "GB")
+
+
+def _train(
+    check: Check, model: nn.Module, optimizer: Any, loader: Any, prepare: Callable[[Any], Any]
+) -> tuple[list[float], list[float]]:
+    waits: list[float] = []
+    steps: list[float] = []
+    batches = iter(loader)
+    for _ in range(check.steps + 2):
+        check.wait()
+        begun = time.perf_counter()
+        read = next(batches)
+        batch = prepare(read)
+        check.wait()
+        waited = time.perf_counter() - begun
+        loss = nn.functional.mse_loss(model(batch), read.labels("fitness").to(check.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        check.wait()
+        waits.append(1e3 * waited)
+        steps.append(1e3 * (time.perf_counter() - begun))
+    return waits[2:], steps[2:]
+
+
+def graph_capture(check: Check, batch: Any, edge_type: Any) -> None:
+    """Whether a shared layer's forward pass can be captured and replayed."""
+    if check.device.type != "cuda":
+        return
+    edges, layer = shared_edges(batch)[edge_type], LAYERS["sage"]().to(check.device)
+    x = shared_input(torch.randn(batch.base_graph[edge_type[0]].num_nodes, WIDTH, device=check.device), batch)
+    x = x.contiguous()
+    try:
+        with torch.no_grad():
+            wanted = shared_conv(layer, x, edges)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = shared_conv(layer, x, edges)
+            graph.replay()
+            check.note("CUDA graph of a shared layer replays to the same", bool(torch.allclose(out, wanted)))
+            check.time("the same layer, replayed", graph.replay)
+            check.time("the same layer, called", lambda: shared_conv(layer, x, edges))
+    except RuntimeError as error:
+        check.note("CUDA graph of a shared layer", f"cannot be captured: {str(error).splitlines()[0][:100]}")
+
+
+def run(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
+    """All checks."""
+    check = Check(torch.device(arguments.device), arguments.steps)
+    workload = make_workload(0, arguments.scale, max(20 * arguments.batch, 200))
+    dataset, _ = ours.build(root / "store", ours.make_source(workload, workload.samples), "perturbation", 1)
+    positions = list(range(arguments.batch))
+    is_cuda = check.device.type == "cuda"
+    check.note("device", torch.cuda.get_device_name(check.device) if is_cuda else "CPU")
+    check.note("torch", torch.__version__)
+    print("|---|---|")
+    same_batches(check, dataset, positions)
+    types = gene_edge_types(dataset.base_graph)
+    small = min(types, key=lambda t: dataset.base_graph[t].edge_index.size(1))
+    few = positions[: min(4, len(positions))]
+    same_layers(check, dataset.read_batch(few), dataset.read_batch(few).to(check.device), small)
+    batch = dataset.read_batch(positions)
+    there = batch.to(check.device)
+    check.time("a batch to the device", lambda: dataset.read_batch(positions).to(check.device))
+    check.time("all edge masks", lambda: [there.edge_mask(t) for t in types])
+    check.time("to_pyg on the device", there.to_pyg)
+    for edge_type in sorted(types, key=lambda t: dataset.base_graph[t].edge_index.size(1))[:: len(types) - 1]:
+        products(check, there, edge_type)
+    graph_capture(check, there, small)
+    training(check, dataset, arguments.batch)
+    return check.rows
+
+
+def main(given: list[str] | None = None) -> list[dict[str, Any]]:
+    """Entry point of ``python -m experiments.gpu_check``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the benchmark's yeast-scale graph")
+    parser.add_argument("--batch", type=int, default=28)
+    parser.add_argument("--steps", type=int, default=10, help="repetitions of what is timed")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(given)
+    with tempfile.TemporaryDirectory() as root:
+        rows = run(arguments, Path(root))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
