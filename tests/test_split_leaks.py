@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache.data.perturbed_sets import first_of_set
+from torchcell_cache.data.dividing import first_of_set
 from torchcell_cache.errors import SettingError
 
 CELL = cell_graph(9)

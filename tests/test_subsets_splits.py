@@ -17,8 +17,8 @@ from torch import distributed as dist
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.data.splits import gears_name
-from torchcell_cache.data.strata import divide, shares, strata_of
+from torchcell_cache.data.dividing import divide, shares, strata_of
+from torchcell_cache.data.split_nodes import gears_name
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, SettingError, StaleCacheError
 
 NUM_GENES = 60

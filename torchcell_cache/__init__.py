@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from torchcell_cache.data.samplers.weighted import WeightedCacheSampler as WeightedCacheSampler
     from torchcell_cache.data.select import select as select
     from torchcell_cache.data.split_groups import split_by_group as split_by_group
-    from torchcell_cache.data.split_sets import Splits as Splits
-    from torchcell_cache.data.splits import split_by_perturbation as split_by_perturbation
-    from torchcell_cache.data.splits import split_random as split_random
+    from torchcell_cache.data.split_nodes import split_by_perturbation as split_by_perturbation
+    from torchcell_cache.data.split_nodes import split_random as split_random
+    from torchcell_cache.data.splits import Splits as Splits
     from torchcell_cache.data.streaming import StreamingCacheDataset as StreamingCacheDataset
     from torchcell_cache.graph.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.graph.records import load_base_graph as load_base_graph
@@ -73,7 +73,7 @@ _PLACES = {
     "PreprocessedDataset": "data.dataset",
     "Sample": "core.samples",
     "SharedGraphBatch": "batch",
-    "Splits": "data.split_sets",
+    "Splits": "data.splits",
     "StreamingCacheDataset": "data.streaming",
     "SubgraphRepresentation": "processors",
     "WeightedCacheSampler": "data.samplers.weighted",
@@ -95,8 +95,8 @@ _PLACES = {
     "select": "data.select",
     "sources": "",
     "split_by_group": "data.split_groups",
-    "split_by_perturbation": "data.splits",
-    "split_random": "data.splits",
+    "split_by_perturbation": "data.split_nodes",
+    "split_random": "data.split_nodes",
     "stage": "remote.copies",
     "testing": "",
     "update": "data.api",

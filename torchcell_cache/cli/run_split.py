@@ -7,10 +7,10 @@ from typing import Any
 from torchcell_cache.cli.settings import Settings
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.dividing import PARTS
 from torchcell_cache.data.split_groups import split_by_group
-from torchcell_cache.data.split_parts import PARTS
-from torchcell_cache.data.split_sets import Splits
-from torchcell_cache.data.splits import split_by_perturbation, split_random
+from torchcell_cache.data.split_nodes import split_by_perturbation, split_random
+from torchcell_cache.data.splits import Splits
 from torchcell_cache.errors import EXIT_OK, SettingError
 
 

@@ -22,6 +22,14 @@ def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
     return value
 
 
+def suggestion(word: str, valid: Iterable[str], list_all: bool = True) -> str:
+    """``; did you mean 'x'? valid: ...`` for a message; nothing where neither a near word nor a list is wanted."""
+    names = list(valid)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";" * list_all
+    return f"{hint} valid: {', '.join(names)}" if list_all else hint
+
+
 def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:
     """Refuse arguments that do not exist.
 

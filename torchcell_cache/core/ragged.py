@@ -80,3 +80,12 @@ def ragged_rows(ptr: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Arr
     out = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=out[1:])
     return np.arange(out[-1], dtype=np.int64) + np.repeat(first - out[:-1], counts), out
+
+
+def means(values: npt.NDArray[Any], owner: Int64Array, count: int) -> npt.NDArray[np.float64]:
+    """Mean of the values that each owner has, ``[count] float64``; NaN is no value, and what stands for none."""
+    known = ~np.isnan(values)
+    total = np.bincount(owner[known], weights=values[known], minlength=count)
+    with np.errstate(invalid="ignore"):
+        found: npt.NDArray[np.float64] = total / np.bincount(owner[known], minlength=count)
+    return found

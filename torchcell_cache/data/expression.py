@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.data.coded_names import CodedNames
-from torchcell_cache.data.column_names import PLACEHOLDER, meant, set_aside, suggestion, typed
+from torchcell_cache.core.checks import suggestion
+from torchcell_cache.data.expression_names import PLACEHOLDER, CodedNames, is_number, meant, set_aside, typed
 from torchcell_cache.errors import SettingError
 
 MAX_LENGTH = 4_000
@@ -250,9 +250,7 @@ class _Columns:
         self.expression, self.columns = expression, columns
 
     def get(self, name: str) -> _Value:
-        usable = [
-            key for key, column in self.columns.items() if column.ndim == 1 and column.dtype.kind in "biuf"
-        ]
+        usable = [key for key, column in self.columns.items() if is_number(column)]
         name = meant(name, usable)
         if name not in usable:
             known = name in self.columns
@@ -262,11 +260,7 @@ class _Columns:
         if column.dtype.kind == "b":
             return _Value(column, True)
         if column.dtype.kind in "iu":
-            if column.size and column.dtype.itemsize == 8 and _beyond(column):
+            if column.size and max(int(column.max()), -int(column.min())) > _LARGEST:
                 raise self.expression._refused(f"reads {name!r}, which holds numbers above 2**53")
             return _Value(column.astype(np.float64), False)
         return _Value(column.astype(np.promote_types(column.dtype, np.float32), copy=False), False)
-
-
-def _beyond(column: npt.NDArray[Any]) -> bool:
-    return int(column.max()) > _LARGEST or int(column.min()) < -_LARGEST

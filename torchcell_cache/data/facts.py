@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.columns import categories_of, named, names_apart, names_in
 
@@ -136,14 +136,8 @@ class StoredFacts(abc.ABC):
         if len(table.values) == len(table) and "value_count" not in self.generation.columns:
             return {name: table.values[rows, k] for k, name in enumerate(names)}
         owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
-        out = {}
-        for k, name in enumerate(names):
-            known = ~np.isnan(table.values[:, k])
-            total = np.bincount(owner[known], weights=table.values[known, k], minlength=len(table))
-            count = np.bincount(owner[known], minlength=len(table))
-            with np.errstate(invalid="ignore"):
-                out[name] = (total / count)[rows].astype(np.float32)
-        return out
+        labels = ((name, means(table.values[:, k], owner, len(table))) for k, name in enumerate(names))
+        return {name: mean[rows].astype(np.float32) for name, mean in labels}
 
     @property
     def label_df(self) -> pd.DataFrame:

@@ -34,7 +34,6 @@ FORMAT = "torchcell_cache indices"
 VERSION = 1
 _MAX_HEADER = 4096
 _HEADER = re.compile(r"'descr': *'([<>|][iu][1248])'[,}]"), re.compile(r"'shape': *\((\d{1,18}),\)[,}]")
-_KEYS = {"format", "version", "store", "count", "xxh3", "made_by"}
 _STORE_KEYS = {"content_digest", "num_samples", "fingerprint"}
 
 
@@ -54,12 +53,9 @@ def identity_of(generation: Generation) -> dict[str, Any]:
 
 
 def check_identity(stored: dict[str, Any], generation: Generation, path: Path) -> None:
-    """Refuse a store whose positions mean other samples.
+    """Refuse a store whose positions mean other samples, naming each part that differs.
 
     The same source processed the same way has the same sample at the same position in every ``storage``.
-
-    Raises:
-        StaleCacheError: Naming each part that differs.
     """
     here = identity_of(generation)
     trees = [{k: v for k, v in one["fingerprint"].items() if k != "storage"} for one in (stored, here)]
@@ -113,16 +109,21 @@ def save_indices(
         with storage_errors(sidecar):
             sidecar.unlink(missing_ok=True)
         return target
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "store": identity_of(generation),
-        "count": len(positions),
-        "xxh3": digest_of(positions),
-        "made_by": plain(made_by or {}, "made_by"),
-    }
-    write_atomic(sidecar, seal(document), mode=0o644)
+    write_document(sidecar, FORMAT, generation, made_by or {}, **entry_of(positions))
     return target
+
+
+def entry_of(positions: Int64Array) -> dict[str, Any]:
+    """What tells positions from others."""
+    return {"count": len(positions), "xxh3": digest_of(positions)}
+
+
+def write_document(
+    path: Path, form: str, generation: Generation, made_by: dict[str, Any], **content: Any
+) -> None:
+    """Write what samples of a store are, sealed."""
+    head = {"format": form, "version": VERSION, "store": identity_of(generation)}
+    write_atomic(path, seal({**head, **content, "made_by": plain(made_by, "made_by")}), mode=0o644)
 
 
 def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
@@ -144,42 +145,31 @@ def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
     """
     source = npy_path("indices", path)
     generation: Generation = getattr(dataset, "generation", dataset)
-    positions = read_npy(source)
-    stored = read_sidecar(source)
-    if stored is None:
-        return within(positions, generation, source)
-    if (stored["count"], stored["xxh3"]) != (len(positions), digest_of(positions)):
-        raise StaleCacheError(
-            f"{source} is not the file that {sidecar_of(source).name} describes: it was changed or damaged",
-            path=source,
-            fix=f"select again, or remove {sidecar_of(source)} to use it as it is",
-        )
-    check_identity(stored["store"], generation, source)
-    return within(positions, generation, source)
-
-
-def read_sidecar(path: Path) -> dict[str, Any] | None:
-    """What an index file says about its store, or ``None`` if it says nothing.
-
-    Raises:
-        CorruptManifestError: If it is damaged.
-        FormatError: If another version wrote it.
-    """
-    sidecar = sidecar_of(path)
+    sidecar = sidecar_of(source)
     try:
-        document = read_sealed(sidecar, fix=f"select again, or remove {sidecar}")
+        stored = read_document(sidecar, FORMAT, {"count", "xxh3"}, f"select again, or remove {sidecar}")
     except FileNotFoundError:
-        return None
-    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        return read_positions(source, generation)
+    check_identity(stored["store"], generation, source)
+    entry = {key: stored[key] for key in ("count", "xxh3")}
+    fix = f"select again, or remove {sidecar} to use it as it is"
+    return read_positions(source, generation, entry, sidecar.name, fix)
+
+
+def read_document(path: Path, form: str, keys: set[str], fix: str) -> dict[str, Any]:
+    """What :func:`write_document` wrote, checked; ``FileNotFoundError`` if there is nothing."""
+    document = read_sealed(path, fix=fix)
+    found = document.get("format"), document.get("version")
+    if found != (form, VERSION):
         raise FormatError(
-            f"{sidecar} is {document.get('format')!r} version {document.get('version')!r}, expected {FORMAT!r} "
-            f"version {VERSION}",
-            path=sidecar,
-            fix="upgrade torchcell_cache, or select again",
+            f"{path} is {found[0]!r} version {found[1]!r}, expected {form!r} version {VERSION}",
+            path=path,
+            fix=f"upgrade torchcell_cache, or {fix}",
         )
-    store = document.get("store")
-    if set(document) != _KEYS or not _is_identity(store):
-        raise CorruptManifestError(f"{sidecar} lacks what it should hold", path=sidecar, fix="select again")
+    if set(document) != {"format", "version", "store", "made_by", *keys} or not _is_identity(
+        document["store"]
+    ):
+        raise CorruptManifestError(f"{path} lacks what it should hold", path=path, fix=fix)
     return document
 
 
@@ -192,12 +182,19 @@ def _is_identity(store: Any) -> bool:
     )
 
 
-def within(positions: Int64Array, generation: Generation, path: Path) -> Int64Array:
-    """``positions`` if the store has them all.
-
-    Raises:
-        IndexError: Naming the file.
-    """
+def read_positions(
+    path: Path,
+    generation: Generation,
+    entry: dict[str, Any] | None = None,
+    origin: str = "",
+    fix: str | None = None,
+) -> Int64Array:
+    """Positions of an index file that the store has, and that are those of ``entry``."""
+    positions = read_npy(path)
+    if entry is not None and entry != entry_of(positions):
+        raise StaleCacheError(
+            f"{path} is not the file that {origin} describes: it was changed or damaged", path=path, fix=fix
+        )
     if len(positions) and int(positions.min()) < 0:
         raise IndexError(f"{path}: position {int(positions.min())}, expected 0 to {len(generation) - 1}")
     try:
@@ -207,11 +204,7 @@ def within(positions: Int64Array, generation: Generation, path: Path) -> Int64Ar
 
 
 def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
-    """The path if its name ends in ``.npy``.
-
-    Raises:
-        SettingError: If it does not.
-    """
+    """The path if its name ends in ``.npy``."""
     text = local_path(path, key)
     if text.suffix != ".npy":
         raise SettingError(f"{key}={text}: index files end in .npy", fix=f"{key}={text.with_suffix('.npy')}")
@@ -219,12 +212,7 @@ def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
 
 
 def read_npy(path: Path) -> Int64Array:
-    """One row of whole numbers from a ``.npy`` file, ``[n] int64``; sizes are compared before anything is allocated.
-
-    Raises:
-        CacheNotFoundError: If it is missing.
-        FormatError: If it is anything else.
-    """
+    """One row of whole numbers from a ``.npy`` file, ``[n] int64``; sizes are compared before anything is allocated."""
     try:
         with storage_errors(path, "read"), path.open("rb") as file:
             shape, dtype = _header(file, path)

@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from torchcell_cache.core.checks import choice
+from torchcell_cache.core.checks import choice, suggestion
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.numbers import seed_number, whole_number
 from torchcell_cache.core.ragged import Int64Array, ragged_rows
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.column_names import suggestion
+from torchcell_cache.data.dividing import column, draw, of_store, strata_of
 from torchcell_cache.data.expression import Expression
 from torchcell_cache.data.index_file import load_indices
 from torchcell_cache.data.samplers.order import epoch_order
-from torchcell_cache.data.strata import column, draw, strata_of
 from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.graph.topology import perturbable_type
@@ -63,17 +61,14 @@ def select(
         SettingError: If a column, node or id is unknown, or fewer than ``n`` samples are left.
         StaleCacheError: If ``listed`` is an index file of another store.
     """
-    if not hasattr(dataset, "generation"):
-        raise SettingError(
-            f"select chooses from a store or a view of one, got {type(dataset).__name__}",
-            fix="dataset[indices] is a view of some samples",
-        )
+    of_store("select", dataset)
     genes, without = _texts("genes", genes), _texts("without", without)
     choice("match", match, MATCHES)
     rows = np.arange(len(dataset), dtype=np.int64) if listed is None else _listed(dataset, listed)
     kept = np.ones(len(dataset), dtype=bool)
     if where is not None:
-        kept &= _where(dataset, where)
+        columns = {"index": dataset.positions(), **dataset.columns}
+        kept &= Expression(where).mask(columns, len(dataset), dataset.categories)
     if genes:
         counts, sizes = count_perturbed(dataset, _node_ids(dataset, "genes", genes))
         kept &= {
@@ -101,11 +96,6 @@ def _texts(key: str, names: Any) -> list[str]:
     return out
 
 
-def _where(dataset: Any, where: str) -> npt.NDArray[np.bool_]:
-    columns = dataset.columns
-    return Expression(where).mask({"index": dataset.positions(), **columns}, len(dataset), dataset.categories)
-
-
 def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
     """Which of ``rows`` are drawn, ascending."""
     n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1), seed_number(seed)
@@ -122,11 +112,7 @@ def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | No
 
 
 def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
-    """Perturbed ids of all samples of a dataset, ``[sum of counts] int64``, and their offsets, ``[n + 1] int64``.
-
-    Raises:
-        SettingError: If the store knows no perturbed nodes.
-    """
+    """Perturbed ids of all samples of a dataset, ``[sum of counts] int64``, and their offsets, ``[n + 1] int64``."""
     table = dataset.generation.table
     if table is None:
         raise SettingError(
@@ -148,11 +134,7 @@ def count_perturbed(dataset: Any, nodes: Int64Array) -> tuple[Int64Array, Int64A
 
 
 def node_names_of(dataset: Any) -> list[str]:
-    """Names of the perturbable nodes, by id.
-
-    Raises:
-        SettingError: If the base graph names none.
-    """
+    """Names of the perturbable nodes, by id."""
     generation = dataset.generation
     graph, topology = generation.base_graph, generation.topology
     names = None
@@ -179,8 +161,11 @@ def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
 
 def _near(name: str, names: list[str]) -> str:
     """Suggestion without listing thousands of names."""
-    text = suggestion(name, names).partition("; valid")[0].partition(" valid")[0]
-    return f"{text} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}" if names else ""
+    return (
+        f"{suggestion(name, names, False)} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}"
+        if names
+        else ""
+    )
 
 
 # Lists
@@ -235,8 +220,6 @@ def _by_source_id(dataset: Any, wanted: list[str], origin: str) -> Int64Array:
             known[name] = position
     missing = next((name for name in wanted if name not in known), None)
     if missing is not None:
-        near = (
-            suggestion(missing, list(table.source_ids[:2000])).partition("; valid")[0].partition(" valid")[0]
-        )
+        near = suggestion(missing, table.source_ids[:2000], False)
         raise SettingError(f"{origin}: the store has no sample with source id {missing!r:.80}{near}")
     return into_view(dataset, np.array([known[name] for name in wanted], dtype=np.int64), origin)

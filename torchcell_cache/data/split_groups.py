@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.column_names import suggestion
+from torchcell_cache.core.checks import suggestion
+from torchcell_cache.core.ragged import Int64Array, means
+from torchcell_cache.data.dividing import PARTS, divide, named_parts, planned, strata
 from torchcell_cache.data.samplers.weighted import column_of
-from torchcell_cache.data.split_parts import PARTS, checked_fractions, made_by, named_parts
-from torchcell_cache.data.split_sets import Splits
-from torchcell_cache.data.strata import divide, means, strata_of, values_of
+from torchcell_cache.data.splits import Splits
 from torchcell_cache.errors import SettingError
 
 _MOST_LISTED = 20
@@ -59,8 +58,7 @@ def split_by_group(
     Example:
         >>> splits = tc.split_by_group(ds, "donor", test=["D3"])  # doctest: +SKIP
     """
-    parts = checked_fractions(fractions)
-    how = made_by(dataset, "split_by_group", parts, len(fractions), seed, stratify, bins)
+    parts, how, values = planned(dataset, "split_by_group", fractions, seed, stratify, bins)
     groups = _Groups(dataset, column)
     named = {name: groups.numbers(name, given) for name, given in zip(PARTS, (train, val, test), strict=True)}
     how |= {"column": column, **{name: list(map(str, given)) for name, given in named.items() if given}}
@@ -68,11 +66,9 @@ def split_by_group(
         raise SettingError(
             "val= names groups, and two fractions leave out validation", fix="fractions=(0.8, 0.1, 0.1)"
         )
-    values = values_of(dataset, stratify)
-    strata = np.zeros(groups.count, dtype=np.int64)
     if values is not None:
-        strata = strata_of(means(values, groups.of, groups.count), how["bins"])
-    part = _dealt(groups, strata, parts, named, how["seed"])
+        values = means(values, groups.of, groups.count)
+    part = _dealt(groups, strata(values, groups.count, how["bins"]), parts, named, how["seed"])
     return Splits(dataset, named_parts(part[groups.of], how), {}, how).said(progress)
 
 
@@ -134,10 +130,8 @@ def _refuse_several(dataset: Any, column: str) -> None:
     if table is None or column not in names or bool((np.diff(table.value_ptr) <= 1).all()):
         return
     rows = dataset.positions()
-    values, owner = (
-        table.values[:, names.index(column)],
-        np.repeat(np.arange(len(table)), np.diff(table.value_ptr)),
-    )
+    values = table.values[:, names.index(column)]
+    owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
     low, high = np.full(len(table), np.inf), np.full(len(table), -np.inf)
     known = ~np.isnan(values)
     np.minimum.at(low, owner[known], values[known])
@@ -152,7 +146,7 @@ def _refuse_several(dataset: Any, column: str) -> None:
 
 
 def _dealt(
-    groups: _Groups, strata: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
+    groups: _Groups, stratum: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
 ) -> Int64Array:
     """Part of each group, ``[num_groups] int64``."""
     part = np.full(groups.count, -1, dtype=np.int64)
@@ -171,7 +165,7 @@ def _dealt(
             fix="name them too, or leave one part's groups out",
         )
     if len(rest):
-        part[rest] = _filled(divide(strata[rest], open_shares / open_shares.sum(), seed), open_shares)
+        part[rest] = _filled(divide(stratum[rest], open_shares / open_shares.sum(), seed), open_shares)
     return part
 
 

@@ -1,233 +1,258 @@
-"""Splits without leaks: by perturbed node, and at random.
-
-A model that has seen ``A`` and ``B`` deleted does better on ``A, B`` than on nodes it never saw. A random split of samples hides
-that: nearly every test node is a training node. Here nodes are divided first, and test samples are told apart by how many of
-their nodes no training sample perturbs (the "simulation split" of GEARS, Roohani et al. 2023, for any number of nodes). What is
-dealt out are perturbed *sets*: replicates, reciprocal crosses and the cells of one condition are never torn apart.
-"""
+"""``Splits``: named parts of a store, saved with the fingerprint they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from torchcell_cache.core.checks import choice
-from torchcell_cache.core.ragged import Int64Array, ragged_rows
-from torchcell_cache.data.perturbed_sets import first_of_set
-from torchcell_cache.data.samplers.weighted import Float64Array
+from torchcell_cache.core.checks import suggestion
+from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dividing import PARTS, count_divided, first_of_set
+from torchcell_cache.data.index_file import (
+    check_identity,
+    entry_of,
+    read_document,
+    read_positions,
+    save_indices,
+    sidecar_of,
+    write_document,
+)
 from torchcell_cache.data.select import perturbed_of
-from torchcell_cache.data.split_parts import checked_fractions, made_by, named_parts
-from torchcell_cache.data.split_sets import Splits
-from torchcell_cache.data.strata import divide, means, strata_of, values_of
+from torchcell_cache.data.view import into_view
+from torchcell_cache.errors import (
+    CacheError,
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+    SettingError,
+)
 
-NAMES = ("unseen", "gears")
-CONTROLS = ("random", "train")
-_SAMPLES, _NODES = 0, 1
-
-
-def split_random(
-    dataset: Any,
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    *,
-    seed: int = 0,
-    stratify: str | None = None,
-    bins: int = 10,
-    progress: bool = True,
-) -> Splits:
-    """Samples dealt out at random: replicates of one perturbed set end up in several parts, which is said.
-
-    Args:
-        dataset: A store or a view of it.
-        fractions: Shares of training, validation and test samples; two shares leave out validation.
-        seed: Seed; the same split on every machine and numpy version.
-        stratify: Column whose classes or quantiles every part has in proportion.
-        bins: Number of quantiles.
-        progress: Say on stderr what is to know about the split, see :attr:`Splits.notes`.
-
-    Raises:
-        SettingError: If an argument is wrong.
-
-    Example:
-        >>> splits = tc.split_random(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
-    """
-    parts = checked_fractions(fractions)
-    how = made_by(dataset, "split_random", parts, len(fractions), seed, stratify, bins)
-    values = values_of(dataset, stratify)
-    part = divide(_strata(values, len(dataset), how["bins"]), parts, how["seed"], _SAMPLES)
-    return Splits(dataset, named_parts(part, how), {}, how).said(progress)
+SPLITS_FILE = "splits.json"
+FORMAT = "torchcell_cache splits"
+_AGAIN = "split again: the same seed gives the same parts"
 
 
-def split_by_perturbation(
-    dataset: Any,
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
-    *,
-    seen_fractions: Sequence[float] | None = None,
-    seed: int = 0,
-    stratify: str | None = None,
-    bins: int = 10,
-    names: str = "unseen",
-    controls: str = "random",
-    progress: bool = True,
-) -> Splits:
-    """Nodes divided into training, validation and test nodes, and perturbed sets by the nodes in them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Splits:
+    """Parts of a dataset, and groups within them.
 
-    All samples that perturb the same set of nodes (replicates, reciprocal crosses, other environments, the cells of one
-    condition) go to one part together:
+    ``splits["train"]`` and ``splits["test_unseen1"]`` are indices into :attr:`dataset`, ``[n] int64`` ascending;
+    ``splits.view("train")`` is the view of them.
 
-    * A set all of whose nodes are training nodes goes to training, or by ``seen_fractions`` to validation or test
-      (a combination that is new, of nodes that are not).
-    * Any other set belongs to ``val`` if its held-out nodes are all validation nodes, to ``test`` if they are all test
-      nodes, and to ``mixed`` if it has both: scoring those would test on nodes that chose the model.
-    * A training node may happen to be in no training sample; a test sample that shares such a node with a validation sample
-      is ``mixed`` too.
-
-    So no two parts have a perturbed set in common, no training sample perturbs a held-out node, and a node that training
-    never saw is in validation samples or in test samples, never in both. Samples that perturb nothing (controls) are
-    exempt.
-    Groups count what training really saw: ``test_unseen1`` has one node that no training sample perturbs, whatever set the
-    node was put in.
-
-    Args:
-        dataset: A store or a view of it.
-        fractions: Shares of the *nodes* for training, validation and test; two shares leave out validation. Of pairs, about
-            the square of the first share end up in training, of triples the cube.
-        seen_fractions: How sets of training nodes only are shared out; ``fractions`` if ``None``, ``(1, 0, 0)`` keeps
-            them all for training.
-        seed: Seed; the same split on every machine and numpy version.
-        stratify: Column (a label) whose classes or quantiles are kept in proportion: sets by the mean over their samples,
-            nodes by the mean over the sets they are in.
-        bins: Number of quantiles.
-        names: Names of the groups: ``unseen`` (``test_unseen0`` to ``test_unseen3`` and on) or ``gears``
-            (``test_unseen_single``, ``test_combo_seen0`` to ``test_combo_seen2`` and on).
-        controls: Where samples that perturb nothing go: ``random``, each for itself by ``seen_fractions``, or ``train``.
-        progress: Say on stderr what is to know about the split (parts that came out empty), see :attr:`Splits.notes`.
-
-    Raises:
-        SettingError: If an argument is wrong, or the store knows no perturbed nodes.
-
-    Example:
-        >>> splits = tc.split_by_perturbation(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
-        >>> train = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)  # doctest: +SKIP
-    """
-    parts = checked_fractions(fractions)
-    seen_parts = parts if seen_fractions is None else checked_fractions(seen_fractions, len(fractions))
-    how = made_by(dataset, "split_by_perturbation", parts, len(fractions), seed, stratify, bins)
-    how |= {
-        "seen_fractions": None if seen_fractions is None else [float(share) for share in seen_fractions],
-        "names": choice("names", names, NAMES),
-        "controls": choice("controls", controls, CONTROLS),
-    }
-    ids, ptr = perturbed_of(dataset)
-    # In the order of their first samples: without replicates, set k is sample k.
-    rows, set_of = np.unique(first_of_set(ids, ptr), return_inverse=True)
-    values = values_of(dataset, stratify)
-    at, set_ptr = ragged_rows(ptr, rows)
-    sets = _Sets(ids[at], set_ptr, None if values is None else means(values, set_of, len(rows)), how["bins"])
-    part = sets.dealt(parts, seen_parts, how["seed"], controls == "train")[set_of]
-
-    named = named_parts(part, how)
-    named["mixed"] = np.flatnonzero(part == 3)
-    return Splits(dataset, named, _groups(named, ids, ptr, names), how).said(progress)
-
-
-class _Sets:
-    """The different perturbed sets of a dataset, each once, and what they are dealt out by.
-
-    Args:
-        ids: Perturbed ids, set after set.
-        ptr: Offsets into ``ids``, ``[num_sets + 1] int64``.
-        values: The value each set is stratified by, ``[num_sets] float64``, NaN for none.
-        bins: Number of quantiles.
+    Attributes:
+        dataset: The dataset that was split.
+        parts: Indices by name; disjoint, and together every sample of the dataset.
+        groups: Indices of groups within the parts, such as ``test_unseen1``.
+        made_by: How the split was made, plain JSON values.
     """
 
-    def __init__(self, ids: Int64Array, ptr: Int64Array, values: Float64Array | None, bins: int) -> None:
-        self.ids, self.values, self.bins, self.count = ids, values, bins, len(ptr) - 1
-        self.owner = np.repeat(np.arange(self.count), np.diff(ptr))
-        self.empty = np.diff(ptr) == 0
+    dataset: Any = field(repr=False)
+    parts: dict[str, Int64Array] = field(repr=False)
+    groups: dict[str, Int64Array] = field(default_factory=dict, repr=False)
+    made_by: dict[str, Any] = field(default_factory=dict)
 
-    def dealt(
-        self, parts: Sequence[float], seen_parts: Sequence[float], seed: int, controls_train: bool
-    ) -> Int64Array:
-        """Part of each set, ``[num_sets] int64``: train, val, test, mixed."""
-        node_part = self._divided_nodes(parts, seed)[self.ids]
-        val, test = (np.bincount(self.owner[node_part == k], minlength=self.count) > 0 for k in (1, 2))
-        part = val + 2 * test.astype(np.int64)
-        dealt = part == 0
-        if controls_train:
-            dealt &= ~self.empty
-        strata = _strata(self.values, self.count, self.bins)[dealt]
-        part[dealt] = divide(strata, seen_parts, seed, _SAMPLES)
-        part[self._shared_with_validation(part)] = 3
-        return part
-
-    def _divided_nodes(self, parts: Sequence[float], seed: int) -> Int64Array:
-        """Part of each node, ``[largest id + 1] int64``; only nodes that some set perturbs are dealt out."""
-        nodes = np.unique(self.ids)
-        values = None
-        if self.values is not None and len(nodes):
-            values = means(self.values[self.owner], self.ids, int(nodes[-1]) + 1)[nodes]
-        out = np.zeros(int(self.ids.max(initial=-1)) + 1, dtype=np.int64)
-        out[nodes] = divide(_strata(values, len(nodes), self.bins), parts, seed, _NODES)
-        return out
-
-    def _shared_with_validation(self, part: Int64Array) -> npt.NDArray[np.bool_]:
-        """Test sets with a node that validation sets perturb and training sets do not, ``[num_sets] bool``."""
-        seen, validated = (np.zeros(int(self.ids.max(initial=-1)) + 1, dtype=bool) for _ in range(2))
-        seen[self.ids[part[self.owner] == 0]] = True
-        validated[self.ids[part[self.owner] == 1]] = True
-        shared = np.bincount(self.owner[(validated & ~seen)[self.ids]], minlength=self.count) > 0
-        found: npt.NDArray[np.bool_] = shared & (part == 2)
+    def __getitem__(self, name: str) -> Int64Array:
+        found = self.parts.get(name, self.groups.get(name))
+        if found is None:
+            raise SettingError(f"the split has no part {name!r}{suggestion(str(name), self.names)}")
         return found
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all parts and groups."""
+        return [*self.parts, *self.groups]
 
-def _strata(values: Float64Array | None, count: int, bins: int) -> Int64Array:
-    return np.zeros(count, dtype=np.int64) if values is None else strata_of(values, bins)
+    @property
+    def train(self) -> Int64Array:
+        """Indices of the training samples."""
+        return self["train"]
+
+    @property
+    def val(self) -> Int64Array:
+        """Indices of the validation samples."""
+        return self["val"]
+
+    @property
+    def test(self) -> Int64Array:
+        """Indices of the test samples."""
+        return self["test"]
+
+    def view(self, name: str) -> Any:
+        """A part or group as a view of the dataset."""
+        return self.dataset[self[name]]
+
+    def summary(self) -> str:
+        """A table: samples of each part and group, their share, and the mean of the first label."""
+        columns = self.dataset.columns
+        label = next(
+            (n for n in (*self.dataset.label_columns.values(), "y") if n in columns and columns[n].ndim == 1),
+            None,
+        )
+        total = max(len(self.dataset), 1)
+        lines = [f"{'part':<22}{'samples':>10}{'share':>9}" + (f"  mean {label}" if label else "")]
+        for name in self.names:
+            rows = self[name]
+            line = f"{'  ' * (name in self.groups) + name:<22}{len(rows):>10,}{len(rows) / total:>9.1%}"
+            if label is not None:
+                values = np.asarray(columns[label][rows], dtype=np.float64)
+                values = values[~np.isnan(values)]
+                line += f"  {values.mean():.4g}" if len(values) else "  -"
+            lines.append(line)
+        return "\n".join(lines)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to know about the split, in plain lines: parts that came out empty, sets that several parts share."""
+        shares = [self.made_by.get(key) or [] for key in ("fractions", "seen_fractions")]
+        asked = PARTS if len(shares[0]) == 3 else (PARTS[0], PARTS[2])
+        wanted = [name for k, name in enumerate(asked) if any(k < len(s) and s[k] > 0 for s in shares)]
+        lines = [
+            f"{name} is empty: its share of {len(self.dataset):,} samples came to none; a larger share gives it some"
+            for name in wanted
+            if not len(self.parts.get(name, ()))
+        ]
+        if (column := self.made_by.get("column")) is not None:
+            values = self.dataset.columns[column]
+            if nameless := int(np.count_nonzero(values != values)):
+                lines.append(f"{nameless:,} samples have no {column} and are one group")
+        part = np.full(len(self.dataset), -1, dtype=np.int64)
+        for k, rows in enumerate(self.parts.values()):
+            part[rows] = k
+        known = self.dataset.generation.table is not None
+        if known and (divided := count_divided(first_of_set(*perturbed_of(self.dataset)), part)):
+            lines.append(
+                f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "
+                "split_by_perturbation keeps each in one"
+            )
+        return tuple(lines)
+
+    def report(self) -> str:
+        """:meth:`summary`, followed by the notes."""
+        return "\n".join([self.summary(), *self.notes])
+
+    def said(self, progress: bool) -> Splits:
+        """This split, its notes said on stderr by one rank unless ``progress`` is false."""
+        notes = self.notes if progress else ()
+        if notes:
+            from torchcell_cache.core.progress import Say  # training that reads a split needs no builder
+
+            Say(True).notes(notes)
+        return self
+
+    def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the split: an index file per part and group, and ``splits.json``, which makes it complete.
+
+        The same split again is no replacement: what is there already is left as it is.
+
+        Args:
+            directory: Directory to be; made if it is not there.
+            overwrite: Replace a split that is there.
+
+        Raises:
+            SettingError: If another one is there.
+            StorageError: If it cannot be written.
+        """
+        where = local_path(directory, "directory")
+        document = where / SPLITS_FILE
+        if document.exists() and not overwrite:
+            if self._is_saved(where):
+                return where
+            raise SettingError(
+                f"{where} holds another split already", path=where, fix="overwrite=True, or another directory"
+            )
+        make_dirs_durable(where)
+        with storage_errors(where):
+            if document.exists():  # without it the directory is no split, whatever happens below
+                old = _names_in(document)
+                document.unlink()
+                fsync_dir(where)
+                for name in old:
+                    (where / f"{name}.npy").unlink(missing_ok=True)
+                    sidecar_of(where / f"{name}.npy").unlink(missing_ok=True)
+        listed: dict[str, dict[str, Any]] = {"parts": {}, "groups": {}}
+        for kind, sets in (("parts", self.parts), ("groups", self.groups)):
+            for name, rows in sets.items():
+                how = {**self.made_by, "part": name}
+                save_indices(where / f"{name}.npy", rows, self.dataset, made_by=how)
+                listed[kind][name] = entry_of(self.dataset.positions(rows))
+        write_document(document, FORMAT, self.dataset.generation, self.made_by, **listed)
+        return where
+
+    def _is_saved(self, where: Path) -> bool:
+        """Whether exactly these samples of this store are saved there, intact."""
+        try:
+            found = Splits.load(where, self.dataset)
+        except (CacheError, IndexError):
+            return False
+        return all(
+            mine.keys() == there.keys()
+            and all(np.array_equal(rows, there[name]) for name, rows in mine.items())
+            for mine, there in ((self.parts, found.parts), (self.groups, found.groups))
+        )
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], dataset: Any) -> Splits:
+        """Read a split for the store it was made for, or for one with the same samples.
+
+        Args:
+            directory: Where it was saved.
+            dataset: The store, or a view that has all its samples.
+
+        Raises:
+            CacheNotFoundError: If there is no split.
+            StaleCacheError: If it was made for another store, or a file changed since.
+            CorruptManifestError: If ``splits.json`` is damaged.
+        """
+        where = local_path(directory, "directory")
+        document = read_splits_file(where)
+        check_identity(document["store"], dataset.generation, where / SPLITS_FILE)
+        sets: dict[str, dict[str, Int64Array]] = {"parts": {}, "groups": {}}
+        for kind, found in sets.items():
+            for name, entry in sorted(document[kind].items(), key=lambda item: _order(item[0])):
+                path = where / f"{name}.npy"
+                positions = read_positions(path, dataset.generation, entry, SPLITS_FILE, _AGAIN)
+                found[name] = into_view(dataset, positions, str(path))
+        return cls(dataset, sets["parts"], sets["groups"], document["made_by"])
 
 
-def unseen_counts(ids: Int64Array, ptr: Int64Array, train: Int64Array) -> Int64Array:
-    """How many nodes of each sample no training sample perturbs, ``[num_samples] int64``.
-
-    Args:
-        ids: Perturbed ids of all samples.
-        ptr: Offsets into ``ids``, ``[num_samples + 1]``.
-        train: Training samples.
-    """
-    count = len(ptr) - 1
-    owner = np.repeat(np.arange(count), np.diff(ptr))
-    training = np.zeros(count, dtype=bool)
-    training[train] = True
-    seen = np.zeros(int(ids.max(initial=-1)) + 1, dtype=bool)
-    seen[ids[training[owner]]] = True
-    return np.bincount(owner[~seen[ids]], minlength=count).astype(np.int64)
-
-
-def gears_name(num_perturbed: int, num_unseen: int) -> str:
-    """GEARS' name of a group: ``unseen_single``, ``combo_seen0`` to ``combo_seen2``; continued for more nodes.
-
-    Samples that perturb nothing are ``control``, single nodes that training saw (GEARS has none) ``seen_single``.
-    """
-    if num_perturbed == 0:
-        return "control"
-    if num_perturbed == 1:
-        return "unseen_single" if num_unseen else "seen_single"
-    return f"combo_seen{num_perturbed - num_unseen}"
+def read_splits_file(directory: Path) -> dict[str, Any]:
+    """The checked content of a split's ``splits.json``."""
+    path = directory / SPLITS_FILE
+    try:
+        document = read_document(path, FORMAT, {"parts", "groups"}, _AGAIN)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheNotFoundError(
+            f"no split at {directory} ({SPLITS_FILE} is missing)",
+            path=directory,
+            fix=f"torchcell-cache split root=... out={directory}",
+        ) from None
+    if not all(_are_entries(document[kind]) for kind in ("parts", "groups")):
+        raise CorruptManifestError(f"{path} lacks what it should hold", path=path, fix=_AGAIN)
+    return document
 
 
-def _groups(
-    named: dict[str, Int64Array], ids: Int64Array, ptr: Int64Array, names: str
-) -> dict[str, Int64Array]:
-    unseen, sizes = unseen_counts(ids, ptr, named["train"]), np.diff(ptr)
-    most = int(sizes.max(initial=0))
-    code = sizes * (most + 1) + unseen if names == "gears" else unseen
-    out: dict[str, Int64Array] = {}
-    for part in ("val", "test"):
-        rows = named.get(part, np.zeros(0, dtype=np.int64))
-        merged: dict[str, list[Int64Array]] = {}
-        for value in np.unique(code[rows]).tolist():
-            name = gears_name(*divmod(value, most + 1)) if names == "gears" else f"unseen{value}"
-            merged.setdefault(name, []).append(rows[code[rows] == value])
-        out |= {f"{part}_{name}": np.sort(np.concatenate(merged[name])) for name in sorted(merged)}
-    return out
+def _are_entries(entries: Any) -> bool:
+    return isinstance(entries, Mapping) and all(
+        name.replace("_", "").isalnum() and isinstance(entry, dict) and set(entry) == {"count", "xxh3"}
+        for name, entry in entries.items()
+    )
+
+
+def _names_in(document: Path) -> list[str]:
+    try:
+        content = read_splits_file(document.parent)
+    except (CorruptManifestError, FormatError):
+        return []
+    return [*content["parts"], *content["groups"]]
+
+
+def _order(name: str) -> tuple[int, str]:
+    first = name.partition("_")[0]
+    return (PARTS.index(first) if first in PARTS else len(PARTS), name)

@@ -1,24 +1,64 @@
-"""Texts in an expression: compared with columns that hold codes of names."""
+"""Names in an expression: of columns, as they were typed, and texts, where columns hold codes of names.
+
+The parser takes identifiers in Unicode's NFKC form, in which a micro sign is a Greek letter and a decomposed umlaut one
+character. So names that are not plain ASCII, and those in backticks, stand aside while it works.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from torchcell_cache.data.column_names import meant, suggestion
+import numpy.typing as npt
+
+from torchcell_cache.core.checks import suggestion
 
 if TYPE_CHECKING:
     from torchcell_cache.data.expression import Expression
 
+PLACEHOLDER = "quoted_column_"
+_PARTS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`([^`]*)`|(?:\w|[^\x00-\x7f])+""")
+
+
+def set_aside(text: str) -> tuple[str, list[str]]:
+    """The expression with placeholders for names that the parser must not see, and those names, by number."""
+    names: list[str] = []
+
+    def aside(match: re.Match[str]) -> str:
+        word, quoted = match[0], match[1]
+        if quoted is None and (word[0] in "'\"" or word.isascii() or not word.isidentifier()):
+            return word
+        names.append(word if quoted is None else quoted)
+        return f" {PLACEHOLDER}{len(names) - 1} "
+
+    return _PARTS.sub(aside, text), names
+
+
+def typed(text: str, names: list[str]) -> str:
+    """An excerpt of the expression with its names in the place of placeholders."""
+    return re.sub(rf"{PLACEHOLDER}(\d+)", lambda match: f"`{names[int(match[1])]}`", text)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name that ``name`` is, or the only one that looks the same; ``name`` itself if there is none."""
+    known = list(known)
+    if name in known:
+        return name
+    form = unicodedata.normalize("NFKC", name)
+    alike = [other for other in known if unicodedata.normalize("NFKC", other) == form]
+    return alike[0] if len(alike) == 1 else name
+
+
+def is_number(column: npt.NDArray[Any]) -> bool:
+    """Whether a column has one number per sample."""
+    return column.ndim == 1 and column.dtype.kind in "biuf"
+
 
 class CodedNames(ast.NodeTransformer):
-    """Puts codes for names: ``cell_type == 'NK'`` becomes a comparison with the number that the column holds.
-
-    Args:
-        expression: Whose names they are; says what is refused.
-        categories: The names by column.
-    """
+    """Puts codes for names: ``cell_type == 'NK'`` becomes a comparison with the number that the column holds."""
 
     def __init__(self, expression: Expression, categories: Mapping[str, Sequence[str]]) -> None:
         self.expression, self.categories = expression, categories
