@@ -152,7 +152,7 @@ def _label(graph: Any) -> Any:
     if isinstance(y, torch.Tensor) and y.numel() <= _MAX_LABEL and y.layout == torch.strided:
         if y.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
             return None
-        return y.detach().cpu().numpy()
+        return y.detach().cpu().numpy().copy()  # the processor may write the next label to the same memory
     return None
 
 

@@ -34,7 +34,9 @@ def check_tensor(tensor: Tensor, label: str | FieldKey) -> int:
     problem = None
     if type(tensor) is not Tensor:
         problem = f"a {type(tensor).__name__}, a subclass of Tensor"
-    elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+    elif tensor.is_nested or tensor.is_quantized:
+        problem = f"a {'nested' if tensor.is_nested else 'quantised'} tensor of dtype {tensor.dtype}"
+    elif tensor.layout != torch.strided or tensor.is_meta:
         problem = f"a tensor of layout {tensor.layout}, dtype {tensor.dtype} on device {tensor.device}"
     elif tensor.dtype not in _CODES:
         problem = f"a tensor of dtype {tensor.dtype}"

@@ -1,6 +1,6 @@
 """Copies that a user's code may change as it likes: nothing it does in place reaches the original.
 
-Tensors that lay in the same memory do so in the copy too, so that code which works in place on one of them gives what it
+Tensors and arrays that lay in the same memory do so in the copy too, so that code which works in place on one of them gives what it
 gives on the original. What belongs to a graph copied before (a sample's base graph) becomes that copy's own object.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,9 +20,9 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.processors.cloning import clone_stores
+from torchcell_cache.processors.memory import Memory, Span, in_same_memory
 
 CONSTANT = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, type)
-_ALIGNED = 16
 
 
 class PrivateCopies:
@@ -36,18 +35,14 @@ class PrivateCopies:
     def __init__(self, shared: PrivateCopies | None = None) -> None:
         self.shared = shared
         self._made: dict[int, tuple[Any, Any]] = {}  # with the original: a dead one's id may be used again
-        self._memory: dict[int, tuple[int, int, torch.UntypedStorage]] = {}
+        self._memory: list[Memory] = []
 
     def of(self, value: Any) -> Any:
         """The copy of ``value`` and of everything inside it that can be changed in place."""
-        by_memory: dict[int, list[Tensor]] = defaultdict(list)
-        for tensor in _tensors(value):
-            if self._known(tensor) is None:
-                by_memory[tensor.untyped_storage().data_ptr()].append(tensor)
-        for address, tensors in by_memory.items():
-            for tensor, made in self._copied(address, tensors):
-                made.requires_grad_(tensor.requires_grad)
-                self._note(tensor, made)
+        parts = {id(part): part for part in _parts(value) if self._known(part) is None}
+        for together in in_same_memory(parts.values()):
+            for part, made in self._copied(together):
+                self._note(part, made)
         return self._copy(value)
 
     def _known(self, value: Any) -> Any:
@@ -60,24 +55,18 @@ class PrivateCopies:
         self._made[id(value)] = value, made
         return made
 
-    def _copied(self, address: int, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tensors of one storage with their copies; alone, what a tensor does not show of it is not copied."""
-        known = None if self.shared is None else self.shared._memory.get(address)
-        if known is None and self.shared is not None and len(tensors) == 1:
-            yield tensors[0], tensors[0].detach().clone()
-            return
-        spans = [_span(tensor) for tensor in tensors]
-        start, stop = min(a for a, _ in spans) // _ALIGNED * _ALIGNED, max(b for _, b in spans)
-        if known is None or not (known[0] <= start and stop <= known[1]):
-            if self.shared is not None and len(tensors) == 1:
-                yield tensors[0], tensors[0].detach().clone()
+    def _copied(self, spans: list[Span]) -> Iterator[tuple[Any, Any]]:
+        """What lies in the same memory with its copies; alone, what it does not show of its memory is not copied."""
+        shared = () if self.shared is None else self.shared._memory
+        memory = next((known for known in shared if known.holds(spans)), None)
+        if memory is None:
+            if self.shared is not None and len(spans) == 1 and not spans[0].is_folded:
+                yield spans[0].part, self._deep_copy(spans[0].part)
                 return
-            known = start, stop, _bytes(tensors[0], start, stop).clone().untyped_storage()
-            self._memory[address] = known
-        for tensor, (first, _) in zip(tensors, spans, strict=True):
-            plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            offset = (first - known[0]) // tensor.element_size()
-            yield tensor, plain.set_(known[2], offset, tensor.shape, tensor.stride())
+            memory = Memory(spans)
+            self._memory.append(memory)
+        for span in spans:
+            yield span.part, memory.seen_as(span)
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, CONSTANT):
@@ -127,36 +116,25 @@ class PrivateCopies:
         return out
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Plain tensors in a value, at any depth."""
+def _parts(value: Any) -> Iterator[Any]:
+    """Plain tensors and arrays in a value, at any depth."""
     if type(value) is Tensor:
         if value.layout == torch.strided and not _is_special(value) and value.numel():
             yield value
+    elif type(value) is np.ndarray:
+        if value.size and not value.dtype.hasobject:
+            yield value
     elif isinstance(value, BaseData):
         for store in value.stores:
-            yield from _tensors(store._mapping)
+            yield from _parts(store._mapping)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from _parts(item)
     elif isinstance(value, list | tuple) and not (value and isinstance(value[0], str)):
         for item in value:
-            yield from _tensors(item)
+            yield from _parts(item)
 
 
 def _is_special(tensor: Tensor) -> bool:
     """Whether a tensor is more than elements of a storage."""
     return tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_meta
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and one past the last byte that a tensor shows of its storage."""
-    size = tensor.element_size()
-    first = int(tensor.storage_offset()) * size
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return first, first + (int(last) + 1) * size
-
-
-def _bytes(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Bytes ``start`` to ``stop`` of a tensor's storage, ``[stop - start] uint8``."""
-    plain = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return plain.set_(tensor.untyped_storage(), start, (stop - start,), (1,))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import xxhash
+from torch_geometric.data import Batch
+from torch_geometric.data.data import BaseData
 
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.identity import item_digest
@@ -33,6 +35,11 @@ class PygSource:
     def __init__(
         self, dataset: Sequence[Any] | Any, base_graph: Any = None, *, version: str | None = None
     ) -> None:
+        if isinstance(dataset, BaseData) and not isinstance(dataset, Batch):
+            raise SourceContractError(
+                f"the source is one {type(dataset).__name__}, not a list of graphs",
+                fix="pass source=[graph]",
+            )
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise SourceContractError(
                 f"{type(dataset).__name__} is no source: it needs len() and integer indexing",
