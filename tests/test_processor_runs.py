@@ -424,6 +424,76 @@ def test_what_lies_in_the_same_memory_does_so_in_the_copy() -> None:
     assert own.pos[:, 1].tolist() == graphs(1)[0].pos[:, 1].tolist()
 
 
+def _both_kinds(k: int) -> Data:
+    """Tensors and arrays that show the same memory, some of it several times."""
+    flat = np.arange(24.0) + k
+    column = torch.arange(4.0).view(4, 1) + k
+    return Data(
+        array=flat,
+        tensor=torch.from_numpy(flat),
+        tail=torch.from_numpy(flat[5:]),
+        back=flat[::-1],
+        table=flat.reshape(4, 6).T,
+        wide=column.expand(4, 3),
+        windows=(torch.arange(6.0) + k).unfold(0, 3, 1),
+        inside=[{"half": flat[:12]}, ("a", flat.view(np.uint64))],
+    )
+
+
+SAME_MEMORY: dict[str, Callable[[Data], Any]] = {
+    "array": lambda d: d.array.__iadd__(1),
+    "tensor": lambda d: d.tensor.mul_(3),
+    "tail": lambda d: d.tail.zero_(),
+    "back": lambda d: d.back.sort(),
+    "table": lambda d: d.table.__setitem__((1, slice(None)), 8),
+    "wide": lambda d: d.wide[:, 0].add_(5),
+    "windows": lambda d: d.windows[1].mul_(2),
+    "inside": lambda d: d.inside[0]["half"].fill(2),
+}
+
+
+@pytest.mark.parametrize("name", SAME_MEMORY)
+def test_arrays_and_tensors_of_the_same_memory(name: str) -> None:
+    for k in range(3):
+        original, by_hand = _both_kinds(k), _both_kinds(k)
+        own = Processing(in_place, None).own(original)
+        SAME_MEMORY[name](own)
+        SAME_MEMORY[name](by_hand)
+        same(own, by_hand)
+        same(original, _both_kinds(k))
+
+
+def test_an_array_of_the_base_graphs_memory_is_the_base_graphs() -> None:
+    base = Data(x=torch.zeros(4, 2))
+    processing = Processing(in_place, base)
+    own = processing.own(Data(seen=base.x.numpy()[1:]))
+    own.seen[:] = 1
+    assert base.x.sum() == 0
+    with pytest.raises(tc.errors.SettingError, match="x"):
+        processing.check_base_graph()
+
+
+class _Reused:
+    """Writes every label to the same memory."""
+
+    def __init__(self) -> None:
+        self.label = torch.zeros(1)
+
+    def process(self, base_graph: Any, data: Data) -> Data:
+        return Data(x=data.x, y=self.label.copy_(data.y[:, 0]))
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("storage", ["full", "auto"])
+def test_a_label_in_memory_that_is_used_again(tmp_path: Path, storage: str) -> None:
+    ds = tc.build(
+        tmp_path, source=graphs(), processor=_Reused(), storage=storage, shard_size=3, progress=False
+    )
+    assert [graph.y.item() for graph in ds] == ds.columns["y"].tolist() == [float(k) for k in range(COUNT)]
+
+
 def test_a_slice_of_a_large_storage_is_copied_alone() -> None:
     big = torch.zeros(1_000_000)
     own = Processing(in_place, None).own(Data(x=big[:4]))

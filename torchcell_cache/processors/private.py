@@ -1,7 +1,8 @@
 """Copies that a user's code may change as it likes: nothing it does in place reaches the original.
 
-Tensors and arrays that lay in the same memory do so in the copy too, so that code which works in place on one of them gives what it
-gives on the original. What belongs to a graph copied before (a sample's base graph) becomes that copy's own object.
+Tensors and arrays that lay in the same memory do so in the copy too, so that code which works in place on one of them
+gives what it gives on the original. What belongs to a graph copied before (a sample's base graph) becomes that copy's own
+object.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _parts(item)
-    elif isinstance(value, list | tuple) and not (value and isinstance(value[0], str)):
+    elif isinstance(value, list | tuple) and set(map(type, value)) != {str}:
         for item in value:
             yield from _parts(item)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import xxhash
+from torch.utils.data import IterableDataset
 from torch_geometric.data import Batch
 from torch_geometric.data.data import BaseData
 
@@ -16,6 +17,7 @@ from torchcell_cache.sources.base import Source
 
 FULL_IDENTITY_LIMIT = 20_000
 _PROBES = 4_096
+_READ_AGAIN = 8
 
 
 class PygSource:
@@ -35,16 +37,7 @@ class PygSource:
     def __init__(
         self, dataset: Sequence[Any] | Any, base_graph: Any = None, *, version: str | None = None
     ) -> None:
-        if isinstance(dataset, BaseData) and not isinstance(dataset, Batch):
-            raise SourceContractError(
-                f"the source is one {type(dataset).__name__}, not a list of graphs",
-                fix="pass source=[graph]",
-            )
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise SourceContractError(
-                f"{type(dataset).__name__} is no source: it needs len() and integer indexing",
-                fix="pass a PyG dataset, a list of Data, or a PerturbationTable",
-            )
+        _check_kind(dataset)
         self.dataset = dataset
         if base_graph is None:
             base_graph = getattr(dataset, "base_graph", getattr(dataset, "cell_graph", None))
@@ -55,7 +48,8 @@ class PygSource:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
+        positional = getattr(self.dataset, "iloc", self.dataset)  # a pandas Series counts by its labels
+        return positional[index]
 
     def __repr__(self) -> str:
         return f"PygSource({type(self.dataset).__name__}, {len(self)})"
@@ -65,6 +59,7 @@ class PygSource:
 
         Raises:
             SampleError: If the dataset raised on a sample.
+            SourceContractError: If it gives another sample each time.
         """
         out: dict[str, Any] = {"class": type(self.dataset).__qualname__, "num_samples": len(self)}
         if self.version is not None:
@@ -73,8 +68,10 @@ class PygSource:
         exact = count <= FULL_IDENTITY_LIMIT
         probes = range(count) if exact else [k * (count - 1) // (_PROBES - 1) for k in range(_PROBES)]
         hasher = xxhash.xxh3_128()
-        for index in probes:
-            hasher.update(self._digest(index).encode())
+        digests = [self._digest(index) for index in probes]
+        for digest in digests:
+            hasher.update(digest.encode())
+        self._check_lasting(probes, digests)
         return {
             **out,
             "content": hasher.hexdigest(),
@@ -83,7 +80,7 @@ class PygSource:
 
     def _digest(self, index: int) -> str:
         try:
-            return item_digest(self.dataset[index])
+            return item_digest(self[index])
         except CacheError as error:
             raise type(error)(f"sample {index}: {error}") from None
         except Exception as error:
@@ -92,6 +89,45 @@ class PygSource:
                 f"{traceback.format_exc()}",
                 fix="correct the sample and run the same command again",
             ) from None
+
+    def _check_lasting(self, probes: Sequence[int], digests: list[str]) -> None:
+        """Read a few samples again: what is built from must be what was identified."""
+        for k in range(0, len(probes), -(-len(probes) // _READ_AGAIN) or 1):
+            if self._digest(probes[k]) != digests[k]:
+                raise SourceContractError(
+                    f"sample {probes[k]} of {type(self.dataset).__name__} is another one when it is read again: a transform "
+                    "of the dataset's own is random, or works in place on what the dataset keeps",
+                    fix="leave the transform out of the dataset and pass it as processor=..., or as transform of the store "
+                    "if it shall be drawn anew each time; or name the content: PygSource(dataset, version='...')",
+                )
+
+
+def _check_kind(dataset: Any) -> None:
+    """Refuse what cannot be indexed by position."""
+    name, fix = type(dataset).__name__, "pass a PyG dataset, a list of Data, or a PerturbationTable"
+    if isinstance(dataset, BaseData) and not isinstance(dataset, Batch):
+        raise SourceContractError(
+            f"the source is one {name}, not a list of graphs", fix="pass source=[graph]"
+        )
+    if isinstance(dataset, Iterator | IterableDataset):
+        raise SourceContractError(
+            f"{name} is no source: it is read in one order only", fix="pass list(source)"
+        )
+    if isinstance(dataset, Mapping) and set(dataset) != set(range(len(dataset))):
+        raise SourceContractError(
+            f"{name} is no source: its keys are not 0, 1, 2, ...", fix="pass list(source.values())"
+        )
+    if getattr(dataset, "iloc", None) is not None and dataset.ndim != 1:
+        raise SourceContractError(
+            f"{name} is no source: it is a table", fix="pass one column of graphs, or see PerturbationTable"
+        )
+    try:
+        len(dataset)
+        sized = hasattr(dataset, "__getitem__")
+    except TypeError:
+        sized = False
+    if not sized:
+        raise SourceContractError(f"{name} is no source: it needs len() and integer indexing", fix=fix)
 
 
 def as_source(source: Any, base_graph: Any = None) -> Source:
