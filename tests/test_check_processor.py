@@ -213,3 +213,22 @@ def test_code_of_main(tmp_path: Path, how: str) -> None:
     command = [sys.executable, str(path)] if how == "script" else [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == ["[]", "2", "once"], done.stderr
+
+
+class _Reused:
+    """Gives the same object every time, with other content."""
+
+    def __init__(self) -> None:
+        self.out = Data(x=torch.zeros(3, 2))
+
+    def process(self, base_graph: Any, sample: Any) -> Any:
+        self.out.x.copy_(sample.x)
+        return self.out
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_result_in_memory_that_is_used_again() -> None:
+    samples = [Data(x=torch.full((3, 2), float(k))) for k in range(4)]
+    assert tc.testing.check_processor(_Reused(), samples) == []

@@ -4,6 +4,7 @@ The oracle is the processor applied by hand to samples made afresh.
 """
 
 import copy
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -534,3 +535,135 @@ def test_a_subclass_of_a_built_in_processor_is_not_passed_over(tmp_path: Path) -
     dataset = tc.build(tmp_path, source=graphs(), processor=_Center(), storage="full", progress=False)
     for got, fresh in zip(dataset, graphs(), strict=True):
         same(got, _Center()(copy.copy(fresh)))
+
+
+def _toggled(base: Any, data: Any) -> Any:
+    base.x.neg_()
+    return data
+
+
+def _toggled_by_numpy(base: Any, data: Any) -> Any:
+    base.x.numpy()[...] *= -1
+    return data
+
+
+def _toggled_list(base: Any, data: Any) -> Any:
+    base.names.reverse()
+    return data
+
+
+def _toggled_late(base: Any, data: Any) -> Any:
+    if data.k in (2, 3):
+        base.x.neg_()
+    return data
+
+
+def _asks_for_gradients(base: Any, data: Any) -> Any:
+    base.x.requires_grad_(True)
+    return Data(k=data.k)
+
+
+def _puts_back(base: Any, data: Any) -> Any:
+    kept = base.x[0].clone()
+    base.x[0] = 0
+    data.total = base.x.sum()
+    base.x[0] = kept
+    return data
+
+
+class OnBase:
+    """A processor made of a function of base graph and sample."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+
+    def process(self, base_graph: Any, sample: Any) -> Any:
+        return self.function(base_graph, sample)
+
+    def settings(self) -> dict[str, Any]:
+        return {"function": self.function.__name__}
+
+
+def _on_base() -> tc.sources.PygSource:
+    base = Data(x=torch.arange(1.0, 9.0).view(4, 2), names=["a", "b"])
+    return tc.sources.PygSource([Data(x=base.x, names=base.names, k=k) for k in range(6)], base)
+
+
+@pytest.mark.parametrize("storage", ["full", "delta", "auto"])
+@pytest.mark.parametrize(
+    "function",
+    [_toggled, _toggled_by_numpy, _toggled_list, _toggled_late, _asks_for_gradients],
+    ids=lambda function: function.__name__,
+)
+def test_a_base_graph_changed_and_changed_back(tmp_path: Path, function: Any, storage: str) -> None:
+    """After an even number of samples it is as it was; the samples in between were stored as if it always had been."""
+    with pytest.raises(tc.errors.SettingError, match="OnBase changes the base graph"):
+        tc.build(
+            tmp_path,
+            source=_on_base(),
+            processor=OnBase(function),
+            storage=storage,
+            shard_size=6,
+            progress=False,
+        )
+    assert any(
+        "changes the base graph" in p for p in tc.testing.check_processor(OnBase(function), _on_base())
+    )
+
+
+def test_a_base_graph_put_back_within_the_sample(tmp_path: Path) -> None:
+    ds = tc.build(tmp_path, source=_on_base(), processor=OnBase(_puts_back), storage="full", progress=False)
+    source = _on_base()
+    for k, got in enumerate(ds):
+        same(got, _puts_back(source.base_graph, source[k]))
+
+
+class _Draws:
+    """Draws from three generators, and counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def process(self, base_graph: Any, data: Data) -> Data:
+        self.calls += 1
+        drawn = [torch.rand(1).item(), float(np.random.rand()), random.random()]
+        return Data(drawn=torch.tensor(drawn), calls=self.calls)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("storage", ["full", "auto"])
+def test_random_numbers_are_drawn_as_by_hand(tmp_path: Path, storage: str) -> None:
+    """Measuring what storages cost neither draws from the caller's generators nor counts."""
+
+    def seeded() -> _Draws:
+        torch.manual_seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        return _Draws()
+
+    ds = tc.build(
+        tmp_path, source=graphs(), processor=seeded(), storage=storage, shard_size=2, progress=False
+    )
+    by_hand = seeded()
+    for got, graph in zip(ds, graphs(), strict=True):
+        same(got, by_hand.process(None, graph))
+
+
+def test_every_shard_of_every_worker_draws_numbers_of_its_own(tmp_path: Path) -> None:
+    drawn = {}
+    for workers in (2, 3):
+        torch.manual_seed(4)
+        ds = tc.build(
+            tmp_path / str(workers),
+            source=graphs(),
+            processor=_Draws(),
+            storage="full",
+            num_workers=workers,
+            shard_size=1,
+            progress=False,
+        )
+        drawn[workers] = [graph.drawn.tolist() for graph in ds]
+    assert len({number for row in drawn[2] for number in row}) == 3 * COUNT
+    assert drawn[2] == drawn[3]

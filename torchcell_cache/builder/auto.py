@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from torchcell_cache.builder.chance import random_state_kept
 from torchcell_cache.builder.generic import GenericMaker
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.shards import StructuredMaker
@@ -15,6 +18,7 @@ from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.layout import Layout
+from torchcell_cache.errors import SampleError
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.assemble import Assembler
 
@@ -48,7 +52,7 @@ def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
         for storage in ("perturbation", "delta")
         if plan.can_be_structured
     ]
-    costs += _generic_costs(plan, ("full",) if costs else ("delta", "full"), count)
+    costs += _on_trial(plan, ("full",) if costs else ("delta", "full"), count)
     eligible = [c for c in costs if c.storage != "full" or not plan.can_be_structured]
     quickest = min(cost.read_us for cost in eligible)
     chosen = min((c for c in eligible if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
@@ -80,9 +84,24 @@ def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
     return _cost(storage, made - begun, time.perf_counter() - made, bodies)
 
 
-def _generic_costs(plan: BuildPlan, modes: tuple[str, ...], count: int) -> list[StorageCost]:
+def _on_trial(plan: BuildPlan, modes: tuple[str, ...], count: int) -> list[StorageCost]:
+    """Costs by a copy of the processor: what it counts, gathers or draws is not to begin with the trial's samples."""
+    try:
+        processor = copy.deepcopy(plan.processor)
+    except Exception:
+        processor = plan.processor
+    with random_state_kept():
+        try:
+            return _generic_costs(plan, processor, modes, count)
+        except SampleError:
+            if processor is plan.processor:
+                raise
+        return _generic_costs(plan, plan.processor, modes, count)  # so that it knows that it failed
+
+
+def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], count: int) -> list[StorageCost]:
     """Costs of several storages of the same graphs: the processor makes each graph once for all of them."""
-    maker = GenericMaker(plan.source, plan.processor, modes[0], plan.parts["base_graph"])
+    maker = GenericMaker(plan.source, processor, modes[0], plan.parts["base_graph"])
     bodies: dict[str, list[bytes]] = {mode: [] for mode in modes}
     made = dict.fromkeys(modes, 0.0)
     layouts: dict[int, Layout] = {}

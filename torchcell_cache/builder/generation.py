@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torchcell_cache.builder.chance import seeding
 from torchcell_cache.builder.generic import GenericMaker, label_columns
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.resume import finished_shards, tidy
@@ -184,7 +185,13 @@ class GenerationBuild:
         elif structured:
             run_workers(todo, lambda: light_worker(self.directory, scratch), num_workers, report, stop, total)
         else:
-            run_workers(todo, lambda: forked_worker(one), num_workers, report, stop, total)
+            seed = seeding()
+
+            def apart(shard: int, note: Callable[[int], None]) -> None:
+                seed(shard)
+                one(shard, note)
+
+            run_workers(todo, lambda: forked_worker(apart), num_workers, report, stop, total)
 
     # The manifest
 

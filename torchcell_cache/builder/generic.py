@@ -63,6 +63,7 @@ class GenericMaker:
                 graph = self._apply(item)
             except Exception as error:
                 raise self._failed(f"sample {index}", error) from None
+            self.processing.look()
             yield index, graph
 
     def _failed(self, where: str, error: Exception) -> SampleError:

@@ -91,7 +91,9 @@ class SourceReader:
         try:
             if self.assembler is not None and isinstance(item, Sample):
                 return self.assembler.graphs(_columns(item))[0]
-            return self._processing(item)
+            graph = self._processing(item)
+            self._processing.look()
+            return graph
         except CacheError:
             raise
         except Exception as error:

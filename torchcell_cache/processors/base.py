@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torchcell_cache.errors import SettingError
+from torch import Tensor
+
+from torchcell_cache.errors import SettingError, UnsupportedValueError
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.processors.private import PrivateCopies
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch_geometric.data import Data, HeteroData
 
@@ -74,6 +76,9 @@ class Processing:
         if not self.trusted and base_graph is not None:
             self.base_graph = self._shared.of(base_graph)
             self._digests = digests or graph_digests(base_graph)
+        self._written: list[int] | None = (
+            None  # how often each of the base graph's tensors was written in place
+        )
 
     def __call__(self, item: Any) -> Any:
         """The graph of one item of the source."""
@@ -82,6 +87,19 @@ class Processing:
     def own(self, item: Any) -> Any:
         """What the processor gets for an item: all its own, except for what is the base graph's."""
         return item if self.trusted else PrivateCopies(self._shared).of(item)
+
+    def look(self) -> None:
+        """After a sample: a quick look whether the processor wrote to the base graph, even if it will take it back.
+
+        Raises:
+            SettingError: As :meth:`check_base_graph`, which sees all of it, does.
+        """
+        if self.trusted or self._given is None:
+            return
+        written = [_times_written(t) for graph in (self.base_graph, self._given) for t in _tensors(graph)]
+        if written != self._written:
+            self.check_base_graph()
+            self._written = written
 
     def check_base_graph(self) -> None:
         """Look whether the processor left the base graph as it was.
@@ -93,14 +111,26 @@ class Processing:
             return
         before = self._digests
         for graph in (self.base_graph, self._given):  # the source's own: it may hold a reference of its own
-            now = graph_digests(graph)
-            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            try:
+                now = graph_digests(graph)
+                changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            except UnsupportedValueError as error:
+                changed = [str(error).split(";")[0]]
             if changed:
                 raise SettingError(
                     f"processor {_name(self.processor)} changes the base graph, which all samples share: "
                     f"{', '.join(changed)}",
                     fix="clone what it changes: graph['gene'].x = base_graph['gene'].x.clone()",
                 )
+
+
+def _tensors(graph: Any) -> Iterator[Tensor]:
+    for store in graph.stores:
+        yield from (value for value in store._mapping.values() if isinstance(value, Tensor))
+
+
+def _times_written(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _name(processor: Any) -> str:

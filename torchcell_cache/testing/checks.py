@@ -75,11 +75,12 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
         return [f"could not be checked: n={n} samples of a source of {len(source)}"]
     processing = Processing(processor, source.base_graph)
     problems: list[str] = []
-    items, graphs = [], []
+    items: dict[int, Any] = {}
+    graphs = []
     for index in chosen:
         try:
-            items.append(source[index])
-            graphs.append(_run(processing, items[-1], index, problems))
+            items[index] = source[index]
+            graphs.append(_run(processing, items[index], index, problems))
         except Exception as error:
             kind = "" if isinstance(error, CacheError) else f"{type(error).__name__}: "
             return [*problems, f"sample {index}: {kind}{error}"]
@@ -92,7 +93,7 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
         if text is not None:
             problems.append(f"sample {index} and sample {chosen[0]} have different fields: {text}")
     problems += list(dict.fromkeys(name for graph in graphs[:1] for name in _risky_names(graph)))
-    return problems + _elsewhere(processor, source.base_graph, dict(zip(chosen, items, strict=True)), graphs)
+    return problems + _elsewhere(processor, source.base_graph, items, graphs)
 
 
 def _run(processing: Processing, item: Any, index: int, problems: list[str]) -> Any:
@@ -106,7 +107,9 @@ def _run(processing: Processing, item: Any, index: int, problems: list[str]) -> 
     except UnsupportedValueError as error:
         problems.append(f"could not be checked whether the processor changes its input: {error}")
         graph = processing(item)
+    processing.look()
     graph_digest(graph)
+    graph = processing.own(graph)  # the processor may write the next one to the same memory
     text = first_difference(processing(item), graph)
     if text is not None:
         problems.append(f"sample {index}: a second run gives another result: {text}")
