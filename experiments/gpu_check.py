@@ -141,7 +141,7 @@ def same_layers(check: Check, batch: Any, there: Any, edge_type: Any) -> None:
 def _run(layer: nn.Module, x: Tensor, edges: Any, route: str) -> list[Tensor]:
     x = x.clone().requires_grad_()
     out = shared_conv(layer, x, edges, route=route)
-    seed = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out)
+    seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, [x, *layer.parameters()], seed, allow_unused=True)
     return [out.detach(), *(g for g in grads if g is not None)]
 

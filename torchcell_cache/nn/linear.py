@@ -100,7 +100,8 @@ def run_linear(
     flat = x[0].flatten(0, 1)
     both: Any = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
     instead: dict[str, Any] = {}
-    if isinstance(layer, GINConv) and is_rowwise(layer.nn) and not in_transform() and not is_autocast(x[0]):
+    in_pieces = flat.device.type == "cpu" and not in_transform() and not is_autocast(flat)
+    if isinstance(layer, GINConv) and in_pieces and is_rowwise(layer.nn):
         instead["nn"] = RowWise(layer.nn)
     if isinstance(layer, GCNConv) and layer.normalize:
         instead |= {"propagate": product.normalised(layer, x[0].dtype), "normalize": False}
