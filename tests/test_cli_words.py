@@ -115,6 +115,7 @@ KEYS = {
         ('perturbed=["a b", "c"]', "'source.perturbed=[a b, c]'"),
         ('aliases={"old": "new"}', """'source.aliases={"old": "new"}'"""),
         ('unknown="skip" (as=None), gpr="any"', "source.unknown=skip (as=None), processor.gpr=any"),
+        ("storage=(0.8, 0.1, 0.1)", "'storage=[0.8, 0.1, 0.1]'"),
         ("keep=True, keep=None, keep=3", "keep=true, keep=null, keep=3"),
         ("pass unknown=...", "pass source.unknown=..."),
         ('other="x", x.nan="keep"', 'other="x", x.nan="keep"'),
@@ -148,3 +149,32 @@ def test_what_is_advised_can_be_typed_and_works(text, tmp_path, capsys):
         tc.PerturbationTable.from_csv("x.csv", tc.PreprocessedDataset("base").base_graph)
     assert ADVISED[text].removeprefix("source.") in str(caught.value)
     assert "source." not in str(caught.value).partition("fix: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (["by=random", "controls=train"], "by=perturbation"),
+        (["by=group", "column=x", "names=gears"], "by=perturbation"),
+        (["by=random", "seen_fractions=[1,0,0]"], "by=perturbation"),
+        (["by=random", "column=x"], "by=group"),
+        (["test=[1]"], "by=group"),
+    ],
+)
+def test_a_key_that_would_mean_nothing_is_refused(arguments, fix, capsys):
+    assert main(["split", "root=base", *arguments]) == 2
+    assert f"fix: {fix}" in capsys.readouterr().err
+
+
+def test_stores_nearby_are_listed_only_where_the_root_has_none(capsys):
+    assert main(["select", "root=base", "list=gone.txt"]) == 65
+    assert "stores in" not in capsys.readouterr().err
+    assert main(["info", "root=bse"]) == 65
+    assert "stores in" in capsys.readouterr().err
+
+
+def test_names_in_another_case_are_suggested(capsys):
+    assert main(["select", "root=base", "genes=[g0]"]) == 2
+    assert "no node 'g0'; did you mean 'G0'? it has" in capsys.readouterr().err
+    assert main(["select", "root=base", "genes=[zzzzzz]"]) == 2
+    assert "no node 'zzzzzz'; it has" in capsys.readouterr().err

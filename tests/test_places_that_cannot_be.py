@@ -154,3 +154,16 @@ def test_what_is_no_graph_is_no_base_graph(tmp_path):
     with pytest.raises(tc.errors.SettingError, match="got list"):
         tc.save_base_graph([GRAPH], tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+NAMED_BY_MORE = {"save_indices", "indices", "scratch", "push", "pull", "cache_dir", "graph database", "query"}
+"""Where the path is part of a longer one, or empty stands for a default."""
+
+
+@pytest.mark.parametrize("name", sorted({*WRITERS, *READERS} - NAMED_BY_MORE))
+def test_an_empty_path_is_not_the_directory_one_stands_in(name, store, tmp_path, monkeypatch) -> None:
+    """What an unset variable of a shell leaves."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tc.errors.SettingError, match="is empty"):
+        (WRITERS | READERS)[name](store, "")
+    assert not list(tmp_path.iterdir())

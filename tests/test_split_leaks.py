@@ -318,3 +318,41 @@ def test_groups_on_the_command_line(tmp_path, capsys) -> None:
     assert "column=donor" in capsys.readouterr().err
     assert main(["split", f"root={tmp_path}/s", "by=random", "column=batch"]) == 2
     assert "by=group" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("with_sets", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sample_that_a_view_repeats_is_in_one_part(tmp_path, with_sets, seed) -> None:
+    """Oversampling before the split: also of controls, and in a store that knows no perturbed sets."""
+    source = tc.PerturbationTable(CELL, [[1], [], [2], [], [1, 2]], phenotypes={"y": np.arange(5.0)})
+    kind = {"processor": tc.Perturbation()} if with_sets else {"processor": None}
+    graphs = source if with_sets else [tc.testing.tiny_graph() for _ in range(5)]
+    ds = tc.build(tmp_path / "s", source=graphs, progress=False, **kind)
+    rng = np.random.default_rng(seed)
+    view = ds[rng.integers(0, 5, 40).tolist()]
+    splits = [tc.split_random(view, (0.4, 0.3, 0.3), seed=seed, progress=False)]
+    if with_sets:
+        splits.append(tc.split_by_perturbation(view, (0.4, 0.3, 0.3), seed=seed, progress=False))
+    for number, split in enumerate(splits):
+        parts = [set(view.positions(rows).tolist()) for rows in split.parts.values()]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == len(set(view.positions().tolist()))
+        assert sum(map(len, split.parts.values())) == 40
+        split.save(tmp_path / f"{number}")
+        split.save(tmp_path / f"{number}")  # the same again is no replacement
+
+
+@pytest.mark.parametrize("make", [tc.split_random, tc.split_by_perturbation])
+@pytest.mark.parametrize("stratify", [["fitness"], {"fitness"}, 5, None.__class__])
+def test_what_is_no_name_of_a_column_is_answered(make, stratify) -> None:
+    with pytest.raises(SettingError, match="stratify="):
+        make(Plain([[1], [2]], fitness=[0.0, 1.0]), stratify=stratify, progress=False)
+
+
+def test_the_share_that_is_wrong_is_named() -> None:
+    with pytest.raises(SettingError, match=r"^seen_fractions=\(1, 0\).*3 shares(.|\n)*fix: seen_fractions="):
+        tc.split_by_perturbation(Plain([[1]]), seen_fractions=(1, 0))
+    with pytest.raises(SettingError, match=r"^seen_fractions='x'(.|\n)*2 of them"):
+        tc.split_by_perturbation(Plain([[1]]), (0.5, 0.5), seen_fractions="x")
+    ds = Plain([[1], [2]], g=[0.0, 1.0])
+    with pytest.raises(SettingError, match="no g of these samples"):
+        tc.split_by_group(ds, "g", test=[10**400], progress=False)

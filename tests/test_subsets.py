@@ -537,3 +537,18 @@ def test_training_takes_index_files_and_splits(tmp_path) -> None:
     assert val == set(splits.val.tolist()) & set(labelled.tolist())
     both = parts(splits=str(tmp_path / "split"), indices=str(tmp_path / "a.npy"))
     assert both == [train & set(chosen.tolist()), val & set(chosen.tolist())]
+
+
+@pytest.mark.parametrize("listed", [5, 2.5, True, b"s1"])
+def test_what_is_no_list_is_answered(tmp_path, listed) -> None:
+    ds = tc.build(
+        tmp_path / "s", source=tc.testing.tiny_source(4), processor=tc.Perturbation(), progress=False
+    )
+    with pytest.raises(SettingError, match="listed="):
+        tc.select(ds, listed=listed)
+
+
+@pytest.mark.parametrize("chosen", [[[1], [1, 2]], {"a": 1}, object(), "a"])
+def test_what_is_neither_view_nor_indices_is_answered(tmp_path, chosen) -> None:
+    with pytest.raises(SettingError, match="one row of whole numbers"):
+        tc.save_indices(tmp_path / "i.npy", chosen)

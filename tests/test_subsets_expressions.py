@@ -115,6 +115,16 @@ def test_columns_of_any_name_stand_in_backticks() -> None:
     assert expression.mask(columns, 3).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    "text", ["2024 > 3", "3 < 2024", "2024 in (1, 2)", "not 2024 == 1 and 1 < 2", "1e5 > 2"]
+)
+def test_a_number_that_is_the_name_of_a_column_is_no_silent_constant(text) -> None:
+    columns = {"2024": np.arange(3.0), "100000.0": np.arange(3.0), "x": np.arange(3.0)}
+    with pytest.raises(SettingError, match=r"reads no column.*\n.*`(2024|100000.0)`"):
+        Expression(text).mask(columns, 3)
+    assert Expression("`2024` > 1 and x < 2024").mask(columns, 3).tolist() == [False, False, True]
+
+
 HOSTILE = [
     "__import__('os').system('touch owned')",
     "(1).__class__",

@@ -161,6 +161,8 @@ def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
     if not isinstance(error, CacheNotFoundError) or root is None:
         return ""
     parent = local_path(root).parent
+    if (local_path(root) / "processed" / "manifest.json").is_file():  # what is missing is something else
+        return ""
     found = (
         sorted(p.parents[1].name for p in parent.glob("*/processed/manifest.json")) if parent.is_dir() else []
     )

@@ -11,7 +11,7 @@ from typing import Any
 from torchcell_cache.cli.name_lists import as_list
 
 _ARGUMENT = re.compile(
-    r"(?<![\w.\-/=\"'])([a-z]\w*)=(\"[^\"]*\"|'[^']*'|\[[^\[\]]*\]|\{[^{}]*\}|True|False|None|(?:\d[\w.]*)?(?:\.\.\.)?)"
+    r"(?<![\w.\-/=\"'])([a-z]\w*)=(\"[^\"]*\"|'[^']*'|\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|True|False|None|(?:\d[\w.]*)?(?:\.\.\.)?)"
 )
 
 

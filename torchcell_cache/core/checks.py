@@ -17,16 +17,20 @@ def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
     Raises:
         SettingError: Naming the valid values.
     """
-    if value not in valid:
+    if not isinstance(value, str) or value not in valid:
         raise SettingError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
     return value
 
 
 def suggestion(word: str, valid: Iterable[str], list_all: bool = True) -> str:
-    """``; did you mean 'x'? valid: ...`` for a message; nothing where neither a near word nor a list is wanted."""
+    """``; did you mean 'x'? valid: ...`` for a message; nothing where neither a near word nor a list is wanted.
+
+    Upper and lower case look alike.
+    """
     names = list(valid)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";" * list_all
+    folded = {name.casefold(): name for name in reversed(names)}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else ";" * list_all
     return f"{hint} valid: {', '.join(names)}" if list_all else hint
 
 

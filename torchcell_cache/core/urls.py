@@ -60,6 +60,8 @@ def local_path(path: Any, what: str = "root") -> Path:
             fix=_on_disk(path, what),
         )
     try:
+        if not os.fspath(path):
+            raise ValueError("it is empty, perhaps of a variable that is not set")
         local = Path(os.fspath(path)).expanduser().absolute()
         str(local).encode()  # LMDB and JSON take UTF-8 only
         local.stat()
@@ -73,7 +75,9 @@ def local_path(path: Any, what: str = "root") -> Path:
         ValueError,
         RuntimeError,
     ) as error:  # no text, a null byte; a home directory that nobody has
-        raise SettingError(f"{what}={path!r} is no path: {error}", fix=f"pass {what} as text") from None
+        raise SettingError(
+            f"{what}={path!r} is no path: {error}", fix=f"{what}=a path, . for this directory"
+        ) from None
     return local
 
 

@@ -90,7 +90,7 @@ def draw(stratum: Int64Array, count: int, seed: int) -> Int64Array:
 def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
     """A column of numbers of a dataset by name."""
     columns: dict[str, npt.NDArray[Any]] = {k: c for k, c in dataset.columns.items() if is_number(c)}
-    if name not in columns:
+    if not isinstance(name, str) or name not in columns:
         raise SettingError(f"{key}={name!r} is no column of this store{suggestion(str(name), list(columns))}")
     return columns[name]
 
@@ -98,7 +98,9 @@ def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
 # Parts
 
 
-def checked_fractions(fractions: Sequence[float], length: int | None = None) -> tuple[float, float, float]:
+def checked_fractions(
+    fractions: Sequence[float], length: int | None = None, key: str = "fractions"
+) -> tuple[float, float, float]:
     """Three shares that sum to 1; of two, the second is that of the test part."""
     wanted = (2, 3) if length is None else (length,)
     try:
@@ -107,7 +109,7 @@ def checked_fractions(fractions: Sequence[float], length: int | None = None) -> 
             raise TypeError
     except (TypeError, ValueError, OverflowError):
         raise SettingError(
-            f"fractions={fractions!r:.200}: expected numbers, {' or '.join(map(str, wanted))} of them in a list"
+            f"{key}={fractions!r:.200}: expected numbers, {' or '.join(map(str, wanted))} of them in a list"
         ) from None
     good = (
         len(values) in wanted
@@ -116,8 +118,8 @@ def checked_fractions(fractions: Sequence[float], length: int | None = None) -> 
     )
     if not good:
         raise SettingError(
-            f"fractions={fractions!r}: expected {' or '.join(map(str, wanted))} shares from 0 to 1 that sum to 1",
-            fix="fractions=(0.8, 0.1, 0.1)",
+            f"{key}={fractions!r:.200}: expected {' or '.join(map(str, wanted))} shares from 0 to 1 that sum to 1",
+            fix=f"{key}={'(0.8, 0.2)' if length == 2 else '(0.8, 0.1, 0.1)'}",
         )
     return (values[0], 0.0, values[1]) if len(values) == 2 else (values[0], values[1], values[2])
 
@@ -171,6 +173,12 @@ def first_of_set(ids: Int64Array, ptr: Int64Array) -> Int64Array:
         first = rows[order[np.concatenate([[True], changes])]]
         out[rows[order]] = np.repeat(first, np.diff(np.flatnonzero(np.r_[True, changes, True])))
     return out
+
+
+def first_of(positions: Int64Array) -> Int64Array:
+    """The first sample of a view that is the same sample of the store, ``[n] int64``: views may repeat samples."""
+    _, first, which = np.unique(positions, return_index=True, return_inverse=True)
+    return first[which.reshape(-1)].astype(np.int64)
 
 
 def _ordered(columns: list[Int64Array], base: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:

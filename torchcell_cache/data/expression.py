@@ -30,7 +30,10 @@ MAX_LENGTH = 4_000
 MAX_NODES = 1_000
 MAX_DEPTH = 40
 _LARGEST = 2**53
-_FIX = "and, or, not (&, |, ~), comparisons, in (..), + - * / // %, isnan(x), isfinite(x), abs(x), names of columns"
+_FIX = (
+    "and, or, not (&, |, ~), comparisons, in (..), + - * / // %, isnan(x), isfinite(x), abs(x), names of columns, "
+    "in backticks where they have blanks or signs"
+)
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
@@ -137,6 +140,12 @@ class Expression:
         tree = CodedNames(self, categories or {}).visit(copy.deepcopy(self._tree))
         with np.errstate(all="ignore"):
             value = self._value(tree, _Columns(self, columns))
+        constants = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        if np.ndim(value.data) == 0 and (called := constants & columns.keys()):
+            name = min(called)
+            raise self._refused(
+                f"reads no column: {name} is a number", fix=f"`{name}` for the column {name!r}"
+            )
         if not value.truth:
             raise self._refused("is a number, not a condition", fix="compare it: ... > 0")
         return np.broadcast_to(np.asarray(value.data, dtype=np.bool_), (count,)).copy()

@@ -230,10 +230,13 @@ def read_npy(path: Path) -> Int64Array:
 
 
 def _plain_positions(chosen: Any) -> Int64Array:
-    array = np.asarray(chosen)
+    try:
+        array = np.asarray(chosen)
+    except (TypeError, ValueError, NotImplementedError):  # ragged lists, torch's Subset, tensors elsewhere
+        array = np.empty((), dtype=object)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise SettingError(
-            f"indices must be one row of whole numbers, got {array.dtype} {list(array.shape)}",
+            f"indices must be one row of whole numbers, got {type(chosen).__name__} of {array.dtype} {list(array.shape)}",
             fix="save_indices(path, dataset[...]) or save_indices(path, indices, dataset)",
         )
     if array.size and int(array.min()) < 0:

@@ -162,7 +162,7 @@ def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
 def _near(name: str, names: list[str]) -> str:
     """Suggestion without listing thousands of names."""
     return (
-        f"{suggestion(name, names, False)} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}"
+        f"{suggestion(name, names, False) or ';'} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}"
         if names
         else ""
     )
@@ -174,6 +174,10 @@ def _near(name: str, names: list[str]) -> str:
 def _listed(dataset: Any, listed: Any) -> Int64Array:
     """Indices into the dataset of listed samples."""
     if not isinstance(listed, str | os.PathLike):
+        if isinstance(listed, bytes) or not isinstance(listed, Iterable):
+            raise SettingError(
+                f"listed={listed!r:.80}: expected a file or a list of source ids", fix='listed=["id1", "id2"]'
+            )
         return _by_source_id(dataset, [str(item) for item in listed], "listed")
     path = local_path(listed, "list")
     if path.suffix == ".npy":

@@ -105,7 +105,7 @@ class _Groups:
         if self._names is not None:
             value = self._names.index(label) if label in self._names else None
         else:
-            with contextlib.suppress(TypeError, ValueError):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
                 # In the column's own precision: 30.1 finds the float32 that stands for it.
                 value = np.asarray(float(label), dtype=np.result_type(self.values, np.float32))
         found = np.flatnonzero(self.values == value) if value is not None else np.zeros(0, dtype=np.int64)

@@ -19,6 +19,7 @@ from torchcell_cache.core.ragged import Int64Array, means, ragged_rows
 from torchcell_cache.data.dividing import (
     checked_fractions,
     divide,
+    first_of,
     first_of_set,
     named_parts,
     planned,
@@ -44,6 +45,8 @@ def split_random(
 ) -> Splits:
     """Samples dealt out at random: replicates of one perturbed set end up in several parts, which is said.
 
+    A sample that a view repeats goes to one part.
+
     Args:
         dataset: A store or a view of it.
         fractions: Shares of training, validation and test samples; two shares leave out validation.
@@ -59,7 +62,9 @@ def split_random(
         >>> splits = tc.split_random(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
     """
     parts, how, values = planned(dataset, "split_random", fractions, seed, stratify, bins)
-    part = divide(strata(values, len(dataset), how["bins"]), parts, how["seed"], _SAMPLES)
+    rows, of = np.unique(first_of(dataset.positions()), return_inverse=True)
+    stratum = strata(None if values is None else values[rows], len(rows), how["bins"])
+    part = divide(stratum, parts, how["seed"], _SAMPLES)[of]
     return Splits(dataset, named_parts(part, how), {}, how).said(progress)
 
 
@@ -116,7 +121,11 @@ def split_by_perturbation(
         >>> train = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)  # doctest: +SKIP
     """
     parts, how, values = planned(dataset, "split_by_perturbation", fractions, seed, stratify, bins)
-    seen_parts = parts if seen_fractions is None else checked_fractions(seen_fractions, len(fractions))
+    seen_parts = (
+        parts
+        if seen_fractions is None
+        else checked_fractions(seen_fractions, len(fractions), "seen_fractions")
+    )
     how |= {
         "seen_fractions": None if seen_fractions is None else [float(share) for share in seen_fractions],
         "names": choice("names", names, NAMES),
@@ -124,7 +133,8 @@ def split_by_perturbation(
     }
     ids, ptr = perturbed_of(dataset)
     # In the order of their first samples: without replicates, set k is sample k.
-    rows, set_of = np.unique(first_of_set(ids, ptr), return_inverse=True)
+    first = np.minimum(first_of_set(ids, ptr), first_of(dataset.positions()))
+    rows, set_of = np.unique(first, return_inverse=True)
     at, set_ptr = ragged_rows(ptr, rows)
     sets = _Sets(ids[at], set_ptr, None if values is None else means(values, set_of, len(rows)), how["bins"])
     part = sets.dealt(parts, seen_parts, how["seed"], controls == "train")[set_of]

@@ -191,9 +191,10 @@ class Splits:
             found = Splits.load(where, self.dataset)
         except (CacheError, IndexError):
             return False
+        positions = self.dataset.positions
         return all(
             mine.keys() == there.keys()
-            and all(np.array_equal(rows, there[name]) for name, rows in mine.items())
+            and all(np.array_equal(positions(rows), positions(there[name])) for name, rows in mine.items())
             for mine, there in ((self.parts, found.parts), (self.groups, found.groups))
         )
 

@@ -224,6 +224,8 @@ def read_parquet(path: Path, wanted: Collection[str] | None) -> dict[str, ArrowC
     except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0]
         raise SourceContractError(
-            f"{path} cannot be read as Parquet: {said}", path=path, fix="write it again, or save it as CSV"
+            f"{path} cannot be read as Parquet: {said}",
+            path=path,
+            fix="write it again (pandas: DataFrame.to_parquet), or save it as CSV",
         ) from None
     return {name: ArrowColumn(name, table.column(name), name not in index) for name in names}
