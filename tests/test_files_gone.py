@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import torchcell_cache as tc
-from torchcell_cache.cli.run_info import store_facts
+from torchcell_cache.cli.info import store_facts
 
 GRAPH = tc.testing.tiny_graph(num_genes=8)
 FILES = (

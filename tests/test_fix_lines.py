@@ -15,7 +15,7 @@ import pytest
 import torchcell_cache as tc
 from torchcell_cache import errors
 from torchcell_cache.cli import main
-from torchcell_cache.cli.texts import COMMANDS
+from torchcell_cache.cli.registry import COMMANDS
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.remote import bucket
 from torchcell_cache.sources.neo4j.source import Neo4jCellDataset

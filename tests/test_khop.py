@@ -208,7 +208,7 @@ def test_wrong_settings_are_answered_with_the_valid_ones(tmp_path):
 
 
 def test_the_command_line_knows_it():
-    from torchcell_cache.cli.registry import make_processor
+    from torchcell_cache.cli.registry import make
     from torchcell_cache.cli.settings import read_settings
 
     settings = read_settings(
@@ -221,7 +221,7 @@ def test_the_command_line_knows_it():
             "processor.edge_types=[physical]",
         ],
     )
-    assert make_processor(settings).settings() == tc.KHopSubgraph(2, ["physical"]).settings()
+    assert make(settings, "processor").settings() == tc.KHopSubgraph(2, ["physical"]).settings()
 
 
 def test_graphs_have_no_ids_to_start_from(tmp_path: Path) -> None:

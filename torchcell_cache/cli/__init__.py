@@ -13,11 +13,10 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torchcell_cache.cli.texts import COMMANDS
+from torchcell_cache.cli.registry import COMMANDS
 from torchcell_cache.core.package import __version__, platform_lacks
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
@@ -87,13 +86,13 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
     if wants_help:
         print(command_help(name))
         return EXIT_OK
+    from torchcell_cache.cli.registry import run
     from torchcell_cache.cli.settings import read_settings
 
     settings = read_settings(name, arguments[1:])
     keys |= settings.keys
     if name != "stage" and "root" in settings.values:
         local_path(settings["root"])  # also where Python could open an address
-    run: Callable[[Any], int] = import_module(f"torchcell_cache.cli.run_{name}").run
     return run(settings)
 
 

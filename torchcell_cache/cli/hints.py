@@ -6,9 +6,8 @@ import ast
 import re
 import shlex
 from collections.abc import Collection
-from typing import Any
 
-from torchcell_cache.cli.name_lists import as_list
+from torchcell_cache.cli.name_lists import typed
 
 _ARGUMENT = re.compile(
     r"(?<![\w.\-/=\"'])([a-z]\w*)=(\"[^\"]*\"|'[^']*'|\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|True|False|None|(?:\d[\w.]*)?(?:\.\.\.)?)"
@@ -25,7 +24,7 @@ def for_shell(fix: str, keys: Collection[str]) -> str:
     if "torchcell-cache " in fix:
         return fix
 
-    def typed(match: re.Match[str]) -> str:
+    def in_shell(match: re.Match[str]) -> str:
         name, text = match[1], match[2]
         key = next((k for k in (name, f"source.{name}", f"processor.{name}") if k in keys), None)
         if key is None:
@@ -33,19 +32,9 @@ def for_shell(fix: str, keys: Collection[str]) -> str:
         if "..." in text or not text:
             return f"{key}={text}"
         try:
-            value = _value(ast.literal_eval(text))
+            value = typed(ast.literal_eval(text))
         except (ValueError, SyntaxError):
             return f"{key}={text}"
         return shlex.quote(f"{key}={value}")
 
-    return _ARGUMENT.sub(typed, fix)
-
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return as_list([str(item) for item in value])
-    if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}": "{item}"' for key, item in value.items()) + "}"
-    return str(value)
+    return _ARGUMENT.sub(in_shell, fix)

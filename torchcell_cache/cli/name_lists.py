@@ -6,6 +6,7 @@ Hydra's grammar has no names with parentheses and takes ``2024`` for a number; c
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ITEM = re.compile(rf"\s*({_QUOTED}|[^,'\"\[\]{{}}][^,]*|\$\{{[^}}]*\}})\s*(?:,|$)", re.DOTALL)
@@ -34,10 +35,21 @@ def names_of(text: str) -> list[str] | None:
 
 def as_list(names: list[str]) -> str:
     """The inverse: every name that needs it in quotes."""
-    return "[" + ", ".join(map(_typed, names)) + "]"
+    return "[" + ", ".join(map(_quoted, names)) + "]"
 
 
-def _typed(name: str) -> str:
+def typed(value: Any) -> str:
+    """A plain value as one types it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return as_list([str(item) for item in value])
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}": "{item}"' for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _quoted(name: str) -> str:
     if name and name == name.strip() and not set(name) & set(",'\"[]{}\\$"):
         return name
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

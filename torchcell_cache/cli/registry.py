@@ -1,219 +1,144 @@
-"""What ``source=``, ``processor=`` and ``source.base_graph=`` can name: all of it stands here.
+"""What can be named: commands, sources and processors. Where each is, and whose parameters are its keys.
 
-A new source is a function here, its name in ``texts.GROUPS`` and a settings file in ``conf/source``.
+The first place is called; it passes on what it does not take itself. A new source is a function in :mod:`.makers` and a line
+here.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
-from glob import has_magic
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from torchcell_cache import processors, sources
-from torchcell_cache.cli.settings import Settings
-from torchcell_cache.cli.texts import suggestion
-from torchcell_cache.core.progress import Progress
-from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import CacheError, SettingError, SourceContractError
-from torchcell_cache.graph.records import load_base_graph
-from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import manifest_path
+from torchcell_cache.cli.signatures import REQUIRED, Key, signature
+
+if TYPE_CHECKING:
+    from torchcell_cache.cli.settings import Settings
+
+COMMANDS = {
+    "preprocess": ("cli.commands:preprocess", "builder.run:build"),
+    "append": ("cli.commands:append", "builder.grow:append - tail"),
+    "update": ("cli.commands:update", "builder.grow:update"),
+    "info": ("cli.info:info",),
+    "verify": ("cli.commands:verify", "builder.check.verify:verify"),
+    "repair": ("cli.commands:repair", "builder.check.repair:repair"),
+    "status": ("cli.status:status",),
+    "stage": ("cli.commands:stage", "remote.copies:stage"),
+    "push": ("cli.commands:push", "remote.push:push"),
+    "pull": ("cli.commands:pull", "remote.pull:pull"),
+    "gc": ("cli.commands:gc", "builder.cleanup:gc"),
+    "select": ("cli.commands:select", "data.select:select - dataset listed"),
+    "split": (
+        "cli.commands:split",
+        "data.splits:split_by_perturbation - dataset",
+        "data.split_groups:split_by_group - dataset",
+    ),
+    "bench": ("cli.bench.command:bench", "cli.bench.store:bench_store - note"),
+}
+
+_DELETION = "processors.deletion:DeletionProcessor"
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "source": {
+        "ecoli": ("cli.makers:ecoli", "sources.ecoli:EcoliKnockouts"),
+        "yeast": ("cli.makers:yeast", "sources.yeast.folder:YeastKnockouts - scores"),
+        "table": (
+            "cli.makers:table",
+            "sources.table:PerturbationTable.from_csv",
+            "sources.table:PerturbationTable - perturbations source_ids node_type",
+        ),
+        "anndata": ("cli.makers:anndata", "sources.cells.source:AnnDataSource - node_type storage_options"),
+        "neo4j": (
+            "cli.makers:neo4j",
+            "sources.neo4j.source:Neo4jCellDataset - query gene_set incidence_graphs columns password",
+        ),
+        "python": ("cli.makers:python_source",),
+        "none": ("cli.makers:no_source",),
+    },
+    "processor": {
+        "lazy": ("processors.lazy:LazySubgraphRepresentation", _DELETION),
+        "subgraph": ("processors.subgraph:SubgraphRepresentation", _DELETION),
+        "perturbation": ("processors.perturbation:Perturbation",),
+        "khop": ("processors.khop:KHopSubgraph",),
+        "python": ("cli.makers:python_processor",),
+        "none": ("cli.makers:no_processor",),
+    },
+}
+
+_CHOICES = {
+    "storage": "auto perturbation delta full",
+    "on_stale": "error rebuild warn",
+    "level": "quick full",
+    "match": "any all only",
+    "by": "perturbation group random",
+    "controls": "random train",
+    "names": "unseen gears",
+    "processor.gpr": "any rule",
+    "processor.flow": "both source_to_target target_to_source",
+    "processor.perturbed": "keep delete",
+    "processor.statistics": "measured always",
+    "source.flavor": "seurat cell_ranger seurat_v3",
+    "source.unknown": "error skip drop",
+    "source.duplicate": "error unique",
+    "source.empty": "error keep",
+    "source.nan": "error keep skip",
+    "source.replicates": "keep group mean error",
+    "source.duplicates": "keep group mean error",
+    "source.malformed": "error skip",
+}
+"""What annotations do not say: texts of which only some are valid."""
+
+_ALWAYS = {
+    "debug": Key(False, bool, str, "print the traceback of an error"),
+    "config": Key(
+        None, str, str, "YAML file with any of these keys, such as  source: ecoli  and  source.seed: 1"
+    ),
+}
 
 
-def make_source(settings: Settings) -> Any:
-    """The chosen source, ``None`` for ``source=none``.
+def choices_of(key: str) -> list[str]:
+    """The valid texts of a key, none if it may be any."""
+    return _CHOICES.get(key, "").split()
+
+
+def keys_of(command: str) -> dict[str, Key]:
+    """Keys of a command, ``source`` and ``processor`` too where it has them."""
+    return signature(COMMANDS[command]).keys | _ALWAYS
+
+
+def keys_of_choice(group: str, name: str) -> dict[str, Key]:
+    """Keys of ``source=name`` or ``processor=name``, such as ``source.path``."""
+    keys = signature(GROUPS[group][name]).keys
+    return {f"{group}.{key}": spec for key, spec in keys.items() if key != "progress"}
+
+
+def default_choice(command: str, group: str) -> str | None:
+    """What a command takes for ``source`` or ``processor`` if nothing is said, ``None`` if it must be."""
+    default: str = keys_of(command)[group].default
+    return None if default == REQUIRED else default
+
+
+def make(settings: Settings, group: str) -> Any:
+    """The chosen source or processor, ``None`` for ``none``.
 
     Raises:
         SettingError, SourceContractError: If it cannot be made from its settings.
     """
-    return SOURCES[settings.choices["source"]](settings["source"], settings["progress"])
+    more = {"progress": settings["progress"]} if group == "source" else {}
+    return called(GROUPS[group][settings.choices[group]], {**settings[group], **more})
 
 
-def make_processor(settings: Settings) -> Any:
-    """The chosen processor, ``None`` for ``processor=none``."""
-    return PROCESSORS[settings.choices["processor"]](settings["processor"])
+def run(settings: Settings) -> int:
+    """Run a command; it makes source and processor when it has looked at the rest.
 
-
-def _ecoli(values: dict[str, Any], progress: bool) -> Any:
-    count = values["num_samples"]
-    meter = Progress(count, 0, None, enabled=progress, what="label knock-outs")
-    source = sources.EcoliKnockouts(
-        count,
-        values["seed"],
-        self_loops=values["self_loops"],
-        progress=lambda done, _: meter(done - meter.done),
-    )
-    meter.close("complete")
-    return source
-
-
-def _yeast(values: dict[str, Any], progress: bool) -> Any:
-    if progress:
-        print("reading networks, model and knock-outs, some seconds", file=sys.stderr, flush=True)
-    return sources.YeastKnockouts(**values)
-
-
-def _table(values: dict[str, Any], progress: bool) -> Any:
-    path = existing_path("source.path", values["path"])
-    rest = {key: value for key, value in values.items() if key not in ("path", "base_graph")}
-    return sources.PerturbationTable.from_csv(path, make_base_graph(values["base_graph"]), **rest)
-
-
-def _anndata(values: dict[str, Any], progress: bool) -> Any:
-    given = values["files"]
-    files = [given] if isinstance(given, str) else list(given)
-    paths = [
-        file if "://" in file or has_magic(file) else existing_path("source.files", file) for file in files
-    ]
-    rest = {key: value for key, value in values.items() if key not in ("files", "base_graph")}
-    return sources.AnnDataSource(paths, make_base_graph(values["base_graph"]), **rest)
-
-
-def _neo4j(values: dict[str, Any], progress: bool) -> Any:
-    """The password is no setting: settings are printed, logged and kept in shell histories."""
-    rest = {key: value for key, value in values.items() if key not in _NEO4J_OURS}
-    if values["base_graph"] is not None:
-        rest["base_graph"] = make_base_graph(values["base_graph"])
-    elif values["genes"] is None and not values["graphs"]:
-        raise SettingError(
-            "source=neo4j needs a base graph",
-            fix="source.base_graph=..., or source.genes=genes.txt source.graphs={physical:physical.tsv}",
-        )
-    graphs = {name: existing_path(f"source.graphs.{name}", path) for name, path in values["graphs"].items()}
-    if values["genes"] is not None:
-        rest["gene_set"] = existing_path("source.genes", values["genes"])
-    if values["query_file"] is not None:
-        rest["query"] = existing_path("source.query_file", values["query_file"])
-    if values["perturbed"] is not None or values["id_column"] is not None:
-        rest["columns"] = {key: values[key] for key in ("phenotypes", "statistics")}
-        rest["columns"]["perturbed"] = _one("source.perturbed", values["perturbed"])
-        rest["columns"]["id"] = values["id_column"]
-    return sources.Neo4jCellDataset(**rest, graphs=graphs, progress=progress)
-
-
-def _one(key: str, names: Any) -> Any:
-    """The one name of a setting that elsewhere takes several."""
-    if isinstance(names, list) and len(names) != 1:
-        raise SettingError(f"{key}={names} names {len(names)} columns, expected one")
-    return names[0] if isinstance(names, list) else names
-
-
-_NEO4J_OURS = (
-    "base_graph",
-    "genes",
-    "graphs",
-    "query_file",
-    "id_column",
-    "perturbed",
-    "phenotypes",
-    "statistics",
-)
-
-
-def _python(group: str, values: dict[str, Any]) -> Any:
-    """Call a function of a Python file the user named on the command line."""
-    path = existing_path(f"{group}.file", values["file"]).resolve()
-    name = values["name"]
-    try:
-        module = _loaded(group, path)
-        made = getattr(module, name, None)
-        if callable(made):
-            return made(**values["settings"])
-    except CacheError:
-        raise
-    except Exception as error:
-        raise SettingError(
-            f"{group}.file={path}: {name}() raised {type(error).__name__}: {error}",
-            path=path,
-            fix="correct the file or its settings; debug=true shows the traceback",
-        ) from error
-    names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-    raise SettingError(f"{path} has no function {name!r}{suggestion(name, names)}", path=path)
-
-
-def _loaded(group: str, path: Path) -> ModuleType:
-    """The file as a module under its own name, under which its code is part of fingerprints."""
-    name = path.stem
-    module = sys.modules.get(name)
-    found = importlib.util.find_spec(name) if module is None else module.__spec__
-    if found is not None and found.origin != str(path):
-        raise SettingError(
-            f"{group}.file={path}: {name!r} is the name of another module", fix="rename the file"
-        )
-    if module is None:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise SettingError(f"{group}.file={path} is not a Python file", path=path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent))
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module
-
-
-def make_base_graph(name: str) -> Any:
-    """A base graph by name, from a directory, or from another store."""
-    if name in BASE_GRAPHS:
-        return BASE_GRAPHS[name]()
-    path = local_path(name, "source.base_graph")
-    if (path / "base_graph.json").is_file():
-        return load_base_graph(path)
-    if manifest_path(path).is_file():
-        graph = Generation.open(path).base_graph
-        if graph is not None:
-            return graph
-    raise SourceContractError(
-        f"source.base_graph={name} is neither a directory with base_graph.json nor a store with a base graph",
-        path=path,
-        fix=f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)",
-    )
-
-
-def existing_path(key: str, value: str) -> Path:
-    """The file a setting names.
-
-    Raises:
-        SettingError: If there is none; names what is there instead.
+    Returns:
+        The exit code.
     """
-    path = local_path(value, key)
-    if path.is_file():
-        return path
-    parent = path.parent
-    if not parent.is_dir():
-        raise SettingError(f"{key}={value}: there is no directory {parent}", path=path)
-    names = sorted(p.name for p in parent.iterdir() if p.is_file() and p.suffix == path.suffix)[:20]
-    raise SettingError(
-        f"{key}={value}: no such file{suggestion(path.name, names) if names else ''}", path=path
-    )
+    passed = {key: value for key, value in settings.values.items() if key not in _ALWAYS}
+    passed |= {group: partial(make, settings, group) for group in settings.choices}
+    return called(COMMANDS[settings.command], passed) or 0
 
 
-BASE_GRAPHS: dict[str, Callable[[], Any]] = {
-    "ecoli": lambda: sources.ecoli_base_graph(),
-    "yeast": lambda: sources.yeast_base_graph(),
-}
-
-SOURCES: dict[str, Callable[[dict[str, Any], bool], Any]] = {
-    "none": lambda values, progress: None,
-    "ecoli": _ecoli,
-    "yeast": _yeast,
-    "table": _table,
-    "anndata": _anndata,
-    "neo4j": _neo4j,
-    "python": lambda values, progress: _python("source", values),
-}
-
-PROCESSORS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "none": lambda values: None,
-    "lazy": lambda values: processors.LazySubgraphRepresentation(**values),
-    "subgraph": lambda values: processors.SubgraphRepresentation(**values),
-    "perturbation": lambda values: processors.Perturbation(**values),
-    "khop": lambda values: processors.KHopSubgraph(**values),
-    "python": lambda values: _python("processor", values),
-}
+def called(places: tuple[str, ...], values: Mapping[str, Any]) -> Any:
+    """What the first place returns."""
+    return resolve_name(f"torchcell_cache.{places[0]}")(**values)

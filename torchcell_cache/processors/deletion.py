@@ -66,7 +66,7 @@ class DeletionProcessor(abc.ABC):
     gpr_by: ClassVar[str]
 
     def __init__(
-        self, *, gpr: str = "any", node_type: str | None = None, statistics: str = STATISTICS[0]
+        self, *, gpr: str = "any", node_type: str | None = None, statistics: str = "measured"
     ) -> None:
         self.gpr = choice("gpr", gpr, GPR_RULES)
         self.statistics = choice("statistics", statistics, STATISTICS)

@@ -67,7 +67,7 @@ class KHopSubgraph:
         flow: str = "both",
         perturbed: str = "keep",
         node_type: str | None = None,
-        statistics: str = STATISTICS[0],
+        statistics: str = "measured",
     ) -> None:
         if not isinstance(num_hops, int) or isinstance(num_hops, bool) or num_hops < 1:
             raise SettingError(f"num_hops={num_hops!r}, expected an integer from 1 on")

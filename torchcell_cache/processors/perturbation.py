@@ -15,6 +15,9 @@ class Perturbation(DeletionProcessor):
 
     Fields of the perturbed node type: ``num_nodes``, ``ids_pert``, ``perturbation_indices [P] int64`` and the
     ``phenotype_*`` fields; those of statistics always, empty where a sample has none.
+
+    Args:
+        node_type: Perturbed node type; ``gene``, or the only one, by default.
     """
 
     gpr_by: ClassVar[str] = "gene"

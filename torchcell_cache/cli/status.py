@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import json as json_
 import shlex
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generations import generation_dirs, own_manifest
 from torchcell_cache.cli.array_status import array_facts, array_lines
-from torchcell_cache.cli.settings import Settings
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.core.progress import human_seconds
 from torchcell_cache.core.urls import local_path
@@ -21,14 +20,21 @@ _WAITS = ("dead", "interrupted", "failed")
 _NUMBERS = ("samples", "total", "seconds", "initial")
 
 
-def run(settings: Settings) -> int:
-    """Print the state of the store and of a build of it."""
-    root = local_path(settings["root"])
-    facts = build_status(root)
-    if settings["json"]:
-        print(json.dumps(facts, indent=1))
-    else:
-        print("\n".join(_lines(facts, root)))
+def status(root: str, json: bool = False) -> int:
+    """How far a build is, from any process or node.
+
+    Exit code 0 if it runs or is complete, 75 if it waits to be resumed, 65 if there is nothing.
+
+    Args:
+        root: Directory of the store.
+        json: Print as JSON.
+
+    Example:
+        torchcell-cache status root=demo/ecoli
+    """
+    place = local_path(root)
+    facts = build_status(place)
+    print(json_.dumps(facts, indent=1) if json else "\n".join(_lines(facts, place)))
     waits = facts["build"] is not None and facts["build"]["state"] in _WAITS and bool(facts["unfinished"])
     arrays = [work["array"] for work in facts["unfinished"] if work["array"] is not None]
     waits = waits or any(not array["running"] for array in arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,39 +10,38 @@ from typing import Any
 from torchcell_cache.cli.bench.report import as_dict, as_text
 from torchcell_cache.cli.bench.store import BenchReport, bench_store
 from torchcell_cache.cli.figures import new_figure, write_figure
-from torchcell_cache.cli.settings import Settings
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import EXIT_OK
-
-_PASSED = (
-    "batch_size",
-    "num_batches",
-    "workers",
-    "step_ms",
-    "cold",
-    "device",
-    "exclude_keys",
-    "seconds",
-    "seed",
-)
 
 
-def run(settings: Settings) -> int:
-    """Measure the store, print tables and advice."""
-    path = None if settings["plot"] is None else local_path(settings["plot"], "plot")
+def bench(
+    *, root: str, plot: str | None = None, json: bool = False, progress: bool = True, **settings: Any
+) -> None:
+    """Where the time of a batch goes, how many workers to use, whether the cache helps.
+
+    Cold and warm, stage by stage.
+
+    Args:
+        plot: Image file of the timings (needs matplotlib).
+        json: Print everything as JSON.
+        progress: Print progress.
+
+    Example:
+        torchcell-cache bench root=demo/ecoli
+        torchcell-cache bench root=demo/ecoli step_ms=85 plot=bench.png
+    """
+    path = None if plot is None else local_path(plot, "plot")
     if path is not None:
         new_figure(path, (1, 1))  # before any work: matplotlib may be missing
-    progress = _Line(settings["progress"])
+    line = _Line(progress)
     try:
-        report = bench_store(settings["root"], **{key: settings[key] for key in _PASSED}, note=progress)
+        report = bench_store(root, **settings, note=line)
     finally:
-        progress.close()
+        line.close()
     if path is not None:
         save_plot(report, path)
-    print(json.dumps(as_dict(report), indent=1) if settings["json"] else as_text(report))
-    if path is not None and not settings["json"]:
-        print(f"\nplot written to {settings['plot']}")
-    return EXIT_OK
+    print(json_.dumps(as_dict(report), indent=1) if json else as_text(report))
+    if path is not None and not json:
+        print(f"\nplot written to {plot}")
 
 
 class _Line:

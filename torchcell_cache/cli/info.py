@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-import json
+import json as json_
 from collections.abc import Iterator
 from typing import Any
 
 from torchcell_cache.builder.generations import generation_dirs
 from torchcell_cache.cli.histograms import as_text, histogram, save_plot
-from torchcell_cache.cli.settings import Settings
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.progress import human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.errors import EXIT_OK, SettingError
+from torchcell_cache.errors import SettingError
 
 _ONE_NUMBER = ("perturbed_count", "removed_edges", "y")
 
 
-def run(settings: Settings) -> int:
-    """Print what is in the store."""
-    if settings["bins"] < 1:
-        raise SettingError(f"bins={settings['bins']}, expected at least 1")
-    dataset = PreprocessedDataset(settings["root"], wait=settings["wait"])
-    facts = store_facts(dataset, settings["bins"])
-    if settings["plot"] is not None:
-        path = local_path(settings["plot"], "plot")
-        save_plot(facts["histograms"], f"{facts['root']}, {facts['samples']:,} samples", path)
-    if settings["json"]:
-        print(json.dumps(facts, indent=1))
-        return EXIT_OK
-    for line in _lines(facts):
-        print(line)
-    if settings["plot"] is not None:
-        print(f"\nplot written to {settings['plot']}")
-    return EXIT_OK
+def info(*, root: str, wait: float = 0, plot: str | None = None, bins: int = 10, json: bool = False) -> None:
+    """What is in a store: sizes, schema, fingerprint, histograms.
+
+    Also its digests; histograms are of removed edges and labels.
+
+    Args:
+        root: Directory of the store.
+        wait: Seconds to wait for a store that another job is building; inf for no limit.
+        plot: Image file for the histograms (needs matplotlib).
+        bins: Bars per histogram.
+        json: Print everything as JSON.
+
+    Example:
+        torchcell-cache info root=demo/ecoli
+        torchcell-cache info root=demo/ecoli plot=ecoli.png
+    """
+    if bins < 1:
+        raise SettingError(f"bins={bins}, expected at least 1")
+    facts = store_facts(PreprocessedDataset(root, wait=wait), bins)
+    if plot is not None:
+        title = f"{facts['root']}, {facts['samples']:,} samples"
+        save_plot(facts["histograms"], title, local_path(plot, "plot"))
+    print(json_.dumps(facts, indent=1) if json else "\n".join(_lines(facts)))
+    if plot is not None and not json:
+        print(f"\nplot written to {plot}")
 
 
 def store_facts(dataset: PreprocessedDataset, bins: int) -> dict[str, Any]:
@@ -163,5 +170,5 @@ def _tree(node: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{name}"
             yield from _tree(value, indent + "  ")
         else:
-            text = json.dumps(value) if not isinstance(value, str) else value
+            text = json_.dumps(value) if not isinstance(value, str) else value
             yield f"{indent}{name}: {text if len(text) <= 90 else text[:90] + '...'}"

@@ -1,0 +1,79 @@
+"""Keys of the command line are parameters of what it calls: read from the text, as Python itself reads them."""
+
+import inspect
+import subprocess
+import sys
+from pkgutil import resolve_name
+
+import pytest
+
+from torchcell_cache.cli import main
+from torchcell_cache.cli.registry import COMMANDS, GROUPS, choices_of, keys_of, keys_of_choice
+from torchcell_cache.cli.settings import read_settings
+from torchcell_cache.cli.signatures import REQUIRED, _read
+
+PLACES = sorted(
+    {place for names in (COMMANDS, *GROUPS.values()) for places in names.values() for place in places}
+)
+CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signature_is_what_python_says(place):
+    where, _, left_out = place.partition(" - ")
+    parameters = inspect.signature(resolve_name(f"torchcell_cache.{where}")).parameters
+    assert set(left_out.split()) <= set(parameters)
+    named = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name not in left_out.split()
+    }
+    keys = _read(place).keys
+    if place == "processors.lazy:LazySubgraphRepresentation" or "SubgraphRepresentation" in place:
+        assert keys == {}, "they take what the class above them takes"
+        return
+    assert list(keys) == list(named)
+    for name, default in named.items():
+        said = keys[name].default
+        if default is inspect.Parameter.empty:
+            assert said == REQUIRED
+        elif said != REQUIRED:  # a name, which the command says again
+            plain = list(default) if isinstance(default, tuple) else default
+            assert said == ({} if keys[name].kind is dict and default is None else plain), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_of_a_command_is_explained(command, capsys):
+    for name, key in keys_of(command).items():
+        assert key.help or choices_of(name) or name in GROUPS, name
+        assert not choices_of(name) or key.default in choices_of(name)
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    for name, key in keys_of(command).items():
+        if name not in GROUPS:
+            assert f"\n{name}: {'(required)' if key.default == REQUIRED else ''}" in said
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_key_of_a_choice_is_explained_and_taken(group, name):
+    keys = keys_of_choice(group, name)
+    assert all(key.help for key in keys.values())
+    for key, spec in keys.items():
+        assert not choices_of(key) or spec.default in (None, *choices_of(key))
+    required = [f"{key}=x" for key, spec in keys.items() if spec.default == REQUIRED]
+    source = [] if group == "source" else ["source=ecoli"]
+    settings = (
+        read_settings("preprocess", ["root=r", f"{group}={name}", *source, *required])
+        if name != "none"
+        else None
+    )
+    assert settings is None or set(keys) <= settings.keys
+
+
+def test_status_loads_no_torch(tmp_path):
+    script = (
+        "import sys; from torchcell_cache.cli import main; code = main(['status', f'root={sys.argv[1]}']);"
+        "sys.exit(1 if code != 65 or 'torch' in sys.modules else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 0

@@ -1,0 +1,115 @@
+"""What signatures and docstrings say about settings, read from their text: nothing is imported, so help answers at once."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+REQUIRED = "???"
+"""Default of a key that has none, as OmegaConf writes it."""
+
+_SECTION = re.compile(r"^(?:Args|Returns|Raises|Attributes|Example):$", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
+class Key(NamedTuple):
+    """What a setting may be.
+
+    Attributes:
+        default: Plain value, or :data:`REQUIRED`.
+        kind: Its type; also ``None`` is fine where that is the default.
+        item: Type of the members of a list.
+        help: What the docstring says.
+    """
+
+    default: Any
+    kind: type
+    item: type
+    help: str
+
+
+class Signature(NamedTuple):
+    """Keys of a function, and the paragraphs before them."""
+
+    keys: dict[str, Key]
+    about: str
+
+
+def signature(places: Sequence[str]) -> Signature:
+    """Keys of the first place, then those of the others that it passes on; the text of the first.
+
+    Args:
+        places: Such as ``remote.pull:pull``, parameters that are no keys behind a minus: ``builder.grow:append - tail``.
+    """
+    first, *others = map(_read, places)
+    keys = dict(first.keys)
+    for other in others:
+        keys |= {
+            name: keys[name]._replace(help=keys[name].help or key.help) if name in keys else key
+            for name, key in other.keys.items()
+        }
+    return first._replace(keys=keys)
+
+
+@functools.cache
+def _read(place: str) -> Signature:
+    where, _, left_out = place.partition(" - ")
+    module, _, path = where.partition(":")
+    file = resources.files("torchcell_cache") / (module.replace(".", "/") + ".py")
+    node: Any = ast.parse(file.read_text(encoding="utf-8"))
+    doc = ""
+    for name in path.split("."):
+        node = next(part for part in node.body if getattr(part, "name", None) == name)
+        doc = ast.get_docstring(node) or doc
+    if isinstance(node, ast.ClassDef):
+        node = next((part for part in node.body if getattr(part, "name", None) == "__init__"), None)
+    about, helps = _plain(_SECTION.split(doc, maxsplit=1)[0].strip()), dict(_ENTRY.findall(doc))
+    keys = {}
+    for argument, default in [] if node is None else _arguments(node.args):
+        name = argument.arg
+        if name not in ("self", "cls", *left_out.split()):
+            text = _plain(" ".join(helps.get(name, "").split()))
+            keys[name] = _key(
+                "Any" if argument.annotation is None else ast.unparse(argument.annotation), default, text
+            )
+    example = inspect.cleandoc(doc.partition("\nExample:\n")[2]) if "torchcell-cache" in doc else ""
+    return Signature(keys, "\n".join(filter(None, (about, *(f"  {line}" for line in example.splitlines())))))
+
+
+def _plain(text: str) -> str:
+    """Without markup, Python's constants as one types them."""
+    text = re.sub(r"``|:(?:func|class|mod|attr|data):|(?<=[:(])`\.?|`", "", text)
+    return re.sub(r"\b(?:None|True|False)\b", lambda m: "null" if m[0] == "None" else m[0].lower(), text)
+
+
+def _arguments(arguments: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
+    plain = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
+    return [
+        *zip(plain, defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+
+
+def _key(annotation: str, default: ast.expr | None, text: str) -> Key:
+    value = REQUIRED if default is None else _literal(default)
+    several = re.match(r"(?:str \| )?(?:Sequence|Iterable)\[(\w+)", annotation)
+    item = {"int": int, "float": float}.get(several[1], str) if several else str
+    kinds = {"int": int, "float": float, "bool": bool, "bool | float": float, "Mapping[str, Any]": dict}
+    kind = list if several else kinds.get(annotation.removesuffix(" | None"), str)
+    if kind is dict and value is None:
+        value = {}
+    return Key(list(value) if isinstance(value, tuple) else value, kind, item, text)
+
+
+def _literal(node: ast.expr) -> Any:
+    """A default that is no literal has to be said again by the function that passes the key on."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return REQUIRED
