@@ -10,7 +10,6 @@ from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
 from torchcell_cache.core.sealed import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
-from torchcell_cache.processors import NAMED
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.shard_entry import GENERATION
@@ -116,6 +115,8 @@ def stored_processor(manifest: Manifest) -> Any:
     Raises:
         SettingError: If it was made with a processor of somebody's own.
     """
+    from torchcell_cache.processors import NAMED  # needs torch, which the state of a build does not
+
     tree = manifest.fingerprint.get("processor", {})
     if tree == {"class": "none"}:
         return None

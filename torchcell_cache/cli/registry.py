@@ -28,9 +28,9 @@ COMMANDS = {
     "push": ("cli.commands:push", "remote.push:push"),
     "pull": ("cli.commands:pull", "remote.pull:pull"),
     "gc": ("cli.commands:gc", "builder.cleanup:gc"),
-    "select": ("cli.commands:select", "data.select:select - dataset listed"),
+    "select": ("cli.choosing:select", "data.select:select - dataset listed"),
     "split": (
-        "cli.commands:split",
+        "cli.choosing:split",
         "data.splits:split_by_perturbation - dataset",
         "data.split_groups:split_by_group - dataset",
     ),

@@ -1,0 +1,150 @@
+"""The commands that choose samples: ``select`` and ``split``."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Sequence
+from typing import Any
+
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import SettingError
+
+
+def select(
+    *,
+    root: str,
+    indices: str | None = None,
+    where: str | None = None,
+    list: str | None = None,
+    out: str | None = None,
+    store: str | None = None,
+    shard_size: int | None = None,
+    on_stale: str = "error",
+    json: bool = False,
+    progress: bool = True,
+    **more: Any,
+) -> None:
+    """Choose samples by their columns: an index file or a smaller store.
+
+    Args:
+        root: Directory of the store.
+        indices: Choose among the samples of this index file only.
+        where: Condition over columns: and or not == != < <= > >= in (..) + - * / // % isnan() isfinite() abs()
+        list: File: index file (.npy), or text with a source id (where samples have them) or position per line.
+        out: Index file to write, .npy.
+        store: Directory of a smaller store to write.
+        shard_size: Samples per shard of that store; by storage if null.
+        on_stale: Another store there.
+        json: Print JSON.
+        progress: Print progress.
+
+    Example:
+        torchcell-cache select root=demo/ecoli where="perturbed_count == 2 and fitness > 0.5" out=pairs.npy
+        torchcell-cache select root=demo/ecoli n=1000 seed=0 stratify=fitness store=demo/ecoli-1000
+        torchcell-cache select root=demo/ecoli genes=[b0002,b0003] without=[b0004]      # only says how many
+    """
+    from torchcell_cache.core.digests import digest_of
+    from torchcell_cache.data.api import save_subset
+    from torchcell_cache.data.dataset import PreprocessedDataset
+    from torchcell_cache.data.index_file import npy_path, save_indices
+    from torchcell_cache.data.select import select
+
+    given = {"where": where, "list": list, **more}
+    conditions = {key: value for key, value in given.items() if value not in (None, [])}
+    if not conditions.keys() & {"where", "list", "genes", "without", "n"}:
+        raise SettingError(
+            "select needs a condition: where=, list=, genes=, without= or n=",
+            fix="torchcell-cache select --help",
+        )
+    if out is not None:
+        npy_path("out", out)  # said before any work is done
+    if store is not None:
+        local_path(store, "store")
+    dataset = PreprocessedDataset(root, indices=indices)
+    chosen = select(dataset, **{"listed" if key == "list" else key: v for key, v in conditions.items()})
+    if len(chosen) == 0:
+        raise SettingError(
+            f"no sample of {len(dataset):,} fulfils the conditions", fix="fewer or wider conditions"
+        )
+    view = dataset[chosen]
+    facts = {"root": str(dataset.generation.root), "samples": len(dataset), "chosen": len(chosen)}
+    facts |= {"xxh3": digest_of(dataset.positions(chosen)), "made_by": conditions}
+    if out is not None:
+        facts["out"] = str(save_indices(out, view, made_by=conditions))
+    if store is not None:
+        writing: dict[str, Any] = {"shard_size": shard_size, "on_stale": on_stale, "progress": progress}
+        made = save_subset(view, store, made_by=conditions, **writing)
+        facts |= {"store": str(made.generation.root), "content_digest": made.content_digest}
+    print(json_.dumps(facts, indent=1) if json else _selected(facts))
+
+
+def _selected(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['chosen']:,} of {facts['samples']:,} samples of {facts['root']}"]
+    if "out" in facts:
+        lines.append(f"indices: {facts['out']}")
+    if "store" in facts:
+        lines.append(f"store: {facts['store']}, content digest {facts['content_digest']}")
+    if len(lines) == 1:
+        lines.append(
+            "nothing written: out=chosen.npy writes an index file, store=directory a store of its own"
+        )
+    return "\n".join(lines)
+
+
+def split(
+    *,
+    root: str,
+    indices: str | None = None,
+    by: str = "perturbation",
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    column: str | None = None,
+    train: Sequence[str] = (),
+    val: Sequence[str] = (),
+    test: Sequence[str] = (),
+    out: str | None = None,
+    overwrite: bool = False,
+    seen_fractions: Sequence[float] | None = None,
+    names: str = "unseen",
+    controls: str = "random",
+    **shared: Any,
+) -> None:
+    """Training, validation and test samples without leaks.
+
+    By perturbation no held-out node is in training and all samples of one perturbed set stay together, by group all samples of
+    one donor, batch or plate.
+
+    Args:
+        root: Directory of the store.
+        indices: Split the samples of this index file only.
+        by: perturbation (nodes are divided, then sets of them), group (values of a column), random (samples).
+        fractions: Shares of nodes, groups or samples: train, val, test; two: train, test.
+        column: By group: the column whose values are groups.
+        out: Directory to save the split in: an index file per part and group, and splits.json.
+        overwrite: Replace a split that is there.
+
+    Example:
+        torchcell-cache split root=demo/ecoli out=demo/split stratify=fitness
+        torchcell-cache split root=demo/ecoli by=random fractions=[0.9,0.1]             # only prints the parts
+        torchcell-cache split root=demo/cells by=group column=donor test=[D3] out=demo/split
+    """
+    from torchcell_cache.data.dataset import PreprocessedDataset
+    from torchcell_cache.data.split_groups import split_by_group
+    from torchcell_cache.data.splits import split_by_perturbation, split_random
+
+    if out is not None:
+        local_path(out, "out")  # said before any work is done
+    dataset = PreprocessedDataset(root, indices=indices)
+    if by == "group":
+        if column is None:
+            raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
+        splits = split_by_group(dataset, column, fractions, train=train, val=val, test=test, **shared)
+    elif column is not None or train or val or test:
+        raise SettingError("column=, train=, val= and test= name groups", fix="by=group")
+    elif by == "random":
+        splits = split_random(dataset, fractions, **shared)
+    else:
+        own: dict[str, Any] = {"seen_fractions": seen_fractions, "names": names, "controls": controls}
+        splits = split_by_perturbation(dataset, fractions, **own, **shared)
+    where = None if out is None else splits.save(out, overwrite=overwrite)
+    print(splits.summary())
+    print(f"saved to {where}" if where else "nothing written: out=directory saves the split")
