@@ -10,8 +10,13 @@ from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
 from torchcell_cache.core.sealed import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
-from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    manifest_path,
+    processed_dir,
+    read_manifest,
+)
 from torchcell_cache.store.shard_entry import GENERATION
 
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
@@ -29,7 +34,7 @@ def generation_dirs(root: Path) -> list[Path]:
 
 def own_manifest(directory: Path) -> Manifest | None:
     """The manifest a generation carries itself, or ``None`` if it is unfinished or that file is damaged."""
-    path = directory / GENERATION_MANIFEST
+    path = directory / MANIFEST_NAME
     try:
         manifest = Manifest._from_document(read_sealed(path), path, "")
     except (CacheError, OSError):

@@ -129,7 +129,7 @@ def split(
     """
     from torchcell_cache.data.dataset import PreprocessedDataset
     from torchcell_cache.data.split_groups import split_by_group
-    from torchcell_cache.data.splits import split_by_perturbation, split_random
+    from torchcell_cache.data.split_nodes import split_by_perturbation, split_random
 
     if out is not None:
         local_path(out, "out")  # said before any work is done

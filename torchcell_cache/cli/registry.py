@@ -31,7 +31,7 @@ COMMANDS = {
     "select": ("cli.choosing:select", "data.select:select - dataset listed"),
     "split": (
         "cli.choosing:split",
-        "data.splits:split_by_perturbation - dataset",
+        "data.split_nodes:split_by_perturbation - dataset",
         "data.split_groups:split_by_group - dataset",
     ),
     "bench": ("cli.bench.command:bench", "cli.bench.store:bench_store - note"),
