@@ -6,6 +6,7 @@ import json as json_
 from collections.abc import Sequence
 from typing import Any
 
+from torchcell_cache.cli.registry import keys_of
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 
@@ -91,6 +92,14 @@ def _selected(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_OWN = {
+    "group": ("column", "train", "val", "test"),
+    "perturbation": ("seen_fractions", "names", "controls"),
+    "random": (),
+}
+"""Keys that only one way to split knows."""
+
+
 def split(
     *,
     root: str,
@@ -98,15 +107,9 @@ def split(
     by: str = "perturbation",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     column: str | None = None,
-    train: Sequence[str] = (),
-    val: Sequence[str] = (),
-    test: Sequence[str] = (),
     out: str | None = None,
     overwrite: bool = False,
-    seen_fractions: Sequence[float] | None = None,
-    names: str = "unseen",
-    controls: str = "random",
-    **shared: Any,
+    **settings: Any,
 ) -> None:
     """Training, validation and test samples without leaks.
 
@@ -133,18 +136,19 @@ def split(
 
     if out is not None:
         local_path(out, "out")  # said before any work is done
+    settings["column"] = column
+    for way, names in _OWN.items():
+        given = {name: settings.pop(name) for name in names} if way != by else {}
+        changed = [f"{name}=" for name, value in given.items() if value != keys_of("split")[name].default]
+        if changed:
+            raise SettingError(
+                f"{', '.join(changed)} would mean nothing with by={by}", fix=f"by={way}, or without it"
+            )
+    if by == "group" and column is None:
+        raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
     dataset = PreprocessedDataset(root, indices=indices)
-    if by == "group":
-        if column is None:
-            raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
-        splits = split_by_group(dataset, column, fractions, train=train, val=val, test=test, **shared)
-    elif column is not None or train or val or test:
-        raise SettingError("column=, train=, val= and test= name groups", fix="by=group")
-    elif by == "random":
-        splits = split_random(dataset, fractions, **shared)
-    else:
-        own: dict[str, Any] = {"seen_fractions": seen_fractions, "names": names, "controls": controls}
-        splits = split_by_perturbation(dataset, fractions, **own, **shared)
+    work: dict[str, Any] = {"group": split_by_group, "random": split_random}
+    splits = work.get(by, split_by_perturbation)(dataset, fractions=fractions, **settings)
     where = None if out is None else splits.save(out, overwrite=overwrite)
     print(splits.summary())
     print(f"saved to {where}" if where else "nothing written: out=directory saves the split")
