@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], keys: set[str]) -> int:
-    from torchcell_cache.cli.texts import command_help, overview, suggestion
+    from torchcell_cache.cli.texts import command_help, overview
 
     wants_help = any(a in ("-h", "--help") for a in arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -80,6 +80,8 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
         return EXIT_OK
     name = arguments[0]
     if name not in COMMANDS:
+        from torchcell_cache.core.checks import suggestion
+
         raise SettingError(
             f"unknown command {name!r}{suggestion(name, COMMANDS)}", fix="torchcell-cache --help"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torchcell_cache.cli.texts import suggestion
+from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 

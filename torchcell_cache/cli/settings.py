@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torchcell_cache.cli.name_lists import names_of
 from torchcell_cache.cli.registry import GROUPS, choices_of, default_choice, keys_of, keys_of_choice
 from torchcell_cache.cli.signatures import REQUIRED, Key
-from torchcell_cache.cli.texts import suggestion
+from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, UnsafeContentError
 
@@ -73,24 +73,23 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
     given = [_split(command, argument) for argument in arguments]
     _refuse_repeats(command, given)
     texts = dict(given)
-    recipe = _read_config(local_path(texts["config"], "config")) if "config" in texts else {}
+    path = _text("config", texts.get("config", "null"))
+    recipe = {} if path == "null" else _read_config(local_path(path, "config"))
     keys = keys_of(command)
     choices = {group: _chosen(command, group, texts, recipe) for group in GROUPS if group in keys}
     keys = {key: spec for key, spec in keys.items() if key not in choices}
     for group, name in choices.items():
         keys |= keys_of_choice(group, name)
     values = {key: spec.default for key, spec in keys.items()}
-    # What is typed goes before what a file says.
-    for pairs, read in ((_flat(recipe, keys), lambda key, value: value), (given, _parsed(keys))):
-        for key, value in pairs:
-            if key in choices and isinstance(value, str):
-                continue
-            if key not in keys:
-                raise SettingError(
-                    f"{command} has no key {key!r}{suggestion(key, [*choices, *keys])}",
-                    fix=f"torchcell-cache {command} --help",
-                )
-            values[key] = _checked(key, read(key, value), keys[key])
+    for key, value in [*((k, v) for k, v in _flat(recipe, keys) if k not in texts), *given]:
+        if key in choices and isinstance(value, str):
+            continue
+        if key not in keys:
+            raise SettingError(
+                f"{command} has no key {key!r}{suggestion(key, [*choices, *keys])}",
+                fix=f"torchcell-cache {command} --help",
+            )
+        values[key] = _checked(key, _parsed(key, value, keys[key]) if key in texts else value, keys[key])
     return Settings(command, _resolved(command, values, keys, choices), choices)
 
 
@@ -179,26 +178,21 @@ def _flat(node: Mapping[Any, Any], keys: Mapping[str, Key], prefix: str = "") ->
             yield key, value
 
 
-def _parsed(keys: Mapping[str, Key]) -> Any:
-    """What reads the text of a key."""
-
-    def read(key: str, text: str) -> Any:
-        spec = keys[key]
-        if text in ("null", REQUIRED):
-            return None if text == "null" else text
-        if spec.kind is str:
-            return _text(key, text)
-        if spec.kind is list and spec.item is str:
-            names = names_of(text)
-            if names is None:
-                raise SettingError(
-                    f"'{key}={text}' is no list of names",
-                    fix=f"write a list as {key}=[a,b], a name that holds a comma, bracket or quote as {key}='[\"a,b\"]'",
-                )
-            return names
+def _parsed(key: str, text: str, spec: Key) -> Any:
+    """What the text of a key says."""
+    if text in ("null", REQUIRED):
+        return None if text == "null" else text
+    if spec.kind is str:
+        return _text(key, text)
+    if spec.kind is not list or spec.item is not str:
         return _by_hydra(key, text)
-
-    return read
+    names = names_of(text)
+    if names is None:
+        raise SettingError(
+            f"'{key}={text}' is no list of names",
+            fix=f"write a list as {key}=[a,b], a name that holds a comma, bracket or quote as {key}='[\"a,b\"]'",
+        )
+    return names
 
 
 def _text(key: str, text: str) -> Any:

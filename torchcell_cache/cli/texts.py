@@ -1,8 +1,7 @@
-"""Help texts and suggestions. Help is made of signatures and docstrings, so that it says what is."""
+"""Help texts. They are made of signatures and docstrings, so that it says what is."""
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Iterable, Mapping
 
@@ -58,11 +57,3 @@ def _explained(keys: Mapping[str, Key]) -> Iterable[str]:
         first, *rest = textwrap.wrap(said, _WIDTH - _COLUMN) or [""]
         yield f"{f'{name}: {value}':<{_COLUMN - 2}}  # {first}".rstrip(" #")
         yield from (f"{'':<{_COLUMN}}# {line}" for line in rest)
-
-
-def suggestion(word: str, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'? valid are ...`` for an error message."""
-    names = list(valid)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} valid: {', '.join(names)}"
