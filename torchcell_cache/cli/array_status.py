@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from torchcell_cache.store.status import Unfinished, process_of, task_states
 
 _SILENT_SECONDS = 300.0
 """A task on another node that has not written for this long is not counted as running."""
+
+
+def numbers_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a builder wrote about its progress, 0 for what is none."""
+    names = ("samples", "total", "seconds", "initial")
+    return {name: v if type(v := state.get(name)) in (int, float) else 0 for name in names}
 
 
 def array_facts(root: Path, work: Unfinished) -> dict[str, Any] | None:
@@ -56,11 +63,6 @@ def _task(state: dict[str, Any], count: int, work: Unfinished) -> dict[str, Any]
         word = "silent" if silent > _SILENT_SECONDS else "building"
     elif word == "complete":
         word = "failed"  # a shard it had finished is gone
-    figures = {
-        key: v
-        for key in ("samples", "total", "seconds", "initial")
-        if type(v := state.get(key)) in (int, float)
-    }
     return {
         "task": number,
         "state": word,
@@ -69,7 +71,7 @@ def _task(state: dict[str, Any], count: int, work: Unfinished) -> dict[str, Any]
         "host": "" if process is None else str(process.host)[:100],
         "job": str(state.get("job", ""))[:100],
         "silent_seconds": round(silent, 1),
-        **{key: figures.get(key, 0) for key in ("samples", "total", "seconds", "initial")},
+        **numbers_of(state),
     }
 
 

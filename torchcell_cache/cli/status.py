@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generations import generation_dirs, own_manifest
-from torchcell_cache.cli.array_status import array_facts, array_lines
+from torchcell_cache.cli.array_status import array_facts, array_lines, numbers_of
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.core.progress import human_seconds
 from torchcell_cache.core.urls import local_path
@@ -17,7 +17,6 @@ from torchcell_cache.store.manifest import Manifest, manifest_path, processed_di
 from torchcell_cache.store.status import unfinished
 
 _WAITS = ("dead", "interrupted", "failed")
-_NUMBERS = ("samples", "total", "seconds", "initial")
 
 
 def status(root: str, json: bool = False) -> int:
@@ -60,9 +59,8 @@ def build_status(root: Path) -> dict[str, Any]:
         raise missing
     return {
         "root": str(root),
-        "published": None
-        if published is None
-        else {
+        "published": published
+        and {
             "generation": published.generation,
             "samples": published.num_samples,
             "storage": published.storage,
@@ -90,10 +88,8 @@ def _build(root: Path) -> dict[str, Any] | None:
     owner = BuilderLock(processed_dir(root) / LOCK_NAME).owner()
     if status is None and owner is None:
         return None
-    facts: dict[str, Any] = {"state": "starting", **dict.fromkeys(_NUMBERS, 0)}
-    if status is not None and isinstance(status.get("state"), str):
-        facts["state"] = status["state"]
-        facts |= {k: v for k in _NUMBERS if type(v := status.get(k)) in (int, float)}
+    said = status if status is not None and isinstance(status.get("state"), str) else {"state": "starting"}
+    facts: dict[str, Any] = {"state": said["state"], **numbers_of(said)}
     alive = None if owner is None else owner.process.is_alive()
     facts |= {"builder": None if owner is None else str(owner), "alive": alive}
     if owner is not None and alive:

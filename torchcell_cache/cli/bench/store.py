@@ -24,7 +24,6 @@ from torchcell_cache.cli.bench.stages import (
     still_in_memory,
 )
 from torchcell_cache.core.numbers import real_number, whole_number
-from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.errors import SettingError
@@ -128,35 +127,33 @@ def bench_store(
         SettingError: If a setting makes no sense, or the store is empty.
         CacheNotFoundError: If there is no store at ``root``.
     """
-    batch_size, num_batches = (
-        whole_number("batch_size", batch_size, 1),
-        whole_number("num_batches", num_batches, 1),
-    )
+    batch_size = whole_number("batch_size", batch_size, 1)
+    num_batches = whole_number("num_batches", num_batches, 1)
     workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
     _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
     if len(dataset) == 0:
         raise SettingError(f"the store at {dataset.root} has no samples, so there is nothing to time")
-    target = _device(device)
     size = min(batch_size, len(dataset))
     draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
-    facts = _facts(dataset, target) | {
-        **{"batch_size": size, "asked": batch_size},
+    watch = Stopwatch(draws, _device(device))
+    facts = {
+        "batch_size": size,
+        "asked": batch_size,
         "num_batches": num_batches,
         "step_ms": step_ms,
         "seed": seed,
-        "seconds": seconds,
-        "exclude_keys": list(exclude_keys),
     }
-    report = BenchReport(facts)
+    facts |= {"seconds": seconds, "exclude_keys": list(exclude_keys)}
+    report = BenchReport(_facts(dataset, watch.device) | facts)
     begun = time.monotonic()
     with _one_thread():
-        draws = _time_stages(report, dataset, draws, target, cold, begun, note)
+        _time_stages(report, dataset, watch, cold, begun, note)
         # At least a little for each, should the stages have taken longer than they were given.
         left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
         for count in workers:
             note(f"loader, {count} workers")
-            report.sweep.append(_time_loader(report, dataset, draws, target, count, left))
+            report.sweep.append(_time_loader(report, dataset, watch, count, left))
     report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
     return report
 
@@ -210,21 +207,19 @@ def _one_thread() -> Iterator[None]:
 def _time_stages(
     report: BenchReport,
     dataset: PreprocessedDataset,
-    draws: Int64Array,
-    device: torch.device,
+    watch: Stopwatch,
     cold: bool,
     begun: float,
     note: Callable[[str], None],
-) -> Int64Array:
-    """Time the stages; returns the batches whose samples are in memory now."""
-    generation, seconds = dataset.generation, report.facts["seconds"]
-    watch, sample_bytes = Stopwatch(draws, device), graph_bytes(dataset.get(0))
-    from_memory = (
-        generation.is_structured
-        and not generation.structured.has_removed
-        and generation.table_reader is not None
+) -> None:
+    """Time the stages; then the samples that are drawn are in memory."""
+    generation, seconds, sample_bytes = (
+        dataset.generation,
+        report.facts["seconds"],
+        graph_bytes(dataset.get(0)),
     )
-    if cold and from_memory:
+    from_table = generation.is_structured and not generation.structured.has_removed
+    if cold and from_table and generation.table_reader is not None:
         report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
     elif cold and CAN_DROP:
         note("batch, cold")
@@ -233,7 +228,7 @@ def _time_stages(
     elif cold:
         report.skipped["batch, cold"] = "this system cannot be asked to forget files"
     watch.warm_up(generation, 2 * _LIGHT_SHARE * seconds)
-    todo = list(stages(generation, device, report.facts["exclude_keys"]))
+    todo = list(stages(generation, watch.device, report.facts["exclude_keys"]))
     weights = sum(stage.weight for stage in todo)
     for stage in todo:
         note(stage.name)
@@ -246,47 +241,34 @@ def _time_stages(
             if not stage.may_fail:
                 raise
             report.skipped[stage.name] = reason(error)
-    return watch.draws
 
 
 def _time_loader(
-    report: BenchReport,
-    dataset: PreprocessedDataset,
-    draws: Int64Array,
-    device: torch.device,
-    count: int,
-    seconds: float,
+    report: BenchReport, dataset: PreprocessedDataset, watch: Stopwatch, count: int, seconds: float
 ) -> WorkerTiming:
-    step = report.step_ms
+    """Waits for batches taken as they come, and beside the training step if there is one."""
+    step, size, expected = report.step_ms, watch.draws.shape[1], (report.cost("batch") or 0.0) / 1e3
     flat = seconds if step is None else seconds / 3
-    expected = (report.cost("batch") or 0.0) / 1e3
-    first, waits = _waits(dataset, draws, device, count, 0.0, flat, expected)
+    first, waits = _waits(dataset, watch, count, 0.0, flat, expected)
     stepped = None
     if step is not None:
-        _, times = _waits(dataset, draws, device, count, step / 1e3, seconds - flat, expected)
-        stepped = Timing(f"{count} workers, {step:g} ms step", draws.shape[1], times)
-    return WorkerTiming(count, first * 1e3, Timing(f"{count} workers", draws.shape[1], waits), stepped)
+        _, times = _waits(dataset, watch, count, step / 1e3, seconds - flat, expected)
+        stepped = Timing(f"{count} workers, {step:g} ms step", size, times)
+    return WorkerTiming(count, first * 1e3, Timing(f"{count} workers", size, waits), stepped)
 
 
 def _waits(
-    dataset: PreprocessedDataset,
-    draws: Int64Array,
-    device: torch.device,
-    count: int,
-    step: float,
-    seconds: float,
-    expected: float,
+    dataset: PreprocessedDataset, watch: Stopwatch, count: int, step: float, seconds: float, expected: float
 ) -> tuple[float, tuple[float, ...]]:
     """Wait for the first batch and for each later one, in seconds."""
-    fits = int(seconds / max(expected + step, 1e-9))
-    number = max(_FEWEST_BATCHES, min(len(draws), fits)) + 1
+    draws = watch.draws
+    number = max(_FEWEST_BATCHES, min(len(draws), int(seconds / max(expected + step, 1e-9)))) + 1
     batches = [draws[k % len(draws)].tolist() for k in range(number)]
-    loader = CacheLoader(dataset, batch_sampler=batches, num_workers=count, device=device)
+    loader = CacheLoader(dataset, batch_sampler=batches, num_workers=count, device=watch.device)
     times: list[float] = []
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="This DataLoader will create"
-        )  # the sweep may exceed the cores
+        # The sweep may exceed the cores.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         start = begun = time.perf_counter()
         iterator: Any = iter(loader)
         for _ in iterator:
