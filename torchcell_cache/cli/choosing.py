@@ -19,10 +19,7 @@ def select(
     list: str | None = None,
     out: str | None = None,
     store: str | None = None,
-    shard_size: int | None = None,
-    on_stale: str = "error",
     json: bool = False,
-    progress: bool = True,
     **more: Any,
 ) -> None:
     """Choose samples by their columns: an index file or a smaller store.
@@ -34,10 +31,7 @@ def select(
         list: File: index file (.npy), or text with a source id (where samples have them) or position per line.
         out: Index file to write, .npy.
         store: Directory of a smaller store to write.
-        shard_size: Samples per shard of that store; by storage if null.
-        on_stale: Another store there.
         json: Print JSON.
-        progress: Print progress.
 
     Example:
         torchcell-cache select root=demo/ecoli where="perturbed_count == 2 and fitness > 0.5" out=pairs.npy
@@ -50,6 +44,7 @@ def select(
     from torchcell_cache.data.index_file import npy_path, save_indices
     from torchcell_cache.data.select import select
 
+    writing = {key: more.pop(key) for key in ("shard_size", "on_stale", "progress")}
     given = {"where": where, "list": list, **more}
     conditions = {key: value for key, value in given.items() if value not in (None, [])}
     if not conditions.keys() & {"where", "list", "genes", "without", "n"}:
@@ -73,7 +68,6 @@ def select(
     if out is not None:
         facts["out"] = str(save_indices(out, view, made_by=conditions))
     if store is not None:
-        writing: dict[str, Any] = {"shard_size": shard_size, "on_stale": on_stale, "progress": progress}
         made = save_subset(view, store, made_by=conditions, **writing)
         facts |= {"store": str(made.generation.root), "content_digest": made.content_digest}
     print(json_.dumps(facts, indent=1) if json else _selected(facts))

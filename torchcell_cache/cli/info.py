@@ -73,18 +73,13 @@ def store_facts(dataset: PreprocessedDataset, bins: int) -> dict[str, Any]:
         "schema": {key: schema[key] for key in ("phenotypes", "statistics", "processor", "structured")}
         | {"layouts": len(schema["layouts"])},
         "columns": {name: f"{c.dtype}{list(c.shape)}" for name, c in generation.columns.items()},
-        "fields": {name: _fields(layout) for name, layout in schema["layouts"].items()},
+        "fields": {name: list(Layout.from_dict(layout).labels) for name, layout in schema["layouts"].items()},
         "fingerprint": manifest.fingerprint,
         "content_digest": manifest.content_digest,
         "manifest_digest": manifest.digest,
         "built": manifest.created,
         "histograms": _histograms(dataset, bins),
     }
-
-
-def _fields(layout: dict[str, Any]) -> list[str]:
-    """Fields of a record layout, such as ``gene.x``."""
-    return list(Layout.from_dict(layout).labels)
 
 
 def _base_graph(graph: Any) -> Iterator[tuple[str, int | dict[str, int]]]:

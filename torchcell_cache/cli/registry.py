@@ -28,7 +28,11 @@ COMMANDS = {
     "push": ("cli.commands:push", "remote.push:push"),
     "pull": ("cli.commands:pull", "remote.pull:pull"),
     "gc": ("cli.commands:gc", "builder.cleanup:gc"),
-    "select": ("cli.choosing:select", "data.select:select - dataset listed"),
+    "select": (
+        "cli.choosing:select",
+        "data.select:select - dataset listed",
+        "data.api:save_subset - view root made_by",
+    ),
     "split": (
         "cli.choosing:split",
         "data.split_nodes:split_by_perturbation - dataset",

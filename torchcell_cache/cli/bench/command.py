@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,8 @@ def bench(
     path = None if plot is None else local_path(plot, "plot")
     if path is not None:
         new_figure(path, (1, 1))  # before any work: matplotlib may be missing
-    line = _Line(progress)
-    try:
-        report = bench_store(root, **settings, note=line)
-    finally:
-        line.close()
+    with _line(progress) as note:
+        report = bench_store(root, **settings, note=note)
     if path is not None:
         save_plot(report, path)
     print(json_.dumps(as_dict(report), indent=1) if json else as_text(report))
@@ -44,28 +43,20 @@ def bench(
         print(f"\nplot written to {plot}")
 
 
-class _Line:
+@contextlib.contextmanager
+def _line(enabled: bool) -> Iterator[Callable[[str], None]]:
     """What is being measured: one line that changes on a terminal, the lines one after the other elsewhere."""
+    begin, end = ("\r\x1b[K", "") if sys.stderr.isatty() else ("", "\n")
 
-    def __init__(self, enabled: bool) -> None:
-        self.enabled, self.same = enabled, sys.stderr.isatty()
+    def say(text: str) -> None:
+        if enabled:
+            print(text, file=sys.stderr, end=end, flush=True)
 
-    def __call__(self, text: str) -> None:
-        if self.enabled:
-            print(
-                f"\r\x1b[Kbench: {text}" if self.same else f"bench: {text}",
-                file=sys.stderr,
-                end=self._end,
-                flush=True,
-            )
-
-    @property
-    def _end(self) -> str:
-        return "" if self.same else "\n"
-
-    def close(self) -> None:
-        if self.enabled and self.same:
-            print("\r\x1b[K", file=sys.stderr, end="", flush=True)
+    try:
+        yield lambda text: say(f"{begin}bench: {text}")
+    finally:
+        if begin:
+            say(begin)
 
 
 def save_plot(report: BenchReport, path: Path) -> None:

@@ -137,14 +137,8 @@ def bench_store(
     size = min(batch_size, len(dataset))
     draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
     watch = Stopwatch(draws, _device(device))
-    facts = {
-        "batch_size": size,
-        "asked": batch_size,
-        "num_batches": num_batches,
-        "step_ms": step_ms,
-        "seed": seed,
-    }
-    facts |= {"seconds": seconds, "exclude_keys": list(exclude_keys)}
+    facts: dict[str, Any] = {"batch_size": size, "asked": batch_size, "num_batches": num_batches}
+    facts |= {"step_ms": step_ms, "seed": seed, "seconds": seconds, "exclude_keys": list(exclude_keys)}
     report = BenchReport(_facts(dataset, watch.device) | facts)
     begun = time.monotonic()
     with _one_thread():
