@@ -321,9 +321,11 @@ def test_labels_of_experiments_that_float32_cannot_hold(value: float) -> None:
     assert number(1e-60, "fitness") == 1e-60
 
 
-def test_names_outside_the_graph_cannot_be_kept() -> None:
-    with pytest.raises(SettingError, match='unknown="drop"'):
-        table([["X1"]], unknown="keep")
+def test_names_outside_the_graph_cannot_be_kept_where_nodes_have_none() -> None:
+    nameless = cell_graph()
+    del nameless["gene"].node_ids
+    with pytest.raises(SourceContractError, match="it has no node_ids"):
+        tc.PerturbationTable(nameless, [["X1"]], unknown="keep")
 
 
 @pytest.mark.parametrize("ids", [[0.5, 1, 2], [True, False, True], [0, math.nan, 2]])

@@ -89,7 +89,11 @@ class PerturbationBatch(SharedGraphBatch):
                 )
 
     def __len__(self) -> int:
-        return len(self.sections["indices"]) if self._indices is None else len(self._indices)
+        return len(self._positions)
+
+    @property
+    def _positions(self) -> Int64Array:
+        return self.sections["indices"] if self._indices is None else self._indices
 
     def _position_space(self) -> Topology | None:
         return self.generation.topology
@@ -122,7 +126,8 @@ class PerturbationBatch(SharedGraphBatch):
                 [0, stop - start]
             )
         with decoding(self.generation):
-            return self.generation.assembler.graphs(StructuredColumns(**row))[0]
+            unknown = self.generation.unknown_names(self._positions[at : at + 1])
+            return self.generation.assembler.graphs(StructuredColumns(**row), unknown)[0]
 
     @property
     def perturbed(self) -> Tensor:
@@ -268,12 +273,11 @@ class PerturbationBatch(SharedGraphBatch):
         if not is_plain(resident.template):
             return self._placed(collated(list(self), follow_batch, exclude_keys))
         self._check_removals()
-        kind: type[SampleFields] = SampleFields
-        if isinstance(resident.processor, LazySubgraphRepresentation):
-            kind = MaskFields
-        elif isinstance(resident.processor, SubgraphRepresentation):
-            kind = FilteredFields
+        is_lazy = isinstance(resident.processor, LazySubgraphRepresentation)
+        filters = isinstance(resident.processor, SubgraphRepresentation)
+        kind = MaskFields if is_lazy else FilteredFields if filters else SampleFields
         fields = kind(resident, self.sections, self.tensors, self._num_incident, lambda: self._removed)
+        fields.unknown = self.generation.unknown_names(self._positions)
         return collate(resident.template, fields, len(self), self.device, follow_batch, exclude_keys)
 
     def _check_statistics(self, exclude_keys: frozenset[str]) -> None:

@@ -40,7 +40,12 @@ class SampleFields:
         tensors: The same on the device.
         num_incident: See :func:`~torchcell_cache.batch.masks.regions`.
         removed: Removed positions, ascending and unique per sample, and their offsets; called only if needed.
+
+    Attributes:
+        unknown: Perturbed names that no node has, a tuple per sample.
     """
+
+    unknown: list[tuple[str, ...]]
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class SampleFields:
             graph = self.resident.base_graph
             names = node_names(graph[self.topology.node_type] if self.hetero else graph._store)
             flat = ids if names is None else [names[k] for k in ids]
-            return listed([flat[at[k] : at[k + 1]] for k in range(self.count)])
+            return listed([[*flat[at[k] : at[k + 1]], *self.unknown[k]] for k in range(self.count)])
         return None
 
     def ragged(self, value: Tensor, ptr: Int64Array) -> Field:

@@ -63,6 +63,10 @@ class SelectedGeneration(Generation):
     read = visit = _of_the_store  # type: ignore[assignment]
     columns = table = table_reader = property(_of_the_store)
 
+    def unknown_names(self, positions: Any) -> list[tuple[str, ...]]:
+        """Names outside the graph are as they were."""
+        return self.whole.unknown_names(positions)
+
     @cached_property
     @lasting
     def base_graph(self) -> Any:

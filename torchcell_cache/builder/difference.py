@@ -57,7 +57,7 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
         return same
     rows = _same_rows(old.table, plan.table, common)
     if not structured:
-        rows &= _same_names(old.table, plan.table, common)
+        rows &= _same_names(old.table, plan.table, common) & _same_unknown(old.table, plan.table, common)
     if removal is not None and not graph_is_same:
         assert old.removal is not None
         rows &= _same_removals(old.removal, removal, plan.table, common)
@@ -84,6 +84,14 @@ def _same_names(old: SampleTable, new: SampleTable, common: int) -> Flags:
         return np.full(common, old.source_ids is new.source_ids)
     pairs = zip(islice(old.source_ids, common), islice(new.source_ids, common), strict=True)
     return np.fromiter((a == b for a, b in pairs), dtype=bool, count=common)
+
+
+def _same_unknown(old: SampleTable, new: SampleTable, common: int) -> Flags:
+    """Whether samples perturb the same names that no node has, ``[common] bool``."""
+    if old.unknown is None and new.unknown is None:
+        return np.ones(common, dtype=bool)
+    a, b = (table.unknown or [()] * common for table in (old, new))
+    return np.array([a[k] == b[k] for k in range(common)], dtype=bool)
 
 
 def _same_rows(old: SampleTable, new: SampleTable, common: int) -> Flags:

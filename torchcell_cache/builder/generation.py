@@ -40,7 +40,14 @@ from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import CacheError, StorageFullError
 from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import FileEntry, Manifest, ShardEntry, processed_dir, read_sidecar
+from torchcell_cache.store.manifest import (
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    format_of,
+    processed_dir,
+    read_sidecar,
+)
 
 _PROBE = 64
 
@@ -230,6 +237,7 @@ class GenerationBuild:
             files=tuple(files),
             shards=tuple(shards),
             created=self._created(seconds),
+            format_version=format_of(schema),
         )
         write_atomic(self.directory / GENERATION_MANIFEST, manifest.to_bytes())
         self._summary(manifest, seconds, built)

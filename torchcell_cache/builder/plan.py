@@ -168,10 +168,16 @@ def make_shard_plan(
     )
 
 
+def unknown_part(table: SampleTable | None) -> dict[str, Any]:
+    """What a schema says of names that no node has: they are in no structured record, and samples have them."""
+    return {} if table is None or table.unknown is None else {"unknown_names": table.unknown.digest()}
+
+
 def _names(table: SampleTable | None) -> dict[str, Any]:
     return {
         "phenotypes": [] if table is None else list(table.phenotypes),
         "statistics": [] if table is None else list(table.statistics),
+        **unknown_part(table),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
-from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan
+from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, unknown_part
 from torchcell_cache.builder.resume import tidy
 from torchcell_cache.builder.shards import (
     CHUNK,
@@ -37,7 +37,7 @@ from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.core.progress import Say
-from torchcell_cache.core.ragged import Int64Array, ragged_rows, smallest_unsigned
+from torchcell_cache.core.ragged import Int64Array, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
@@ -54,6 +54,10 @@ _TABLE = (
     "removed_edges",
     "source_ids",
     "source_id_length",
+    "unknown",
+    "unknown_count",
+    "unknown_names",
+    "unknown_name_length",
 )
 _LAYOUT = slice(8, 16)
 _READ_BYTES = 32 << 20
@@ -137,7 +141,7 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
         processor=None,
         graph_digest="" if graph is None else graph_digest(graph),
         parts={**parts, "source": identity},
-        table=None if table is None else take_rows(table, positions),
+        table=None if table is None else table.take(positions),
         topology=generation.topology,
         notes=tuple(manifest.created.get("notes", [])),
     )
@@ -146,29 +150,15 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 def _shard_plan(generation: Generation, plan: BuildPlan, count: int, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
     size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
-    generic = not generation.is_structured
+    schema = {name: value for name, value in manifest.schema.items() if name != "unknown_names"}
+    if not generation.is_structured:
+        schema["layouts"] = {}
     return ShardPlan(
         num_samples=count,
         shard_size=size,
         seed=int(plan.fingerprint(manifest.storage).digest[:16], 16),
         records=manifest.schema["records"],
-        schema={**manifest.schema, "layouts": {}} if generic else manifest.schema,
-    )
-
-
-def take_rows(table: SampleTable, rows: Int64Array) -> SampleTable:
-    """Rows of a table, in the order given."""
-    ids_at, ptr = ragged_rows(table.ptr, rows)
-    values_at, value_ptr = ragged_rows(table.value_ptr, rows)
-    names = table.source_ids
-    return SampleTable(
-        ids=table.ids[ids_at],
-        ptr=ptr,
-        values=table.values[values_at],
-        value_ptr=value_ptr,
-        phenotypes=table.phenotypes,
-        statistics=table.statistics,
-        source_ids=None if names is None else [names[k] for k in rows.tolist()],
+        schema={**schema, **unknown_part(plan.table)},
     )
 
 

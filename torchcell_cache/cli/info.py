@@ -14,7 +14,7 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
 
-_ONE_NUMBER = ("perturbed_count", "removed_edges", "y")
+_ONE_NUMBER = ("perturbed_count", "unknown_count", "removed_edges", "y")
 
 
 def info(*, root: str, wait: float = 0, plot: str | None = None, bins: int = 10, json: bool = False) -> None:

@@ -82,7 +82,7 @@ _CHOICES = {
     "processor.perturbed": "keep delete",
     "processor.statistics": "measured always",
     "source.flavor": "seurat cell_ranger seurat_v3",
-    "source.unknown": "error skip drop",
+    "source.unknown": "error skip drop keep",
     "source.duplicate": "error unique",
     "source.empty": "error keep",
     "source.nan": "error keep skip",

@@ -17,6 +17,7 @@ from torchcell_cache.errors import SourceContractError
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
+from torchcell_cache.core.unknown_names import UnknownNames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +33,7 @@ class Sample:
         base_graph: The graph that all samples of the source share.
         index: Position in the source, or -1.
         source_id: The source's own name of this sample, or ``None``.
+        unknown: Perturbed names that no node has, ascending; nothing is removed for them.
     """
 
     perturbed: Int64Array
@@ -41,6 +43,7 @@ class Sample:
     base_graph: Data | HeteroData | None = field(default=None, repr=False)
     index: int = -1
     source_id: str | None = None
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +58,7 @@ class SampleTable:
         phenotypes: Names of the first columns of ``values``.
         statistics: Names of the remaining columns of ``values``.
         source_ids: One name per sample, or ``None`` where the position is the name.
+        unknown: Perturbed names that no node has, or ``None`` where there are none.
     """
 
     ids: npt.NDArray[np.integer[Any]]
@@ -64,6 +68,7 @@ class SampleTable:
     phenotypes: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     source_ids: Sequence[str] | None = None
+    unknown: UnknownNames | None = None
 
     def __post_init__(self) -> None:
         width = len(self.phenotypes) + len(self.statistics)
@@ -72,9 +77,11 @@ class SampleTable:
                 f"values has shape {self.values.shape}, expected [measurements, {width}] "
                 f"for phenotypes {self.phenotypes} and statistics {self.statistics}"
             )
+        unknown = [] if self.unknown is None else [("unknown.ptr", self.unknown.ptr, len(self.unknown.codes))]
         for name, ptr, total in (
             ("ptr", self.ptr, len(self.ids)),
             ("value_ptr", self.value_ptr, len(self.values)),
+            *unknown,
         ):
             if (
                 ptr.ndim != 1
@@ -88,6 +95,8 @@ class SampleTable:
             raise SourceContractError(
                 f"{len(self.ptr) - 1} samples by ids, {len(self.value_ptr) - 1} by values"
             )
+        if self.unknown is not None and len(self.unknown) != len(self):
+            raise SourceContractError(f"{len(self)} samples by ids, {len(self.unknown)} by unknown names")
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -102,6 +111,7 @@ class SampleTable:
             base_graph=base_graph,
             index=index,
             source_id=None if self.source_ids is None else self.source_ids[index],
+            unknown=() if self.unknown is None else self.unknown[index],
         )
 
     def slice(self, start: int, stop: int) -> SampleTable:
@@ -115,6 +125,7 @@ class SampleTable:
             phenotypes=self.phenotypes,
             statistics=self.statistics,
             source_ids=None if self.source_ids is None else self.source_ids[start:stop],
+            unknown=None if self.unknown is None else self.unknown.take(np.arange(start, stop)),
         )
 
     def take(self, rows: Int64Array) -> SampleTable:
@@ -122,7 +133,8 @@ class SampleTable:
         ids, ptr = segments(self.ids, self.ptr, rows)
         values, value_ptr = segments(self.values, self.value_ptr, rows)
         names = None if self.source_ids is None else [self.source_ids[k] for k in rows.tolist()]
-        return SampleTable(ids, ptr, values, value_ptr, self.phenotypes, self.statistics, names)
+        unknown = None if self.unknown is None else self.unknown.take(rows)
+        return SampleTable(ids, ptr, values, value_ptr, self.phenotypes, self.statistics, names, unknown)
 
     def chunks(self, size: int) -> Iterator[SampleTable]:
         """Consecutive slices of at most ``size`` samples."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torchcell_cache.store.generation import Generation
 
 
-_RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"})
+_RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"}) | {
+    *("unknown", "unknown_names", "unknown_name_length")
+}
 """Stored arrays that do not have one value or row per sample, or say how others are divided."""
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from torchcell_cache.core.checks import choice, suggestion
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.numbers import seed_number, whole_number
-from torchcell_cache.core.ragged import Int64Array, ragged_rows
+from torchcell_cache.core.ragged import Int64Array, ragged_rows, segments
+from torchcell_cache.core.unknown_names import UnknownNames
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dividing import column, draw, of_store, strata_of
 from torchcell_cache.data.expression import Expression
@@ -112,15 +113,29 @@ def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | No
 
 
 def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
-    """Perturbed ids of all samples of a dataset, ``[sum of counts] int64``, and their offsets, ``[n + 1] int64``."""
+    """Perturbed ids of all samples of a dataset, ``[sum of counts] int64``, and their offsets, ``[n + 1] int64``.
+
+    Names that no node has count as nodes behind the last one, see :func:`_first_unknown`.
+    """
     table = dataset.generation.table
     if table is None:
         raise SettingError(
             "the store was not made from a table of perturbations, so it knows no perturbed nodes",
             fix="select by where= or listed=; split by split_random",
         )
-    at, ptr = ragged_rows(table.ptr, dataset.positions())
-    return table.ids[at].astype(np.int64), ptr
+    rows = dataset.positions()
+    at, ptr = ragged_rows(table.ptr, rows)
+    ids = table.ids[at].astype(np.int64)
+    if table.unknown is None:
+        return ids, ptr
+    codes, code_ptr = segments(table.unknown.codes, table.unknown.ptr, rows)
+    return UnknownNames(table.unknown.names, codes, code_ptr).with_ids(ids, ptr, _first_unknown(dataset))
+
+
+def _first_unknown(dataset: Any) -> int:
+    """Number of the first name that no node has: behind all nodes."""
+    names, largest = _names_or_none(dataset), int(dataset.generation.table.ids.max(initial=0))
+    return max(largest + 1, 0 if names is None else len(names))
 
 
 def count_perturbed(dataset: Any, nodes: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -135,12 +150,7 @@ def count_perturbed(dataset: Any, nodes: Int64Array) -> tuple[Int64Array, Int64A
 
 def node_names_of(dataset: Any) -> list[str]:
     """Names of the perturbable nodes, by id."""
-    generation = dataset.generation
-    graph, topology = generation.base_graph, generation.topology
-    names = None
-    if graph is not None:
-        node_type = perturbable_type(graph) if topology is None else topology.node_type
-        names = node_names(graph._store if node_type is None else graph[node_type])
+    names = _names_or_none(dataset)
     if names is None:
         raise SettingError(
             "the base graph has no names of nodes (node_ids)", fix="select by where= or listed="
@@ -148,13 +158,24 @@ def node_names_of(dataset: Any) -> list[str]:
     return [str(name) for name in names]
 
 
+def _names_or_none(dataset: Any) -> list[str] | None:
+    graph, topology = dataset.generation.base_graph, dataset.generation.topology
+    if graph is None:
+        return None
+    node_type = perturbable_type(graph) if topology is None else topology.node_type
+    return node_names(graph._store if node_type is None else graph[node_type])
+
+
 def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
-    names = node_names_of(dataset)
+    names, table = node_names_of(dataset), dataset.generation.table
     known = {name: node for node, name in enumerate(names)}
+    repeated = len(known) < len(names)
+    if table is not None and table.unknown is not None:
+        known |= {name: node for node, name in enumerate(table.unknown.names, _first_unknown(dataset))}
     for name in wanted:
         if name not in known:
             raise SettingError(f"{key}: the base graph has no node {name!r}{_near(name, names)}")
-        if len(known) < len(names) and names.count(name) > 1:
+        if repeated and names.count(name) > 1:
             raise SettingError(f"{key}: {name!r} is the name of several nodes, so it does not say which one")
     return np.array([known[name] for name in wanted], dtype=np.int64)
 

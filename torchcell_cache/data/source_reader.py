@@ -90,7 +90,7 @@ class SourceReader:
         """
         try:
             if self.assembler is not None and isinstance(item, Sample):
-                return self.assembler.graphs(_columns(item))[0]
+                return self.assembler.graphs(_columns(item), [item.unknown])[0]
             graph = self._processing(item)
             self._processing.look()
             return graph

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,26 +94,35 @@ class Assembler:
         assert self.removal is not None
         return self.removal.removed(columns.ids, columns.ptr)
 
-    def graphs(self, columns: StructuredColumns) -> list[Any]:
-        """One graph per record."""
+    def graphs(
+        self, columns: StructuredColumns, unknown: Sequence[tuple[str, ...]] | None = None
+    ) -> list[Any]:
+        """One graph per record; ``unknown`` are the names that each perturbs and no node has, in no record."""
+        names = [()] * len(columns) if unknown is None else unknown
+        return [
+            self._assemble(columns, k, kept, names[k]) for k, kept in enumerate(self._kept_of_each(columns))
+        ]
+
+    def _kept_of_each(self, columns: StructuredColumns) -> Iterator[tuple[Tensor, ...]]:
         count = len(columns)
         if not self.needs_masks:
-            return [self._assemble(columns, k, ()) for k in range(count)]
-        if self.has_removed or (self.removal is not None and self.removal.by_rule is not None):
+            yield from [()] * count
+        elif self.has_removed or (self.removal is not None and self.removal.by_rule is not None):
             positions, ptr = self.removed(columns)
-            at = ptr.tolist()
-            return [
-                self._assemble(columns, k, self._kept(positions[at[k] : at[k + 1]])) for k in range(count)
-            ]
-        return [self._assemble(columns, k, self._kept_by_index(columns, k)) for k in range(count)]
+            yield from (self._kept(positions[a:b]) for a, b in pairwise(ptr.tolist()))
+        else:
+            yield from (self._kept_by_index(columns, k) for k in range(count))
 
-    def _assemble(self, columns: StructuredColumns, k: int, kept: tuple[Tensor, ...]) -> Any:
+    def _assemble(
+        self, columns: StructuredColumns, k: int, kept: tuple[Tensor, ...], unknown: tuple[str, ...]
+    ) -> Any:
         deletion = Deletion(
             columns.ids[columns.ptr[k] : columns.ptr[k + 1]].astype(np.int64),
             columns.values[columns.value_ptr[k] : columns.value_ptr[k + 1]],
             self.phenotypes,
             self.statistics,
             kept,
+            unknown,
         )
         return self.processor.assemble(self.base_graph, self.topology, self.shell, deletion)
 

@@ -39,6 +39,7 @@ class Deletion:
         phenotypes: Names of the phenotype columns.
         statistics: Names of the statistic columns.
         kept: Per domain of the topology, what stays, ``[domain size] bool``.
+        unknown: Perturbed names that no node has.
     """
 
     perturbed: Int64Array
@@ -46,6 +47,7 @@ class Deletion:
     phenotypes: tuple[str, ...]
     statistics: tuple[str, ...]
     kept: tuple[Tensor, ...]
+    unknown: tuple[str, ...] = ()
 
 
 class DeletionProcessor(abc.ABC):
@@ -112,12 +114,9 @@ class DeletionProcessor(abc.ABC):
                 f"sample {sample.index}: perturbed ids {sample.perturbed} outside 0..{topology.num_nodes - 1}"
             )
         kept = kept_by_definition(base_graph, topology, sample.perturbed, gpr=self.gpr, gpr_by=self.gpr_by)
-        return self.assemble(
-            base_graph,
-            topology,
-            shell,
-            Deletion(sample.perturbed, sample.values, sample.phenotypes, sample.statistics, kept),
-        )
+        labels = sample.values, sample.phenotypes, sample.statistics
+        deletion = Deletion(sample.perturbed, *labels, kept, sample.unknown)
+        return self.assemble(base_graph, topology, shell, deletion)
 
     @abc.abstractmethod
     def make_shell(self, base_graph: Any, topology: Topology) -> Any:
@@ -235,11 +234,13 @@ def statistics_setting(statistics: str) -> dict[str, Any]:
     return {} if statistics == STATISTICS[0] else {"statistics": statistics}
 
 
-def perturbation_fields(names: list[str] | None, perturbed: Int64Array) -> dict[str, Any]:
-    """``ids_pert`` (names, or ids where the graph has none) and ``perturbation_indices [P] int64``."""
+def perturbation_fields(
+    names: list[str] | None, perturbed: Int64Array, unknown: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """``ids_pert`` (names, those that no node has last; ids where the graph has none) and ``perturbation_indices [P] int64``."""
     ids = perturbed.tolist()
     return {
-        "ids_pert": ids if names is None else [names[k] for k in ids],
+        "ids_pert": [*(ids if names is None else [names[k] for k in ids]), *unknown],
         "perturbation_indices": torch.from_numpy(np.asarray(perturbed, dtype=np.int64)),
     }
 

@@ -231,7 +231,7 @@ def _node_fields(
     if names is not None:
         fields["node_ids"] = [names[k] for k in wanted.tolist()]
     fields["num_nodes"] = len(wanted)
-    fields.update(perturbation_fields(names, sample.perturbed))
+    fields.update(perturbation_fields(names, sample.perturbed, sample.unknown))
     if base._mapping.get("x") is not None:
         fields["x"] = base.x[wanted]
         fields["x_pert"] = base.x[torch.from_numpy(sample.perturbed)]

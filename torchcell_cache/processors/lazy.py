@@ -76,7 +76,7 @@ class LazySubgraphRepresentation(DeletionProcessor):
     ) -> Data | HeteroData:
         """The sample's graph: copies of the shell's stores and the sample's own fields."""
         pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
-        fields = perturbation_fields(shell.names, deletion.perturbed)
+        fields = perturbation_fields(shell.names, deletion.perturbed, deletion.unknown)
         pert_mask[fields["perturbation_indices"]] = True
         mapping: dict[str, Any] = {
             **shell.head,

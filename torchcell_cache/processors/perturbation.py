@@ -43,7 +43,7 @@ class Perturbation(DeletionProcessor):
         """The sample's fields on an otherwise empty graph."""
         mapping = {
             "num_nodes": topology.num_nodes,
-            **perturbation_fields(shell, deletion.perturbed),
+            **perturbation_fields(shell, deletion.perturbed, deletion.unknown),
             **self.labels(deletion),
         }
         if topology.node_type is None:

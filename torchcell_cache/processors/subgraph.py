@@ -91,7 +91,7 @@ def _kept_nodes(
         names = shell.names or []
         fields["node_ids"] = [name for k, name in enumerate(names) if k not in gone]
     fields["num_nodes"] = int(kept.sum())
-    fields.update(perturbation_fields(shell.names, deletion.perturbed))
+    fields.update(perturbation_fields(shell.names, deletion.perturbed, deletion.unknown))
     if base._mapping.get("x") is not None:
         fields["x"] = base.x[kept]
         fields["x_pert"] = base.x[pert_mask]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -32,6 +33,21 @@ class RaggedIds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Perturbed nodes by id, and by an id behind those of all nodes each name that no node has and that is kept.
+
+    Attributes:
+        given: Ids, sample after sample.
+        names: What the ids stand for; empty where nodes have no names.
+        first: The first id that is no node's.
+    """
+
+    given: RaggedIds
+    names: Sequence[str]
+    first: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Nodes:
     """The nodes that can be perturbed.
 
@@ -47,8 +63,8 @@ class Nodes:
     aliases: Any = None
     pattern: str | None = None
 
-    def found(self, perturbations: Any, unknown: str) -> tuple[RaggedIds, Resolved | None, int]:
-        """Ids of the perturbed nodes, how their names met those of the nodes, and the number of rows given.
+    def found(self, perturbations: Any, unknown: str) -> tuple[Found, Resolved | None, int]:
+        """The perturbed nodes, how their names met those of the nodes, and the number of rows given.
 
         Raises:
             SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
@@ -57,11 +73,16 @@ class Nodes:
             self._refuse_indicators(frame_names(perturbations))
         given = rows_of(perturbations)
         if isinstance(given, RaggedIds):
-            return self._checked(given), None, len(given)
+            return Found(self._checked(given), self.names or (), self.count), None, len(given)
         if isinstance(given, list):  # names and ids in one table
             given = self._by_name(given)
-        resolved = resolve(self._extracted(given), NodeNames(self.names, self.aliases), unknown)
-        return RaggedIds(resolved.ids, resolved.ptr), resolved, len(given)
+        lists, nodes = self._extracted(given), NodeNames(self.names, self.aliases)
+        resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
+        names, both = nodes.names, resolved
+        if unknown == "keep" and resolved.report.unmatched:
+            names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
+            both = resolve(lists, NodeNames(names, self.aliases))
+        return Found(RaggedIds(both.ids, both.ptr), names, len(nodes)), resolved, len(given)
 
     def _refuse_indicators(self, columns: list[Any]) -> None:
         """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,14 @@ import numpy as np
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import Int64Array, offsets, segments
 from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.unknown_names import without_names
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import with_scores
 from torchcell_cache.sources.measurements import NAN, Measurements, as_float32
-from torchcell_cache.sources.names import Resolved
+from torchcell_cache.sources.names import UNKNOWN, Resolved
 from torchcell_cache.sources.perturbed_ids import Nodes, RaggedIds
 from torchcell_cache.sources.positional import named_columns, texts
 from torchcell_cache.sources.replicates import REPLICATES, count_names, means, refuse_replicates, set_numbers
-
-UNKNOWN = ("error", "skip", "drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,6 @@ class Policies:
     interactions: bool | str = False
 
     def __post_init__(self) -> None:
-        if self.unknown == "keep":
-            raise SettingError(
-                'unknown="keep": a store holds ids of nodes, so names that no node has cannot be kept',
-                fix='unknown="drop" leaves out the name, unknown="skip" the sample',
-            )
         choice("unknown", self.unknown, UNKNOWN)
         choice("duplicate", self.duplicate, ("error", "unique"))
         choice("empty", self.empty, ("keep", "error"))
@@ -63,9 +57,9 @@ def make_table(
     labels, others = named_columns(phenotypes, "phenotypes"), named_columns(statistics, "statistics")
     if overlap := sorted(set(labels) & set(others)):
         raise SettingError(f"{overlap} are given as phenotype and as statistic")
-    given, resolved, total = nodes.found(perturbations, policies.unknown)
+    found, resolved, total = nodes.found(perturbations, policies.unknown)
     rows = np.arange(total) if resolved is None or resolved.rows is None else resolved.rows
-    given = _sorted_unique(given, rows, nodes.names, policies.duplicate)
+    given = _sorted_unique(found.given, rows, found.names, policies.duplicate)
     measured = Measurements.of({**labels, **others}, total)
     names = texts(source_ids, total, "source_ids")
     notes = [*_on_names(resolved, total, policies.unknown), *measured.note_on_values()]
@@ -83,7 +77,8 @@ def make_table(
         measured = measured.take(rows)
         names = None if names is None else [names[row] for row in rows.tolist()]
     table, joined = _joined(given, measured, names, rows, (tuple(labels), tuple(others)), policies)
-    return table, (*notes, *joined)
+    ids, ptr, unknown = without_names(table.ids, table.ptr, found.first, found.names[found.first :])
+    return replace(table, ids=ids, ptr=ptr, unknown=unknown), (*notes, *joined)
 
 
 def _joined(
@@ -126,7 +121,7 @@ def _joined(
     return table, notes
 
 
-def _sorted_unique(given: RaggedIds, rows: Int64Array, names: list[str] | None, duplicate: str) -> RaggedIds:
+def _sorted_unique(given: RaggedIds, rows: Int64Array, names: Sequence[str], duplicate: str) -> RaggedIds:
     owner = np.repeat(np.arange(len(given)), np.diff(given.ptr))
     width = int(given.ids.max(initial=0)) + 1
     keys = owner * width + given.ids  # sorting one number per id takes a third of the time of sorting two
@@ -138,7 +133,7 @@ def _sorted_unique(given: RaggedIds, rows: Int64Array, names: list[str] | None, 
         return RaggedIds(ids, given.ptr)
     if duplicate == "error":
         at = int(np.argmax(repeat))
-        name = ids[at] if names is None else names[ids[at]]
+        name = names[ids[at]] if names else ids[at]
         raise SourceContractError(
             f"row {rows[owner[at]]}: {name!r} is given twice", fix='remove it, or pass duplicate="unique"'
         )
@@ -156,6 +151,11 @@ def _on_names(resolved: Resolved | None, total: int, unknown: str) -> list[str]:
     said = [str(resolved.report)]
     if resolved.rows is not None:
         said.append(_left_out(total - len(resolved.rows), total, "a name is no node"))
+    elif resolved.changed and unknown == "keep":
+        said.append(
+            f"{resolved.changed:,} of {total:,} samples perturb a name that is no node: it stays with them and removes "
+            f"nothing, {resolved.emptied:,} of them perturb no node at all (unknown={unknown!r})"
+        )
     elif resolved.changed:
         said.append(
             f"{resolved.changed:,} of {total:,} samples perturb fewer nodes than their row names, "

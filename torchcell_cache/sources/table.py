@@ -36,8 +36,9 @@ class PerturbationTable:
         statistics: The same for statistics (standard errors, p-values).
         source_ids: A name per sample; the position by default.
         node_type: Perturbed node type; ``gene`` or the only one by default.
-        unknown: Names that no node has: ``error``; ``skip`` the sample; or ``drop`` the name, which makes a double
-            knock-out a single one. How many stands in ``notes``.
+        unknown: Names that no node has: ``error``; ``skip`` the sample; ``drop`` the name, which makes a double
+            knock-out a single one; or ``keep`` it as torchcell does: nothing is removed for it, it stands in ``ids_pert``
+            behind the names of nodes, in the order of the alphabet, and tells samples apart. How many stands in ``notes``.
         duplicate: ``error``, or ``unique`` to count a name given twice in a sample once.
         empty: ``keep`` samples without a perturbation (wild type), or ``error``.
         nan: Values that are NaN or infinite: ``keep`` them, NaN as "no value"; ``error``; or ``skip`` the sample.
@@ -212,6 +213,7 @@ class PerturbationTable:
             "values": array_digest(table.values),
             "value_ptr": array_digest(table.value_ptr),
             "source_ids": None if table.source_ids is None else sha256_json(list(table.source_ids)),
+            **({} if table.unknown is None else {"unknown": table.unknown.digest()}),
         }
 
 

@@ -2,7 +2,9 @@
 
 Held in ``columns.safetensors``: ``perturbed`` (ragged, with ``perturbed_count``), ``values`` (with ``value_count`` only
 where some sample does not have exactly one measurement), ``removed_edges`` and, if the source names its samples,
-``source_ids`` (UTF-8 bytes with ``source_id_length``). Further columns of a generic store keep their own names.
+``source_ids`` (UTF-8 bytes with ``source_id_length``). If samples perturb names that no node has: the distinct ones
+``unknown_names`` (as ``source_ids``) and, ragged, ``unknown`` with ``unknown_count``. Further
+columns of a generic store keep their own names.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, segments
 from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.unknown_names import UnknownNames
 from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 
@@ -52,10 +55,19 @@ def table_to_arrays(table: SampleTable, num_nodes: int) -> Arrays:
     if bool((value_counts != 1).any()):
         out["value_count"] = value_counts.astype(smallest_unsigned(int(value_counts.max(initial=0))))
     if table.source_ids is not None:
-        encoded = [name.encode() for name in table.source_ids]
-        out["source_ids"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        out["source_id_length"] = np.array([len(name) for name in encoded], dtype=np.uint32)
+        out["source_ids"], out["source_id_length"] = _encoded(table.source_ids)
+    if table.unknown is not None:
+        counts = np.diff(table.unknown.ptr)
+        out["unknown"] = table.unknown.codes.astype(smallest_unsigned(len(table.unknown.names) - 1))
+        out["unknown_count"] = counts.astype(smallest_unsigned(int(counts.max(initial=0))))
+        out["unknown_names"], out["unknown_name_length"] = _encoded(table.unknown.names)
     return out
+
+
+def _encoded(names: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+    encoded = [name.encode() for name in names]
+    lengths = np.array([len(name) for name in encoded], dtype=np.uint32)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
 
 
 class Names(Sequence[str]):
@@ -87,10 +99,14 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         lengths = arrays.get("value_count")
         value_ptr = np.arange(len(ptr), dtype=np.int64) if lengths is None else offsets(lengths)
         names = Names(arrays["source_ids"], arrays["source_id_length"]) if "source_ids" in arrays else None
+        unknown = None
+        if "unknown" in arrays:
+            known = Names(arrays["unknown_names"], arrays["unknown_name_length"])
+            unknown = UnknownNames.of(known, arrays["unknown"], offsets(arrays["unknown_count"]))
         return SampleTable(
-            arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names
+            arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names, unknown
         )
-    except (KeyError, SourceContractError) as error:
+    except (KeyError, IndexError, UnicodeDecodeError, SourceContractError) as error:
         raise CorruptShardError(f"the stored columns do not fit together: {error}") from None
 
 

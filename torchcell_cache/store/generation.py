@@ -173,9 +173,16 @@ class Generation:
         """Perturbed ids and measurements of all samples, or ``None`` if the source had none."""
         if "perturbed" not in self.columns:
             return None
-        return arrays_to_table(
-            self.columns, tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
-        )
+        labels = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
+        table = arrays_to_table(self.columns, *labels)
+        if ("unknown_names" in self.schema) != (table.unknown is not None):
+            raise FormatError(f"{self.directory}: schema and columns differ in unknown names")
+        return table
+
+    def unknown_names(self, positions: npt.NDArray[np.int64] | Sequence[int]) -> list[tuple[str, ...]]:
+        """Perturbed names that no node has, of the given samples."""
+        unknown = self.table.unknown if "unknown_names" in self.schema and self.table is not None else None
+        return [() if unknown is None else unknown[k] for k in np.asarray(positions).tolist()]
 
     @cached_property
     def table_reader(self) -> TableReader | None:
@@ -299,5 +306,6 @@ class Generation:
         records = self.read(indices)
         with decoding(self):
             if self.is_structured:
-                return self.assembler.graphs(structured.decode(self.structured, records))
+                columns = structured.decode(self.structured, records)
+                return self.assembler.graphs(columns, self.unknown_names(indices))
             return [decode_graph(memoryview(r)[8:], self.layouts, self.base_fields) for r in records]

@@ -64,6 +64,12 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 STORAGES = ("perturbation", "delta", "full")
+VERSIONS = (1, 2)
+
+
+def format_of(schema: dict[str, Any]) -> int:
+    """The oldest version of the format that can say what a schema says."""
+    return 2 if "unknown_names" in schema else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +105,9 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format version {self.format_version!r}, expected {FORMAT_VERSION}")
+        wanted = format_of(self.schema)
+        if type(self.format_version) is not int or self.format_version != wanted:
+            raise ValueError(f"format version {self.format_version!r}, expected {wanted} for this schema")
         match_text(GENERATION, self.generation, "generation")
         match_text(HEX, self.content_digest, "content digest")
         if self.storage not in STORAGES:
@@ -149,7 +156,7 @@ class Manifest:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any], path: StrPath | None, fix: str) -> Manifest:
-        return parse_document(document, path, fix, cls._from_json)
+        return parse_document(document, path, fix, cls._from_json, VERSIONS)
 
     @classmethod
     def _from_json(cls, document: dict[str, Any]) -> Manifest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,18 +172,22 @@ def read_sidecar(generation_dir: StrPath, index: int) -> ShardEntry | None:
 
 
 def parse_document(
-    document: dict[str, Any], path: StrPath | None, fix: str, parse: Callable[[dict[str, Any]], T]
+    document: dict[str, Any],
+    path: StrPath | None,
+    fix: str,
+    parse: Callable[[dict[str, Any]], T],
+    versions: Sequence[int] = (FORMAT_VERSION,),
 ) -> T:
     """Version and byte order first, so that a newer document is named as such; then every value."""
     where = None if path is None else os.fspath(path)
     name = where or "document"
     try:
         version = document.get("format_version")
-        if type(version) is int and version != FORMAT_VERSION:
+        if type(version) is int and version not in versions:
             raise FormatError(
-                f"{name} was written by format {version}; this version reads {FORMAT_VERSION}",
+                f"{name} was written by format {version}; this version reads {' and '.join(map(str, versions))}",
                 path=where,
-                fix="upgrade torchcell_cache" if version > FORMAT_VERSION else "build the store again",
+                fix="upgrade torchcell_cache" if version > max(versions) else "build the store again",
             )
         order = document.get("endianness")
         if type(order) is str and order != ENDIANNESS:

@@ -165,7 +165,7 @@ def _base_digest(source: Any) -> str:
 def _check_item(source: Any, index: int) -> Iterator[str]:
     item, again = source[index], source[index]
     if isinstance(item, Sample):
-        for name in ("perturbed", "values", "phenotypes", "statistics", "source_id"):
+        for name in ("perturbed", "unknown", "values", "phenotypes", "statistics", "source_id"):
             text = value_difference(getattr(again, name), getattr(item, name))
             if text is not None:
                 yield f"a second read gives another {name}: {text}"
@@ -192,7 +192,7 @@ def _check_sample(item: Sample, source: Any, index: int) -> Iterator[str]:
     table = getattr(source, "table", None)
     if table is not None:
         row = table.sample(index)
-        for name in ("perturbed", "values", "phenotypes", "statistics"):
+        for name in ("perturbed", "unknown", "values", "phenotypes", "statistics"):
             text = value_difference(getattr(item, name), getattr(row, name))
             if text is not None:
                 yield f"{name} differs from the table's row: {text}"

@@ -207,3 +207,5 @@ def check_table(table: SampleTable, num_nodes: int | None, source: dict[str, Any
     for name, array in {**arrays, "value_ptr": table.value_ptr}.items():
         if array_digest(array) != source.get(name):
             raise CorruptShardError(f"{name} is not what the fingerprint names")
+    if source.get("unknown") != (None if table.unknown is None else table.unknown.digest()):
+        raise CorruptShardError("unknown names are not those that the fingerprint names")

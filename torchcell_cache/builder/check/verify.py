@@ -22,6 +22,7 @@ from torchcell_cache.builder.check.report import Problem, Report
 from torchcell_cache.builder.check.source import compare_with_source
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
+from torchcell_cache.builder.plan import unknown_part
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.files import file_digest
@@ -204,7 +205,14 @@ class _Verifier:
             return
         columns = load_columns(self.directory / COLUMNS_FILE)
         count = self.manifest.num_samples
-        for name in ("perturbed_count", "value_count", "removed_edges", "source_id_length", "y"):
+        for name in (
+            "perturbed_count",
+            "value_count",
+            "removed_edges",
+            "source_id_length",
+            "unknown_count",
+            "y",
+        ):
             if name in columns and len(columns[name]) != count:
                 self._add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
                 return
@@ -215,6 +223,8 @@ class _Verifier:
             topology = self.generation.topology
             num_nodes = None if topology is None else topology.num_nodes
             check_table(table, num_nodes, self.manifest.fingerprint.get("source", {}))
+            if unknown_part(table) != {k: v for k, v in schema.items() if k == "unknown_names"}:
+                self._add(COLUMNS_FILE, "holds other unknown names than the schema says")
             self.table = table
 
     def _incidence(self) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import offsets
 from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.unknown_names import UnknownNames
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.measurements import Float64Array, as_float32
-from torchcell_cache.sources.names import NodeNames
+from torchcell_cache.sources.names import UNKNOWN, NodeNames
 from torchcell_cache.sources.neo4j.experiments import POLICIES, Malformed, Parsed
 from torchcell_cache.sources.replicates import REPLICATES, count_names, means
-from torchcell_cache.sources.sample_rows import UNKNOWN
 
 
 class TableBuilder:
@@ -26,7 +26,8 @@ class TableBuilder:
         replicates: ``keep`` every experiment as a sample; ``group`` those of one genotype in one environment into a
             sample with several measurements; ``mean`` into one measurement, with the statistic ``<label>_count``; or
             ``error``.
-        unknown: ``error``; ``skip`` experiments with a gene that the base graph does not have; or ``drop`` the gene.
+        unknown: ``error``; ``skip`` experiments with a gene that the base graph does not have; ``drop`` the gene; or
+            ``keep`` its name, for which nothing is removed.
         malformed: ``error``, or ``skip`` records that are not experiments.
 
     Attributes:
@@ -53,7 +54,8 @@ class TableBuilder:
         self._shortened = 0
         self._ids, self._counts = array("q"), array("q")
         self._sample_of: array[int] = array("q")
-        self._known: dict[tuple[tuple[int, ...], str], int] = {}
+        self._known: dict[tuple[tuple[int, ...], tuple[str, ...], str], int] = {}
+        self._kept: list[tuple[str, ...]] = []
         self._source_ids: dict[str, int] = {}
         self._columns: dict[tuple[bool, str], int] = {}
         self._at, self._column, self._value = array("q"), array("q"), array("d")
@@ -92,12 +94,13 @@ class TableBuilder:
                 return
             self._shortened += 1
         ids = tuple(sorted({node for node in found.values() if node >= 0}))
-        self._note(self._sample(name, ids, parsed.condition), parsed)
+        kept = tuple(sorted({gene.strip() for gene in lost})) if self.unknown == "keep" else ()
+        self._note(self._sample(name, ids, kept, parsed.condition), parsed)
 
-    def _sample(self, name: str, ids: tuple[int, ...], condition: str) -> int:
+    def _sample(self, name: str, ids: tuple[int, ...], kept: tuple[str, ...], condition: str) -> int:
         sample = len(self._counts)
         if self.replicates != "keep":
-            sample = self._known.setdefault((ids, condition), sample)
+            sample = self._known.setdefault((ids, kept, condition), sample)
             if self.replicates == "error" and sample < len(self._counts):
                 first = next(known for known, at in self._source_ids.items() if at == sample)
                 raise SourceContractError(
@@ -113,6 +116,7 @@ class TableBuilder:
         if sample == len(self._counts):
             self._ids.extend(ids)
             self._counts.append(len(ids))
+            self._kept.append(kept)
         return sample
 
     def _note(self, sample: int, parsed: Parsed) -> None:
@@ -133,9 +137,8 @@ class TableBuilder:
         if self.skipped["unknown"]:
             lines.append(f"{self.skipped['unknown']:,} experiments are left out: the graph has no {examples}")
         if self._shortened:
-            lines.append(
-                f"{self._shortened:,} experiments delete fewer genes than they say: the graph has no {examples}"
-            )
+            what = "fewer genes than they say" if self.unknown == "drop" else "a gene that removes nothing"
+            lines.append(f"{self._shortened:,} experiments delete {what}: the graph has no {examples}")
         if self.skipped["malformed"]:
             lines.append(f"{self.skipped['malformed']:,} records are no experiments and are left out")
         if len(self._counts) < len(self._sample_of):
@@ -181,4 +184,5 @@ class TableBuilder:
             phenotypes=tuple(phenotypes),
             statistics=tuple(statistics),
             source_ids=[first[sample] for sample in range(len(self._counts))],
+            unknown=UnknownNames.of_rows(self._kept),
         )

@@ -62,7 +62,8 @@ class Neo4jCellDataset(PerturbationTable):
         replicates: Experiments of one genotype in one environment: ``keep`` each as a sample, ``group`` them into one
             sample with several measurements, take their ``mean`` (with the statistic ``<label>_count``), or ``error``.
         duplicates: Older name of ``replicates``.
-        unknown: Experiments with a gene the base graph does not have: ``error``, ``skip``, or ``drop`` the gene.
+        unknown: Experiments with a gene the base graph does not have: ``error``, ``skip``, ``drop`` the gene, or ``keep``
+            its name, as torchcell does: it stands in ``ids_pert`` and nothing is removed for it.
         malformed: Records that are not experiments: ``error`` or ``skip``.
         username: User, ``NEO4J_USER`` if ``None``.
         password: Password, ``NEO4J_PASSWORD`` if ``None``.
