@@ -176,7 +176,9 @@ def test_any_sealed_change_is_refused_or_is_another_valid_manifest(data: st.Data
 
 def test_a_newer_format_is_named_even_if_its_fields_are_unknown() -> None:
     for document in ({"format_version": 3, "brand": "new"}, {"format_version": 4}):
-        with pytest.raises(FormatError, match=r"was written by format [34]; this version reads 1 and 2") as caught:
+        with pytest.raises(
+            FormatError, match=r"was written by format [34]; this version reads 1 and 2"
+        ) as caught:
             Manifest.from_bytes(sealed(dumped(document)))
         assert "upgrade torchcell_cache" in str(caught.value)
     with pytest.raises(FormatError, match="format 0"):
