@@ -667,3 +667,30 @@ def test_every_shard_of_every_worker_draws_numbers_of_its_own(tmp_path: Path) ->
         drawn[workers] = [graph.drawn.tolist() for graph in ds]
     assert len({number for row in drawn[2] for number in row}) == 3 * COUNT
     assert drawn[2] == drawn[3]
+
+
+LABELS: dict[str, Callable[[int], torch.Tensor]] = {
+    "float8": lambda k: torch.ones(1).mul(k).to(torch.float8_e5m2),
+    "bfloat16": lambda k: torch.ones(1, dtype=torch.bfloat16) * k,
+    "complex": lambda k: torch.ones(1, dtype=torch.complex64) * k,
+    "negative view": lambda k: torch._neg_view(-torch.ones(1) * k),
+    "imaginary part": lambda k: torch.complex(torch.ones(1), -torch.ones(1) * k).conj().imag,
+    "unsigned": lambda k: torch.tensor([k], dtype=torch.uint16),
+    "bool": lambda k: torch.tensor([k > 3]),
+    "no elements": lambda k: torch.empty(0),
+    "scalar": lambda k: torch.tensor(k),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_all_kinds(tmp_path: Path, kind: str) -> None:
+    """Those that numpy knows are a column too."""
+    samples = [Data(x=torch.ones(1), y=LABELS[kind](k)) for k in range(COUNT)]
+    ds = tc.build(tmp_path, source=samples, storage="full", shard_size=3, progress=False)
+    for got, sample in zip(ds, samples, strict=True):
+        same(got, sample)
+    column = ds.columns.get("y")
+    if kind in ("float8", "bfloat16", "complex"):
+        assert column is None
+    elif kind != "no elements":
+        assert column.tolist() == [sample.y.item() for sample in samples]

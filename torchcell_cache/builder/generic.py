@@ -15,6 +15,7 @@ from torchcell_cache.codec.chunks import encode_many
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.records import BaseFields, encode_graph
+from torchcell_cache.graph.values import REINTERPRETED, to_array
 from torchcell_cache.processors.base import Processing
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
@@ -151,9 +152,11 @@ def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractErro
 def _label(graph: Any) -> Any:
     y = getattr(graph, "_global_store", graph._store if hasattr(graph, "_store") else {}).get("y")
     if isinstance(y, torch.Tensor) and y.numel() <= _MAX_LABEL and y.layout == torch.strided:
-        if y.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
+        if y.is_complex() or y.dtype in REINTERPRETED:
             return None
-        return y.detach().cpu().numpy().copy()  # the processor may write the next label to the same memory
+        return to_array(
+            y.detach(), "y"
+        ).array.copy()  # the processor may write the next one to the same memory
     return None
 
 

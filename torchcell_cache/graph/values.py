@@ -18,10 +18,11 @@ TORCH_DTYPES = {
     code: dtype for code, (name, _) in DTYPES.items() if (dtype := getattr(torch, name, None)) is not None
 }
 _CODES = {dtype: code for code, dtype in TORCH_DTYPES.items()}
-_REINTERPRETED = {
+REINTERPRETED = {
     torch.bfloat16: torch.uint16,
     **{dtype: torch.uint8 for code, dtype in TORCH_DTYPES.items() if DTYPES[code].name.startswith("float8")},
 }
+"""What numpy does not know, and the integers that carry its bits there."""
 
 
 def check_tensor(tensor: Tensor, label: str | FieldKey) -> int:
@@ -59,7 +60,7 @@ def to_array(tensor: Tensor, label: str | FieldKey = "tensor") -> TensorValue:
     """A tensor as dtype code and C-contiguous numpy array; no copy if it already is contiguous on the CPU."""
     code = check_tensor(tensor, label)
     plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-    carrier = _REINTERPRETED.get(plain.dtype)
+    carrier = REINTERPRETED.get(plain.dtype)
     try:
         return TensorValue(code, (plain if carrier is None else plain.view(carrier)).numpy())
     except ValueError as error:
