@@ -288,13 +288,13 @@ def test_free_space_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
 def test_no_decision_is_made_by_a_clock() -> None:
     package = Path(__file__).parent.parent / "torchcell_cache"
     for name in (
-        "durable/atomic",
-        "durable/lock",
-        "durable/process",
-        "durable/sealedjson",
-        "manifest",
-        "shard_entry",
-        "storage_errors",
+        "core/files",
+        "core/locks",
+        "core/process",
+        "core/sealed",
+        "store/manifest",
+        "store/shard_entry",
+        "core/storage_errors",
     ):
         text = (package / f"{name}.py").read_text("utf-8")
         for banned in ("time.time", "datetime", "st_mtime", "st_ctime", "getmtime"):

@@ -249,7 +249,7 @@ def test_number_of_samples_must_be_positive():
 def test_missing_cobra_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cobra", None)
     monkeypatch.setitem(sys.modules, "cobra.io", None)
-    with pytest.raises(SettingError, match=r"pip install torchcell_cache\[demo\]"):
+    with pytest.raises(SettingError, match="pip install cobra"):
         ecoli_model()
 
 

@@ -134,7 +134,8 @@ def test_a_killed_client_goes_on(tmp_path, database, table):
     script = (
         "import json, os, sys\n"
         "from torchcell_cache.sources.neo4j.raw import RawWriter\n"
-        "from torchcell_cache.sources import Neo4jCellDataset, neo4j_fetch\n"
+        "from torchcell_cache.sources import Neo4jCellDataset\n"
+        "from torchcell_cache.sources.neo4j import fetch as neo4j_fetch\n"
         "neo4j_fetch.SHARD_ROWS, append = 100, RawWriter.append\n"
         "def last(self, bodies, last_id):\n"
         "    append(self, bodies, last_id)\n"

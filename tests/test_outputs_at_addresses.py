@@ -156,7 +156,7 @@ def test_a_new_output_cannot_forget_the_check():
         if ".expanduser()" in path.read_text(encoding="utf-8")
     }
     assert {name for name in users if not name.startswith("sources/")} == {"core/urls.py"}
-    assert not {name for name in users if name.startswith(("sources/neo4j", "sources/bolt"))}
+    assert not {name for name in users if name.startswith("sources/neo4j")}
 
 
 def test_the_refusal_imports_no_library_of_an_object_store():

@@ -21,11 +21,10 @@ from typing import NamedTuple
 
 import xxhash
 
-from torchcell_cache.core.hints import StrPath, repair_hint
+from torchcell_cache.core.hints import StrPath
 from torchcell_cache.core.process import runs_here, this_process
 from torchcell_cache.core.storage_errors import free_bytes, storage_error, storage_errors
 from torchcell_cache.errors import (
-    CorruptShardError,
     StorageLostError,
     StorageReadOnlyError,
 )
@@ -282,24 +281,3 @@ def _rename_new(temporary: StrPath, path: StrPath) -> bool:
     if number == errno.EEXIST:
         return False
     raise OSError(number, os.strerror(number), os.fspath(temporary), None, os.fspath(path))
-
-
-_NO_LINK = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-def share_file(path: Path, target: Path) -> None:
-    """Give a published file a second name; copy it where the file system has no hard links."""
-    temporary = temp_path(target)
-    try:
-        os.link(path, temporary)
-    except FileNotFoundError:
-        if path.exists():
-            raise
-        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(path, temporary)
-        temporary.chmod(0o444)
-        fsync_file(temporary)
-    replace_file(temporary, target)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array, ragged_arange
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange
 from torchcell_cache.errors import SettingError, SourceContractError
 
 Complexes: TypeAlias = tuple[tuple[str, ...], ...]
@@ -129,7 +129,7 @@ class GeneRules:
         complex_reaction = np.array(owner, dtype=np.int64)
         return cls(
             complex_reaction=complex_reaction,
-            gene_ptr=_offsets(np.bincount(gene_of, minlength=len(gene_ids))),
+            gene_ptr=offsets(np.bincount(gene_of, minlength=len(gene_ids))),
             gene_complexes=np.array(complexes, dtype=np.int64)[order],
             complexes_per_reaction=np.bincount(complex_reaction, minlength=len(rules)).astype(np.int64),
         )
@@ -161,7 +161,7 @@ class GeneRules:
         pair, lost = np.unique(sample * width + self.complex_reaction[broken], return_counts=True)
         sample, reaction = np.divmod(pair, width)
         gone = lost == self.complexes_per_reaction[reaction]
-        return reaction[gone], _offsets(np.bincount(sample[gone], minlength=num_samples))
+        return reaction[gone], offsets(np.bincount(sample[gone], minlength=num_samples))
 
 
 class _Parser:
@@ -296,9 +296,3 @@ def _set_bits(mask: int) -> Iterator[int]:
         low = mask & -mask
         yield low.bit_length() - 1
         mask ^= low
-
-
-def _offsets(counts: npt.NDArray[Any]) -> Int64Array:
-    ptr = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=ptr[1:])
-    return ptr

@@ -160,7 +160,7 @@ def gather_sum(csr: Compressed, x: Tensor) -> Tensor:
 def hidden_rows(hidden: Tensor | None, batch: int) -> Sequence[Tensor]:
     """The hidden rows of every sample."""
     if hidden is None:
-        return [torch.empty(0, dtype=torch.int64)] * batch
+        return [torch.empty(0, dtype=torch.int64, device="cpu")] * batch
     return torch.split(hidden.nonzero()[:, 1], hidden.sum(1).tolist())
 
 
