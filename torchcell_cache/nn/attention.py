@@ -65,7 +65,7 @@ class SortedEdges:
             column, row = source[order].int(), target[order].int()
             loop = None
             if own_loops:
-                loop = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))[-num_target:]
+                loop = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))[-num_target:]
             return cls(
                 (num_target, num_source),
                 offsets_of(target, num_target).int(),
@@ -90,7 +90,7 @@ class SortedEdges:
         """Entries that deleted nodes take with them, ``[num_entries] bool``; a node's own loop stays."""
         if not len(sources) and not len(targets):
             return None
-        out = torch.zeros(len(self.column), dtype=torch.bool)
+        out = torch.zeros(len(self.column), dtype=torch.bool, device=self.column.device)
         out[ranges(self.ptr.long(), targets)[1]] = True
         out[self.by_source[ranges(self.ptr_t.long(), sources)[1]].long()] = True
         if self.loop is not None:
