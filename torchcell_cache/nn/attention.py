@@ -65,7 +65,9 @@ class SortedEdges:
             column, row = source[order].int(), target[order].int()
             loop = None
             if own_loops:
-                loop = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))[-num_target:]
+                loop = torch.empty_like(order).index_copy_(
+                    0, order, torch.arange(len(order), device=order.device)
+                )[-num_target:]
             return cls(
                 (num_target, num_source),
                 offsets_of(target, num_target).int(),
