@@ -277,3 +277,118 @@ def test_tensors_as_weights_and_costs_and_names_of_devices(ds) -> None:
     for wrong in ("gpu", "cuda:x", 1.5, []):
         with pytest.raises(SettingError, match=r"device=(.|\n)*device='cuda'"):
             tc.CacheLoader(ds, 4, device=wrong)
+
+
+@pytest.mark.parametrize(
+    "value", ["no", "false", "", b"0", 2, -1, 0.0, math.nan, [], [False], np.array([1, 2]), {}]
+)
+@pytest.mark.parametrize("name", ["shuffle", "drop_last", "expand", "pin_memory", "persistent_workers"])
+def test_a_text_is_no_truth_value(ds, name, value) -> None:
+    """Every text but the empty one is true to Python, "false" too."""
+    with pytest.raises(SettingError, match=rf"{name}=(.|\n)*expected True or False"):
+        tc.CacheLoader(ds, 4, **{name: value})
+    if name == "shuffle":
+        with pytest.raises(SettingError, match="shuffle="):
+            tc.DistributedCacheSampler(ds, 4, shuffle=value)
+        with pytest.raises(SettingError, match="shuffle="):
+            tc.DistributedShardSampler(ds, 4, shuffle=value)
+    with pytest.raises(SettingError, match="replacement="):
+        tc.WeightedCacheSampler(ds, 4, by="perturbed_count", replacement=value)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1, np.int8(1), torch.tensor(1), torch.tensor(True)])
+def test_truth_values_of_any_library(ds, value) -> None:
+    assert batches(tc.DistributedCacheSampler(ds, 4, shuffle=value)) == batches(
+        tc.DistributedCacheSampler(ds, 4, shuffle=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "by", [7, 2.5, None.__class__, [["perturbed_count"]], (7,), object(), np.array(["x"])]
+)
+def test_what_is_no_name_of_a_column_is_answered(ds, by) -> None:
+    with pytest.raises(SettingError, match="no stored column"):
+        tc.WeightedCacheSampler(ds, 4, by=by)
+    with pytest.raises(SettingError, match="no stored column"):
+        tc.BalancedCostBatchSampler(ds, 4, by=by)
+
+
+NO_REALS = {
+    "complex": np.ones(24, dtype=complex),
+    "complex tensor": torch.ones(24, dtype=torch.complex64),
+    "complex list": [1 + 1j] * 24,
+    "dates": np.zeros(24, dtype="datetime64[ns]"),
+    "times": np.ones(24, dtype="timedelta64[s]"),
+    "beyond float64": [10**400] * 24,
+    "dict": dict.fromkeys(range(24), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", NO_REALS)
+def test_numbers_that_would_lose_something_are_refused(ds, name) -> None:
+    with pytest.raises(SettingError, match="numbers"):
+        tc.WeightedCacheSampler(ds, 4, weights=NO_REALS[name])
+    with pytest.raises(SettingError, match="numbers"):
+        tc.BalancedCostBatchSampler(ds, 4, costs=NO_REALS[name])
+
+
+@pytest.mark.parametrize("weights", [[1e308] + [1e-320] * 23, [1e300, 1e-300] * 12, [1e308] * 23 + [5e-324]])
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_a_weight_beside_a_huge_one_is_drawn_last_but_drawn(ds, weights, warmup_epochs) -> None:
+    sampler = tc.WeightedCacheSampler(
+        ds, 24, weights=weights, replacement=False, warmup_epochs=warmup_epochs, rank=0, world_size=1
+    )
+    for _ in range(3):
+        assert sorted(k for batch in sampler for k in batch) == list(range(24))
+
+
+@pytest.mark.parametrize("size", [2**40, 2**63, 2**200])
+def test_a_batch_of_any_size_has_all_samples(ds, size) -> None:
+    sampler = tc.BalancedCostBatchSampler(ds, size, by="perturbed_count", rank=0, world_size=1)
+    assert sorted(k for batch in sampler for k in batch) == list(range(24))
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), [1], {}, torch.tensor([1, 2]), None, math.nan])
+@pytest.mark.parametrize("name", MADE)
+def test_a_state_that_holds_anything_is_answered_and_changes_nothing(ds, name, value) -> None:
+    sampler = MADE[name](ds, batch_size=4)
+    before = sampler.state_dict()
+    for key in before:
+        if isinstance(value, dict | None.__class__) and before[key] == value:
+            continue
+        with pytest.raises(SettingError):
+            sampler.load_state_dict({**before, key: value})
+        assert sampler.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"sampler": 5},
+        {"batch_sampler": 5},
+        {"batch_sampler": [1, 2]},
+        {"device": "cuda:99"},
+        {"device": "nowhere"},
+    ],
+    ids=str,
+)
+def test_what_a_loader_cannot_take_is_answered(ds, arguments) -> None:
+    with pytest.raises(SettingError, match=next(iter(arguments))):
+        list(tc.CacheLoader(ds, **arguments))
+
+
+@pytest.mark.parametrize("chosen", [[1.5], [2.0], ["1"], [None], [True, False]])
+def test_no_index_is_made_of_a_number_that_is_none(ds, chosen) -> None:
+    with pytest.raises(IndexError):
+        list(tc.CacheLoader(ds, batch_sampler=[chosen]))
+    for fine in (
+        [1, -1],
+        np.array([1, 23]),
+        torch.tensor([1, 23]),
+        [np.int8(1), torch.tensor(23)],
+        range(1, 24, 22),
+    ):
+        [batch] = tc.CacheLoader(ds, batch_sampler=[fine], collate_fn=list)
+        assert len(batch) == 2
+        for sample, wanted in zip(batch, (1, 23), strict=True):
+            tc.testing.assert_same_graph(sample, ds[wanted])

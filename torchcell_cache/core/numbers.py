@@ -36,6 +36,23 @@ def whole_number(name: str, value: Any, least: int | None = None, fix: str | Non
     return found
 
 
+def truth(name: str, value: Any) -> bool:
+    """``value`` as a ``bool``: true, false, 1, 0 and ``None`` of any library, but no text, of which all but "" is true.
+
+    Raises:
+        SettingError: If it is anything else.
+    """
+    if value is None or isinstance(value, bool | np.bool_):
+        return bool(value)
+    try:
+        found = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = -1
+    if found not in (0, 1):
+        raise SettingError(f"{name}={value!r:.200}: expected True or False")
+    return found == 1
+
+
 def real_number(name: str, value: Any, wanted: str, *, above: bool = False) -> float:
     """``value`` as a finite ``float`` that is not negative.
 
@@ -63,11 +80,15 @@ def real_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
     Raises:
         SettingError: If they are no numbers.
     """
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double()
     try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = values.numpy() if values.is_complex() else values.double()
+        array = np.asarray(values)
+        if array.dtype.kind in "cmM":  # which numpy would turn into numbers: the real part, nanoseconds
+            raise TypeError(f"they are {array.dtype}")
+        return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise SettingError(f"{name} must be numbers, one per sample: {error}") from None
 
 

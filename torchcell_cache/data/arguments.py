@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ def checked_device(value: Any) -> torch.device | None:
         SettingError: If torch knows no such device.
     """
     try:
-        return None if value is None else torch.device(value)
+        device = None if value is None else torch.device(value)
+        if device is not None and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"this process sees {torch.cuda.device_count()} CUDA devices")
+        return device
     except (RuntimeError, TypeError) as error:
         raise SettingError(
             f"device={value!r}: {str(error).splitlines()[0]:.200}", fix="device='cuda', or device='cpu'"
@@ -59,6 +63,11 @@ def samplers_of(
     Raises:
         SettingError: If they contradict each other.
     """
+    for name, value in (("sampler", sampler), ("batch_sampler", batch_sampler)):
+        if value is not None and not isinstance(value, Iterable):
+            raise SettingError(
+                f"{name}={value!r:.80}: expected what gives indices, such as a list or a sampler"
+            )
     if sampler is None and batch_sampler is None:
         ours = DistributedCacheSampler(dataset, batch_size, shuffle, drop_last=drop_last, **own)
         return ours, ours

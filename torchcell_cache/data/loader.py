@@ -15,7 +15,7 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.core.checks import refuse_unknown
-from torchcell_cache.core.numbers import real_number, whole_number
+from torchcell_cache.core.numbers import real_number, truth, whole_number
 from torchcell_cache.data.arguments import checked_device, samplers_of, start_method
 from torchcell_cache.data.prefetch import on_device
 from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
@@ -100,24 +100,30 @@ class CacheLoader:
         refuse_unknown("CacheLoader", unknown, valid)
         self._given, dataset = dataset, dataset if indices is None else restricted(dataset, indices)
         self.dataset, self._view = dataset, _view(dataset)
-        self.collate_fn, self.expand = collate_fn, bool(expand)
+        self.collate_fn, self.expand = collate_fn, truth("expand", expand)
         self.follow_batch, self.exclude_keys = follow_batch, exclude_keys
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
         self.persistent_workers, self.timeout = (
-            bool(persistent_workers),
+            truth("persistent_workers", persistent_workers),
             real_number("timeout", timeout, "seconds from 0 on"),
         )
         self.worker_init_fn = worker_init_fn
         self.multiprocessing_context = start_method(multiprocessing_context)
         self.device = checked_device(device)
-        self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
+        self.pin_memory = truth("pin_memory", pin_memory) and torch.cuda.is_available()
         given = {"seed": (seed, 0), "rank": (rank, None), "world_size": (world_size, None)}
         own: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
         if uneven != "drop_last":
             own["uneven"] = uneven
         self.sampler, self.batch_sampler = samplers_of(
-            dataset, sampler, batch_sampler, batch_size, bool(drop_last), bool(shuffle), own
+            dataset,
+            sampler,
+            batch_sampler,
+            batch_size,
+            truth("drop_last", drop_last),
+            truth("shuffle", shuffle),
+            own,
         )
         self.batch_size = getattr(self.batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
@@ -280,5 +286,10 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterato
             yield Job(step, view.positions(indices), padding)
         return
     for step, chosen in enumerate(batches):
-        indices = np.fromiter(map(int, chosen), dtype=np.int64)
-        yield Job(step, view.positions(indices), np.zeros(len(indices), dtype=np.bool_))
+        if not isinstance(chosen, Iterable):
+            raise SettingError(
+                f"batch_sampler= gave {chosen!r:.80}: expected a list of indices per batch",
+                fix="sampler= takes single indices",
+            )
+        positions = view.positions(list(chosen))
+        yield Job(step, positions, np.zeros(len(positions), dtype=np.bool_))

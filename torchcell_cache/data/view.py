@@ -35,7 +35,7 @@ class StoreView:
     def __len__(self) -> int:
         return len(self.generation) if self.chosen is None else len(self.chosen)
 
-    def positions(self, indices: Int64Array) -> Int64Array:
+    def positions(self, indices: Any) -> Int64Array:
         """Store positions of samples of this view.
 
         Raises:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.numbers import real_number, real_numbers
+from torchcell_cache.core.numbers import real_number, real_numbers, truth
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.base import CacheSampler, Common
 from torchcell_cache.data.samplers.order import RowPlan, StepPlan, epoch_order
@@ -129,7 +129,7 @@ class BalancedCostBatchSampler(CacheSampler):
             self.batch_size = None  # type: ignore[assignment]
         self.uneven = "drop_last" if self.drop_last else self.uneven
         self.most = self.num_samples if batch_size is None else self.batch_size
-        self.shuffle = bool(shuffle)
+        self.shuffle = truth("shuffle", shuffle)
         if (by is None) == (costs is None):
             raise SettingError(
                 "give by= (a stored column) or costs= (numbers of your own), one of the two",
@@ -177,7 +177,7 @@ class BalancedCostBatchSampler(CacheSampler):
 
     def _pools(self, order: Int64Array) -> list[Int64Array]:
         """Runs of the order that make about :data:`POOL` batches each."""
-        marks = np.arange(len(order), dtype=np.int64) // (POOL * self.most)
+        marks = np.arange(len(order), dtype=np.int64) // (POOL * min(self.most, max(len(order), 1)))
         if self.max_cost is not None:
             by_cost = np.floor(np.cumsum(self.costs[order]) / (POOL * self.max_cost)).astype(np.int64)
             marks = np.cumsum(np.r_[0, (np.diff(by_cost) > 0) | (np.diff(marks) > 0)])[: len(order)]

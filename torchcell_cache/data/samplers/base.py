@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.checks import choice, rank_and_world_size
-from torchcell_cache.core.numbers import seed_number, whole_number
+from torchcell_cache.core.numbers import seed_number, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
@@ -87,7 +87,10 @@ class CacheSampler(abc.ABC):
         self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(given["seed"])
         self.dataset = dataset
         self.num_samples = len(dataset) if isinstance(dataset, Sized) else whole_number("dataset", dataset, 0)
-        self.drop_last, self.uneven = bool(given["drop_last"]), choice("uneven", given["uneven"], UNEVEN)
+        self.drop_last, self.uneven = (
+            truth("drop_last", given["drop_last"]),
+            choice("uneven", given["uneven"], UNEVEN),
+        )
         self._rank, self._world_size = given["rank"], given["world_size"]
         self._next_epoch, self._next_place = 0, self.beginning
         self._ended: tuple[int, Any] | None = None  # an epoch that a state had seen to its end
@@ -230,7 +233,7 @@ class CacheSampler(abc.ABC):
         wrong = [
             f"{_NAMES.get(name, name)} {state.get(name)!r}, here {mine.get(name)!r}"
             for name in ("version", "sampler", *(n for n in mine if n not in ("version", "sampler")))
-            if state.get(name) != mine.get(name)
+            if _differ(state.get(name), mine.get(name))
         ]
         if wrong:
             raise SettingError(
@@ -260,3 +263,11 @@ class CacheSampler(abc.ABC):
     def _last_place(self) -> int:
         """The place at which an epoch is over, where places are numbers."""
         return self.num_samples
+
+
+def _differ(there: Any, here: Any) -> bool:
+    """Whether two values of states differ; a state may hold anything."""
+    try:
+        return bool(there != here)
+    except (TypeError, ValueError, RuntimeError):  # of arrays, of missing values
+        return True

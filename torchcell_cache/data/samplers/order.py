@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.checks import rank_and_world_size
+from torchcell_cache.core.numbers import truth
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
 
@@ -218,7 +219,7 @@ class DistributedCacheSampler(OrderSampler):
         self, dataset: Sized | int, batch_size: int = 1, shuffle: bool = False, **common: Unpack[Common]
     ) -> None:
         super().__init__(dataset, batch_size, **common)
-        self.shuffle = bool(shuffle)
+        self.shuffle = truth("shuffle", shuffle)
         self._check_steps()
 
     def _draw(self, epoch: int) -> Int64Array | None:

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.numbers import truth, whole_number
 from torchcell_cache.data.samplers.base import CacheSampler, Common
 from torchcell_cache.data.samplers.ranges import Intervals, RankRanges, StepRanges, StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder
@@ -48,7 +48,7 @@ class StreamOrderSampler(CacheSampler):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(dataset, batch_size, **common)
-        self.layout, self.shuffle = layout, bool(shuffle)
+        self.layout, self.shuffle = layout, truth("shuffle", shuffle)
         self.streams = max(1, whole_number("num_workers", num_workers, 0))
         if self.num_samples and not len(self):
             shards = f"{self.num_samples} samples in {len(layout.sizes)} shards"
@@ -150,7 +150,7 @@ class DistributedShardSampler(StreamOrderSampler):
         num_workers: int = 0,
         **common: Unpack[Common],
     ) -> None:
-        self.whole_shards = bool(whole_shards)
+        self.whole_shards = truth("whole_shards", whole_shards)
         layout = ShardLayout.from_view(store_view(dataset, "DistributedShardSampler"))
         super().__init__(dataset, layout, batch_size, shuffle, num_workers, **common)
 

@@ -5,14 +5,14 @@ Draws come out the same on every machine: only operations that IEEE 754 defines 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.numbers import real_numbers, whole_number
+from torchcell_cache.core.numbers import real_numbers, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers
@@ -86,7 +86,7 @@ def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
             f"{type(dataset).__name__} has no stored columns, so {name!r} is unknown",
             fix="pass a PreprocessedDataset or a view of one, or numbers of your own (weights=, costs=)",
         )
-    if name not in columns:
+    if not isinstance(name, str) or name not in columns:
         raise SettingError(f"no stored column {name!r}; there are {', '.join(sorted(columns))}")
     found: npt.NDArray[Any] = columns[name]
     return found
@@ -152,7 +152,7 @@ def inverse_frequency(
     dataset: Any, by: str | Sequence[str], bins: Bins | dict[str, Bins] | None
 ) -> Float64Array:
     """One over the size of each sample's group, ``[num_samples] float64``: all groups weigh the same in total."""
-    names = (by,) if isinstance(by, str) else tuple(by)
+    names = (by,) if isinstance(by, str) or not isinstance(by, Iterable) else tuple(by)
     if not names:
         raise SettingError("by=() names no column")
     if isinstance(bins, dict) and (unknown := sorted(set(bins) - set(names))):
@@ -214,7 +214,7 @@ class WeightedCacheSampler(OrderSampler):
         self.weights = (
             inverse_frequency(dataset, by, bins) if by is not None else _scaled(weights, self.num_samples)
         )
-        self.replacement = bool(replacement)
+        self.replacement = truth("replacement", replacement)
         self.num_draws = self._checked_draws(num_samples)
         self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs, 0)
         self._check_steps()
@@ -237,7 +237,7 @@ class WeightedCacheSampler(OrderSampler):
 
     def weights_of(self, epoch: int) -> Float64Array:
         """Weights of an epoch, ``[num_samples] float64``, with a sum of 1."""
-        total: Float64Array = self.weights / np.cumsum(self.weights)[-1]
+        total = _divided(self.weights, np.cumsum(self.weights)[-1])
         if epoch >= self.warmup_epochs:
             return total
         share = epoch / self.warmup_epochs
@@ -286,4 +286,10 @@ def _scaled(weights: Any, count: int) -> Float64Array:
     found = per_sample("weights", weights, count)
     if count and not bool(found.any()):
         raise SettingError("all weights are 0: nothing could be drawn")
-    return found if sum_is_finite(found) else found / found.max()
+    return found if sum_is_finite(found) else _divided(found, found.max())
+
+
+def _divided(weights: Float64Array, by: Any) -> Float64Array:
+    """``weights / by`` where what is above 0 stays so: the smallest number instead of an underflow."""
+    out: Float64Array = weights / by
+    return np.where((out == 0) & (weights > 0), np.nextafter(0, 1), out)
