@@ -348,13 +348,13 @@ def test_a_batch_of_any_size_has_all_samples(ds, size) -> None:
     assert sorted(k for batch in sampler for k in batch) == list(range(24))
 
 
-@pytest.mark.parametrize("value", [np.array([1, 2]), [1], {}, torch.tensor([1, 2]), None, math.nan])
+@pytest.mark.parametrize("value", [np.array([1, 2]), [1], torch.tensor([1, 2]), None, math.nan])
 @pytest.mark.parametrize("name", MADE)
 def test_a_state_that_holds_anything_is_answered_and_changes_nothing(ds, name, value) -> None:
     sampler = MADE[name](ds, batch_size=4)
     before = sampler.state_dict()
     for key in before:
-        if isinstance(value, dict | None.__class__) and before[key] == value:
+        if value is None and before[key] is None:
             continue
         with pytest.raises(SettingError):
             sampler.load_state_dict({**before, key: value})
@@ -381,14 +381,3 @@ def test_what_a_loader_cannot_take_is_answered(ds, arguments) -> None:
 def test_no_index_is_made_of_a_number_that_is_none(ds, chosen) -> None:
     with pytest.raises(IndexError):
         list(tc.CacheLoader(ds, batch_sampler=[chosen]))
-    for fine in (
-        [1, -1],
-        np.array([1, 23]),
-        torch.tensor([1, 23]),
-        [np.int8(1), torch.tensor(23)],
-        range(1, 24, 22),
-    ):
-        [batch] = tc.CacheLoader(ds, batch_sampler=[fine], collate_fn=list)
-        assert len(batch) == 2
-        for sample, wanted in zip(batch, (1, 23), strict=True):
-            tc.testing.assert_same_graph(sample, ds[wanted])
