@@ -217,7 +217,7 @@ def test_check_source_finds_what_is_wrong() -> None:
             return Data(x=torch.tensor([random.random()]))
 
     found = "\n".join(check_source(Source([1, 2])))
-    assert "a second read gives another graph" in found
+    assert "is another one when it is read again" in found
     assert "raises nothing, expected IndexError" in found
     assert check_source(random_case(cell_graph()).source()) == []
     assert check_source([plain_graph(), plain_graph(seed=1)]) == []
