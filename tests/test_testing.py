@@ -218,6 +218,7 @@ def test_check_source_finds_what_is_wrong() -> None:
 
     found = "\n".join(check_source(Source([1, 2])))
     assert "is another one when it is read again" in found
+    assert "a second read gives another graph" in found
     assert "raises nothing, expected IndexError" in found
     assert check_source(random_case(cell_graph()).source()) == []
     assert check_source([plain_graph(), plain_graph(seed=1)]) == []
