@@ -4,15 +4,17 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from graphs import cell_graph, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.codec.delta_code import check_gaps_ragged, decode_gaps
 from torchcell_cache.codec.envelope import seal
 from torchcell_cache.core.files import file_digest
-from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError
+from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError, SettingError
 from torchcell_cache.graph.arrays import arrays_to_bytes
 from torchcell_cache.store.table_reader import TableReader
 
@@ -118,6 +120,22 @@ def test_a_batch_answers_as_the_dataset_does(store, data) -> None:
                 assert not together
     finally:
         ds.generation.files = files
+
+
+def test_graphs_that_pyg_cannot_put_together_are_refused_in_words(tmp_path) -> None:
+    """Edges of one sample have no rows: PyG's ``__inc__`` of two rows does not fit."""
+
+    def odd(graph):
+        if int(graph.k):
+            graph.edge_index = torch.zeros(0, 0, dtype=torch.long)
+        return graph
+
+    graphs = [
+        Data(edge_index=torch.tensor([[0, 1], [1, 0]]), num_nodes=2, k=torch.tensor([k])) for k in (0, 1)
+    ]
+    ds = tc.build(tmp_path / "s", source=graphs, processor=odd, storage="full", progress=False)
+    with pytest.raises(SettingError, match="PyG cannot make one batch of these samples: Sizes"):
+        ds.read_batch([0, 1]).to_pyg()
 
 
 @settings(max_examples=300, deadline=None)

@@ -276,8 +276,17 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
 
 def collated(graphs: list[Any], follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
     """PyG's own batch of graphs on the CPU, whatever the default device."""
-    with torch.device("cpu"):
-        return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
+    try:
+        with torch.device("cpu"):
+            return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
+        raise SettingError(
+            f"PyG cannot make one batch of these samples: {' '.join(str(error).split())}",
+            fix="give fields that differ in shape from sample to sample in exclude_keys=[...], or take samples one by "
+            "one; where their shapes should be equal, torchcell-cache verify level=full tells whether a record is damaged",
+        ) from error
 
 
 @lasting
