@@ -555,7 +555,6 @@ def test_the_command_line_builds_and_verifies(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_example_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from experiments.single_cell.__main__ import main
 
     assert main([f"root={tmp_path / 'store'}", "epochs=1"]) > 0.5
@@ -590,8 +589,8 @@ def written(path: Path, count: int, genes: int) -> Path:
 def check_peak(tmp_path: Path, count: int, genes: int) -> None:
     """The high-water mark of one process after ``count`` cells, and after ten times as many."""
     files = written(tmp_path / "1.h5ad", count, genes), written(tmp_path / "10.h5ad", 10 * count, genes)
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parents[1] / "support"
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", PEAK, f"{tmp_path}/store", str(genes), *map(str, files)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

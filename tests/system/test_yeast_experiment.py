@@ -35,7 +35,7 @@ from torchcell_cache.sources import YeastKnockouts, yeast_base_graph, yeast_knoc
 from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.testing import assert_same_graph
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENT = REPOSITORY / "experiments" / "006-kuzmin-tmi"
 sys.path.insert(0, str(REPOSITORY))
 MODES = ("on_the_fly", "preprocessed", "shared")

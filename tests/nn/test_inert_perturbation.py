@@ -4,7 +4,6 @@ Whatever feeds the model - shared batches or PyG's - a deleted gene must change 
 sample, and training must be able to use it. Where the masks are dropped, nothing may train on the wild type in silence.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torchcell_cache as tc
 from experiments.train.model import HeteroGin

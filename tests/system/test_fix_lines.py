@@ -20,7 +20,7 @@ from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.remote import bucket
 from torchcell_cache.sources.neo4j.source import Neo4jCellDataset
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(r"torchcell-cache (?:(?!  |, then|, or|; |\)$|\)\n)[^\n])*")
 
 

@@ -15,15 +15,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from experiments.train.data import load_data, targets
 from experiments.train.preemption import listen, stop_listening
 from experiments.train.train import Trainer, run
 
 pytestmark = pytest.mark.xdist_group("train")  # what its fixtures make is made once
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODES = ("on_the_fly", "preprocessed", "shared")
 EPOCHS, BATCH = 2, 4
 
@@ -189,7 +187,7 @@ def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Pa
         "c10d",
         "--rdzv_endpoint",
         "localhost:0",
-        str(ROOT / "tests" / "train_modes.py"),
+        str(ROOT / "tests" / "support" / "train_modes.py"),
         str(tmp_path),
     )
     fly, stored, shared = (losses(tmp_path / mode) for mode in MODES)
@@ -257,7 +255,7 @@ def test_lightning_takes_the_same_steps(trained: Path, mode: str) -> None:
 
 def start(*arguments: str) -> str:
     """Run a module in a process of its own; its output, or a failure with it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from layers import PACKAGE, arrows, circles, floors, modules, room_of, wrong_arrows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLOORS = floors(ROOT / "docs" / "architecture.md")
 MODULES = modules(ROOT)
 ARROWS = arrows(MODULES)

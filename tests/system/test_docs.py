@@ -15,7 +15,7 @@ from torchcell_cache.core.sealed import unseal
 from torchcell_cache.store.manifest import FILE_NAMES
 from torchcell_cache.testing import tiny_source
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNNABLE = (
     "README.md",
     "docs/tutorial.md",

@@ -289,10 +289,10 @@ except tc.errors.CacheError as error:
     for place in (tmp_path, *tmp_path.parents):
         if place.owner() and os.access(place, os.W_OK) and str(place).startswith("/tmp/"):
             place.chmod(0o755)
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "support"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
-        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -316,8 +316,8 @@ try:
 except tc.errors.CacheError as error:
     print(type(error).__name__, error)
 """
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parents[1] / "support"
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"}
     environment["TMPDIR"] = str(tmp_path / "small")
     command = [sys.executable, "-W", "ignore", "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -286,7 +286,7 @@ def test_free_space_of_a_path_that_does_not_exist_yet(tmp_path: Path) -> None:
 
 
 def test_no_decision_is_made_by_a_clock() -> None:
-    package = Path(__file__).parent.parent / "torchcell_cache"
+    package = Path(__file__).parents[2] / "torchcell_cache"
     for name in (
         "core/files",
         "core/locks",

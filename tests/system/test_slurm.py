@@ -19,7 +19,7 @@ from services import require
 
 import torchcell_cache as tc
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 SCRIPTS = sorted([*SLURM.glob("*.slurm"), *SLURM.glob("*.sh")])
 SAMPLES, SHARD_SIZE = 48, 8

@@ -190,7 +190,7 @@ class FaultServer:
         ours, theirs = Pipe()
         quiet = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, str(HERE / "faultserver.py"), str(theirs.fileno()), *imports]
-        paths = os.pathsep.join([str(HERE.parent.parent), str(HERE), *sys.path])
+        paths = os.pathsep.join([str(HERE.parents[2]), str(HERE), *sys.path])
         self._server = subprocess.Popen(
             command,
             env={**os.environ, **quiet, **self._preload(), "PYTHONPATH": paths},

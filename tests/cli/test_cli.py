@@ -23,7 +23,7 @@ from torchcell_cache.graph.records import save_base_graph
 from torchcell_cache.store.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TABLE = "\n".join(
     ["genes,fitness,size", "Y000,1.0,2", "Y001|Y002,0.5,3", "Y003,0.25,4", "Y004|Y001,0.75,5", "Y005,0.0,6"]
 )

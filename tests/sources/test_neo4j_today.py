@@ -17,7 +17,7 @@ from torchcell_cache.sources.neo4j.driver import Login, _explain
 from torchcell_cache.sources.neo4j.fetch import _Fetch, _Rows
 
 pytestmark = pytest.mark.xdist_group("neo4j")
-QUERIES = Path(__file__).resolve().parent.parent / "experiments/006-kuzmin-tmi/queries"
+QUERIES = Path(__file__).resolve().parents[2] / "experiments/006-kuzmin-tmi/queries"
 KINDS = {
     "deletion": True,
     "sga_kanmx_deletion": True,
