@@ -412,9 +412,13 @@ tc.append(sys.argv[1], table(cell_graph(), genes[44:], labels[44:]), progress=Fa
 def test_killed_and_started_again(tmp_path: Path, where: str, number: int) -> None:
     base, (genes, labels) = cell_graph(), knockouts(60)
     old = build(tmp_path / "store", table(base, genes[:44], labels[:44]), "delta")
-    here = str(Path(__file__).parents[1] / "support")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), here, where, str(int(number))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(here), where, str(int(number))]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{here.parent / 'support'}:{here.parents[1]}",
+    }
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if number == signal.SIGKILL:
         assert done.returncode == -signal.SIGKILL

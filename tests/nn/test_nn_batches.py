@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from batch_cases import as_pyg
 from graphs import cases, cell_graph, plain_graph, random_case
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ PROCESSORS = [
     tc.SubgraphRepresentation(gpr="rule"),
 ]
 WIDTH, OUT = 3, 4
-STATISTICS = [f"phenotype_stat_{part}" for part in ("values", "type_indices", "sample_indices", "types")]
 
 
 def stored(root: Path, case: Any, processor: Any, storage: str = "perturbation") -> tc.PreprocessedDataset:
@@ -56,11 +56,6 @@ def features(dataset: tc.PreprocessedDataset, size: int) -> dict[str, Tensor]:
         ).requires_grad_()
         for name in graph.node_types
     }
-
-
-def as_pyg(batch: tc.SharedGraphBatch) -> Any:
-    """The PyG batch without statistics, which only some of the samples have."""
-    return batch.to_pyg(exclude_keys=STATISTICS)
 
 
 def masked_index(pyg: Any, edge_type: Any) -> Tensor:

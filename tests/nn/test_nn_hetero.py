@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch_geometric.nn as G
+from batch_cases import as_pyg
 from graphs import cell_graph, random_case
-from test_nn_batches import GPR, OUT, PHYSICAL, REGULATORY, RMR, WIDTH, as_pyg, features, masked_index, stored
+from test_nn_batches import GPR, OUT, PHYSICAL, REGULATORY, RMR, WIDTH, features, masked_index, stored
 from torch import Tensor, nn
 
 import torchcell_cache as tc

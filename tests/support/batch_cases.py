@@ -175,3 +175,8 @@ def tiny_case(homogeneous=False):
     growth = [[nan], [0.1, nan], [nan], [0.3], [0.4, 0.5], [0.6], [nan, nan, nan], [0.8]]
     error = [[0.01 * k] * len(row) for k, row in enumerate(fitness)]
     return Case(base, perturbed, {"fitness": fitness, "growth": growth}, {"se": error})
+
+
+def as_pyg(batch: tc.SharedGraphBatch):
+    """The PyG batch without statistics, which only some of the samples have."""
+    return batch.to_pyg(exclude_keys=STATISTICS)

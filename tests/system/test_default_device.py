@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from batch_cases import STATISTICS, as_pyg
 from graphs import cell_graph, plain_graph, random_case
-from test_nn_batches import STATISTICS, as_pyg
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATConv, GCNConv, GINConv

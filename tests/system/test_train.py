@@ -187,7 +187,7 @@ def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Pa
         "c10d",
         "--rdzv_endpoint",
         "localhost:0",
-        str(ROOT / "tests" / "support" / "train_modes.py"),
+        str(ROOT / "tests" / "system" / "train_modes.py"),
         str(tmp_path),
     )
     fly, stored, shared = (losses(tmp_path / mode) for mode in MODES)
