@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.errors import SettingError
 
 INTEGERS = [np.int8, np.int64, np.uint64, torch.tensor, np.array]

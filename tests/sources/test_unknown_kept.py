@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.core.unknown_names import UnknownNames
+from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.errors import CorruptManifestError, FormatError, SourceContractError, StaleCacheError
 from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 from torchcell_cache.sources.neo4j.experiments import Parsed

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from torchcell_cache.core.checks import choice
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.checks import choice, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex

@@ -12,8 +12,7 @@ import numpy as np
 from torchcell_cache.codec.chunks import FieldChunk
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import root_argument
-from torchcell_cache.core.samples import Sample, SampleTable
-from torchcell_cache.core.unknown_names import UnknownNames
+from torchcell_cache.core.samples import Sample, SampleTable, UnknownNames
 from torchcell_cache.errors import SourceContractError, StaleCacheError
 from torchcell_cache.graph.records import graph_digests
 from torchcell_cache.sources.base import FieldSource, RunSource, Source

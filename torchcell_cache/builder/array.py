@@ -31,7 +31,7 @@ from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.process import this_process
-from torchcell_cache.core.progress import Progress, Say
+from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
@@ -112,7 +112,7 @@ def build_part(
     check_task(task, tasks)
     where = local_path(root)
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
-    say = Say(progress)
+    say = Console(progress)
     opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
         say(f"task {task} of {tasks}: {opened.manifest.generation} is published, nothing to do")
@@ -182,7 +182,7 @@ def finalize(
     check_task(0, tasks)
     where = local_path(root)
     plan = plan_build(source, processor, storage, 0, on_stale, allow_empty)
-    say = Say(progress)
+    say = Console(progress)
     opened = look(where, plan, storage, on_stale, say)[1]
     if opened is not None:
         say(f"{opened.manifest.generation} is published already")
@@ -218,7 +218,7 @@ def check_task(task: int, tasks: int) -> None:
 
 
 @contextmanager
-def _locked(root: Path, shared: bool, say: Say) -> Iterator[BuilderLock]:
+def _locked(root: Path, shared: bool, say: Console) -> Iterator[BuilderLock]:
     """The builder lock: shared among tasks, so that a plain build, a repair or ``gc`` waits for all of them."""
     with storage_errors(processed_dir(root)):
         make_dirs_durable(processed_dir(root))
@@ -237,7 +237,7 @@ def _work(
     shard_size: int | None,
     max_record_bytes: int,
     exclusive: bool,
-    say: Say,
+    say: Console,
 ) -> GenerationBuild:
     shards: ShardPlan = make_shard_plan(plan, storage, shard_size, max_record_bytes)
     name = new_generation_name(plan.fingerprint(storage).digest, shards)

@@ -23,7 +23,7 @@ from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress, Say
+from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import StaleCacheError
 from torchcell_cache.sources.base import Source, notes_of
@@ -133,7 +133,7 @@ def _grow(
     num_workers: int,
     progress: bool,
 ) -> Growth:
-    say = Say(progress)
+    say = Console(progress)
     Generation.open(root)  # nothing to grow is an error before a lock is taken
     lock = BuilderLock(processed_dir(root) / LOCK_NAME)
     acquire(lock, say)
@@ -178,7 +178,7 @@ def _check_processor(old: Generation, digest: Any) -> None:
         )
 
 
-def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: bool, say: Say) -> Growth:
+def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: bool, say: Console) -> Growth:
     begun = time.perf_counter()
     with StopRequest().listening() as stop:
         work.prepare(None, together=False)

@@ -13,7 +13,7 @@ from torchcell_cache.builder.difference import Flags
 from torchcell_cache.builder.resume import finished_shards
 from torchcell_cache.builder.shards import RecordMaker, ShardPlan, StructuredMaker, build_shard, shard_name
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
-from torchcell_cache.core.sharing import share_file
+from torchcell_cache.core.files import share_file
 from torchcell_cache.errors import CacheError
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import ShardEntry, read_sidecar, write_sidecar

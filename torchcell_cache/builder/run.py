@@ -19,7 +19,7 @@ from torchcell_cache.core.checks import choice, rank_and_world_size
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
 from torchcell_cache.core.fingerprint import explain, source_part
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Say
+from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.fields import graph_digests
@@ -74,7 +74,7 @@ def build(
     where = local_path(root)
     place = None if scratch is None else local_path(scratch, "scratch")
     plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
-    say = Say(progress)
+    say = Console(progress)
     _, opened = look(where, plan, storage, on_stale, say)
     if opened is not None:
         remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up

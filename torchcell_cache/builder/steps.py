@@ -14,7 +14,7 @@ from torchcell_cache.builder.shards import generation_prefix
 from torchcell_cache.core.files import write_atomic
 from torchcell_cache.core.fingerprint import explain, sha256_json
 from torchcell_cache.core.locks import BuilderLock, read_status
-from torchcell_cache.core.progress import Say
+from torchcell_cache.core.progress import Console
 from torchcell_cache.errors import (
     BuildFailedError,
     CacheNotFoundError,
@@ -43,7 +43,7 @@ def _existing(root: Path, on_stale: str) -> Manifest | None:
 
 
 def look(
-    root: Path, plan: BuildPlan, storage: str, on_stale: str, say: Say
+    root: Path, plan: BuildPlan, storage: str, on_stale: str, say: Console
 ) -> tuple[Manifest | None, Generation | None]:
     """The published manifest, if any, and the opened store, if it may be used rather than built again."""
     manifest = _existing(root, on_stale)
@@ -104,7 +104,7 @@ def _storage_note(root: Path, plan: BuildPlan) -> Path:
     return processed_dir(root) / f".storage-{sha256_json(plan.parts)[:16]}.json"
 
 
-def acquire(lock: BuilderLock, say: Say) -> None:
+def acquire(lock: BuilderLock, say: Console) -> None:
     """Wait for another builder of the same store, saying so; the kernel frees the lock of one that died."""
     if lock.acquire():
         return
@@ -117,7 +117,7 @@ def acquire(lock: BuilderLock, say: Say) -> None:
             return
 
 
-def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Say) -> Generation:
+def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Console) -> Generation:
     """Make a finished generation the store, unless somebody else was first, and open what is published."""
     expect = None if current is None else current.generation
     begun = time.perf_counter()

@@ -25,15 +25,20 @@ from torchcell_cache.builder.shards import (
 )
 from torchcell_cache.builder.steps import acquire, look, publish
 from torchcell_cache.builder.workers import StopRequest
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.digests import digest_of
-from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
+from torchcell_cache.core.files import (
+    make_dirs_durable,
+    remove_stale_temps,
+    share_file,
+    storage_errors,
+    write_atomic,
+)
 from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.numbers import whole_number
-from torchcell_cache.core.progress import Say
+from torchcell_cache.core.progress import Console
 from torchcell_cache.core.ragged import Int64Array, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.core.sharing import share_file
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.records import graph_digest
@@ -76,7 +81,7 @@ def copy_samples(
         raise SettingError(f"store={where} is the store that is selected from", fix="another directory")
     plan, storage = _plan(generation, positions, made_by or {}), generation.manifest.storage
     shards = _shard_plan(generation, plan, len(positions), shard_size)
-    say = Say(progress)
+    say = Console(progress)
     _, opened = look(where, plan, storage, on_stale, say)
     if opened is not None:
         remove_stale_temps(processed_dir(where))

@@ -21,13 +21,10 @@ from typing import NamedTuple
 
 import xxhash
 
-from torchcell_cache.core.hints import StrPath
+from torchcell_cache.core.hints import StrPath, repair_hint
 from torchcell_cache.core.process import runs_here, this_process
 from torchcell_cache.core.storage_errors import free_bytes, storage_error, storage_errors
-from torchcell_cache.errors import (
-    StorageLostError,
-    StorageReadOnlyError,
-)
+from torchcell_cache.errors import CorruptShardError, StorageLostError, StorageReadOnlyError
 
 __all__ = [
     "TEMP_PREFIX",
@@ -40,6 +37,7 @@ __all__ = [
     "publish_new",
     "remove_stale_temps",
     "replace_file",
+    "share_file",
     "storage_error",
     "storage_errors",
     "temp_path",
@@ -50,6 +48,7 @@ TEMP_PREFIX = ".tmp-"
 _TEMP_NAME = re.compile(r"\.tmp-.*\.([0-9a-f]{8})\.([0-9]{1,10})\.([0-9]{1,20})\.[0-9a-f]{16}", re.DOTALL)
 
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_SECOND_NAME = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_RENAME_FLAGS = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -229,6 +228,24 @@ def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
                     os.unlink(entry.path)  # noqa: PTH108
                 removed += 1
     return removed
+
+
+def share_file(path: Path, target: Path) -> None:
+    """Give a published file a second name; copy it where the file system has no hard links."""
+    temporary = temp_path(target)
+    try:
+        os.link(path, temporary)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
+    except OSError as error:
+        if error.errno not in _NO_SECOND_NAME:
+            raise
+        shutil.copyfile(path, temporary)
+        temporary.chmod(0o444)
+        fsync_file(temporary)
+    replace_file(temporary, target)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -122,7 +122,7 @@ class Progress:
         self._write_status(state)
 
 
-class Say:
+class Console:
     """Prints a line on stderr if asked to."""
 
     def __init__(self, enabled: bool) -> None:

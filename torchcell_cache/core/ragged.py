@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
-
-
 Float32Array = npt.NDArray[np.float32]
+Positions: TypeAlias = npt.NDArray[Any]
 
 
 def smallest_unsigned(limit: int) -> np.dtype[Any]:
@@ -24,9 +23,6 @@ def offsets(counts: npt.NDArray[Any]) -> Int64Array:
     out = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, dtype=np.int64, out=out[1:])
     return out
-
-
-Positions: TypeAlias = npt.NDArray[Any]
 
 
 def ragged_arange(starts: Int64Array, counts: Int64Array) -> Int64Array:
@@ -54,11 +50,8 @@ def segments(
     data: npt.NDArray[Any], ptr: Int64Array, rows: Int64Array
 ) -> tuple[npt.NDArray[Any], Int64Array]:
     """Segments of a ragged array, one after the other, and their offsets ``[len(rows) + 1] int64``."""
-    starts = ptr[rows]
-    counts = ptr[rows + 1] - starts
-    out = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return data[np.arange(int(out[-1])) + np.repeat(starts - out[:-1], counts)], out
+    at, out = ragged_rows(ptr, rows)
+    return data[at], out
 
 
 def merge_ragged(
@@ -77,9 +70,7 @@ def merge_ragged(
 def ragged_rows(ptr: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
     """Where the items of chosen rows stand, one row behind the other, ``[sum of counts]``, and their offsets, ``[n + 1]``."""
     first, counts = ptr[rows], ptr[rows + 1] - ptr[rows]
-    out = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return np.arange(out[-1], dtype=np.int64) + np.repeat(first - out[:-1], counts), out
+    return ragged_arange(first, counts), offsets(counts)
 
 
 def means(values: npt.NDArray[Any], owner: Int64Array, count: int) -> npt.NDArray[np.float64]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler
 
-from torchcell_cache.core.checks import choice
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.checks import choice, whole_number
 from torchcell_cache.data.samplers.base import CacheSampler
 from torchcell_cache.data.samplers.order import DistributedCacheSampler
 from torchcell_cache.errors import SettingError

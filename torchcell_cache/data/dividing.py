@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import suggestion
-from torchcell_cache.core.numbers import seed_number, whole_number
+from torchcell_cache.core.checks import seed_number, suggestion, whole_number
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.expression_names import is_number
 from torchcell_cache.data.samplers.order import epoch_order

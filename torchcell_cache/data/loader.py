@@ -14,8 +14,7 @@ from torch.utils.data import IterableDataset
 from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
-from torchcell_cache.core.checks import refuse_unknown
-from torchcell_cache.core.numbers import real_number, truth, whole_number
+from torchcell_cache.core.checks import real_number, refuse_unknown, truth, whole_number
 from torchcell_cache.data.arguments import checked_device, samplers_of, start_method
 from torchcell_cache.data.prefetch import on_device
 from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.checks import choice, suggestion
+from torchcell_cache.core.checks import choice, seed_number, suggestion, whole_number
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.numbers import seed_number, whole_number
 from torchcell_cache.core.ragged import Int64Array, ragged_rows, segments
-from torchcell_cache.core.unknown_names import UnknownNames
+from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dividing import column, draw, of_store, strata_of
 from torchcell_cache.data.expression import Expression

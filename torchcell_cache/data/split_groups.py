@@ -49,7 +49,7 @@ def split_by_group(
         seed: Seed; the same split on every machine and numpy version.
         stratify: Column (a label) whose classes or quantiles are kept in proportion, groups by the mean over their samples.
         bins: Number of quantiles.
-        progress: Say on stderr what is to know about the split, see :attr:`Splits.notes`.
+        progress: Console on stderr what is to know about the split, see :attr:`Splits.notes`.
 
     Raises:
         SettingError: If an argument is wrong, there is no such column or group, a group is named twice, or a sample has

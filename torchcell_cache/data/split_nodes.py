@@ -53,7 +53,7 @@ def split_random(
         seed: Seed; the same split on every machine and numpy version.
         stratify: Column whose classes or quantiles every part has in proportion.
         bins: Number of quantiles.
-        progress: Say on stderr what is to know about the split, see :attr:`Splits.notes`.
+        progress: Console on stderr what is to know about the split, see :attr:`Splits.notes`.
 
     Raises:
         SettingError: If an argument is wrong.
@@ -111,7 +111,7 @@ def split_by_perturbation(
         names: Names of the groups: ``unseen`` (``test_unseen0`` to ``test_unseen3`` and on) or ``gears``
             (``test_unseen_single``, ``test_combo_seen0`` to ``test_combo_seen2`` and on).
         controls: Where samples that perturb nothing go: ``random``, each for itself by ``seen_fractions``, or ``train``.
-        progress: Say on stderr what is to know about the split (parts that came out empty), see :attr:`Splits.notes`.
+        progress: Console on stderr what is to know about the split (parts that came out empty), see :attr:`Splits.notes`.
 
     Raises:
         SettingError: If an argument is wrong, or the store knows no perturbed nodes.

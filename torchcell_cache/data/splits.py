@@ -141,9 +141,9 @@ class Splits:
         """This split, its notes said on stderr by one rank unless ``progress`` is false."""
         notes = self.notes if progress else ()
         if notes:
-            from torchcell_cache.core.progress import Say  # training that reads a split needs no builder
+            from torchcell_cache.core.progress import Console  # training that reads a split needs no builder
 
-            Say(True).notes(notes)
+            Console(True).notes(notes)
         return self
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

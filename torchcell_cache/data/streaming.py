@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from torchcell_cache.core.checks import refuse_unknown
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.checks import refuse_unknown, whole_number
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.data.quality import ShuffleQuality, shuffle_quality

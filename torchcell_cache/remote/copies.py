@@ -28,7 +28,7 @@ from torchcell_cache.core.files import (
 )
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import BuilderLock, read_status
-from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.core.urls import is_url, local_path
 from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
 from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
@@ -77,13 +77,15 @@ def stage(
     """
     if keep is not None and keep < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
-    say = Say(progress)
+    say = Console(progress)
     place = local_path(to, "to")
     with _source(root, wait, storage_options) as source:
         return _copied(*source, place, keep, say)
 
 
-def _copied(manifest: Manifest, origin: Origin, where: str, place: Path, keep: int | None, say: Say) -> Path:
+def _copied(
+    manifest: Manifest, origin: Origin, where: str, place: Path, keep: int | None, say: Console
+) -> Path:
     """The copy in ``place``, made unless it is there."""
     make_dirs_durable(place)
     remove_stale_temps(place)
@@ -138,7 +140,7 @@ def _lock_of(target: Path) -> BuilderLock:
     return BuilderLock(target.with_name(f".{target.name}.lock"))
 
 
-def _acquire(lock: BuilderLock, target: Path, say: Say) -> None:
+def _acquire(lock: BuilderLock, target: Path, say: Console) -> None:
     """One copier per node; the kernel frees the lock of one that died."""
     timeout = 0.0
     while not lock.acquire(timeout):
@@ -146,7 +148,7 @@ def _acquire(lock: BuilderLock, target: Path, say: Say) -> None:
         timeout = _WAIT_SECONDS
 
 
-def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Say) -> None:
+def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Console) -> None:
     """Make the copy, complete what is missing of one, or find it whole."""
     begun = time.perf_counter()
     if target.is_dir() and _is_whole(manifest, target):
@@ -196,7 +198,7 @@ def _publish(manifest: Manifest, work: Path, target: Path) -> None:
         fsync_dir(target.parent)
 
 
-def _remove_old(root: str, target: Path, keep: int, say: Say) -> None:
+def _remove_old(root: str, target: Path, keep: int, say: Console) -> None:
     """Remove the oldest copies of the same store, and what killed copiers left of other contents of it."""
     finished: list[tuple[float, Path]] = []
     partial_copies: list[tuple[float, Path]] = []

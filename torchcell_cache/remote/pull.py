@@ -12,7 +12,7 @@ from torchcell_cache.builder.steps import acquire
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
 from torchcell_cache.remote.bucket import Bucket
@@ -53,7 +53,7 @@ def pull(
     where, bucket, say = (
         local_path(root),
         Bucket(url, storage_options),
-        Say(progress),
+        Console(progress),
     )
     manifest = remote_manifest(bucket, wait)
     _current(where, manifest, overwrite)
@@ -67,7 +67,9 @@ def pull(
     return where
 
 
-def _bring(bucket: Bucket, manifest: Manifest, root: Path, overwrite: bool, progress: bool, say: Say) -> None:
+def _bring(
+    bucket: Bucket, manifest: Manifest, root: Path, overwrite: bool, progress: bool, say: Console
+) -> None:
     begun = time.perf_counter()
     current = _current(root, manifest, overwrite)
     wanted = missing_files(manifest, root)

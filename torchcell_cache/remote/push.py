@@ -18,7 +18,7 @@ from typing import Any
 
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import PROCESSED_NAME
-from torchcell_cache.core.progress import Progress, Say, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
     CacheError,
@@ -76,7 +76,7 @@ def push(
     where, bucket, say = (
         local_path(root),
         Bucket(url, storage_options),
-        Say(progress),
+        Console(progress),
     )
     generation = open_with_lease(where)
     return _Push(bucket, generation, force, progress, say).run(overwrite)
@@ -85,7 +85,9 @@ def push(
 class _Push:
     """One push."""
 
-    def __init__(self, bucket: Bucket, generation: Generation, force: bool, progress: bool, say: Say) -> None:
+    def __init__(
+        self, bucket: Bucket, generation: Generation, force: bool, progress: bool, say: Console
+    ) -> None:
         self.bucket, self.directory, self.manifest = bucket, generation.directory, generation.manifest
         self.force, self.progress, self.say = force, progress, say
         self.remote = f"{PROCESSED_NAME}/{self.manifest.generation}"

@@ -10,8 +10,7 @@ import numpy as np
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import Int64Array, offsets, segments
-from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.core.unknown_names import without_names
+from torchcell_cache.core.samples import SampleTable, without_names
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import with_scores
 from torchcell_cache.sources.measurements import NAN, Measurements, as_float32

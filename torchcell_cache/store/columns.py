@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, segments
-from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.core.unknown_names import UnknownNames
+from torchcell_cache.core.samples import SampleTable, UnknownNames
 from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 

@@ -32,12 +32,12 @@ from torchcell_cache.core.files import (
     fsync_dir,
     make_dirs_durable,
     remove_stale_temps,
+    share_file,
     storage_errors,
     write_atomic,
 )
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress, Say
-from torchcell_cache.core.sharing import share_file
+from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
@@ -221,7 +221,7 @@ class _Repair:
                 self._share(entry, directory)
         parts = PartMaker(self.root, generation, source, processor)
         shards = self._make(parts, generation)
-        Say(self.progress).notes(parts.notes)
+        Console(self.progress).notes(parts.notes)
         made = {shard.index for shard in self.bad_shards}
         for shard in self.manifest.shards:
             if shard.index not in made:

@@ -23,7 +23,7 @@ from torchcell_cache.cli.bench.stages import (
     stages,
     still_in_memory,
 )
-from torchcell_cache.core.numbers import real_number, whole_number
+from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.errors import SettingError

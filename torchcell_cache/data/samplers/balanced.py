@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.numbers import real_number, real_numbers, truth
+from torchcell_cache.core.checks import real_number, real_numbers, truth
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.base import CacheSampler, Common
 from torchcell_cache.data.samplers.order import RowPlan, StepPlan, epoch_order

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NoReturn, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import choice, rank_and_world_size
-from torchcell_cache.core.numbers import seed_number, truth, whole_number
+from torchcell_cache.core.checks import choice, rank_and_world_size, seed_number, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError

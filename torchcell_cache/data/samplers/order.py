@@ -15,8 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import rank_and_world_size
-from torchcell_cache.core.numbers import truth
+from torchcell_cache.core.checks import rank_and_world_size, truth
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
 

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from torchcell_cache.core.numbers import truth, whole_number
+from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.data.samplers.base import CacheSampler, Common
 from torchcell_cache.data.samplers.ranges import Intervals, RankRanges, StepRanges, StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.numbers import real_numbers, truth, whole_number
+from torchcell_cache.core.checks import real_numbers, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers

@@ -9,8 +9,7 @@ import numpy as np
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import offsets
-from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.core.unknown_names import UnknownNames
+from torchcell_cache.core.samples import SampleTable, UnknownNames
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.measurements import Float64Array, as_float32
 from torchcell_cache.sources.names import UNKNOWN, NodeNames
