@@ -7,7 +7,7 @@ import torch
 from batch_cases import STATISTICS, STORAGES, Case, cases, processors, pyg_batch, tiny_case, wide_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch_geometric.data import Batch, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 
 import torchcell_cache as tc
 from torchcell_cache.batch import buffers
@@ -259,3 +259,63 @@ def test_batches_add_up_to_the_stock_loader(tmp_path) -> None:
     whole = Batch.from_data_list([ds[k] for k in (4, 1)])
     assert_same_batch(ds.read_batch([4, 1]).to_pyg(), whole)
     assert_same_batch(ds[4:].read_batch([0]).to_pyg(), Batch.from_data_list([ds[4]]))
+
+
+def filtered(graph):
+    """The same graph with every field of its edges as ``[mask]`` gives it; names of fields are those of these tests."""
+    hetero = isinstance(graph, HeteroData)
+    for store in graph.edge_stores:
+        mask = store.get("mask") if hetero else store.get("edge_mask")
+        for name in [] if mask is None else ("edge_index", "hyperedge_index"):
+            if name in store:
+                store[name] = store[name][:, mask]
+        names = ("edge_weight", "edge_attr", "stoichiometry", "mask" if hetero else "edge_mask")
+        for name in names if mask is not None else ():
+            if name in store:
+                store[name] = store[name][mask]
+        if mask is not None and "num_edges" in store:
+            store.num_edges = int(mask.sum())
+    return graph
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases(), data=st.data())
+def test_edges_already_filtered(case: Case, data) -> None:
+    """For models that would take ``edge_index[:, mask]`` next: to the bit, its slices and its samples included."""
+    processor = data.draw(st.sampled_from(processors(case)), label="processor")
+    storage = data.draw(st.sampled_from(STORAGES), label="storage")
+    several = st.lists(st.integers(0, len(case.perturbed) - 1), min_size=1, max_size=6)
+    positions = data.draw(several, label="positions")
+    source = case.source()
+
+    def made(k):
+        graph = processor(source[k])
+        return filtered(graph) if isinstance(processor, tc.LazySubgraphRepresentation) else graph
+
+    with tempfile.TemporaryDirectory() as root:
+        ds = tc.build(root, source=source, processor=processor, storage=storage, progress=False)
+        batch = ds.read_batch(positions)
+        want = Batch.from_data_list([made(k) for k in positions], exclude_keys=STATISTICS)
+        follow = follow_of(want)
+        want = Batch.from_data_list([made(k) for k in positions], follow, STATISTICS)
+        for one_by_one in (None, False):
+            FilteredFields.one_by_one = one_by_one
+            try:
+                got = batch.to_pyg(follow, STATISTICS, drop_removed=True)
+            finally:
+                FilteredFields.one_by_one = None
+            assert_same_batch(got, want)
+            scribble(got)
+
+
+@pytest.mark.parametrize("storage", ["perturbation", "full"])
+@pytest.mark.parametrize("name", ["edge_weight", "index_of_kind", "essential"])
+def test_edges_already_filtered_where_there_are_as_many_nodes(tmp_path, storage, name) -> None:
+    """A homogeneous graph's own field is one of edges if its name says so, as in PyG; also in narrow types."""
+    base = Data(num_nodes=4, edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]], dtype=torch.int32))
+    base[name] = torch.arange(4)
+    source = tc.PerturbationTable(base, [[1], [], [0, 2]], phenotypes={"y": [1.0, 2.0, 3.0]})
+    processor = tc.LazySubgraphRepresentation()
+    ds = tc.build(tmp_path, source=source, processor=processor, storage=storage, progress=False)
+    want = Batch.from_data_list([filtered(processor(source[k])) for k in (2, 0, 1)])
+    assert_same_batch(ds.read_batch([2, 0, 1]).to_pyg(drop_removed=True), want)

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch_geometric.data import Batch
 
 from torchcell_cache.batch import packed as packing
 from torchcell_cache.batch.device import find_generation
@@ -225,7 +223,7 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         """
 
     @abc.abstractmethod
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any: ...
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any: ...
 
     def _placed(self, batch: Any) -> Any:
         """A PyG batch on this batch's device. PyG's ``to`` makes lists of tuples even where nothing moves."""
@@ -241,6 +239,7 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         exclude_keys: Iterable[str] | None = None,
         *,
         allow_wild_type: bool = False,
+        drop_removed: bool = False,
     ) -> Any:
         """Exactly ``Batch.from_data_list([processor(source[i]) for i in indices])``, made on the batch's device.
 
@@ -250,6 +249,9 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
             follow_batch: Fields that get a ``_batch`` and a ``_ptr`` vector, as in PyG.
             exclude_keys: Fields to leave out, as in PyG.
             allow_wild_type: Leave out masks too, if ``exclude_keys`` says so.
+            drop_removed: For models that pass messages over whatever edges there are: each sample's edges, and all
+                fields of edges, are filtered as ``edge_index[:, mask]`` would. Nodes stay, as do their masks; what is
+                left of the edges' own masks is all True.
 
         Raises:
             SettingError: If the masks would be left out, so that a model would train on the wild type; or if only some
@@ -265,7 +267,7 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
                 "be the unperturbed base graph",
                 fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
             )
-        out = _as_pyg(self, follow, exclude)
+        out = _as_pyg(self, follow, exclude, drop_removed)
         known = {name for store in out.stores for name in store._mapping} | exclude
         for name in sorted(follow - known):
             warnings.warn(
@@ -274,21 +276,6 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         return out
 
 
-def collated(graphs: list[Any], follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
-    """PyG's own batch of graphs on the CPU, whatever the default device."""
-    try:
-        with torch.device("cpu"):
-            return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
-            raise
-        raise SettingError(
-            f"PyG cannot make one batch of these samples: {' '.join(str(error).split())}",
-            fix="give fields that differ in shape from sample to sample in exclude_keys=[...], or take samples one by "
-            "one; where their shapes should be equal, torchcell-cache verify level=full tells whether a record is damaged",
-        ) from error
-
-
 @lasting
-def _as_pyg(batch: SharedGraphBatch, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
-    return batch._to_pyg(follow_batch, exclude_keys)
+def _as_pyg(batch: SharedGraphBatch, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
+    return batch._to_pyg(follow, exclude, drop)

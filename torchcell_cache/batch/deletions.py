@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.batch import KINDS, MASKS, Coordinates, SharedGraphBatch, collated
+from torchcell_cache.batch.batch import KINDS, MASKS, Coordinates, SharedGraphBatch
 from torchcell_cache.batch.fast_pack import gather, pack_directly
 from torchcell_cache.batch.masks import Regions, node_flags, owners, regions
-from torchcell_cache.batch.pyg import collate, is_plain
+from torchcell_cache.batch.pyg import collate, collated, is_plain
 from torchcell_cache.batch.pyg_fields import STATISTICS, MaskFields, SampleFields
 from torchcell_cache.batch.removals import check_removals, degrees
 from torchcell_cache.batch.sections import Sections, require_sections, structured_sections
-from torchcell_cache.batch.subgraphs import FilteredFields
+from torchcell_cache.batch.subgraphs import FilteredFields, KeptEdgeFields
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.ragged import Int64Array
@@ -267,15 +267,16 @@ class PerturbationBatch(SharedGraphBatch):
     def _mask_names(self) -> tuple[str, ...]:
         return MASKS if isinstance(self.generation.processor, LazySubgraphRepresentation) else ()
 
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any:
         self._check_statistics(exclude_keys)
         resident = self.resident
         if not is_plain(resident.template):
-            return self._placed(collated(list(self), follow_batch, exclude_keys))
+            return self._placed(collated(list(self), follow_batch, exclude_keys, drop))
         self._check_removals()
-        is_lazy = isinstance(resident.processor, LazySubgraphRepresentation)
         filters = isinstance(resident.processor, SubgraphRepresentation)
-        kind = MaskFields if is_lazy else FilteredFields if filters else SampleFields
+        kind = FilteredFields if filters else SampleFields
+        if self._mask_names():
+            kind = KeptEdgeFields if drop else MaskFields
         fields = kind(resident, self.sections, self.tensors, self._num_incident, lambda: self._removed)
         fields.unknown = self.generation.unknown_names(self._positions)
         return collate(resident.template, fields, len(self), self.device, follow_batch, exclude_keys)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.batch.batch import KINDS, MASKS, SharedGraphBatch, collated
+from torchcell_cache.batch.batch import KINDS, MASKS, SharedGraphBatch
 from torchcell_cache.batch.features import dense_features
 from torchcell_cache.batch.masks import owners
+from torchcell_cache.batch.pyg import collated
 from torchcell_cache.batch.sections import Sections, generic_sections, mean_labels, require_sections
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.ragged import Int64Array, offsets
@@ -196,7 +197,7 @@ class GraphBatch(SharedGraphBatch):
         named = {name for store in self.graphs[0].stores for name in store._mapping}
         return named.intersection(MASKS)
 
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any:
         graphs = list(self)
         wanted = _keys(graphs[0], exclude_keys)
         for at, graph in enumerate(graphs[1:], 1):
@@ -208,7 +209,7 @@ class GraphBatch(SharedGraphBatch):
                     "would drop them or fail, depending on which comes first",
                     fix="exclude_keys=[...] with these names",
                 )
-        return self._placed(collated(graphs, follow_batch, exclude_keys))
+        return self._placed(collated(graphs, follow_batch, exclude_keys, drop))
 
 
 def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:

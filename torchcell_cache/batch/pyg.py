@@ -7,6 +7,7 @@ the samples first. Where a base graph holds something whose rule depends on its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
+
+from torchcell_cache.errors import SettingError
 
 INDEX_FIELDS = ("edge_index", "hyperedge_index")
 OWN_FIELDS = ("perturbation_indices", "phenotype_type_indices", "phenotype_sample_indices")
@@ -112,6 +115,50 @@ def numbers(values: list[int], device: torch.device) -> Field:
         torch.arange(len(values) + 1, device="cpu"),
         no_increments(len(values)),
     )
+
+
+def collated(
+    graphs: list[Any], follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool
+) -> Any:
+    """PyG's own batch of graphs on the CPU, whatever the default device."""
+    graphs = [without_removed(graph) for graph in graphs] if drop else graphs
+    try:
+        with torch.device("cpu"):
+            return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
+        raise SettingError(
+            f"PyG cannot make one batch of these samples: {' '.join(str(error).split())}",
+            fix="give fields that differ in shape from sample to sample in exclude_keys=[...], or take samples one by "
+            "one; where their shapes should be equal, torchcell-cache verify level=full tells whether a record is damaged",
+        ) from error
+
+
+def without_removed(graph: Any) -> Any:
+    """A sample's graph with the edges its masks keep, and what belongs to them; nodes and all else stay."""
+    out, hetero = copy.copy(graph), isinstance(graph, HeteroData)
+    for store in out.edge_stores:
+        mask = store._mapping.get("mask" if hetero else "edge_mask")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
+            continue
+        kept = mask.nonzero().squeeze(1)
+        for name, value in list(store._mapping.items()):
+            dim = -1 if "index" in name else 0
+            if name == "num_edges":
+                store._mapping[name] = len(kept)
+            of_each = isinstance(value, Tensor) and value.dim() and value.size(dim) == len(mask)
+            if of_each and (hetero or of_edges(name, value, graph.num_nodes)):
+                store._mapping[name] = value.index_select(dim, kept)
+    return out
+
+
+def of_edges(name: str, value: Any, num_nodes: int) -> bool:
+    """Whether a homogeneous sample's field speaks of its edges; where there are as many, its name decides, as in PyG."""
+    if "edge" in name:
+        return True
+    sized = isinstance(value, Tensor) and name not in ("mask", "pert_mask", "x_pert", "x", *OWN_FIELDS)
+    return sized and not name.startswith("phenotype_") and value.size(0) != num_nodes
 
 
 def is_plain(template: Any) -> bool:

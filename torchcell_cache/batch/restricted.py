@@ -246,9 +246,9 @@ class SelectedBatch(PerturbationBatch):
         """The selected nodes in the store's numbering, ascending, ``[k] int64``: rows of your own ``[num_nodes, ...]``."""
         return torch.from_numpy(self.generation.selection.nodes).to(self.device, non_blocking=True)
 
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
+    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any:
         self._check_homogeneous()
-        return super()._to_pyg(follow_batch, exclude_keys)
+        return super()._to_pyg(follow_batch, exclude_keys, drop)
 
     def _graph(self, at: int) -> Any:
         self._check_homogeneous()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.batch.masks import Regions, node_flags, regions
-from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers
-from torchcell_cache.batch.pyg_fields import SampleFields
+from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers, of_edges
+from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.graph.topology import Domain
 
@@ -216,7 +216,9 @@ class FilteredFields(SampleFields):
         ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
         before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
         index, tables = self.resident.tensor(value), [self._table(end) for end in ends]
-        out = self.resident.pool.take((domain.key, name), (2, cut.total), torch.int64)
+        narrow = not self.hetero and tables == [None, None]
+        dtype = index.dtype if narrow else torch.int64
+        out = self.resident.pool.take((domain.key, name), (2, cut.total), dtype)
         if self._loops():
             self._filter_blocks(index, tables, before, domain, cut, out)
         else:
@@ -265,3 +267,20 @@ class FilteredFields(SampleFields):
                         np.add(old, before[sample, row], out=target[row, begin:end])
                     else:  # clip: "raise" would fill a copy of the output
                         table[sample].take(old, out=target[row, begin:end], mode="clip")
+
+
+class KeptEdgeFields(FilteredFields, MaskFields):
+    """``LazySubgraphRepresentation`` with its edges filtered; nodes stay."""
+
+    def _node_cut(self, key: Any) -> None:
+        return None
+
+    def field(self, key: Any, name: str, value: Any) -> Field:
+        """A field of a store."""
+        is_edges = self.hetero or of_edges(name, value, self.topology.num_nodes)
+        if key not in self.domains or isinstance(key, str) or not is_edges:
+            return MaskFields.field(self, key, name, value)
+        if name not in ("mask", "edge_mask"):
+            return self._edge_field(key, name, value)
+        cut = self._cuts[key]
+        return self.ragged(torch.ones(cut.total, dtype=torch.bool, device=self.device), cut.ptr)
