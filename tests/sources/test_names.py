@@ -118,7 +118,7 @@ def _table(names: list, looked_up: str) -> object:
 
 
 def _experiments(names: list, looked_up: str) -> object:
-    builder = TableBuilder(names)
+    builder = TableBuilder(NodeNames(names))
     parsed = type("P", (), {"genes": [looked_up], "condition": "", "labels": {}, "statistics": {}})()
     builder.add("e", lambda: parsed)
     return builder.table()

@@ -20,6 +20,7 @@ from torchcell_cache.errors import (
     SourceContractError,
 )
 from torchcell_cache.sources import cell_graph
+from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.driver import Login, parameters_of
 from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, parse_experiment
@@ -105,7 +106,7 @@ def test_whatever_json_there_is_parses_or_is_malformed(value):
 
 
 def measured(*rows, **settings):
-    builder = TableBuilder(["A", "B", "C"], **settings)
+    builder = TableBuilder(NodeNames(["A", "B", "C"]), **settings)
     for number, (genes, labels, statistics, condition) in enumerate(rows):
         builder.add(f"e{number}", lambda row=(genes, labels, statistics, condition): Parsed(*row))
     return builder.table()
@@ -143,7 +144,7 @@ def test_duplicates_kept_grouped_and_averaged():
 
 
 def test_an_id_twice_is_refused():
-    builder = TableBuilder(["A"])
+    builder = TableBuilder(NodeNames(["A"]))
     builder.add("x", lambda: Parsed(["A"], {}))
     with pytest.raises(SourceContractError, match=r"'x' is returned more than once\n.*DISTINCT"):
         builder.add("x", lambda: Parsed(["A"], {}))

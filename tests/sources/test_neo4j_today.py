@@ -134,6 +134,65 @@ def test_one_id_for_two_rows_of_a_call_is_refused(database, batch_size):
         load_experiments(rows=iter(rows), batch_size=batch_size, progress=False, **database.login)
 
 
+PARAMETERS = {
+    "whole": np.int64(3),
+    "array": np.arange(3),
+    "tuple": (0, 1, 2),
+    "tensor": torch.arange(3),
+    "weird name": [0, 1, 2],
+    "0": [0, 1, 2],
+    "é": [0, 1, 2],
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_any_library_and_name(tmp_path, database, name):
+    listed = "range(0, $whole - 1)" if name == "whole" else f"$`{name}`" if " " in name else f"${name}"
+    query = f"UNWIND {listed} AS k RETURN k AS id, ['A'] AS genes, k * 0.5 AS y ORDER BY k"
+    columns = {"id": "id", "perturbed": "genes", "phenotypes": "y"}
+    settings = {"query": query, "columns": columns, "parameters": {name: PARAMETERS[name]}, "gene_set": ["A"]}
+    source = Neo4jCellDataset(tmp_path, progress=False, **settings, **database.login)
+    assert source.table.values[:, 0].tolist() == [0.0, 0.5, 1.0]
+    assert Neo4jCellDataset(tmp_path, progress=False, **settings).identity() == source.identity()
+
+
+def test_a_limit_of_ones_own_and_a_file_with_a_mark(tmp_path, database):
+    """``$limit`` without ``$after`` is the caller's; a byte order mark is no part of the query."""
+    path = tmp_path / "q.cql"
+    path.write_bytes(
+        b"\xef\xbb\xbfUNWIND range(1, 10) AS k RETURN k AS id, 'A' AS genes, k AS y ORDER BY k LIMIT $limit"
+    )
+    settings = {"columns": {"id": "id", "perturbed": "genes", "phenotypes": "y"}, "gene_set": ["A"]}
+    settings |= {"query": path, "parameters": {"limit": 4}, "page_size": 2, "progress": False}
+    source = Neo4jCellDataset(tmp_path / "root", **settings, **database.login)
+    assert source.table.source_ids == ["1", "2", "3", "4"]
+
+
+def test_values_that_are_no_numbers_are_shown_as_they_are_written(tmp_path, database):
+    columns = {"id": "id", "perturbed": "genes", "phenotypes": "y"}
+    for k, (value, shown) in enumerate(
+        (("duration('P1DT2H')", "P1DT2H"), ("date('2020-01-02')", "2020-01-02"))
+    ):
+        with pytest.raises(SourceContractError, match=f"column 'y' is '{shown}', expected a number"):
+            Neo4jCellDataset(
+                tmp_path / str(k), query=f"RETURN 1 AS id, 'A' AS genes, {value} AS y", columns=columns,
+                gene_set=["A"], progress=False, **database.login,
+            )  # fmt: skip
+
+
+def test_ids_that_are_numbers_are_pointed_to(tmp_path, database):
+    query = "UNWIND range(1, 3) AS k WITH k WHERE k > $after RETURN k AS id, 'A' AS genes ORDER BY k"
+    settings = {
+        "query": query,
+        "columns": {"id": "id", "perturbed": "genes"},
+        "gene_set": ["A"],
+        "progress": False,
+    }
+    with pytest.raises(SourceContractError, match=r"no rows\n.*parameters=\{'after': -1\}"):
+        Neo4jCellDataset(tmp_path, **settings, **database.login)
+    assert len(Neo4jCellDataset(tmp_path, parameters={"after": 0}, **settings, **database.login)) == 3
+
+
 LOGIN = Login("bolt://db.lab:7687", "neo4j", "secret-word", "neo4j")
 ENDED = [
     "Neo.ClientError.Transaction.TransactionTimedOut",

@@ -17,6 +17,7 @@ import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import interaction_scores
+from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, number
 from torchcell_cache.sources.replicates import set_numbers
@@ -292,7 +293,7 @@ def test_one_column_with_a_hard_name_on_the_command_line(tmp_path: Path) -> None
 
 
 def experiments(rows: list[list[str]], **policies: Any) -> TableBuilder:
-    builder = TableBuilder(["A", "B", "C"], **policies)
+    builder = TableBuilder(NodeNames(["A", "B", "C"]), **policies)
     for k, genes in enumerate(rows):
         builder.add(f"e{k}", lambda genes=genes, k=k: Parsed(genes, {"fitness": float(k)}))
     return builder

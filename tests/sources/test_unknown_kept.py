@@ -19,6 +19,7 @@ import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.errors import CorruptManifestError, FormatError, SourceContractError, StaleCacheError
+from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 from torchcell_cache.sources.neo4j.experiments import Parsed
 from torchcell_cache.store.columns import arrays_to_table, table_to_arrays
@@ -192,7 +193,7 @@ def test_policies_on_equal_sets_count_the_names() -> None:
 
 
 def test_experiments(tmp_path: Path) -> None:
-    builder = TableBuilder(["A", "B"], unknown="keep", replicates="mean")
+    builder = TableBuilder(NodeNames(["A", "B"]), unknown="keep", replicates="mean")
     for k, genes in enumerate([["A", "X"], ["B"], ["X", "A"], ["A"], ["Z", "X"]]):
         builder.add(f"e{k}", lambda genes=genes, k=k: Parsed(genes, {"fitness": float(k)}))
     made = builder.table()

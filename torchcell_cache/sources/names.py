@@ -18,6 +18,8 @@ import numpy as np
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.graph.topology import count_nodes
+from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
@@ -105,6 +107,28 @@ class NodeNames:
         if len(self._position) < len(self.names):
             self._position |= {name: _REPEATED for name, n in Counter(self.names).items() if n > 1}
         self._aliases = read_aliases(aliases)
+
+    @classmethod
+    def of_graph(cls, graph: Any, node_type: str | None, aliases: Any = None) -> NodeNames:
+        """The ``node_ids`` of a base graph.
+
+        Raises:
+            SourceContractError: If there are none, or not one for each node.
+        """
+        store = graph._store if node_type is None else graph[node_type]
+        names = node_names(store)
+        if names is None:
+            where = "graph" if node_type is None else f"graph[{node_type!r}]"
+            raise SourceContractError(
+                "the base graph has no node_ids: genes are looked up in it by name",
+                fix=f"set {where}.node_ids to the list of gene names",
+            )
+        count = count_nodes(store, f"'{node_type}'")
+        if len(names) != count:
+            raise SourceContractError(
+                f"node_ids has {len(names)} names for {count} nodes", fix="give each node one name"
+            )
+        return cls(names, aliases)
 
     def __len__(self) -> int:
         return len(self.names)

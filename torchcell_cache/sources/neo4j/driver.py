@@ -28,7 +28,7 @@ _ENDED = (
 """Codes that the driver counts as the client's errors although nothing about the query is wrong."""
 # Text in quotes or backticks and comments name no parameters.
 _TOKENS = re.compile(
-    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`|//[^\n]*|/\*.*?\*/|\$([A-Za-z_]\w*)", re.DOTALL
+    r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\$(?:`([^`]+)`|(\w+))|`[^`]*`|//[^\n]*|/\*.*?\*/", re.DOTALL
 )
 
 
@@ -65,22 +65,34 @@ class Login:
         uri = uri or env.get("NEO4J_URI")
         username = username or env.get("NEO4J_USER") or env.get("NEO4J_USERNAME")
         password = password or env.get("NEO4J_PASSWORD")
-        given = {"NEO4J_URI": uri, "NEO4J_USER": username, "NEO4J_PASSWORD": password}
-        if missing := [name for name, value in given.items() if not value]:
+        database = database or env.get("NEO4J_DATABASE")
+        given = {"uri": uri, "username": username, "password": password, "database": database}
+        for name, value in given.items():
+            if value is not None and not isinstance(value, str):
+                raise SettingError(f"{name} is {type(value).__name__}, expected text")
+        if not uri or not username or not password:
+            names = {"NEO4J_URI": uri, "NEO4J_USER": username, "NEO4J_PASSWORD": password}
+            missing = [name for name, value in names.items() if not value]
             raise SettingError(
                 f"the database cannot be reached: {', '.join(missing)} not set",
                 fix=" ".join(f"export {name}=..." for name in missing),
             )
-        assert uri is not None
-        assert username is not None
-        assert password is not None
         parts = _address(uri)
         if parts.username is not None or parts.password is not None:
             raise SettingError(
                 "the address holds credentials, which end up in logs",
                 fix="put them into NEO4J_USER and NEO4J_PASSWORD, the address alone into NEO4J_URI",
             )
-        return cls(uri, username, password, database or env.get("NEO4J_DATABASE"))
+        if parts.path.strip("/"):
+            raise SettingError(
+                f"the address ends in {parts.path!r}, which no driver reads",
+                fix=f"leave it out; database={parts.path.strip('/')!r} names a database",
+            )
+        if database and not re.fullmatch(r"[\w.-]+", database):
+            raise SettingError(
+                f"database={database!r} is no name of a database", fix="SHOW DATABASES lists them"
+            )
+        return cls(uri, username, password, database)
 
     @property
     def place(self) -> str:
@@ -106,36 +118,15 @@ def _address(uri: str) -> Any:
 
 def parameters_of(query: str) -> set[str]:
     """Names of the parameters a Cypher query takes."""
-    return {match[1] for match in _TOKENS.finditer(query) if match[1]}
-
-
-def check_parameters(query: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse a query whose parameters are not all given: some servers take a missing one for null.
-
-    Raises:
-        SettingError: Naming them.
-    """
-    if missing := sorted(parameters_of(query) - parameters.keys()):
-        raise SettingError(
-            f"the query takes {', '.join('$' + name for name in missing)}, given are "
-            f"{', '.join('$' + name for name in sorted(parameters)) or 'none'}",
-            fix=f"pass parameters={{{missing[0]!r}: ...}}",
-        )
+    return {match[1] or match[2] for match in _TOKENS.finditer(query) if match[1] or match[2]}
 
 
 def stream(
     login: Login, query: str, parameters: Mapping[str, Any], fetch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a query, read only, as they arrive; at most about ``fetch_size`` are held here.
+    """Rows of a query by column, read only, as they arrive; at most about ``fetch_size`` are held here.
 
-    Args:
-        login: Where.
-        query: Cypher.
-        parameters: Its parameters.
-        fetch_size: Rows the server sends at a time.
-
-    Yields:
-        Values by column; nodes and relationships as their properties.
+    Nodes and relationships are their properties.
 
     Raises:
         SettingError: If user, password, database or query are wrong.
@@ -158,9 +149,6 @@ def writing(login: Login) -> Iterator[Callable[..., list[dict[str, Any]]]]:
 
     ``run(query, parameters)`` returns the rows; with ``optional=True`` a statement that the server does not know is
     passed over.
-
-    Args:
-        login: Where.
 
     Raises:
         SettingError, SourceUnavailableError: As :func:`stream`.
@@ -197,15 +185,11 @@ def _driver(login: Login) -> neo4j.Driver:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, neo4j.graph.Node | neo4j.graph.Relationship):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "iso_format"):
+    if hasattr(value, "iso_format"):  # a duration is a tuple too
         return value.iso_format()
-    return value
+    if isinstance(value, neo4j.graph.Node | neo4j.graph.Relationship | dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _forget(values: list[Any]) -> None:
@@ -224,8 +208,6 @@ def _meaning(login: Login) -> Iterator[None]:
     failure: CacheError | None = None
     try:
         yield
-    except CacheError:
-        raise
     except (refused.Neo4jError, refused.DriverError, OSError) as error:
         failure = _explain(error, login)
     if failure is not None:
@@ -235,48 +217,36 @@ def _meaning(login: Login) -> Iterator[None]:
 def _explain(error: Exception, login: Login) -> CacheError:
     code = str(getattr(error, "code", None) or "")
     said = str(getattr(error, "message", None) or error).splitlines()[0][:400].replace(login.password, "***")
-    where = login.place
+    where, user = login.place, f"user {login.username!r}"
+    again = "the same call goes on where it stopped"
+    kind: type[CacheError] = SettingError
     if code.endswith("CredentialsExpired"):
-        return SettingError(
-            f"the password of user {login.username!r} on {where} has expired: {said}",
-            fix="set a new one (ALTER CURRENT USER SET PASSWORD), then NEO4J_PASSWORD",
+        text = f"the password of {user} on {where} has expired: {said}"
+        fix = "set a new one (ALTER CURRENT USER SET PASSWORD), then NEO4J_PASSWORD"
+    elif code.endswith("AuthenticationRateLimit"):
+        text = f"{where} locked out {user} for a while: {said}"
+        fix = "correct NEO4J_PASSWORD, wait some seconds, then run the same again"
+    elif isinstance(error, refused.AuthError):
+        text, fix = f"{where} refused {user}: {said}", "correct NEO4J_USER and NEO4J_PASSWORD"
+    elif code.endswith(("DatabaseNotFound", "InvalidDatabase")):
+        text = f"{where} has no database {login.database!r}"
+        fix = "set NEO4J_DATABASE, or pass database=...; SHOW DATABASES lists them"
+    elif isinstance(error, refused.Forbidden):
+        text, fix = f"{user} may not do that on {where}: {said}", "grant the user read access"
+    elif isinstance(error, refused.ConfigurationError):
+        text, fix = f"the driver cannot use these settings: {said}", "correct NEO4J_URI"
+    elif code.endswith(_ENDED):
+        kind, text = SourceUnavailableError, f"{where} ended the query before its last row: {said}"
+        fix = (
+            "run the same call again, it goes on where it stopped; if it ends there every time, give the query "
+            "$after and $limit with a smaller page_size, or raise the server's db.transaction.timeout"
         )
-    if code.endswith("AuthenticationRateLimit"):
-        return SettingError(
-            f"{where} locked out user {login.username!r} for a while: {said}",
-            fix="correct NEO4J_PASSWORD, wait some seconds, then run the same again",
-        )
-    if isinstance(error, refused.AuthError):
-        return SettingError(
-            f"{where} refused user {login.username!r}: {said}", fix="correct NEO4J_USER and NEO4J_PASSWORD"
-        )
-    if code.endswith(("DatabaseNotFound", "InvalidDatabase")):
-        return SettingError(
-            f"{where} has no database {login.database!r}",
-            fix="set NEO4J_DATABASE, or pass database=...; SHOW DATABASES lists them",
-        )
-    if isinstance(error, refused.Forbidden):
-        return SettingError(
-            f"user {login.username!r} may not do that on {where}: {said}", fix="grant the user read access"
-        )
-    if isinstance(error, refused.ConfigurationError):
-        return SettingError(f"the driver cannot use these settings: {said}", fix="correct NEO4J_URI")
-    if code.endswith(_ENDED):
-        return SourceUnavailableError(
-            f"{where} ended the query before its last row: {said}",
-            fix="run the same call again, it goes on where it stopped; if it ends there every time, give the query "
-            "$after and $limit with a smaller page_size, or raise the server's db.transaction.timeout",
-        )
-    if isinstance(error, refused.ClientError):
-        return SettingError(f"{where} refused the query: {said}", fix="correct the query")
-    if isinstance(
-        error, refused.Neo4jError
-    ):  # it answers, but cannot: out of memory, starting, not the leader
-        return SourceUnavailableError(
-            f"{where} could not finish the query: {said}",
-            fix="look at the server's log; the same call goes on where it stopped",
-        )
-    return SourceUnavailableError(
-        f"{where} does not answer ({type(error).__name__}: {said})",
-        fix="check NEO4J_URI and that the server runs; the same call goes on where it stopped",
-    )
+    elif isinstance(error, refused.ClientError):
+        text, fix = f"{where} refused the query: {said}", "correct the query"
+    elif isinstance(error, refused.Neo4jError):  # it answers, but cannot: out of memory, not the leader
+        kind, text = SourceUnavailableError, f"{where} could not finish the query: {said}"
+        fix = f"look at the server's log; {again}"
+    else:
+        kind, text = SourceUnavailableError, f"{where} does not answer ({type(error).__name__}: {said})"
+        fix = f"check NEO4J_URI and that the server runs; {again}"
+    return kind(text, fix=fix)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sized
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import Any
 
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.progress import Progress
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.errors import SettingError, SourceContractError
 
 _CREATE = {
     "Dataset": "UNWIND $rows AS r CREATE (n:Dataset {id: r.id})",
@@ -53,6 +55,16 @@ _UNIQUE = {
     for label in _CREATE
 }
 _MANY = ("Genotype", "PhenotypicFeature", "Experiment")
+_TEXTS = {
+    "dataset": None, "graph_level": "global", "experiment_type": "fitness", "perturbation_type": "deletion",
+    "media": "YEPD", "state": "solid",
+}  # fmt: skip
+"""What a row may say in text, and what it says if it does not."""
+_TAKEN = (
+    "graph_level", "label_name", "label_statistic_name", "label_names", "label_statistic_names", "label",
+    "label_statistic",
+)  # fmt: skip
+"""Fields of a phenotype that are no labels."""
 
 Nodes = dict[str, dict[str, dict[str, Any]]]
 
@@ -93,109 +105,145 @@ def load_experiments(
     """
     from torchcell_cache.sources.neo4j.driver import Login, writing
 
-    login = Login.of(uri, username, password, database)
+    if isinstance(rows, str | bytes | Mapping) or hasattr(rows, "columns") or not isinstance(rows, Iterable):
+        raise SettingError(
+            f"rows is {type(rows).__name__}, expected one mapping per experiment",
+            fix="rows=frame.to_dict('records')" if hasattr(rows, "columns") else "rows=[row]",
+        )
+    batch_size = whole_number("batch_size", batch_size, 1)
     total = len(rows) if isinstance(rows, Sized) else 0
-    with writing(login) as run:
-        for statement in _UNIQUE.values():
-            run(statement, optional=True)
+    with writing(Login.of(uri, username, password, database)) as run:
         meter = Progress(total, 0, None, enabled=progress and total > 0, what="load experiments")
-        first: dict[str, int] = {}
         known: dict[str, set[str]] = {label: set() for label in _CREATE}
-        source = iter(rows)
-        while chunk := list(islice(source, batch_size)):
-            nodes: Nodes = {label: {} for label in _CREATE}
-            for k, row in enumerate(chunk):
-                number = meter.done + k
-                _note_experiment(row, dataset, nodes, number)
-                if (before := first.setdefault(row["id"], number)) != number:
-                    raise SourceContractError(
-                        f"row {number}: id {row['id']!r} is that of row {before}",
-                        fix="give each row an id of its own",
-                    )
+        for count, nodes in _batches(iter(rows), dataset, batch_size):
+            if not meter.done:
+                for statement in _UNIQUE.values():
+                    run(statement, optional=True)
             for label, statement in _CREATE.items():
-                new = [node for key, node in nodes[label].items() if key not in known[label]]
-                there = (
-                    {row["id"] for row in run(_THERE[label], {"ids": [n["id"] for n in new]})}
-                    if new
-                    else set()
-                )
-                if new := [node for node in new if node["id"] not in there]:
+                ids = [key for key in nodes[label] if key not in known[label]]
+                there = {found["id"] for found in run(_THERE[label], {"ids": ids})} if ids else set()
+                if new := [nodes[label][key] for key in ids if key not in there]:
                     run(statement, {"rows": new})
                 if label not in _MANY:  # what grows with the experiments is not kept in mind
                     known[label].update(nodes[label])
-            meter(len(chunk))
+            meter(count)
         meter.close("complete")
     return meter.done
 
 
+def _batches(rows: Iterator[Any], dataset: str, size: int) -> Iterator[tuple[int, Nodes]]:
+    """Some rows at a time: how many, and the nodes they need."""
+    first: dict[str, int] = {}
+    number = 0
+    while chunk := list(islice(rows, size)):
+        nodes: Nodes = {label: {} for label in _CREATE}
+        for row in chunk:
+            try:
+                _note_experiment(row, dataset, nodes)
+            except (KeyError, TypeError, ValueError) as error:
+                raise SourceContractError(
+                    f"row {number}: {type(error).__name__}: {error}",
+                    fix="a row is {'id': text, 'genes': [names], 'labels': {name: number}, 'statistics': {name: number}}",
+                ) from None
+            if (before := first.setdefault(row["id"], number)) != number:
+                raise SourceContractError(
+                    f"row {number}: id {row['id']!r} is that of row {before}",
+                    fix="give each row an id of its own",
+                )
+            number += 1
+        yield len(chunk), nodes
+
+
 def experiment_json(row: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """A row as torchcell's ``Experiment``, the JSON in ``serialized_data``."""
+    texts = {key: row.get(key, other) for key, other in {**_TEXTS, "dataset": dataset}.items()}
+    if wrong := next((key for key, value in texts.items() if not isinstance(value, str)), None):
+        raise TypeError(f"{wrong} is {texts[wrong]!r}, expected text")
     labels, statistics = _numbers(row["labels"], "label"), _numbers(row.get("statistics") or {}, "statistic")
-    kind = row.get("perturbation_type", "deletion")
-    names, of_label = list(labels), {}
-    for label in names:
-        of_label[label] = next((s for s in statistics if s.startswith(f"{label}_")), None)
+    if taken := next((name for name in (*labels, *statistics) if name in _TAKEN), None):
+        raise ValueError(f"{taken!r} is a field of each phenotype, rename the label")
+    if both := labels.keys() & statistics.keys():
+        raise ValueError(f"{min(both)!r} is a label and a statistic")
+    of_label = {label: next((s for s in statistics if s.startswith(f"{label}_")), None) for label in labels}
+    first = next(iter(labels), None)
     phenotype: dict[str, Any] = {
-        "graph_level": row.get("graph_level", "global"),
-        "label_name": names[0] if names else None,
-        "label_statistic_name": of_label[names[0]] if names else None,
+        "graph_level": texts["graph_level"],
+        "label_name": first,
+        "label_statistic_name": None if first is None else of_label[first],
         **labels,
         **statistics,
     }
-    if len(names) > 1 or len(statistics) > sum(name is not None for name in of_label.values()):
-        phenotype["label_names"], phenotype["label_statistic_names"] = names, list(statistics)
+    if len(labels) > 1 or len(statistics) > sum(name is not None for name in of_label.values()):
+        phenotype |= {"label_names": list(labels), "label_statistic_names": list(statistics)}
+    temperature = _number(row.get("temperature", 30.0), "temperature")
+    if temperature is None:
+        raise TypeError(f"temperature is {row['temperature']!r}, expected a number")
     return {
-        "experiment_type": row.get("experiment_type", "fitness"),
-        "dataset_name": row.get("dataset", dataset),
+        "experiment_type": texts["experiment_type"],
+        "dataset_name": texts["dataset"],
         "genotype": {
             "perturbations": [
-                {"systematic_gene_name": gene, "perturbed_gene_name": gene, "perturbation_type": kind}
+                {
+                    "systematic_gene_name": gene,
+                    "perturbed_gene_name": gene,
+                    "perturbation_type": texts["perturbation_type"],
+                }
                 for gene in sorted(row["genes"])
             ]
         },
-        "environment": _environment(row),
+        "environment": {
+            "media": {"name": texts["media"], "state": texts["state"]},
+            "temperature": {"value": float(temperature), "unit": "Celsius"},
+        },
         "phenotype": phenotype,
     }
 
 
-def _numbers(given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Values by name as plain numbers: those of numpy, pandas and torch have no JSON."""
-    out = {}
-    for name, value in dict(given).items():
-        plain = value.item() if hasattr(value, "item") else value
-        if plain is not None and not isinstance(plain, int | float):
-            raise TypeError(f"{what} {name!r} is {value!r}, expected a number or None")
-        out[str(name)] = plain
-    return out
-
-
-def _environment(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "media": {"name": row.get("media", "YEPD"), "state": row.get("state", "solid")},
-        "temperature": {"value": float(row.get("temperature", 30.0)), "unit": "Celsius"},
-    }
-
-
-def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes, number: int) -> None:
-    """Note an experiment and all nodes it needs."""
+def _numbers(given: Any, what: str) -> dict[str, Any]:
     try:
-        if not isinstance(row["id"], str) or isinstance(row["genes"], str):
-            raise TypeError("id is text, genes is a list of names")
-        if wrong := [gene for gene in row["genes"] if not isinstance(gene, str)]:
-            raise TypeError(f"gene {wrong[0]!r} is no text")
-        experiment = experiment_json(row, dataset)
-        data = _text(experiment)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SourceContractError(
-            f"row {number}: {type(error).__name__}: {error}",
-            fix="a row is {'id': text, 'genes': [names], 'labels': {name: number}, 'statistics': {name: number}}",
-        ) from None
-    environment, phenotype = experiment["environment"], experiment["phenotype"]
+        items = dict(given).items()
+    except (TypeError, ValueError):
+        raise TypeError(f"{what}s is {given!r:.200}, expected numbers by name") from None
+    return {str(name): _number(value, f"{what} {name!r}") for name, value in items}
+
+
+def _number(value: Any, what: str) -> int | float | None:
+    """A plain number, ``None`` for none: values of numpy, pandas and torch have no JSON, NaN and infinity neither."""
+    plain = value.item() if hasattr(value, "item") else value
+    if plain is None or (isinstance(plain, float) and math.isnan(plain)):
+        return None
+    if not isinstance(plain, int | float) or (isinstance(plain, float) and math.isinf(plain)):
+        raise TypeError(f"{what} is {value!r}, expected a number or None")
+    return plain
+
+
+def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes) -> None:
+    """Note an experiment and all nodes it needs."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"it is {type(row).__name__}, expected a mapping")
+    genes = row["genes"]
+    if not isinstance(row["id"], str) or isinstance(genes, str):
+        raise TypeError("id is text, genes is a list of names")
+    if not row["id"] or not isinstance(genes, Iterable):
+        raise TypeError(f"id is {row['id']!r}, genes is {genes!r:.200}, expected a text and names")
+    genes = sorted(genes, key=str)
+    if wrong := [gene for gene in genes if not isinstance(gene, str)]:
+        raise TypeError(f"gene {wrong[0]!r} is no text")
+    if genes and not genes[0].strip():
+        raise ValueError(f"gene {genes[0]!r} is no name")
+    experiment = experiment_json({**row, "genes": genes}, dataset)
+    environment, phenotype, name = (
+        experiment["environment"],
+        experiment["phenotype"],
+        experiment["dataset_name"],
+    )
     media, temperature = environment["media"], environment["temperature"]
+    for text in (row["id"], data := _text(experiment)):
+        if wrong_text := next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None):
+            raise ValueError(f"{wrong_text!r} is not valid Unicode")
     perturbations = [
         _note(
-            nodes["Perturbation"],
-            p,
+            *(nodes["Perturbation"], p),
             gene=p["systematic_gene_name"],
             type=p["perturbation_type"],
             data=_text(p),
@@ -204,7 +252,7 @@ def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes, number:
     ]
     reference = {
         "experiment_reference_type": experiment["experiment_type"],
-        "dataset_name": experiment["dataset_name"],
+        "dataset_name": name,
         "environment_reference": environment,
     }
     where = {
@@ -212,14 +260,10 @@ def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes, number:
         "temperature": _note(nodes["Temperature"], temperature, value=temperature["value"]),
     }
     feature = {"level": phenotype["graph_level"], "label": phenotype["label_name"], "data": _text(phenotype)}
-    nodes["Dataset"].setdefault(experiment["dataset_name"], {"id": experiment["dataset_name"]})
+    nodes["Dataset"].setdefault(name, {"id": name})
     nodes["Experiment"][row["id"]] = {
-        "id": row["id"],
-        "data": data,
-        "dataset": experiment["dataset_name"],
-        "genotype": _note(
-            nodes["Genotype"], perturbations, perturbations=perturbations, genes=sorted(row["genes"])
-        ),
+        **{"id": row["id"], "data": data, "dataset": name},
+        "genotype": _note(nodes["Genotype"], perturbations, perturbations=perturbations, genes=genes),
         "environment": _note(nodes["Environment"], environment, **where, data=_text(environment)),
         "reference": _note(nodes["ExperimentReference"], reference, data=_text(reference)),
         "phenotype": _note(nodes["PhenotypicFeature"], phenotype, **feature),

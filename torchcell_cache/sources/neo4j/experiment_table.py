@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class TableBuilder:
     """Collects experiments one by one.
 
     Args:
-        names: Node names of the base graph; the position is the id.
+        nodes: Names of the base graph's nodes.
         replicates: ``keep`` every experiment as a sample; ``group`` those of one genotype in one environment into a
             sample with several measurements; ``mean`` into one measurement, with the statistic ``<label>_count``; or
             ``error``.
@@ -31,14 +31,11 @@ class TableBuilder:
 
     Attributes:
         skipped: Number of records passed over, by reason.
-
-    Raises:
-        SourceContractError: If two nodes have one name.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        nodes: NodeNames,
         *,
         replicates: str = "keep",
         unknown: str = "error",
@@ -47,7 +44,7 @@ class TableBuilder:
         self.replicates = choice("replicates", replicates, REPLICATES)
         self.unknown = choice("unknown", unknown, UNKNOWN)
         self.malformed = choice("malformed", malformed, POLICIES)
-        self.nodes = NodeNames(names)
+        self.nodes = nodes
         self.skipped = {"unknown": 0, "malformed": 0}
         self._lost: dict[str, None] = {}
         self._shortened = 0
@@ -57,6 +54,7 @@ class TableBuilder:
         self._kept: list[tuple[str, ...]] = []
         self._source_ids: dict[str, int] = {}
         self._columns: dict[tuple[bool, str], int] = {}
+        self._first_with: dict[tuple[bool, str], str] = {}
         self._at, self._column, self._value = array("q"), array("q"), array("d")
 
     def add(self, name: str, parse: Callable[[], Parsed]) -> None:
@@ -94,7 +92,7 @@ class TableBuilder:
             self._shortened += 1
         ids = tuple(sorted({node for node in found.values() if node >= 0}))
         kept = tuple(sorted({gene.strip() for gene in lost})) if self.unknown == "keep" else ()
-        self._note(self._sample(name, ids, kept, parsed.condition), parsed)
+        self._note(name, self._sample(name, ids, kept, parsed.condition), parsed)
 
     def _sample(self, name: str, ids: tuple[int, ...], kept: tuple[str, ...], condition: str) -> int:
         sample = len(self._counts)
@@ -118,11 +116,12 @@ class TableBuilder:
             self._kept.append(kept)
         return sample
 
-    def _note(self, sample: int, parsed: Parsed) -> None:
+    def _note(self, experiment: str, sample: int, parsed: Parsed) -> None:
         row = len(self._sample_of)
         self._sample_of.append(sample)
         for is_statistic, values in ((False, parsed.labels), (True, parsed.statistics)):
             for name, value in values.items():
+                self._first_with.setdefault((is_statistic, name), experiment)
                 column = self._columns.setdefault((is_statistic, name), len(self._columns))
                 if value is not None:
                     self._at.append(row)
@@ -157,7 +156,11 @@ class TableBuilder:
         phenotypes = [name for is_statistic, name in order if not is_statistic]
         statistics = [name for is_statistic, name in order if is_statistic]
         if both := sorted(set(phenotypes) & set(statistics)):
-            raise SourceContractError(f"{both} are labels of some experiments and statistics of others")
+            label, statistic = (self._first_with[kind, both[0]] for kind in (False, True))
+            raise SourceContractError(
+                f"{both[0]!r} is a label of experiment {label!r}, a statistic of {statistic!r}",
+                fix="a query for one of the two kinds of experiments",
+            )
         place = np.empty(len(order), dtype=np.int64)
         place[[self._columns[key] for key in order]] = np.arange(len(order))
         values: Float64Array = np.full((len(self._sample_of), len(order)), np.nan, dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,19 +44,29 @@ class Columns:
         """
         if given is None or isinstance(given, Columns):
             return given
-        unknown = sorted(given.keys() - set(_KEYS))
+        fix = "columns={'id': 'id', 'perturbed': 'genes', 'phenotypes': ['fitness'], 'statistics': []}"
+        if not isinstance(given, Mapping):
+            raise SettingError(f"columns is {type(given).__name__}, expected a mapping", fix=fix)
+        unknown = sorted(map(str, given.keys() - set(_KEYS)))
         missing = [key for key in ("id", "perturbed") if not given.get(key)]
         if unknown or missing:
-            raise SettingError(
-                f"columns: missing {missing}, unknown {unknown}",
-                fix="columns={'id': 'id', 'perturbed': 'genes', 'phenotypes': ['fitness'], 'statistics': []}",
-            )
-        lists = [given.get(key) or () for key in ("phenotypes", "statistics")]
-        names = [(item,) if isinstance(item, str) else tuple(map(str, item)) for item in lists]
-        labels = [*names[0], *names[1]]
+            raise SettingError(f"columns: missing {missing}, unknown {unknown}", fix=fix)
+        names: dict[str, tuple[str, ...]] = {}
+        for key, value in given.items():
+            several = key in ("phenotypes", "statistics") and not isinstance(value, str | Set | Mapping)
+            found = list(value) if several and isinstance(value, Iterable) else [value] * (value is not None)
+            if not all(isinstance(name, str) for name in found):
+                in_order = ", which has no order" if isinstance(value, Set) else ""
+                raise SettingError(
+                    f"columns: {key} is {value!r:.200}{in_order}, expected names of columns", fix=fix
+                )
+            names[key] = tuple(found)
+        labels = [*names.get("phenotypes", ()), *names.get("statistics", ())]
         if len(set(labels)) != len(labels):
             raise SettingError(f"columns: {sorted(labels)} names a column twice")
-        return cls(str(given["id"]), str(given["perturbed"]), names[0], names[1])
+        return cls(
+            names["id"][0], names["perturbed"][0], names.get("phenotypes", ()), names.get("statistics", ())
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,8 +117,16 @@ def parse_experiment(text: Any) -> Parsed:
     phenotype = _field(experiment, "phenotype", dict, "experiment")
     labels = _numbers(phenotype, _names(phenotype, "label", required=True))
     statistics = _numbers(phenotype, _names(phenotype, "label_statistic", required=False))
+    if both := labels.keys() & statistics.keys():
+        raise Malformed(f"{min(both)!r} is named as label and as statistic")
+    if wrong := next((name for name in (*genes, *labels, *statistics) if not _is_unicode(name)), None):
+        raise Malformed(f"{wrong!r} is not valid Unicode text")
     environment = experiment.get("environment")
     return Parsed(genes, labels, statistics, json.dumps(environment, sort_keys=True) if environment else "")
+
+
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _field(value: Any, key: str, kind: type, where: str) -> Any:
@@ -138,14 +156,19 @@ def _names(phenotype: dict[str, Any], what: str, required: bool) -> list[str]:
 
 def _numbers(phenotype: Mapping[str, Any], names: Sequence[str]) -> dict[str, float | None]:
     out: dict[str, float | None] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         if name not in phenotype:
             raise Malformed(f"phenotype has no {name!r}, which it names as label or statistic")
         value = phenotype[name]
-        if isinstance(value, dict):
-            out.update({f"{name}.{key}": number(item, f"{name}.{key}") for key, item in value.items()})
-        else:
-            out[name] = number(value, name)
+        parts = (
+            {f"{name}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        for key, item in parts.items():
+            if key in out:
+                raise Malformed(f"phenotype has {key!r} twice")
+            out[key] = number(item, key)
     return out
 
 

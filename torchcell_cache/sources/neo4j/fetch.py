@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.files import make_dirs_durable, storage_errors
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Progress, human_bytes
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError
@@ -71,13 +71,10 @@ class _Fetch:
         meter: _Rows,
     ) -> None:
         self.writer, self.rows, self.columns, self.meter = writer, rows, columns, meter
-        self.by_id, self.limit = "after" in taken, page_size if "limit" in taken else None
-        self.parameters = dict(parameters)
-        self.parameters.setdefault("after", "")
+        self.by_id, self.limit = "after" in taken, page_size if {"after", "limit"} <= taken else None
+        self.parameters = {**({"after": ""} if self.by_id else {}), **parameters}
         if self.limit is not None:
             self.parameters["limit"] = page_size
-        if not self.by_id:
-            del self.parameters["after"]
         self.last_id = writer.last_id
         self.pending: list[bytes] = []
         self.pending_bytes = 0
@@ -225,10 +222,10 @@ def fetch(
         SourceContractError: If there are no rows, or one has no id.
         BuildInProgressError: If another process is fetching into this root.
     """
-    from torchcell_cache.sources.neo4j.driver import check_parameters, parameters_of, stream
+    from torchcell_cache.sources.neo4j.driver import parameters_of, stream
 
     taken = parameters_of(query)
-    check_parameters(query, {**parameters, "after": "", "limit": page_size})
+    _check_taken(taken, parameters)
     sent = {key: value for key, value in parameters.items() if key in taken}
     with _locked(root):
         complete = RawRecords.open(root)
@@ -238,17 +235,12 @@ def fetch(
         meter = _Rows(0, writer.num_records, None, enabled=progress, what="fetch experiments")
         if writer.num_records:
             meter.say(f"{writer.num_records:,} rows are there from before")
-        work = _Fetch(
-            writer,
-            lambda given: stream(login, query, given, page_size),
-            taken,
-            sent,
-            columns,
-            page_size,
-            meter,
-        )
+
+        def rows(given: Mapping[str, Any]) -> Iterator[Row]:
+            return stream(login, query, given, page_size)
+
         try:
-            work.run(retries)
+            _Fetch(writer, rows, taken, sent, columns, page_size, meter).run(retries)
         except BaseException:
             meter.close("failed")
             raise
@@ -256,7 +248,8 @@ def fetch(
         if writer.num_records == 0:
             raise SourceContractError(
                 "the query returned no rows",
-                fix="check NEO4J_DATABASE, the names in gene_set, and the conditions of the query",
+                fix="check NEO4J_DATABASE, the names in gene_set, and the conditions of the query"
+                + ("; for ids that are numbers pass parameters={'after': -1}" if "after" in taken else ""),
             )
         meter.say(f"{writer.num_records:,} rows stored in {writer.directory}")
         writer.publish()
@@ -266,11 +259,33 @@ def fetch(
     return found
 
 
+def _check_taken(taken: set[str], given: Mapping[str, Any]) -> None:
+    """Refuse a query whose parameters are not all given: some servers take a missing one for null."""
+    if missing := sorted(taken - {*given, "after", "limit"}):
+        raise SettingError(
+            f"the query takes {', '.join('$' + name for name in missing)}, given are "
+            f"{', '.join('$' + name for name in sorted(given)) or 'none'}",
+            fix=f"pass parameters={{{missing[0]!r}: ...}}",
+        )
+    if {"after", "limit"} <= taken and "limit" in given:
+        raise SettingError(
+            "the query takes $after and $limit: it is asked page by page, for all rows",
+            fix=f"page_size={given['limit']}, or a query without $after for the first rows only",
+        )
+    if "limit" in taken and "after" not in taken and "limit" not in given:
+        raise SettingError(
+            "the query takes $limit and not $after: each page would be the first one again",
+            fix="WHERE e.id > $after ... ORDER BY e.id LIMIT $limit, or parameters={'limit': ...} for one page",
+        )
+
+
 def forget(root: Path) -> None:
     """Remove the raw records of a root; the manifest first, so that half of them is never taken for all."""
     if raw_dir(root).is_dir():
         with _locked(root):
-            (raw_dir(root) / MANIFEST_NAME).unlink(missing_ok=True)
+            manifest = raw_dir(root) / MANIFEST_NAME
+            with storage_errors(manifest, "remove"):
+                manifest.unlink(missing_ok=True)
             _remove_others(root, None)
 
 

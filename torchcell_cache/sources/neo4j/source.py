@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.fingerprint import explain, sha256_json
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.topology import perturbable_type
-from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.gene_lists import gene_names
+from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
 from torchcell_cache.sources.neo4j.experiments import Columns, parse_experiment, parse_row
 from torchcell_cache.sources.neo4j.raw import RawRecords, raw_dir
@@ -108,19 +109,22 @@ class Neo4jCellDataset(PerturbationTable):
         refresh: bool = False,
         progress: bool = True,
     ) -> None:
-        if page_size < 1 or retries < 1:
-            raise SettingError(f"page_size={page_size} and retries={retries} must be at least 1")
+        page_size, retries = whole_number("page_size", page_size, 1), whole_number("retries", retries, 1)
+        refresh, self_loops = truth("refresh", refresh), truth("self_loops", self_loops)
+        if duplicates is not None and replicates not in ("keep", duplicates):
+            raise SettingError(
+                f"{duplicates=} and {replicates=} are two names of one setting", fix="pass replicates="
+            )
         self.root = local_path(root)
         genes = None if gene_set is None else gene_names(gene_set)
         self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
         self.node_type = perturbable_type(self.base_graph, None)
-        names = _names(self.base_graph[self.node_type])
-        builder = TableBuilder(
-            names, replicates=duplicates or replicates, unknown=unknown, malformed=malformed
-        )
+        nodes = NodeNames.of_graph(self.base_graph, self.node_type)
+        replicates = replicates if duplicates is None else duplicates
+        builder = TableBuilder(nodes, replicates=replicates, unknown=unknown, malformed=malformed)
         wanted = Columns.of(columns)
         text = _query_text(query)
-        given = {"gene_set": sorted(names) if genes is None else genes, **(parameters or {})}
+        given = {"gene_set": sorted(nodes.names) if genes is None else genes, **_sendable(parameters)}
         raw = None if refresh else _stored(self.root, text, given, wanted)
         if raw is None:
             from torchcell_cache.sources.neo4j.driver import Login
@@ -135,6 +139,11 @@ class Neo4jCellDataset(PerturbationTable):
         _fill(builder, raw)
         self.skipped = builder.skipped
         self._table, self.notes = builder.table(), builder.notes()
+        if not len(self._table):
+            raise SourceContractError(
+                "no experiment is left: " + "; ".join(self.notes),
+                fix='unknown="error" or malformed="error" shows the first',
+            )
 
     def __repr__(self) -> str:
         return f"Neo4jCellDataset({len(self)}, phenotypes={list(self._table.phenotypes)}, root={str(self.root)!r})"
@@ -151,15 +160,6 @@ class Neo4jCellDataset(PerturbationTable):
     def identity(self) -> dict[str, Any]:
         """Digests of every column."""
         return {**super().identity(), "class": "Neo4jCellDataset"}
-
-
-def _names(store: Any) -> list[str]:
-    names = node_names(store)
-    if names is None:
-        raise SourceContractError(
-            "the base graph has no node_ids, which experiments name", fix="set node_ids"
-        )
-    return names
 
 
 def _base_graph(
@@ -179,12 +179,47 @@ def _base_graph(
 
 
 def _query_text(query: str | os.PathLike[str] | None) -> str | None:
-    if query is None or isinstance(query, str):
-        return query
-    try:
-        return local_path(query, "query").read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"the query file cannot be read: {error}", path=os.fspath(query)) from None
+    if query is None:
+        return None
+    if isinstance(query, str):
+        text, fix = query, "leave it out for torchcell's experiments"
+        if query.endswith((".cql", ".cypher")) or Path(query).is_file():
+            raise SettingError(
+                f"query={query!r} is text, and looks like a path", fix=f"query=Path({query!r})"
+            )
+    else:
+        path = local_path(query, "query")
+        fix = f"write a query into {path}"
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SettingError(f"{path} is not UTF-8: {error}", path=path, fix="save it as UTF-8") from None
+        except OSError as error:
+            raise SettingError(f"the query file cannot be read: {error}", path=path) from None
+    if not text.strip():
+        raise SettingError("the query is empty", fix=fix)
+    return text
+
+
+def _sendable(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters as plain values, those of numpy and torch too, that a server can be sent."""
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise SettingError(
+            f"parameters is {type(parameters).__name__}, expected a mapping", fix="parameters={'name': value}"
+        )
+    plain = {key: _plain(f"${key}", value) for key, value in (parameters or {}).items()}
+    return {str(key): value for key, value in plain.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SettingError(f"parameters: {name} holds {value}, a server's integers have 64 bits")
+    return value
 
 
 def _plan(query: str, parameters: Mapping[str, Any], columns: Columns | None) -> dict[str, Any]:
