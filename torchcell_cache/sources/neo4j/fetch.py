@@ -30,6 +30,8 @@ SHARD_BYTES = 8 << 20
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 _LINE_SECONDS = 30.0
 
+_FIX = "RETURN e, ref, or name the columns: columns={'id': ..., 'perturbed': ..., 'phenotypes': [...]}"
+
 Row = dict[str, Any]
 
 
@@ -86,19 +88,15 @@ class _Fetch:
         while True:
             before = self.writer.num_records
             try:
-                self._pass()
-                return
+                return self._pass()
             except SourceUnavailableError as error:
                 self._commit()
-                failures = 0 if self.writer.num_records > before else failures + 1
+                kept, said = self.writer.num_records, error.args[0].splitlines()[0]
+                failures = 0 if kept > before else failures + 1
                 if not self.heard or failures >= retries:
-                    kept = self.writer.num_records
-                    raise SourceUnavailableError(
-                        f"{error.args[0].splitlines()[0]}; {kept:,} rows are kept", fix=error.fix
-                    ) from None
+                    raise SourceUnavailableError(f"{said}; {kept:,} rows are kept", fix=error.fix) from None
                 wait = _FIRST_WAIT_S if failures == 0 else min(2 * wait, _LONGEST_WAIT_S)
-                said = error.args[0].splitlines()[0]
-                self.meter.say(f"{said}; trying again in {wait:.0f} s ({self.writer.num_records:,} rows)")
+                self.meter.say(f"{said}; trying again in {wait:.0f} s ({kept:,} rows)")
                 time.sleep(wait)
             except BaseException:
                 with contextlib.suppress(Exception):  # must not hide what happened
@@ -166,22 +164,16 @@ class _Fetch:
         """The raw record of a row, and its id."""
         wanted = ("e",) if self.columns is None else self.columns.names
         if missing := [name for name in wanted if name not in row]:
-            raise SettingError(
-                f"the query returns the columns {list(row)}, not {missing}",
-                fix="RETURN e, ref, or name the columns: columns={'id': ..., 'perturbed': ..., 'phenotypes': [...]}",
-            )
+            raise SettingError(f"the query returns the columns {list(row)}, not {missing}", fix=_FIX)
         if self.columns is None:
             experiment, reference = row["e"], row.get("ref")
             if not isinstance(experiment, dict):
                 raise SettingError(
                     f"column 'e' holds {type(experiment).__name__}, expected the node of an experiment",
-                    fix="RETURN e, ref, or name the columns: columns={...}",
+                    fix=_FIX,
                 )
-            row_id = experiment.get("id")
-            rest = [
-                item.get("serialized_data") if isinstance(item, dict) else None
-                for item in (experiment, reference)
-            ]
+            nodes = (node if isinstance(node, dict) else {} for node in (experiment, reference))
+            row_id, rest = experiment.get("id"), [node.get("serialized_data") for node in nodes]
         else:
             row_id, rest = row[self.columns.id], [row[name] for name in self.columns.names]
         if isinstance(row_id, bool) or not isinstance(row_id, str | int):
