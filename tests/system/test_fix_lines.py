@@ -84,7 +84,7 @@ def _damaged_manifest(root):
 
 def _locked(root):
     with BuilderLock(root / "processed" / LOCK_NAME):
-        tc.gc(root)
+        tc.gc(root, wait=0.1)
 
 
 CALLS = {

@@ -47,8 +47,11 @@ __all__ = [
 TEMP_PREFIX = ".tmp-"
 _TEMP_NAME = re.compile(r"\.tmp-.*\.([0-9a-f]{8})\.([0-9]{1,10})\.([0-9]{1,20})\.[0-9a-f]{16}", re.DOTALL)
 
-_NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NO_SECOND_NAME = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# A file system may refuse a hard link in many words and still take a rename or a copy, which then say what is wrong.
+_NO_LINK = {
+    *(errno.EPERM, errno.EACCES, errno.EROFS, errno.EXDEV, errno.EMLINK),
+    *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
+}
 _NO_RENAME_FLAGS = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -115,6 +118,11 @@ def replace_file(temporary: StrPath, path: StrPath) -> None:
             # NFS answers a repeated request with ENOENT although the first one succeeded.
             if not _landed(ours, temporary, path):
                 raise
+        else:
+            if os.path.lexists(
+                temporary
+            ):  # both were names of one file already, and rename(2) then does nothing
+                os.unlink(temporary)  # noqa: PTH108
         fsync_dir(Path(path).parent)
 
 
@@ -240,7 +248,7 @@ def share_file(path: Path, target: Path) -> None:
             raise
         raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
     except OSError as error:
-        if error.errno not in _NO_SECOND_NAME:
+        if error.errno not in _NO_LINK:
             raise
         shutil.copyfile(path, temporary)
         temporary.chmod(0o444)

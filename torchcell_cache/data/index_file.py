@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.core.digests import digest_of
-from torchcell_cache.core.files import make_dirs_durable, storage_errors, write_atomic
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array
@@ -100,7 +100,7 @@ def save_indices(
         generation, positions = dataset.generation, dataset.positions(chosen)
     else:
         positions = _plain_positions(chosen)
-    make_dirs_durable(target.parent)
+    remove_stale_temps(make_dirs_durable(target.parent))
     stream = io.BytesIO()
     np.lib.format.write_array(stream, positions.astype("<i8"), version=(1, 0), allow_pickle=False)
     sidecar = sidecar_of(target)

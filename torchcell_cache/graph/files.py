@@ -32,7 +32,14 @@ from torchcell_cache.codec.layout import (
     store_from_json,
     store_to_json,
 )
-from torchcell_cache.core.files import fsync_file, make_dirs_durable, replace_file, storage_errors, temp_path
+from torchcell_cache.core.files import (
+    fsync_file,
+    make_dirs_durable,
+    remove_stale_temps,
+    replace_file,
+    storage_errors,
+    temp_path,
+)
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
 from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
@@ -85,6 +92,7 @@ def save_base_graph(graph: Data | HeteroData, directory: str | os.PathLike[str])
             fix="tc.save_base_graph(graph, directory)",
         )
     place = make_dirs_durable(local_path(directory, "directory"))
+    remove_stale_temps(place)
     work = temp_path(place / "base_graph")
     with storage_errors(place):
         work.mkdir()

@@ -6,6 +6,7 @@ Credentials are fsspec's business: none is held, pickled or printed here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shlex
@@ -16,7 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torchcell_cache.core.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
-from torchcell_cache.core.files import fsync_file, make_dirs_durable, replace_file, storage_errors, temp_path
+from torchcell_cache.core.files import (
+    fsync_file,
+    make_dirs_durable,
+    remove_stale_temps,
+    replace_file,
+    storage_errors,
+    temp_path,
+)
 from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
 from torchcell_cache.errors import (
     CacheError,
@@ -227,6 +235,7 @@ class Bucket:
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     """On a file system an object appears by renaming, so that nobody sees half of one."""
     make_dirs_durable(target.parent)
+    remove_stale_temps(target.parent)
     temporary = temp_path(target)
     try:
         with storage_errors(target):
@@ -235,7 +244,8 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
             fsync_file(temporary)
             replace_file(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the object is in its place; the next push clears what is left
+            temporary.unlink(missing_ok=True)
 
 
 _SYSTEMS: dict[str, Any] = {}

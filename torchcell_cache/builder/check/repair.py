@@ -18,7 +18,6 @@ from typing import Any
 
 from torchcell_cache.builder.check.parts import PartMaker
 from torchcell_cache.builder.generations import (
-    generation_dirs,
     own_manifest,
     plan_of,
     read_or_recover,
@@ -125,6 +124,7 @@ def repair(
     where = local_path(root)
     read_or_recover(where)  # a missing store is said before anything is written
     with BuilderLock(processed_dir(where) / LOCK_NAME) as lock, storage_errors(processed_dir(where)):
+        remove_stale_temps(processed_dir(where), exclusive=lock.exclusive)
         manifest, damage = read_or_recover(where)
         if shard is not None and not 0 <= shard < len(manifest.shards):
             raise SettingError(f"shard={shard}, the store has shards 0 to {len(manifest.shards) - 1}")
@@ -235,11 +235,9 @@ class _Repair:
         return new
 
     def _new_name(self) -> str:
-        """The next free name; the directory of a repair that was interrupted is used again."""
+        """The next name; what a repair left there that was interrupted before it published is made again."""
         name, number = split_name(self.manifest.generation)
-        taken = [d for d in generation_dirs(self.root) if own_manifest(d) is not None]
-        numbers = [split_name(d.name)[1] for d in taken if split_name(d.name)[0] == name]
-        return f"{name}-r{max([number, *numbers]) + 1}"
+        return f"{name}-r{number + 1}"
 
     def _share(self, entry: FileEntry, directory: Path) -> None:
         checked = self.only is None
