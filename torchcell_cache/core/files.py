@@ -145,9 +145,7 @@ def publish_new(temporary: StrPath, path: StrPath) -> bool:
             if error.errno not in _NO_LINK:
                 raise
             won = _rename_new(temporary, path)
-        with contextlib.suppress(
-            OSError
-        ):  # published or lost already; a left-over is removed by the next build
+        with contextlib.suppress(OSError):  # published or lost already; the next build removes a left-over
             os.unlink(temporary)  # noqa: PTH108
         fsync_dir(Path(path).parent)
     return won
@@ -185,9 +183,7 @@ def make_dirs_durable(path: StrPath) -> Path:
         for ancestor in (directory, *directory.parents):
             if ancestor.stat().st_dev != device:
                 break
-            with contextlib.suppress(
-                StorageReadOnlyError
-            ):  # somebody else's directory that we may only pass through
+            with contextlib.suppress(StorageReadOnlyError):  # somebody else's, that we may only pass through
                 fsync_dir(ancestor)
     return directory
 
@@ -195,9 +191,7 @@ def make_dirs_durable(path: StrPath) -> Path:
 def file_digest(path: StrPath, chunk: int = 4 << 20) -> FileDigest:
     """Read a file once and return its size, SHA-256 and XXH3-128.
 
-    Args:
-        path: A regular file.
-        chunk: Bytes per read; the memory this takes.
+    ``chunk`` bytes are read at a time; that is the memory it takes.
     """
     sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
     buffer = memoryview(bytearray(chunk))
