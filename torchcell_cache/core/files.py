@@ -82,8 +82,7 @@ def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool
         mode: Permission bits, before the umask; published files are read-only by default.
         replace: Whether an existing file may be replaced; if not, the first writer wins.
 
-    Returns:
-        ``False`` if ``replace`` is false and there was a file already, else ``True``.
+    Returns ``False`` if ``replace`` is false and there was a file already, else ``True``.
     """
     target = Path(path)
     temporary = temp_path(target)
