@@ -128,10 +128,7 @@ def replace_file(temporary: StrPath, path: StrPath) -> None:
 def publish_new(temporary: StrPath, path: StrPath) -> bool:
     """Give a finished, synced file its name unless that name is taken: of many callers exactly one wins.
 
-    The temporary name is gone afterwards, whoever won.
-
-    Returns:
-        Whether ``path`` is now our file.
+    The temporary name is gone afterwards, whoever won. Returns whether ``path`` is now our file.
     """
     with storage_errors(path, "publish"):
         try:
