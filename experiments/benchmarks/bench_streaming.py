@@ -189,7 +189,7 @@ def _anonymous_mb() -> float:
 
 
 def _quality(ctx: Context) -> None:
-    from torchcell_cache.data.quality import shuffle_quality
+    from torchcell_cache.data.samplers.shard_order import shuffle_quality
 
     dataset = ctx.datasets["delta"]
     found = {buffer: ours.stream(dataset, SIZE, buffer).shuffle_quality() for buffer in BUFFERS}

@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.data.quality import shuffle_quality
-from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder
+from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder, shuffle_quality
 from torchcell_cache.errors import CorruptShardError, SampleError, SettingError, SourceContractError
 from torchcell_cache.store import records as store
 

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,36 @@ def choice(name: str, value: str, valid: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in valid:
         raise SettingError(f"{name}={value!r} is not one of {', '.join(map(repr, valid))}")
     return value
+
+
+def function_or_none(name: str, value: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """``value`` if it can be called or is ``None``.
+
+    Raises:
+        SettingError: If it is anything else.
+    """
+    if value is not None and not callable(value):
+        raise SettingError(
+            f"{name}={value!r:.200}: expected a function", fix=f"{name}=a function, or leave it out"
+        )
+    return value
+
+
+def names_or_none(name: str, value: Any) -> list[str] | None:
+    """``value``, any collection of texts, as a list; ``None`` as it is.
+
+    Raises:
+        SettingError: If it is one text, of which Python would take the letters, or no texts at all.
+    """
+    if value is None:
+        return None
+    try:
+        found: list[Any] = [None] if isinstance(value, str) else list(value)
+    except TypeError:
+        found = [None]
+    if not all(isinstance(each, str) for each in found):
+        raise SettingError(f"{name}={value!r:.200}: expected a list of names", fix=f'{name}=["x"]')
+    return found
 
 
 def suggestion(word: str, valid: Iterable[str], list_all: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,15 +13,32 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 from torch_geometric.data.data import BaseData
+from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
-from torchcell_cache.core.checks import real_number, refuse_unknown, truth, whole_number
-from torchcell_cache.data.arguments import checked_device, samplers_of, start_method
-from torchcell_cache.data.prefetch import on_device
-from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
-from torchcell_cache.data.samplers.base import CacheSampler, Plan
+from torchcell_cache.core.checks import (
+    choice,
+    function_or_none,
+    names_or_none,
+    real_number,
+    refuse_unknown,
+    seed_number,
+    truth,
+    whole_number,
+)
+from torchcell_cache.data.reading import (
+    Collated,
+    Job,
+    StoreReader,
+    WorkerProcesses,
+    checked_device,
+    on_device,
+    packed,
+    shared,
+)
+from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
+from torchcell_cache.data.samplers.order import gives_items, samplers_of
 from torchcell_cache.data.view import StoreView, restricted, view_of
-from torchcell_cache.data.workers import Job, WorkerProcesses
 from torchcell_cache.errors import SettingError
 
 
@@ -97,32 +115,33 @@ class CacheLoader:
     ) -> None:
         valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
         refuse_unknown("CacheLoader", unknown, valid)
-        self._given, dataset = dataset, dataset if indices is None else restricted(dataset, indices)
-        self.dataset, self._view = dataset, _view(dataset)
-        self.collate_fn, self.expand = collate_fn, truth("expand", expand)
-        self.follow_batch, self.exclude_keys = follow_batch, exclude_keys
+        self._given, self.dataset = dataset, dataset if indices is None else restricted(dataset, indices)
+        self._view = _view(self.dataset)
+        self.collate_fn = function_or_none("collate_fn", collate_fn)
+        self.expand, self.follow_batch = truth("expand", expand), names_or_none("follow_batch", follow_batch)
+        self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
-        self.persistent_workers, self.timeout = (
-            truth("persistent_workers", persistent_workers),
-            real_number("timeout", timeout, "seconds from 0 on"),
-        )
-        self.worker_init_fn = worker_init_fn
-        self.multiprocessing_context = start_method(multiprocessing_context)
+        self.persistent_workers = truth("persistent_workers", persistent_workers)
+        self.timeout = real_number("timeout", timeout, "seconds from 0 on")
+        self.worker_init_fn = function_or_none("worker_init_fn", worker_init_fn)
+        self.multiprocessing_context = multiprocessing_context
+        if not isinstance(multiprocessing_context, multiprocessing.context.BaseContext | None):
+            methods = tuple(multiprocessing.get_all_start_methods())
+            choice("multiprocessing_context", multiprocessing_context, methods)
         self.device = checked_device(device)
         self.pin_memory = truth("pin_memory", pin_memory) and torch.cuda.is_available()
-        given = {"seed": (seed, 0), "rank": (rank, None), "world_size": (world_size, None)}
-        own: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
-        if uneven != "drop_last":
-            own["uneven"] = uneven
         self.sampler, self.batch_sampler = samplers_of(
-            dataset,
+            self.dataset,
             sampler,
             batch_sampler,
-            batch_size,
-            truth("drop_last", drop_last),
-            truth("shuffle", shuffle),
-            own,
+            whole_number("batch_size", batch_size, 1),
+            shuffle=truth("shuffle", shuffle),
+            seed=seed_number(seed),
+            rank=rank,
+            world_size=world_size,
+            uneven=choice("uneven", uneven, UNEVEN),
+            drop_last=truth("drop_last", drop_last),
         )
         self.batch_size = getattr(self.batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
@@ -133,35 +152,30 @@ class CacheLoader:
 
     def _check_sampler(self, own: CacheSampler) -> None:
         """Refuse a sampler of other samples: its weights and costs would be those of others."""
-        fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+        what = None
         if own.num_samples != len(self._view):
-            raise SettingError(
-                f"the sampler is for {own.num_samples} samples, the dataset has {len(self._view)}", fix=fix
-            )
-        if own.content not in (None, self._view.digest):
-            raise SettingError(
-                "the sampler is for other samples than the dataset's, or for another order", fix=fix
-            )
+            what = f"{own.num_samples} samples, the dataset has {len(self._view)}"
+        elif own.content not in (None, self._view.digest):
+            what = "other samples than the dataset's, or for another order"
+        if what is not None:
+            fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+            raise SettingError(f"the sampler is for {what}", fix=fix)
 
     def _prepare_reader(self) -> None:
-        self._samples = self.collate_fn is not None or self._view.transform is not None
-        reader, at_once = self._make_reader(), getattr(self._own, "shards_at_once", 0)
-        self._reader = ShardByShard(reader, self._view.generation, at_once) if at_once else reader
-        self._workers: WorkerProcesses | None = None
-
-    def _make_reader(self) -> SharedReader | SampleReader:
-        if not self._samples:
-            return SharedReader(self._view.generation, packed=self.num_workers > 0)
-        collate = self.collate_fn
-        if collate is None:
+        collate, transform = self.collate_fn, self._view.transform
+        self._samples = collate is not None or transform is not None
+        if self._samples and collate is None:
             warnings.warn(
                 "the dataset has a transform, so samples are read one by one and collated by PyG, which copies the base "
                 "graph into every sample of every batch; store the transform's result (processor= of build) or "
                 "apply it to batch.to_pyg() for fast batches",
-                stacklevel=4,
+                stacklevel=3,
             )
-            collate = pyg_collater(self.follow_batch, self.exclude_keys)
-        return SampleReader(self._view.generation, self._view.transform, collate)
+            collate = Collater([], self.follow_batch, self.exclude_keys)
+        shared_batch = packed if self.num_workers else shared
+        make = Collated(transform, collate) if self._samples else shared_batch
+        self._reader = StoreReader(self._view.generation, make, getattr(self._own, "shards_at_once", 0))
+        self._workers: WorkerProcesses | None = None
 
     # Iterating
 
@@ -174,50 +188,42 @@ class CacheLoader:
         if transform is not self._view.transform:
             self._view = replace(self._view, transform=transform)
             self._prepare_reader()
-        plan = None if self._own is None else self._own.start_epoch()
-        read = self._in_workers if self.num_workers else self._here
-        for job, batch in on_device(
-            read(_jobs(plan, self._view, self.batch_sampler)), self.device, self.pin_memory
-        ):
-            if plan is not None:
-                assert self._own is not None
-                self._own.note_step(plan, job.step)
-            yield self._finished(job, batch)
-        if plan is not None:
-            assert self._own is not None
-            self._own.end_epoch(plan)
-
-    def _here(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-        for job in jobs:
-            yield job, self._reader[job.positions]
+        own, plan = self._own, None if self._own is None else self._own.start_epoch()
+        jobs = _jobs(plan, self._view, self.batch_sampler)
+        read = (
+            self._in_workers(jobs)
+            if self.num_workers
+            else ((job, self._reader[job.positions]) for job in jobs)
+        )
+        for job, batch in on_device(read, self.device, self.pin_memory):
+            if own is not None and plan is not None:
+                own.note_step(plan, job.step)
+            if not self._samples and self.expand:
+                batch = batch.to_pyg(self.follow_batch, self.exclude_keys)
+            if own is not None and own.uneven == "pad" and isinstance(batch, SharedGraphBatch | BaseData):
+                batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
+            yield batch
+        if own is not None and plan is not None:
+            own.end_epoch(plan)
 
     def _in_workers(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         if self._workers is None:
             self._workers = WorkerProcesses(
                 self._reader,
-                self.num_workers,
+                num_workers=self.num_workers,
                 prefetch_factor=self.prefetch_factor,
-                persistent=self.persistent_workers,
-                context=self.multiprocessing_context,
+                persistent_workers=self.persistent_workers,
+                multiprocessing_context=self.multiprocessing_context,
                 timeout=self.timeout,
-                init=self.worker_init_fn,
+                worker_init_fn=self.worker_init_fn,
             )
-        for job, read in self._workers.read(jobs, self._worker_seed()):
-            yield job, read if self._samples else SharedGraphBatch.unpack(self._view.generation, read)
-
-    def _worker_seed(self) -> int:
         if self._own is None:
-            return int(torch.initial_seed() % 2**63)
-        words = [self._own.seed % 2**64, self._own.epoch, self._own.rank]
-        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-
-    def _finished(self, job: Job, batch: Any) -> Any:
-        if not self._samples and self.expand:
-            batch = batch.to_pyg(self.follow_batch, self.exclude_keys)
-        padded = self._own is not None and self._own.uneven == "pad"
-        if padded and isinstance(batch, SharedGraphBatch | BaseData):
-            batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
-        return batch
+            seed = int(torch.initial_seed() % 2**63)
+        else:
+            words = [self._own.seed % 2**64, self._own.epoch, self._own.rank]
+            seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+        for job, read in self._workers.read(jobs, seed):
+            yield job, read if self._samples else SharedGraphBatch.unpack(self._view.generation, read)
 
     # Epochs and resuming
 
@@ -285,7 +291,7 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterato
             yield Job(step, view.positions(indices), padding)
         return
     for step, chosen in enumerate(batches):
-        if not isinstance(chosen, Iterable):
+        if not gives_items(chosen):
             raise SettingError(
                 f"batch_sampler= gave {chosen!r:.80}: expected a list of indices per batch",
                 fix="sampler= takes single indices",

@@ -1,115 +1,96 @@
-"""What reads batches, in this process or in a worker: the only part of a loader that travels to workers."""
+"""How batches are read: in this process or in torch's workers, whole shards ahead, and on their way to a device."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from torch_geometric.loader.dataloader import Collater
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
 
 _NAMED_SAMPLES = 8
 _MOST_AHEAD_BYTES = 1 << 28
 
 
-class SharedReader:
-    """Reads shared batches.
-
-    Args:
-        generation: The store's generation.
-        packed: Give one buffer that crosses a process boundary, instead of the batch.
-    """
-
-    def __init__(self, generation: Generation, packed: bool) -> None:
-        self.generation, self.packed = generation, packed
-
-    def __getitem__(self, positions: Int64Array) -> Any:
-        """The batch of the given store positions."""
-        try:
-            batch = SharedGraphBatch.read(self.generation, positions)
-            return batch.pack() if self.packed else batch
-        except Exception as error:
-            error.add_note(_reading(self.generation, positions))
-            raise
+# What to make of store positions; functions that travel to workers.
 
 
-class SampleReader:
-    """Reads single samples, transforms them and collates them, as torch's loader does.
+def shared(generation: Generation, positions: Int64Array) -> SharedGraphBatch:
+    """A shared batch."""
+    return SharedGraphBatch.read(generation, positions)
 
-    Args:
-        generation: The store's generation.
-        transform: The dataset's transform, or ``None``.
-        collate: Makes a batch of a list of samples.
-    """
 
-    def __init__(
-        self,
-        generation: Generation,
-        transform: Callable[..., Any] | None,
-        collate: Callable[[list[Any]], Any],
-    ) -> None:
-        self.generation, self.transform, self.collate = generation, transform, collate
+def packed(generation: Generation, positions: Int64Array) -> Any:
+    """A shared batch as one buffer, which crosses a process boundary."""
+    return SharedGraphBatch.read(generation, positions).pack()
 
-    def __getitem__(self, positions: Int64Array) -> Any:
-        """The collated samples at the given store positions."""
-        try:
-            samples = self.generation.graphs(positions)
-            if self.transform is not None:
-                samples = [self._transformed(k, sample) for k, sample in zip(positions, samples, strict=True)]
-            return self.collate(samples)
-        except Exception as error:
-            error.add_note(_reading(self.generation, positions))
-            raise
 
-    def _transformed(self, position: int, sample: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Collated:
+    """Single samples, transformed and collated as torch's loader does; a list of them without ``collate``."""
+
+    transform: Callable[..., Any] | None
+    collate: Callable[[list[Any]], Any] | None
+
+    def __call__(self, generation: Generation, positions: Int64Array) -> Any:
+        """The samples at store positions."""
+        samples = generation.graphs(positions)
+        if self.transform is not None:
+            samples = [self._transformed(generation, *each) for each in zip(positions, samples, strict=True)]
+        return samples if self.collate is None else self.collate(samples)
+
+    def _transformed(self, generation: Generation, position: int, sample: Any) -> Any:
         assert self.transform is not None
         try:
-            return self.transform(self.generation.shared_fields.separate(sample))
+            return self.transform(generation.shared_fields.separate(sample))
         except Exception as error:
             error.add_note(f"in the dataset's transform of sample {position}")
             raise
 
 
-class ShardByShard:
-    """A reader for an order that goes from shard to shard: fetches a shard in one go and lets go of those behind.
+@dataclass(slots=True)
+class StoreReader:
+    """Reads batches of a store; the only part of a loader that travels to workers.
 
-    The kernel is asked to read the whole file when its first sample is wanted (unless it is huge), so that a slow disk
-    sees one sequential read and not a seek per sample. Closing what lies behind keeps the mapped memory bounded.
-
-    Args:
-        reader: Reads the batches.
-        generation: The store's generation.
-        keep: Shards to hold open.
+    With ``keep``, the shards to hold open, it serves an order that goes from shard to shard: the kernel is asked to read the
+    whole file when its first sample is wanted (unless it is huge), so that a slow disk sees one sequential read and not a
+    seek per sample. Closing what lies behind keeps the mapped memory bounded.
     """
 
-    def __init__(self, reader: Any, generation: Generation, keep: int) -> None:
-        self.reader, self.generation, self.keep = reader, generation, keep
-        self._open: OrderedDict[int, None] = OrderedDict()
+    generation: Generation
+    make: Callable[[Generation, Int64Array], Any]
+    keep: int = 0
+    _open: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
     def __getitem__(self, positions: Int64Array) -> Any:
-        """What the reader makes of the given store positions."""
-        shards = np.unique(self.generation.files.shard_of(positions)).tolist()
+        """What is made of the given store positions."""
+        shards = np.unique(self.generation.files.shard_of(positions)).tolist() if self.keep else []
         for shard in shards:
             if shard not in self._open:
                 self._fetch(shard)
             self._open[shard] = None
             self._open.move_to_end(shard)
-        batch = self.reader[positions]
+        try:
+            batch = self.make(self.generation, positions)
+        except Exception as error:
+            named = ", ".join(map(str, positions[:_NAMED_SAMPLES].tolist()))
+            more = f" and {len(positions) - _NAMED_SAMPLES} more" * (len(positions) > _NAMED_SAMPLES)
+            error.add_note(f"while making a batch of samples {named}{more} of {self.generation.root}")
+            raise
         while len(self._open) > max(self.keep, len(shards)):
             self.generation.files.close(self._open.popitem(last=False)[0])
         return batch
-
-    def samples(self, positions: Int64Array) -> list[Any]:
-        """The reader's result for several samples, where that is a list of them."""
-        found: list[Any] = self[positions]
-        return found
 
     def _fetch(self, shard: int) -> None:
         files = self.generation.files
@@ -127,15 +108,143 @@ class ShardByShard:
             self.generation.files.close(self._open.popitem()[0])
 
 
-def pyg_collater(
-    follow_batch: Sequence[str] | None, exclude_keys: Sequence[str] | None
-) -> Callable[[list[Any]], Any]:
-    """PyG's own collate function."""
-    collate: Callable[[list[Any]], Any] = Collater([], follow_batch, exclude_keys)
-    return collate
+# Worker processes, by torch's own machinery: it knows how to start, watch and stop them
 
 
-def _reading(generation: Generation, positions: Int64Array) -> str:
-    named = ", ".join(map(str, positions[:_NAMED_SAMPLES].tolist()))
-    more = f" and {len(positions) - _NAMED_SAMPLES} more" if len(positions) > _NAMED_SAMPLES else ""
-    return f"while making a batch of samples {named}{more} of {generation.root}"
+class Job(NamedTuple):
+    """One batch to read: its number in the epoch, ``[n] int64`` store positions, and which only fill up, ``[n] bool``."""
+
+    step: int
+    positions: Int64Array
+    padding: npt.NDArray[np.bool_]
+
+
+class _Feed:
+    """What torch's loader takes as a sampler: positions of the epoch's jobs, in the order they are sent."""
+
+    def __init__(self) -> None:
+        self.jobs: Iterable[Job] = ()
+        self.sent: deque[Job] = deque()
+
+    def __iter__(self) -> Iterator[Int64Array]:
+        sent = self.sent
+        for job in self.jobs:
+            sent.append(job)
+            yield job.positions
+
+
+class WorkerProcesses:
+    """Runs a reader in worker processes; ``settings`` are those of torch's ``DataLoader``."""
+
+    def __init__(self, reader: StoreReader, **settings: Any) -> None:
+        self._feed, generator = _Feed(), torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._feed,
+            collate_fn=_same,
+            generator=generator,
+            **settings,
+        )
+
+    def read(self, jobs: Iterable[Job], seed: int) -> Iterator[tuple[Job, Any]]:
+        """What the reader makes of each job, in order; ``seed`` is of the workers' random numbers.
+
+        Raises:
+            RuntimeError: If a worker dies; whatever the reader raises is raised here too.
+        """
+        sent: deque[Job] = deque()
+        self._feed.jobs, self._feed.sent = jobs, sent
+        self._loader.generator.manual_seed(seed)  # of its own: the caller's generator stays untouched
+        try:
+            for result in self._loader:
+                yield sent.popleft(), result
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                error.add_note(
+                    "a worker that dies without an error of its own was mostly killed for memory: fewer workers, a "
+                    "smaller prefetch_factor, or num_workers=0"
+                )
+            raise
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# To the device
+
+Item = TypeVar("Item")
+
+
+def checked_device(value: Any) -> torch.device | None:
+    """A device by its name or number; ``None`` as it is."""
+    try:
+        device = None if value is None else torch.device(value)
+        if device is not None and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"this process sees {torch.cuda.device_count()} CUDA devices")
+        return device
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SettingError(
+            f"device={value!r:.80}: {str(error).splitlines()[0]:.200}", fix="device='cuda', or device='cpu'"
+        ) from None
+
+
+def move(value: Any, act: Callable[[Any], Any]) -> Any:
+    """A batch with ``act`` applied to everything in it that has ``to``; containers are rebuilt."""
+    if hasattr(value, "to"):
+        return act(value)
+    if isinstance(value, dict):
+        return {key: move(part, act) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(move(part, act) for part in value))
+    if isinstance(value, list | tuple):
+        return type(value)(move(part, act) for part in value)
+    return value
+
+
+def on_device(
+    items: Iterable[tuple[Item, Any]], device: torch.device | None, pin_memory: bool
+) -> Iterator[tuple[Item, Any]]:
+    """Batches, and what belongs to them, on their device; ``None`` leaves them on the host, page-locked if asked for."""
+    if device is not None and device.type == "cuda":
+        yield from _ahead(items, device)
+        return
+    for item, batch in items:
+        if device is not None:
+            batch = move(batch, lambda part: part.to(device))
+        elif pin_memory:
+            batch = move(batch, _pinned)
+        yield item, batch
+
+
+def _pinned(part: Any) -> Any:
+    return part.pin_memory() if hasattr(part, "pin_memory") else part
+
+
+def _ahead(items: Iterable[tuple[Item, Any]], device: torch.device) -> Iterator[tuple[Item, Any]]:
+    """Copy each batch on a side stream while the model works on its predecessor."""
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def used_here(part: Any) -> Any:
+        # Without this the allocator would hand memory of the side stream on while this stream still reads it.
+        if hasattr(part, "record_stream"):
+            part.record_stream(torch.cuda.current_stream(device))
+        return part
+
+    def arrived(item: Item, batch: Any, done: torch.cuda.Event) -> tuple[Item, Any]:
+        torch.cuda.current_stream(device).wait_event(done)
+        return item, move(batch, used_here)
+
+    waiting: tuple[Item, Any, torch.cuda.Event] | None = None
+    for item, batch in items:
+        with torch.cuda.stream(side):
+            # Only from page-locked memory does a copy run beside the host and the other stream.
+            batch = move(batch, lambda part: _pinned(part).to(device, non_blocking=True))
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(side)
+        if waiting is not None:
+            yield arrived(*waiting)
+        waiting = (item, batch, done)
+    if waiting is not None:
+        yield arrived(*waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,15 +25,9 @@ _AT_ONCE = 64
 
 
 class SourceReader:
-    """Processes samples of a source.
+    """Processes samples of a source; ``collate`` makes a batch of a list of graphs, which come one by one without it."""
 
-    Args:
-        source: What ``build`` takes.
-        processor: What ``build`` takes.
-        collate: Makes a batch of a list of graphs.
-    """
-
-    def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any] | None) -> None:
         # Imported here: a stream of a store needs no sources.
         from torchcell_cache.sources.base import RunSource
         from torchcell_cache.sources.pyg import as_source
@@ -41,63 +36,35 @@ class SourceReader:
         self.processor, self.collate = processor, collate
         self.in_runs = isinstance(self.source, RunSource)
 
-    def window(self, plan: StreamPlan, stream: int) -> WindowReader:
-        """A reader of one worker stream of an epoch."""
-        return WindowReader(self, plan, stream)
-
     def fetch(self, index: int) -> Any:
-        """A sample as the source has it.
-
-        Raises:
-            SampleError: If the source raises.
-        """
-        try:
+        """A sample as the source has it."""
+        with self._blaming([index]):
             return self.source[index]
-        except CacheError:
-            raise
-        except Exception as error:
-            raise self._failed(index, error) from None
 
     def fetch_all(self, indices: Int64Array) -> Iterator[tuple[int, Any]]:
-        """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs.
-
-        Raises:
-            SampleError: If the source raises or ends early.
-        """
+        """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs."""
         if not self.in_runs:
             yield from ((k, self.fetch(k)) for k in indices.tolist())
             return
         for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
-            at, stop = int(run[0]), int(run[-1]) + 1
-            try:
-                for item in self.source.items(at, stop):
-                    yield at, item
-                    at += 1
-                if at != stop:
-                    raise SourceContractError(
-                        f"{type(self.source).__name__} ended at {at}, asked up to {stop}"
-                    )
-            except CacheError:
-                raise
-            except Exception as error:
-                raise self._failed(at, error) from None
+            at, stop = [int(run[0])], int(run[-1]) + 1
+            with self._blaming(at):
+                for item in self.source.items(at[0], stop):
+                    yield at[0], item
+                    at[0] += 1
+            if at[0] != stop:
+                raise SourceContractError(
+                    f"{type(self.source).__name__} ended at {at[0]}, asked up to {stop}"
+                )
 
     def graph(self, index: int, item: Any) -> Any:
-        """The graph of a fetched sample.
-
-        Raises:
-            SampleError: If the processor raises.
-        """
-        try:
+        """The graph of a fetched sample."""
+        with self._blaming([index]):
             if self.assembler is not None and isinstance(item, Sample):
                 return self.assembler.graphs(_columns(item), [item.unknown])[0]
             graph = self._processing(item)
             self._processing.look()
             return graph
-        except CacheError:
-            raise
-        except Exception as error:
-            raise self._failed(index, error) from None
 
     @cached_property
     def assembler(self) -> Assembler | None:
@@ -121,11 +88,7 @@ class SourceReader:
         return Assembler(processor, graph, topology, removal, *names, has_removed=False)
 
     def check(self) -> None:
-        """Look whether the processor left the base graph as it was.
-
-        Raises:
-            SettingError: If it did not.
-        """
+        """Refuse a processor that changed the base graph."""
         if "_processing" in self.__dict__:
             self._processing.check_base_graph()
 
@@ -138,12 +101,19 @@ class SourceReader:
             name: value for name, value in self.__dict__.items() if name not in ("assembler", "_processing")
         }
 
-    def _failed(self, index: int, error: Exception) -> SampleError:
-        return SampleError(
-            f"sample {index}: {type(error).__name__} in the source or in {type(self.processor).__name__}: {error}\n"
-            f"{traceback.format_exc()}",
-            fix="correct the sample or the processor",
-        )
+    @contextlib.contextmanager
+    def _blaming(self, index: list[int]) -> Iterator[None]:
+        """What goes wrong inside is said of the sample whose number ``index`` holds then."""
+        try:
+            yield
+        except CacheError:
+            raise
+        except Exception as error:
+            raise SampleError(
+                f"sample {index[0]}: {type(error).__name__} in the source or in {type(self.processor).__name__}: {error}\n"
+                f"{traceback.format_exc()}",
+                fix="correct the sample or the processor",
+            ) from None
 
 
 def _columns(sample: Sample) -> StructuredColumns:
@@ -179,13 +149,10 @@ class WindowReader:
             self._held.update(self.reader.fetch_all(np.unique(wanted)))
         return self.reader.graph(index, self._held.pop(index))
 
-    def samples(self, indices: Int64Array) -> Iterator[Any]:
-        """Graphs of samples, in the order asked for."""
-        return (self._take(k) for k in indices.tolist())
-
     def __getitem__(self, indices: Int64Array) -> Any:
-        """The batch of samples."""
-        return self.reader.collate(list(self.samples(indices)))
+        """The batch of samples, or their graphs one by one."""
+        graphs = (self._take(k) for k in indices.tolist())
+        return graphs if self.reader.collate is None else self.reader.collate(list(graphs))
 
     def close(self) -> None:
         """Let go of what was fetched."""

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from torch_geometric.data.data import BaseData
+from torch_geometric.loader.dataloader import Collater
 
-from torchcell_cache.core.checks import refuse_unknown, whole_number
+from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.core.checks import function_or_none, refuse_unknown, whole_number
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
-from torchcell_cache.data.quality import ShuffleQuality, shuffle_quality
-from torchcell_cache.data.reading import SampleReader, ShardByShard, SharedReader, pyg_collater
+from torchcell_cache.data.reading import Collated, StoreReader, shared
+from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.ranges import StreamPlan
-from torchcell_cache.data.samplers.shard_order import ShardLayout
+from torchcell_cache.data.samplers.shard_order import ShardLayout, ShuffleQuality, shuffle_quality
 from torchcell_cache.data.samplers.shards import StreamSampler, store_view
-from torchcell_cache.data.source_reader import SourceReader
+from torchcell_cache.data.source_reader import SourceReader, WindowReader
 from torchcell_cache.errors import SettingError
 
 _AT_ONCE = 16
+_SHUFFLING = ("batch_size", "shuffle", "chunk_size", "shuffle_buffer_size", *Common.__annotations__)
 _LOADER = (
-    *("collate_fn", "expand", "follow_batch", "exclude_keys", "device", "prefetch_factor", "pin_memory"),
-    *("persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"),
+    *("num_workers", "collate_fn", "expand", "follow_batch", "exclude_keys", "device", "prefetch_factor"),
+    *("pin_memory", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"),
 )
 
 
@@ -47,11 +51,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
         chunk_size: Consecutive samples that stay together until the buffer takes them apart.
         shuffle_buffer_size: Samples permuted together. Larger is closer to a full shuffle (:meth:`shuffle_quality`) and
             keeps more of the store mapped.
-        seed: Of the permutations; the same on all ranks.
-        drop_last: Leave out what does not fill a batch on every rank.
-        rank: This process; by default found.
-        world_size: Number of ranks, likewise.
-        uneven: ``drop_last``, ``pad`` or ``exact``, as in ``DistributedCacheSampler``; single samples carry no mark.
+        common: ``seed``, ``drop_last``, ``rank``, ``world_size``, ``uneven`` of :class:`CacheSampler`; single samples carry
+            no mark of padding.
 
     Raises:
         SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
@@ -65,20 +66,14 @@ class StreamingCacheDataset(IterableDataset[Any]):
         shuffle: bool = True,
         chunk_size: int = 64,
         shuffle_buffer_size: int = 8192,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
-        **unknown: Any,
+        **common: Unpack[Common],
     ) -> None:
-        refuse_unknown("StreamingCacheDataset", unknown, _ARGUMENTS)
+        refuse_unknown("StreamingCacheDataset", set(common) - set(_SHUFFLING), ["dataset", *_SHUFFLING])
         self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
         self._view = store_view(self.dataset, "StreamingCacheDataset")
         self._source: SourceReader | None = None
-        common = (seed, drop_last, rank, world_size, uneven)
         layout = ShardLayout.from_view(self._view)
-        self._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
+        self._sample(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
 
     @classmethod
     def from_source(
@@ -91,13 +86,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
         chunk_size: int = 64,
         shuffle_buffer_size: int = 1024,
         run_size: int = 4096,
-        seed: int = 0,
-        drop_last: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        uneven: str = "drop_last",
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        **unknown: Any,
+        **common: Unpack[Common],
     ) -> StreamingCacheDataset:
         """The same stream straight from a source, processed on the way, nothing stored: for one pass.
 
@@ -108,46 +98,41 @@ class StreamingCacheDataset(IterableDataset[Any]):
         Args:
             source: What ``build`` takes.
             processor: What ``build`` takes.
-            batch_size: Samples per batch and rank; ``None`` yields single samples.
-            shuffle: Whether to permute.
-            chunk_size: Consecutive samples that stay together until the buffer takes them apart.
+            batch_size: See :class:`StreamingCacheDataset`; likewise ``shuffle`` and ``chunk_size``.
+            shuffle: See there.
+            chunk_size: See there.
             shuffle_buffer_size: Samples of the source held in memory at most, per worker.
             run_size: Consecutive samples that are read before the next run begins, as a shard's would be.
-            seed: Of the permutations; the same on all ranks.
-            drop_last: Leave out what does not fill a batch on every rank.
-            rank: This process; by default found.
-            world_size: Number of ranks, likewise.
-            uneven: ``drop_last``, ``pad`` or ``exact``.
             collate_fn: Makes a batch of a list of graphs; PyG's by default.
-            unknown: Refused.
+            common: See there.
 
         Raises:
             SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
             SampleError: On iterating, if the source or the processor raises.
         """
-        refuse_unknown("StreamingCacheDataset.from_source", unknown, _SOURCE_ARGUMENTS)
+        valid = ["source", "processor", *_SHUFFLING, "run_size", "collate_fn"]
+        refuse_unknown("StreamingCacheDataset.from_source", set(common) - set(_SHUFFLING), valid)
         stream = cls.__new__(cls)
         stream._view = None  # type: ignore[assignment]
-        stream._source = reader = SourceReader(source, processor, collate_fn or pyg_collater(None, None))
-        stream.dataset = reader.source
-        layout = ShardLayout.from_runs(len(reader.source), whole_number("run_size", run_size, 1))
-        common = (seed, drop_last, rank, world_size, uneven)
-        stream._prepare(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
+        collate = function_or_none("collate_fn", collate_fn) or Collater([])
+        stream._source = SourceReader(source, processor, None if batch_size is None else collate)
+        stream.dataset = stream._source.source
+        layout = ShardLayout.from_runs(len(stream.dataset), whole_number("run_size", run_size, 1))
+        stream._sample(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
         return stream
 
-    def _prepare(
+    def _sample(
         self,
         layout: ShardLayout,
         batch_size: int | None,
         shuffle: bool,
         chunk_size: int,
         buffer: int,
-        common: tuple[Any, ...],
+        common: Common,
     ) -> None:
         size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
         self.batch_size = None if batch_size is None else size
-        named = dict(zip(_COMMON[3:], common, strict=True))
-        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **named)
+        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **common)
 
     # Iterating
 
@@ -163,9 +148,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         Raises:
             SettingError: If there is no store or no ``batch_size``, or a setting is unknown.
         """
-        refuse_unknown(
-            "StreamingCacheDataset.batches", set(settings) - set(_LOADER), ["num_workers", *_LOADER]
-        )
+        refuse_unknown("StreamingCacheDataset.batches", set(settings) - set(_LOADER), [*_LOADER])
         if self._source is not None:
             raise SettingError(
                 "batches() reads a store, and this stream comes straight from a source",
@@ -192,35 +175,29 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def _read(self, plan: StreamPlan, number: int) -> Iterator[tuple[int, Any]]:
         """Steps of a worker stream and what they give."""
-        cut = plan.mine
-        stretches = cut.singles(number, _AT_ONCE) if self.batch_size is None else cut.stretches(number)
-        reader = self._source.window(plan, number) if self._source is not None else self._store_reader()
+        single, cut, source = self.batch_size is None, plan.mine, self._source
+        stretches = cut.singles(number, _AT_ONCE) if single else cut.stretches(number)
+        reader = self._store_reader() if source is None else WindowReader(source, plan, number)
         try:
             for steps, start, stop in stretches:
                 indices, padding = plan.take(start, stop)
-                if self.batch_size is None:
-                    where = indices if self._source is not None else self._view.positions(indices)
-                    yield from zip(steps, reader.samples(where), strict=True)
+                found = reader[indices if source is not None else self._view.positions(indices)]
+                if single:
+                    yield from zip(steps, found, strict=True)
                     continue
-                batch = reader[indices if self._source is not None else self._view.positions(indices)]
-                if self.sampler.uneven == "pad" and not isinstance(batch, list | dict):
-                    batch.is_padding = torch.from_numpy(padding)
-                yield steps[0], batch
-            if self._source is not None:
-                self._source.check()
+                if self.sampler.uneven == "pad" and isinstance(found, SharedGraphBatch | BaseData):
+                    found.is_padding = torch.from_numpy(padding)
+                yield steps[0], found
+            if source is not None:
+                source.check()
         finally:
             reader.close()
 
-    def _store_reader(self) -> Any:
-        view, generation = self._view, self._view.generation
-        single = self.batch_size is None
-        if single or view.transform is not None:
-            reader: Any = SampleReader(
-                generation, view.transform, _same if single else pyg_collater(None, None)
-            )
-        else:
-            reader = SharedReader(generation, packed=False)
-        return ShardByShard(reader, generation, self.sampler.shards_at_once)
+    def _store_reader(self) -> StoreReader:
+        make: Any = shared
+        if self.batch_size is None or self._view.transform is not None:
+            make = Collated(self._view.transform, None if self.batch_size is None else Collater([]))
+        return StoreReader(self._view.generation, make, self.sampler.shards_at_once)
 
     def __len__(self) -> int:
         """Batches, or single samples without ``batch_size``, of a whole epoch on this rank."""
@@ -282,15 +259,3 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def __repr__(self) -> str:
         return f"StreamingCacheDataset({self.dataset!r}, batch_size={self.batch_size})"
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-_COMMON = [
-    *("shuffle", "chunk_size", "shuffle_buffer_size"),
-    *("seed", "drop_last", "rank", "world_size", "uneven"),
-]
-_ARGUMENTS = ["dataset", "batch_size", *_COMMON]
-_SOURCE_ARGUMENTS = ["source", "processor", "batch_size", *_COMMON, "run_size", "collate_fn"]

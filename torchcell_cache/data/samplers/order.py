@@ -8,18 +8,27 @@ been seen is therefore always a prefix, so one number resumes an epoch on any ot
 from __future__ import annotations
 
 import abc
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import BatchSampler
 
 from torchcell_cache.core.checks import rank_and_world_size, truth
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
+from torchcell_cache.errors import SettingError
 
 __all__ = ["DistributedCacheSampler", "rank_and_world_size"]
+
+
+# What excludes nothing, beside a sampler of one's own.
+_DEFAULTS = {
+    **{"shuffle": False, "seed": 0, "rank": None, "world_size": None, "uneven": "drop_last"},
+    **{"batch_size": 1, "drop_last": False, "sampler": None},
+}
 
 
 def raw_numbers(count: int, seed: int, epoch: int, stream: int = 0, part: int = 0) -> npt.NDArray[np.uint64]:
@@ -226,3 +235,35 @@ class DistributedCacheSampler(OrderSampler):
 
     def _settings(self) -> dict[str, Any]:
         return {"shuffle": self.shuffle}
+
+
+def samplers_of(
+    dataset: Any, sampler: Any, batch_sampler: Any, batch_size: int, **own: Any
+) -> tuple[Any, Any]:
+    """The sampler and the batch sampler that a loader's arguments mean; one object if it is ours."""
+    for name, value in (("sampler", sampler), ("batch_sampler", batch_sampler)):
+        if value is not None and not gives_items(value):
+            raise SettingError(
+                f"{name}={value!r:.80}: expected what gives indices, such as a list or a sampler"
+            )
+    if sampler is None and batch_sampler is None:
+        ours = DistributedCacheSampler(dataset, batch_size, **own)
+        return ours, ours
+    name = "sampler" if batch_sampler is None else "batch_sampler"
+    ready = batch_sampler is not None or isinstance(sampler, CacheSampler)
+    given = own | {"batch_size": batch_size, "sampler": None if batch_sampler is None else sampler}
+    excluded = [key for key in _DEFAULTS if ready or key not in ("batch_size", "drop_last")]
+    wrong = [key for key in excluded if given[key] is not None and given[key] != _DEFAULTS[key]]
+    if wrong:
+        raise SettingError(
+            f"{name} decides the order itself and excludes {', '.join(wrong)}",
+            fix="leave out one or the other; a DistributedCacheSampler takes them all",
+        )
+    if batch_sampler is not None:
+        return getattr(batch_sampler, "sampler", batch_sampler), batch_sampler
+    return sampler, sampler if ready else BatchSampler(sampler, batch_size, own["drop_last"])
+
+
+def gives_items(value: Any) -> bool:
+    """Whether ``value`` can be iterated, which arrays without an axis only claim."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,7 @@ class ShardLayout:
     @classmethod
     def from_runs(cls, num_samples: int, size: int) -> ShardLayout:
         """Runs of ``size`` consecutive samples, where there are no shards."""
+        size = min(size, max(num_samples, 1))
         return cls(np.diff(np.minimum(np.arange(0, num_samples + size, size), num_samples)))
 
     def __len__(self) -> int:
@@ -120,8 +122,9 @@ class ShardOrder:
             return np.arange(first, first + size, dtype=np.int64)
         if self.buffer is None:
             return first + epoch_order(size, self.seed, self.epoch, WITHIN, shard)
-        chunks = epoch_order(-(-size // self.chunk_size), self.seed, self.epoch, CHUNKS, shard)
-        places = chunks[:, None] * self.chunk_size + np.arange(self.chunk_size, dtype=np.int64)
+        chunk = min(self.chunk_size, size)
+        chunks = epoch_order(-(-size // chunk), self.seed, self.epoch, CHUNKS, shard)
+        places = chunks[:, None] * chunk + np.arange(chunk, dtype=np.int64)
         flat = places.reshape(-1)
         return first + flat[flat < size]
 
@@ -140,3 +143,48 @@ class ShardOrder:
         if not self.shuffle or self.buffer is None or not len(sizes):
             return 2
         return min(len(sizes), 2 + -(-self.buffer // max(int(np.median(sizes)), 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffleQuality:
+    """Figures of one epoch's order; a full shuffle of many samples has the value in brackets.
+
+    Attributes:
+        mean_displacement: Mean distance between a sample's place in the epoch and in the dataset, as a share of the
+            dataset (1/3).
+        median_displacement: The median of it (0.293).
+        neighbour_distance: Mean distance in the dataset between samples that follow each other in the epoch, as a
+            share of the dataset (1/3).
+        adjacency: Share of samples followed by a direct neighbour in the dataset (2/n).
+        together: Share of samples that are in one batch with their successor in the dataset (batch size/n).
+    """
+
+    mean_displacement: float
+    median_displacement: float
+    neighbour_distance: float
+    adjacency: float
+    together: float
+
+
+def shuffle_quality(order: Int64Array, batch_size: int) -> ShuffleQuality:
+    """Figures of an order.
+
+    Args:
+        order: A permutation, ``[num_samples] int64``.
+        batch_size: Samples per batch.
+    """
+    count = len(order)
+    if count < 2:
+        return ShuffleQuality(0.0, 0.0, 0.0, 0.0, 0.0)
+    place = np.empty(count, dtype=np.int64)
+    place[order] = np.arange(count)
+    moved = np.abs(place - np.arange(count)) / count
+    steps = np.abs(np.diff(order))
+    batch = place // batch_size
+    return ShuffleQuality(
+        mean_displacement=float(moved.mean()),
+        median_displacement=float(np.median(moved)),
+        neighbour_distance=float(steps.mean()) / count,
+        adjacency=float((steps == 1).mean()),
+        together=float((batch[1:] == batch[:-1]).mean()),
+    )
