@@ -40,6 +40,11 @@ def function_or_none(name: str, value: Callable[..., Any] | None) -> Callable[..
     return value
 
 
+def gives_items(value: Any) -> bool:
+    """Whether ``value`` can be iterated, which arrays without an axis only claim."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
 def names_or_none(name: str, value: Any) -> list[str] | None:
     """``value``, any collection of texts, as a list; ``None`` as it is.
 
@@ -118,7 +123,9 @@ def _environment(name: str) -> int | None:
         raise SettingError(f"the environment has {name}={text!r}, expected a number") from None
 
 
-def whole_number(name: str, value: Any, least: int | None = None, fix: str | None = None) -> int:
+def whole_number(
+    name: str, value: Any, least: int | None = None, fix: str | None = None, most: int | None = None
+) -> int:
     """``value`` as an ``int``; numpy's integers and arrays and tensors of one integer count as such.
 
     Args:
@@ -126,18 +133,23 @@ def whole_number(name: str, value: Any, least: int | None = None, fix: str | Non
         value: What was passed.
         least: The smallest value that makes sense, if there is one.
         fix: What to pass instead, for the message.
+        most: The largest value that makes sense, if there is one.
 
     Raises:
-        SettingError: If it is no whole number, or too small.
+        SettingError: If it is no whole number, or too small or large.
     """
-    wanted = "a whole number" if least is None else f"a whole number from {least} on"
+    wanted = (
+        "a whole number"
+        if least is None
+        else f"a whole number from {least} {'on' if most is None else f'to {most}'}"
+    )
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
             raise TypeError
         found = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
         raise SettingError(f"{name}={value!r:.200}: expected {wanted}", fix=fix) from None
-    if least is not None and found < least:
+    if (least is not None and found < least) or (most is not None and found > most):
         raise SettingError(f"{name}={found}: expected {wanted}", fix=fix)
     return found
 

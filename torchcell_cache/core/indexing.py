@@ -26,6 +26,7 @@ def as_positions(index: Any, count: int) -> Int64Array:
     """
     if type(index) is np.ndarray and index.dtype == np.int64 and index.ndim == 1 and all_within(index, count):
         return index.copy()  # what loaders ask for, in the fewest steps
+    given = type(index).__name__
     if isinstance(index, slice):
         return np.arange(count)[_whole(index, count)]
     if isinstance(index, range):
@@ -35,10 +36,13 @@ def as_positions(index: Any, count: int) -> Int64Array:
     elif getattr(index, "ndim", None) == 1 and hasattr(index, "to_numpy"):  # a pandas column: by position
         index = index.to_numpy()
     elif isinstance(index, Sequence) and not isinstance(index, str | bytes):
-        index = np.asarray(index) if len(index) else np.empty(0, dtype=np.int64)
+        try:
+            index = np.asarray(index) if len(index) else np.empty(0, dtype=np.int64)
+        except ValueError:  # lists of lists of different lengths
+            index = None
     if not isinstance(index, np.ndarray):
         raise IndexError(
-            f"a dataset is indexed by integers, slices, lists, tuples, arrays and tensors, got {type(index).__name__}"
+            f"a dataset is indexed by integers, slices, lists, tuples, arrays and tensors, got {given}"
         )
     index = index.reshape(-1)
     if index.dtype == np.bool_:

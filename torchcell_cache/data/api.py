@@ -12,6 +12,7 @@ import numpy as np
 
 from torchcell_cache.builder import array, grow, run, subset
 from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.data.index_file import plain_values
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
@@ -92,7 +93,7 @@ def save_subset(
         raise SettingError(
             f"a {type(view).__name__} is no view of a store", fix="save_subset(dataset[...], root)"
         )
-    positions = chosen.positions(np.arange(len(chosen)))
+    made_by, positions = plain_values(made_by), chosen.positions(np.arange(len(chosen)))
     made = subset.copy_samples(
         chosen.generation,
         positions,

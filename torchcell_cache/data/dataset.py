@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Dataset
 
+from torchcell_cache.core.checks import truth
 from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path
@@ -82,7 +83,7 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
     ) -> None:
         if root is None:
             raise SettingError("PreprocessedDataset needs the root directory of a store", fix="pass root=...")
-        if pre_transform is not None or pre_filter is not None or force_reload:
+        if pre_transform is not None or pre_filter is not None or truth("force_reload", force_reload):
             raise SettingError(
                 "pre_transform, pre_filter and force_reload do nothing on a store that is built already",
                 fix="tc.build(root, source=..., processor=..., on_stale='rebuild')",
@@ -105,7 +106,7 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
             opened = open_url(root, **remote, download=download, wait=wait)
             self._opened, self._root = opened, opened.root
         else:
-            _refuse_remote(root, {**remote, "download": None if download == "lazy" else download})
+            _refuse_remote(root, {**remote, "download": None if repr(download) == "'lazy'" else download})
             self._root = local_path(root)
             self._open(wait, source_dataset is None)
         if self._opened is not None and source_dataset is not None:
@@ -287,7 +288,7 @@ class Neo4jPreprocessedCellDataset(PreprocessedDataset):
 
 
 def _refuse_remote(root: Any, given: Mapping[str, Any]) -> None:
-    names = [name for name, value in given.items() if value]
+    names = [name for name, value in given.items() if repr(value) not in ("None", "''", "{}", "0")]
     if names:
         raise SettingError(
             f"{', '.join(names)}: for addresses only, {os.fspath(root)} is a directory", fix="leave it out"

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from torchcell_cache.core.checks import seed_number, suggestion, whole_number
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.data.expression_names import is_number
+from torchcell_cache.data.expression import is_number
+from torchcell_cache.data.index_file import of_store
 from torchcell_cache.data.samplers.order import epoch_order
-from torchcell_cache.data.samplers.weighted import Float64Array
+from torchcell_cache.data.samplers.weighted import MOST_BINS, Float64Array
 from torchcell_cache.errors import SettingError
 
 PARTS = ("train", "val", "test")
@@ -130,18 +131,13 @@ def planned(
     parts = checked_fractions(fractions)
     of_store(function, dataset)
     listed = [parts[0], parts[2]] if len(fractions) == 2 else list(parts)
-    numbers = {"seed": seed_number(seed), "stratify": stratify, "bins": whole_number("bins", bins, 1)}
+    numbers = {
+        "seed": seed_number(seed),
+        "stratify": stratify,
+        "bins": whole_number("bins", bins, 1, most=MOST_BINS),
+    }
     values = None if stratify is None else column(dataset, stratify, "stratify").astype(np.float64)
     return parts, {"function": function, "fractions": listed, **numbers}, values
-
-
-def of_store(what: str, dataset: Any) -> None:
-    """Refuse what is neither a store nor a view of one."""
-    if not hasattr(dataset, "generation"):
-        raise SettingError(
-            f"{what} takes a store or a view of one, got {type(dataset).__name__}",
-            fix="dataset[indices] is a view of some samples",
-        )
 
 
 def named_parts(part: Int64Array, how: dict[str, Any]) -> dict[str, Int64Array]:

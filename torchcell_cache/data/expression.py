@@ -6,24 +6,27 @@ takes that of the column it meets, so ``fitness == 0.9`` means what it says on a
 every comparison with it is false but ``!=``.
 
 Columns of names (cell types, batches) are compared with texts: ``cell_type in ('NK', 'B cell')``.
+
+The parser takes identifiers in Unicode's NFKC form, in which a micro sign is a Greek letter and a decomposed umlaut one
+character. So names that are not plain ASCII, and those in backticks, stand aside while it works.
 """
 
 from __future__ import annotations
 
 import ast
-import copy
+import functools
 import math
 import operator
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.checks import suggestion
-from torchcell_cache.data.expression_names import PLACEHOLDER, CodedNames, is_number, meant, set_aside, typed
 from torchcell_cache.errors import SettingError
 
 MAX_LENGTH = 4_000
@@ -34,6 +37,8 @@ _FIX = (
     "and, or, not (&, |, ~), comparisons, in (..), + - * / // %, isnan(x), isfinite(x), abs(x), names of columns, "
     "in backticks where they have blanks or signs"
 )
+_PLACEHOLDER = "quoted_column_"
+_PARTS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`([^`]*)`|(?:\w|[^\x00-\x7f])+""")
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
@@ -43,40 +48,51 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide,
     ast.FloorDiv: np.floor_divide, ast.Mod: np.remainder,
 }  # fmt: skip
-_FUNCTIONS: dict[str, tuple[Callable[[Any], Any], bool]] = {
-    "isnan": (np.isnan, True), "isfinite": (np.isfinite, True), "abs": (np.abs, False),
+_JOIN: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.And: np.logical_and, ast.Or: np.logical_or, ast.BitAnd: np.logical_and, ast.BitOr: np.logical_or,
 }  # fmt: skip
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {"isnan": np.isnan, "isfinite": np.isfinite, "abs": np.abs}
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A column or a constant; ``truth`` says whether it is of bools rather than of numbers."""
+def is_number(column: npt.NDArray[Any]) -> bool:
+    """Whether a column has one number per sample."""
+    return column.ndim == 1 and column.dtype.kind in "biuf"
 
-    data: Any
-    truth: bool
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The known name that ``name`` is, or the only one that looks the same; ``name`` itself if there is none."""
+    form = unicodedata.normalize("NFKC", name)
+    alike = [other for other in known if unicodedata.normalize("NFKC", other) == form]
+    return alike[0] if len(alike) == 1 and name not in alike else name
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a column or constant is of bools rather than of numbers."""
+    return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
 
 
 class Expression:
-    """A parsed expression.
-
-    Args:
-        text: The expression. A column whose name is not a Python name stands in backticks, as in pandas' ``query``.
-
-    Raises:
-        SettingError: If it is not of the language; names the part.
-    """
+    """A parsed expression; a column whose name is not a Python name stands in backticks, as in pandas' ``query``."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         if not isinstance(text, str) or not text.strip():
-            raise SettingError(f"where={text!r} is no expression", fix="where='perturbed_count == 2'")
+            raise SettingError(f"where={text!r:.200} is no expression", fix="where='perturbed_count == 2'")
         if len(text) > MAX_LENGTH:
-            raise self._refused(f"has {len(text):,} characters, at most {MAX_LENGTH:,} expected")
-        if PLACEHOLDER in text:
-            raise self._refused(f"{PLACEHOLDER!r} is reserved")
-        readable, self._quoted = set_aside(text)
-        self._tree = self._parsed(readable).body
+            raise self.refused(f"has {len(text):,} characters, at most {MAX_LENGTH:,} expected")
+        if _PLACEHOLDER in text:
+            raise self.refused(f"{_PLACEHOLDER!r} is reserved")
+        self._quoted: list[str] = []
+        self._tree = self._parsed(_PARTS.sub(self._set_aside, text)).body
         self._check_size()
+
+    def _set_aside(self, match: re.Match[str]) -> str:
+        """A placeholder for a name that the parser must not see."""
+        word, quoted = match[0], match[1]
+        if quoted is None and (word[0] in "'\"" or word.isascii() or not word.isidentifier()):
+            return word
+        self._quoted.append(word if quoted is None else quoted)
+        return f" {_PLACEHOLDER}{len(self._quoted) - 1} "
 
     def _parsed(self, text: str) -> ast.Expression:
         try:
@@ -84,34 +100,30 @@ class Expression:
                 warnings.simplefilter("ignore")  # of the parser, about text that is refused later
                 return ast.parse(text.strip(), "<where>", mode="eval")
         except SyntaxError as error:
-            raise self._refused(f"cannot be read: {error.msg}", fix=f"it has {_FIX}") from None
+            raise self.refused(f"cannot be read: {error.msg}", fix=f"it has {_FIX}") from None
         except (ValueError, MemoryError, RecursionError) as error:
-            raise self._refused(f"cannot be read: {type(error).__name__}") from None
+            raise self.refused(f"cannot be read: {type(error).__name__}") from None
 
     def _check_size(self) -> None:
-        level, nodes, depth = [self._tree], 0, 0
-        while level:
-            nodes, depth = nodes + len(level), depth + 1
-            if nodes > MAX_NODES or depth > MAX_DEPTH:
-                raise self._refused(f"is larger than {MAX_NODES} parts or nested deeper than {MAX_DEPTH}")
+        level, nodes = [self._tree], 0
+        for _ in range(MAX_DEPTH):
+            nodes += len(level)
             level = [child for node in level for child in ast.iter_child_nodes(node)]  # type: ignore[misc]
+        if level or nodes > MAX_NODES:
+            raise self.refused(f"is larger than {MAX_NODES} parts or nested deeper than {MAX_DEPTH}")
 
-    def _refused(self, what: str, fix: str | None = None) -> SettingError:
-        text = self.text if len(self.text) <= 200 else f"{self.text[:200]}..."
-        return SettingError(f"where={text!r} {what}", fix=fix)
+    def refused(self, what: str, fix: str | None = None) -> SettingError:
+        """The error that says what is wrong with it."""
+        return SettingError(f"where={self.text[:200] + '...' * (len(self.text) > 200)!r} {what}", fix=fix)
 
-    def _unknown(self, node: ast.AST) -> SettingError:
-        return self._refused(
-            f"holds {self._shown(node)!r}, which is not of the language", fix=f"it has {_FIX}"
-        )
-
-    def _shown(self, node: ast.AST) -> str:
-        """A part of the expression for a message."""
+    def shown(self, node: ast.AST) -> str:
+        """A part of the expression for a message, its names in the place of placeholders."""
         part = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
-        return typed(part, self._quoted)[:80]
+        return re.sub(rf"{_PLACEHOLDER}(\d+)", lambda m: f"`{self._quoted[int(m[1])]}`", part)[:80]
 
-    def _name(self, node: ast.Name) -> str:
-        number = node.id.removeprefix(PLACEHOLDER)
+    def name(self, node: ast.Name) -> str:
+        """The column that stands there."""
+        number = node.id.removeprefix(_PLACEHOLDER)
         return self._quoted[int(number)] if number != node.id else node.id
 
     @property
@@ -119,7 +131,7 @@ class Expression:
         """Columns that it reads, in order of their first use."""
         called = {id(n.func) for n in ast.walk(self._tree) if isinstance(n, ast.Call)}
         found = [n for n in ast.walk(self._tree) if isinstance(n, ast.Name) and id(n) not in called]
-        return list(dict.fromkeys(self._name(node) for node in found))
+        return list(dict.fromkeys(self.name(node) for node in found))
 
     def mask(
         self,
@@ -127,149 +139,162 @@ class Expression:
         count: int,
         categories: Mapping[str, Sequence[str]] | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """Which samples it holds for, ``[count] bool``.
-
-        Args:
-            columns: Columns by name, ``[count]`` each.
-            count: Number of samples.
-            categories: For columns that hold codes of names, the names: such a column is compared with texts.
-
-        Raises:
-            SettingError: If a column is unknown or no column of numbers, or numbers stand where a comparison belongs.
-        """
-        tree = CodedNames(self, categories or {}).visit(copy.deepcopy(self._tree))
+        """Which samples it holds for, ``[count] bool``; ``categories`` has the names whose codes a column holds."""
         with np.errstate(all="ignore"):
-            value = self._value(tree, _Columns(self, columns))
-        constants = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        if np.ndim(value.data) == 0 and (called := constants & columns.keys()):
+            value = _Evaluation(self, columns, categories or {}).value(self._tree)
+        constants = {str(node.value) for node in ast.walk(self._tree) if isinstance(node, ast.Constant)}
+        if np.ndim(value) == 0 and (called := constants & columns.keys()):
             name = min(called)
-            raise self._refused(
+            raise self.refused(
                 f"reads no column: {name} is a number", fix=f"`{name}` for the column {name!r}"
             )
-        if not value.truth:
-            raise self._refused("is a number, not a condition", fix="compare it: ... > 0")
-        return np.broadcast_to(np.asarray(value.data, dtype=np.bool_), (count,)).copy()
+        if not _is_truth(value):
+            raise self.refused("is a number, not a condition", fix="compare it: ... > 0")
+        return np.broadcast_to(np.asarray(value, dtype=np.bool_), (count,)).copy()
 
-    def _value(self, node: ast.expr, columns: _Columns) -> _Value:
+
+class _Evaluation:
+    """An expression on columns: a value is an array or, of constants alone, a Python ``float`` or ``bool``."""
+
+    def __init__(
+        self,
+        expression: Expression,
+        columns: Mapping[str, npt.NDArray[Any]],
+        categories: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.columns, self.categories = columns, categories
+        self.name, self.shown, self.refused = expression.name, expression.shown, expression.refused
+
+    def value(self, node: ast.expr) -> Any:
+        """What a node of the tree comes to."""
         match node:
             case ast.Name():
-                return columns.get(self._name(node))
-            case ast.Constant(value=bool() | int() | float() as constant):
+                return self._column(self.name(node))
+            case ast.Constant(value=bool() as truth):
+                return truth
+            case ast.Constant(value=int() | float() as constant):
                 return self._constant(constant)
             case ast.Constant(value=str() as text):
-                raise self._refused(
+                raise self.refused(
                     f"holds the text {text!r:.60}; columns are numbers",
                     fix="names of nodes go to genes= and without=; columns of names are compared by ==, != and in",
                 )
             case ast.BoolOp(op=op, values=parts):
-                truths = [self._truth(part, columns) for part in parts]
-                combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                result = truths[0]
-                for truth in truths[1:]:
-                    result = combine(result, truth)
-                return _Value(result, True)
+                return functools.reduce(_JOIN[type(op)], [self._truth(part) for part in parts])
             case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr() as sign, right=right):
-                pair = self._joined(left, sign, columns), self._joined(right, sign, columns)
-                join = np.logical_and if isinstance(sign, ast.BitAnd) else np.logical_or
-                return _Value(join(*pair), True)
+                return _JOIN[type(sign)](self._joined(left, sign), self._joined(right, sign))
             case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=inner):
-                return _Value(np.logical_not(self._truth(inner, columns)), True)
+                return np.logical_not(self._truth(inner))
             case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
-                number = self._number(inner, columns)
-                return _Value(-number if isinstance(sign, ast.USub) else number, False)
+                return -self._number(inner) if isinstance(sign, ast.USub) else self._number(inner)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-                pair = self._number(left, columns), self._number(right, columns)
+                pair = self._number(left), self._number(right)
                 result = _ARITHMETIC[type(op)](*pair)
-                return _Value(float(result) if all(isinstance(x, float) for x in pair) else result, False)
+                return float(result) if all(isinstance(x, float) for x in pair) else result
             case ast.Compare():
-                return self._comparison(node, columns)
+                return self._comparison(node)
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
-                function, gives_truth = _FUNCTIONS[name]
-                result = function(self._number(argument, columns))
-                return _Value(result if gives_truth or np.ndim(result) else float(result), gives_truth)
-        raise self._unknown(node)
+                result = _FUNCTIONS[name](self._number(argument))
+                return result if np.ndim(result) or _is_truth(result) else float(result)
+        raise self.refused(f"holds {self.shown(node)!r}, which is not of the language", fix=f"it has {_FIX}")
 
-    def _constant(self, constant: float) -> _Value:
-        if isinstance(constant, bool):
-            return _Value(constant, True)
-        if abs(constant) > _LARGEST and isinstance(constant, int):
-            raise self._refused("holds a whole number above 2**53, which no column is compared with exactly")
-        if not math.isfinite(constant):
-            raise self._refused("holds a number that is not finite", fix="isfinite(x) asks for finite values")
-        return _Value(float(constant), False)
-
-    def _comparison(self, node: ast.Compare, columns: _Columns) -> _Value:
-        result: Any = True
-        left = self._value(node.left, columns)
-        for op, right_node in zip(node.ops, node.comparators, strict=True):
-            if isinstance(op, ast.In | ast.NotIn):
-                found = self._member(left, right_node, columns)
-                result = np.logical_and(result, ~found if isinstance(op, ast.NotIn) else found)
-                if len(node.ops) > 1:
-                    raise self._refused("chains 'in' with another comparison", fix="join the two by 'and'")
-                continue
-            if type(op) not in _COMPARE:
-                raise self._refused("compares by identity", fix=f"it has {_FIX}")
-            right = self._value(right_node, columns)
-            if left.truth != right.truth or (left.truth and not isinstance(op, ast.Eq | ast.NotEq)):
-                raise self._refused(f"compares a condition with a number in {self._shown(node)!r}")
-            result = np.logical_and(result, _COMPARE[type(op)](left.data, right.data))
-            left = right
-        return _Value(result, True)
-
-    def _member(self, left: _Value, node: ast.expr, columns: _Columns) -> npt.NDArray[np.bool_]:
-        if left.truth or not isinstance(node, ast.Tuple | ast.List):
-            raise self._refused("has 'in' without a number before or a list after it", fix="x in (1, 2)")
-        choices = [self._number(item, columns) for item in node.elts]
-        if not all(isinstance(item, float) for item in choices):
-            raise self._refused("has a column in the list after 'in'", fix="x == a or x == b")
-        values = np.asarray(left.data)
-        return np.isin(values, np.asarray(choices, dtype=values.dtype))
-
-    def _number(self, node: ast.expr, columns: _Columns) -> Any:
-        value = self._value(node, columns)
-        if value.truth:
-            raise self._refused(f"counts with the condition {self._shown(node)!r}")
-        return value.data
-
-    def _joined(self, node: ast.expr, sign: ast.operator, columns: _Columns) -> Any:
-        """A condition beside ``&`` or ``|``, which bind tighter than comparisons."""
-        value = None if isinstance(node, ast.Constant) else self._value(node, columns)
-        if value is None or not value.truth:
-            sign_text, word = ("&", "and") if isinstance(sign, ast.BitAnd) else ("|", "or")
-            raise self._refused(
-                f"joins {self._shown(node)!r}, no condition, by {sign_text!r}, which binds tighter than a comparison",
-                fix=f"a > 1 {word} b < 2, or (a > 1) {sign_text} (b < 2)",
-            )
-        return value.data
-
-    def _truth(self, node: ast.expr, columns: _Columns) -> Any:
-        value = self._value(node, columns)
-        if not value.truth:
-            raise self._refused(
-                f"joins the number {self._shown(node)!r} by and, or, not", fix="compare it: ... > 0"
-            )
-        return value.data
-
-
-class _Columns:
-    """Columns as numbers, converted when they are asked for."""
-
-    def __init__(self, expression: Expression, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.expression, self.columns = expression, columns
-
-    def get(self, name: str) -> _Value:
+    def _column(self, name: str) -> Any:
         usable = [key for key, column in self.columns.items() if is_number(column)]
-        name = meant(name, usable)
+        name = _meant(name, usable)
         if name not in usable:
-            known = name in self.columns
-            why = "is not one number per sample" if known else "is no column of this store"
-            raise self.expression._refused(f"names {name!r}, which {why}{suggestion(name, usable)}")
+            why = "is not one number per sample" if name in self.columns else "is no column of this store"
+            raise self.refused(f"names {name!r}, which {why}{suggestion(name, usable)}")
         column = self.columns[name]
         if column.dtype.kind == "b":
-            return _Value(column, True)
+            return column
         if column.dtype.kind in "iu":
             if column.size and max(int(column.max()), -int(column.min())) > _LARGEST:
-                raise self.expression._refused(f"reads {name!r}, which holds numbers above 2**53")
-            return _Value(column.astype(np.float64), False)
-        return _Value(column.astype(np.promote_types(column.dtype, np.float32), copy=False), False)
+                raise self.refused(f"reads {name!r}, which holds numbers above 2**53")
+            return column.astype(np.float64)
+        return column.astype(np.promote_types(column.dtype, np.float32), copy=False)
+
+    def _constant(self, constant: float) -> float:
+        if abs(constant) > _LARGEST and isinstance(constant, int):
+            raise self.refused("holds a whole number above 2**53, which no column is compared with exactly")
+        if not math.isfinite(constant):
+            raise self.refused("holds a number that is not finite", fix="isfinite(x) asks for finite values")
+        return float(constant)
+
+    def _comparison(self, node: ast.Compare) -> Any:
+        result: Any = True
+        first, *others = self._coded([node.left, *node.comparators], node.ops)
+        left = self.value(first)
+        for op, right_node in zip(node.ops, others, strict=True):
+            if isinstance(op, ast.In | ast.NotIn):
+                if len(node.ops) > 1:
+                    raise self.refused("chains 'in' with another comparison", fix="join the two by 'and'")
+                found = self._member(left, right_node)
+                return ~found if isinstance(op, ast.NotIn) else found
+            if type(op) not in _COMPARE:
+                raise self.refused("compares by identity", fix=f"it has {_FIX}")
+            right, truth = self.value(right_node), _is_truth(left)
+            if truth != _is_truth(right) or (truth and not isinstance(op, ast.Eq | ast.NotEq)):
+                raise self.refused(f"compares a condition with a number in {self.shown(node)!r}")
+            result = np.logical_and(result, _COMPARE[type(op)](left, right))
+            left = right
+        return result
+
+    def _member(self, left: Any, node: ast.expr) -> npt.NDArray[np.bool_]:
+        if _is_truth(left) or not isinstance(node, ast.Tuple | ast.List):
+            raise self.refused("has 'in' without a number before or a list after it", fix="x in (1, 2)")
+        choices = [self._number(item) for item in node.elts]
+        if not all(isinstance(item, float) for item in choices):
+            raise self.refused("has a column in the list after 'in'", fix="x == a or x == b")
+        values = np.asarray(left)
+        return np.isin(values, np.asarray(choices, dtype=values.dtype))
+
+    def _coded(self, sides: list[ast.expr], ops: list[ast.cmpop]) -> list[ast.expr]:
+        """The sides of a comparison, codes for texts: ``cell_type == 'NK'`` asks for the number that the column holds."""
+        found = {_meant(self.name(side), self.categories) for side in sides if isinstance(side, ast.Name)}
+        column = next(iter(found & self.categories.keys()), None)
+        if column is None or len(found) != 1:
+            return sides
+        equal = all(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in ops)
+        return [self._code(side, column, equal) for side in sides]
+
+    def _code(self, side: ast.expr, column: str, equal: bool) -> ast.expr:
+        if isinstance(side, ast.Tuple | ast.List):
+            return ast.List([self._code(each, column, equal) for each in side.elts])
+        if not isinstance(side, ast.Constant) or isinstance(side.value, bool):
+            return side
+        names, text = list(self.categories[column]), side.value
+        if not isinstance(text, str):
+            if str(text) in names:  # code or name? nobody can tell
+                fix = f"{column} == {str(text)!r} for the name"
+                raise self.refused(f"compares {column!r}, whose names are texts, with a number", fix)
+            return side
+        if not equal:
+            raise self.refused(f"orders the names of {column!r}", fix="==, != and in (...)")
+        if text not in names:
+            raise self.refused(f"asks for {text!r:.60}, which is no {column}{suggestion(text, names)}")
+        return ast.Constant(names.index(text))
+
+    def _number(self, node: ast.expr) -> Any:
+        value = self.value(node)
+        if _is_truth(value):
+            raise self.refused(f"counts with the condition {self.shown(node)!r}")
+        return value
+
+    def _truth(self, node: ast.expr) -> Any:
+        value = self.value(node)
+        if not _is_truth(value):
+            raise self.refused(
+                f"joins the number {self.shown(node)!r} by and, or, not", fix="compare it: ... > 0"
+            )
+        return value
+
+    def _joined(self, node: ast.expr, sign: ast.operator) -> Any:
+        """A condition beside ``&`` or ``|``, which bind tighter than comparisons."""
+        value = None if isinstance(node, ast.Constant) else self.value(node)
+        if _is_truth(value):
+            return value
+        text, word = ("&", "and") if isinstance(sign, ast.BitAnd) else ("|", "or")
+        raise self.refused(
+            f"joins {self.shown(node)!r}, no condition, by {text!r}, which binds tighter than a comparison",
+            fix=f"a > 1 {word} b < 2, or (a > 1) {text} (b < 2)",
+        )

@@ -109,8 +109,11 @@ class StoredFacts(abc.ABC):
             ``ds[ds.names("cell_type") == "NK"]``
         """
         apart = self.label_columns
+        if not isinstance(column, str):
+            raise SettingError(f"column={column!r:.200}: expected the name of a column of names")
         label = next((label for label, name in apart.items() if name == column), column)
-        return named(self.columns[apart.get(label, label)], names_in(self.base_graph, label))
+        names = names_in(self.base_graph, label)
+        return named(self.columns[apart.get(label, label)], names)
 
     @property
     def source_ids(self) -> list[str] | None:

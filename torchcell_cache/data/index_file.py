@@ -73,6 +73,23 @@ def check_identity(stored: dict[str, Any], generation: Generation, path: Path) -
         )
 
 
+def of_store(what: str, dataset: Any) -> None:
+    """Refuse what is neither a store nor a view of one."""
+    if not hasattr(dataset, "generation"):
+        raise SettingError(
+            f"{what} takes a store or a view of one, got {type(dataset).__name__}",
+            fix="dataset[indices] is a view of some samples",
+        )
+
+
+def plain_values(made_by: Any) -> Any:
+    """How samples were chosen, as plain JSON values."""
+    try:
+        return plain({} if made_by is None else made_by, "made_by")
+    except (TypeError, ValueError) as error:
+        raise SettingError(str(error), fix="texts, finite numbers, lists and dicts of them") from None
+
+
 def save_indices(
     path: str | os.PathLike[str], chosen: Any, dataset: Any = None, *, made_by: dict[str, Any] | None = None
 ) -> Path:
@@ -92,11 +109,12 @@ def save_indices(
         IndexError: If an index is out of range.
         StorageError: If the file cannot be written.
     """
-    target = npy_path("path", path)
+    target, made_by = npy_path("path", path), plain_values(made_by)
     generation: Generation | None = None
     if hasattr(chosen, "generation"):
         generation, positions = chosen.generation, chosen.positions()
     elif dataset is not None:
+        of_store("save_indices", dataset)
         generation, positions = dataset.generation, dataset.positions(chosen)
     else:
         positions = _plain_positions(chosen)
@@ -109,7 +127,7 @@ def save_indices(
         with storage_errors(sidecar):
             sidecar.unlink(missing_ok=True)
         return target
-    write_document(sidecar, FORMAT, generation, made_by or {}, **entry_of(positions))
+    write_document(sidecar, FORMAT, generation, made_by, **entry_of(positions))
     return target
 
 
@@ -118,12 +136,10 @@ def entry_of(positions: Int64Array) -> dict[str, Any]:
     return {"count": len(positions), "xxh3": digest_of(positions)}
 
 
-def write_document(
-    path: Path, form: str, generation: Generation, made_by: dict[str, Any], **content: Any
-) -> None:
+def write_document(path: Path, form: str, generation: Generation, made_by: Any, **content: Any) -> None:
     """Write what samples of a store are, sealed."""
     head = {"format": form, "version": VERSION, "store": identity_of(generation)}
-    write_atomic(path, seal({**head, **content, "made_by": plain(made_by, "made_by")}), mode=0o644)
+    write_atomic(path, seal({**head, **content, "made_by": plain_values(made_by)}), mode=0o644)
 
 
 def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
@@ -144,7 +160,10 @@ def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
         IndexError: If a position is out of range.
     """
     source = npy_path("indices", path)
-    generation: Generation = getattr(dataset, "generation", dataset)
+    if not isinstance(dataset, Generation):
+        of_store("load_indices", dataset)
+        dataset = dataset.generation
+    generation: Generation = dataset
     sidecar = sidecar_of(source)
     try:
         stored = read_document(sidecar, FORMAT, {"count", "xxh3"}, f"select again, or remove {sidecar}")

@@ -19,6 +19,7 @@ from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.core.checks import (
     choice,
     function_or_none,
+    gives_items,
     names_or_none,
     real_number,
     refuse_unknown,
@@ -37,7 +38,7 @@ from torchcell_cache.data.reading import (
     shared,
 )
 from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
-from torchcell_cache.data.samplers.order import gives_items, samplers_of
+from torchcell_cache.data.samplers.order import samplers_of
 from torchcell_cache.data.view import StoreView, restricted, view_of
 from torchcell_cache.errors import SettingError
 
@@ -123,7 +124,8 @@ class CacheLoader:
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
         self.persistent_workers = truth("persistent_workers", persistent_workers)
-        self.timeout = real_number("timeout", timeout, "seconds from 0 on")
+        # The kernel waits 24 days at most.
+        self.timeout = min(real_number("timeout", timeout, "seconds from 0 on"), 2e6)
         self.worker_init_fn = function_or_none("worker_init_fn", worker_init_fn)
         self.multiprocessing_context = multiprocessing_context
         if not isinstance(multiprocessing_context, multiprocessing.context.BaseContext | None):
@@ -152,14 +154,13 @@ class CacheLoader:
 
     def _check_sampler(self, own: CacheSampler) -> None:
         """Refuse a sampler of other samples: its weights and costs would be those of others."""
-        what = None
+        what = "other samples than the dataset's, or for another order"
         if own.num_samples != len(self._view):
             what = f"{own.num_samples} samples, the dataset has {len(self._view)}"
-        elif own.content not in (None, self._view.digest):
-            what = "other samples than the dataset's, or for another order"
-        if what is not None:
-            fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
-            raise SettingError(f"the sampler is for {what}", fix=fix)
+        elif own.content in (None, self._view.digest):
+            return
+        fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+        raise SettingError(f"the sampler is for {what}", fix=fix)
 
     def _prepare_reader(self) -> None:
         collate, transform = self.collate_fn, self._view.transform
@@ -190,11 +191,8 @@ class CacheLoader:
             self._prepare_reader()
         own, plan = self._own, None if self._own is None else self._own.start_epoch()
         jobs = _jobs(plan, self._view, self.batch_sampler)
-        read = (
-            self._in_workers(jobs)
-            if self.num_workers
-            else ((job, self._reader[job.positions]) for job in jobs)
-        )
+        here = ((job, self._reader[job.positions]) for job in jobs)
+        read = self._in_workers(jobs) if self.num_workers else here
         for job, batch in on_device(read, self.device, self.pin_memory):
             if own is not None and plan is not None:
                 own.note_step(plan, job.step)

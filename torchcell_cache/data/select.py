@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.checks import choice, seed_number, suggestion, whole_number
+from torchcell_cache.core.checks import choice, gives_items, seed_number, suggestion, whole_number
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array, ragged_rows, segments
 from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.dividing import column, draw, of_store, strata_of
+from torchcell_cache.data.dividing import column, draw, strata_of
 from torchcell_cache.data.expression import Expression
-from torchcell_cache.data.index_file import load_indices
+from torchcell_cache.data.index_file import load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
+from torchcell_cache.data.samplers.weighted import MOST_BINS
 from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.graph.topology import perturbable_type
@@ -98,7 +99,7 @@ def _texts(key: str, names: Any) -> list[str]:
 
 def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
     """Which of ``rows`` are drawn, ascending."""
-    n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1), seed_number(seed)
+    n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1, most=MOST_BINS), seed_number(seed)
     if n > len(rows):
         raise SettingError(
             f"n={n:,}: {len(rows):,} samples fulfil the conditions", fix="a smaller n, or fewer conditions"
@@ -194,7 +195,7 @@ def _near(name: str, names: list[str]) -> str:
 def _listed(dataset: Any, listed: Any) -> Int64Array:
     """Indices into the dataset of listed samples."""
     if not isinstance(listed, str | os.PathLike):
-        if isinstance(listed, bytes) or not isinstance(listed, Iterable):
+        if isinstance(listed, bytes) or not gives_items(listed):
             raise SettingError(
                 f"listed={listed!r:.80}: expected a file or a list of source ids", fix='listed=["id1", "id2"]'
             )

@@ -97,6 +97,7 @@ class _Groups:
 
     def numbers(self, part: str, given: Iterable[Any]) -> dict[Any, int]:
         """Number of each named group, by what it was called."""
+        given = given.tolist() if hasattr(given, "tolist") else given
         wanted = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
         return {label: self._number(part, label) for label in wanted}
 

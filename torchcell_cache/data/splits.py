@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.checks import suggestion
+from torchcell_cache.core.checks import suggestion, truth
 from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
@@ -18,6 +18,7 @@ from torchcell_cache.data.dividing import PARTS, count_divided, first_of_set
 from torchcell_cache.data.index_file import (
     check_identity,
     entry_of,
+    of_store,
     read_document,
     read_positions,
     save_indices,
@@ -59,7 +60,7 @@ class Splits:
     made_by: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Int64Array:
-        found = self.parts.get(name, self.groups.get(name))
+        found = self.parts.get(name, self.groups.get(name)) if isinstance(name, str) else None
         if found is None:
             raise SettingError(f"the split has no part {name!r}{suggestion(str(name), self.names)}")
         return found
@@ -139,7 +140,7 @@ class Splits:
 
     def said(self, progress: bool) -> Splits:
         """This split, its notes said on stderr by one rank unless ``progress`` is false."""
-        notes = self.notes if progress else ()
+        notes = self.notes if truth("progress", progress) else ()
         if notes:
             from torchcell_cache.core.progress import Console  # training that reads a split needs no builder
 
@@ -161,7 +162,7 @@ class Splits:
         """
         where = local_path(directory, "directory")
         document = where / SPLITS_FILE
-        if document.exists() and not overwrite:
+        if not truth("overwrite", overwrite) and document.exists():
             if self._is_saved(where):
                 return where
             raise SettingError(
@@ -211,6 +212,7 @@ class Splits:
             StaleCacheError: If it was made for another store, or a file changed since.
             CorruptManifestError: If ``splits.json`` is damaged.
         """
+        of_store("Splits.load", dataset)
         where = local_path(directory, "directory")
         document = read_splits_file(where)
         check_identity(document["store"], dataset.generation, where / SPLITS_FILE)

@@ -18,6 +18,8 @@ from torchcell_cache.errors import SettingError
 
 UNEVEN = ("drop_last", "pad", "exact")
 STATE_VERSION = 1
+MOST = 2**40
+"""Samples of an epoch: more is a mistake, and nothing that an array holds."""
 _NAMES = {"num_samples": "samples", "content": "content digest"}
 
 
@@ -85,7 +87,10 @@ class CacheSampler(abc.ABC):
         given |= common
         self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(given["seed"])
         self.dataset = dataset
-        self.num_samples = len(dataset) if isinstance(dataset, Sized) else whole_number("dataset", dataset, 0)
+        if isinstance(dataset, Sized) and getattr(dataset, "ndim", 1) == 0:
+            raise SettingError(f"dataset={dataset!r:.200}: expected a dataset, or its number of samples")
+        count = len(dataset) if isinstance(dataset, Sized) else dataset
+        self.num_samples = whole_number("dataset", count, 0, most=MOST)
         self.drop_last, self.uneven = (
             truth("drop_last", given["drop_last"]),
             choice("uneven", given["uneven"], UNEVEN),

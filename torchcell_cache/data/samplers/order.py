@@ -8,7 +8,7 @@ been seen is therefore always a prefix, so one number resumes an epoch on any ot
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import BatchSampler
 
-from torchcell_cache.core.checks import rank_and_world_size, truth
+from torchcell_cache.core.checks import gives_items, rank_and_world_size, truth
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
 from torchcell_cache.errors import SettingError
@@ -262,8 +262,3 @@ def samplers_of(
     if batch_sampler is not None:
         return getattr(batch_sampler, "sampler", batch_sampler), batch_sampler
     return sampler, sampler if ready else BatchSampler(sampler, batch_size, own["drop_last"])
-
-
-def gives_items(value: Any) -> bool:
-    """Whether ``value`` can be iterated, which arrays without an axis only claim."""
-    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0

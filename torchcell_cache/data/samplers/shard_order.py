@@ -180,7 +180,7 @@ def shuffle_quality(order: Int64Array, batch_size: int) -> ShuffleQuality:
     place[order] = np.arange(count)
     moved = np.abs(place - np.arange(count)) / count
     steps = np.abs(np.diff(order))
-    batch = place // batch_size
+    batch = place // min(batch_size, count)
     return ShuffleQuality(
         mean_displacement=float(moved.mean()),
         median_displacement=float(np.median(moved)),

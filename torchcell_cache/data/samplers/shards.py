@@ -102,7 +102,8 @@ class StreamOrderSampler(CacheSampler):
 
     def _read_place(self, place: Any) -> Intervals:
         try:
-            found = [[whole_number("left", a, 0), whole_number("left", b, 0)] for a, b in place]
+            pairs: Any = place if isinstance(place, list | tuple) else [None]
+            found = [[whole_number("left", a, 0), whole_number("left", b, 0)] for a, b in pairs]
         except (TypeError, ValueError, SettingError):
             found = [[1, 0]]
         flat = [0, *itertools.chain(*found), self.num_samples]

@@ -5,16 +5,16 @@ Draws come out the same on every machine: only operations that IEEE 754 defines 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from torchcell_cache.core.checks import real_numbers, truth, whole_number
+from torchcell_cache.core.checks import gives_items, real_numbers, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.samplers.base import Common
+from torchcell_cache.data.samplers.base import MOST, Common
 from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers
 from torchcell_cache.errors import SettingError
 
@@ -23,6 +23,7 @@ Float64Array = npt.NDArray[np.float64]
 WITH, WITHOUT = 1, 2
 _LN2 = 0.6931471805599453
 _TERMS = 15
+MOST_BINS = 2**20
 
 
 def uniforms(count: int, seed: int, epoch: int, stream: int) -> Float64Array:
@@ -95,8 +96,8 @@ def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
 def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
     """Inner edges of bins, ascending."""
     known = values[np.isfinite(values)]
-    if np.ndim(bins) == 0:
-        bins = whole_number("bins", bins, 2, fix="bins=10, or a list of edges")
+    if not isinstance(bins, Sequence) and np.ndim(bins) == 0:
+        bins = whole_number("bins", bins, 2, "bins=10, or a list of edges", MOST_BINS)
         if not len(known):
             raise SettingError(f"column {name!r} has no finite value to make bins of")
         low, high = float(known.min()), float(known.max())
@@ -105,7 +106,7 @@ def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
         edges = np.asarray(bins, dtype=np.float64)
     except (TypeError, ValueError):
         edges = np.empty(0)
-    if edges.ndim != 1 or not len(edges) or not bool((np.diff(edges) > 0).all()):
+    if edges.ndim != 1 or not len(edges) or np.isnan(edges).any() or not (np.diff(edges) > 0).all():
         raise SettingError(f"bins={bins!r}: expected a whole number from 2 on, or edges in ascending order")
     return edges
 
@@ -152,7 +153,7 @@ def inverse_frequency(
     dataset: Any, by: str | Sequence[str], bins: Bins | dict[str, Bins] | None
 ) -> Float64Array:
     """One over the size of each sample's group, ``[num_samples] float64``: all groups weigh the same in total."""
-    names = (by,) if isinstance(by, str) or not isinstance(by, Iterable) else tuple(by)
+    names: tuple[Any, ...] = (by,) if isinstance(by, str) or not gives_items(by) else tuple(by)
     if not names:
         raise SettingError("by=() names no column")
     if isinstance(bins, dict) and (unknown := sorted(set(bins) - set(names))):
@@ -222,7 +223,7 @@ class WeightedCacheSampler(OrderSampler):
     def _checked_draws(self, wanted: int | None) -> int:
         able = int(np.count_nonzero(self.weights))
         count = (self.num_samples if self.replacement else able) if wanted is None else wanted
-        count = whole_number("num_samples", count, 0 if wanted is None else 1)
+        count = whole_number("num_samples", count, 0 if wanted is None else 1, most=MOST)
         if not self.replacement and count > able:
             raise SettingError(
                 f"num_samples={count}, but only {able} of {self.num_samples} samples have a weight above 0",
