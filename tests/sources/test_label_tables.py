@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from graphs import cell_graph
 from hypothesis import HealthCheck, given, settings
@@ -271,6 +273,71 @@ def test_whole_numbers_that_would_change_are_refused(read) -> None:
             read(f"genes,n\nY001,1\nY002,{value}\n")
 
 
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**60 + 2**20, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("kind", ["csv", "plain", "int", "decimal", "text"])
+def test_whole_numbers_of_every_file_stay_whole_or_are_refused(tmp_path: Path, value, kind) -> None:
+    """A Parquet column of whole numbers must not be compared after it was rounded."""
+    path = tmp_path / ("t.csv" if kind in ("csv", "plain") else "t.parquet")
+    if path.suffix == ".csv":
+        path.write_text(f"genes,n\nA,1\nB,{value}\n")
+    else:
+        whole = pa.array([1, value], pa.uint64() if value >= 2**63 else pa.int64())
+        column = {
+            "int": whole,
+            "decimal": whole.cast(pa.decimal128(30, 0)),
+            "text": pa.array(["1", str(value)]),
+        }
+        pq.write_table(pa.table({"genes": ["A", "B"], "n": column[kind]}), path)
+    with pytest.raises(SourceContractError, match=rf"row 1: '{value}' in column 'n' has more digits"):
+        read_table(path, GENES, fast=kind != "plain")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("cell", ["1e400", "-1e400", "9" * 400, "1.5E309", " 1e400 "])
+def test_a_number_beyond_floats_is_no_infinity(tmp_path: Path, cell, fast) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"genes,n\nA,1\nB,{cell}\n")
+    with pytest.raises(SourceContractError, match=r"row 1: .* in column 'n' is beyond what float32 holds"):
+        read_table(path, GENES, fast=fast)
+    path.write_text("genes,n\nA,1\nB,inf\nC,-Infinity\n")
+    assert read_table(path, GENES, fast=fast).phenotypes["n"].tolist() == [1, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("name", ["Unnamed: 0", "index", "level_0", "rownames", "...1", "X", "Unnamed: 0.1"])
+def test_numbers_of_rows_are_no_labels(tmp_path: Path, name, fast) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{name},genes,f\n0,A,0.5\n2,B,0.25\n")
+    found = read_table(path, GENES, fast=fast)
+    assert list(found.phenotypes) == ["f"]
+    assert f"no labels: {name} (numbers of rows)" in found.notes[0]
+    assert list(read_table(path, Roles(("genes",), phenotypes=(name,))).phenotypes) == [name]
+    if not name.startswith("Unnamed"):  # measurements that are called like numbers of rows
+        path.write_text(f"{name},genes,f\n1,A,0.5\n1,B,0.25\n")
+        assert list(read_table(path, GENES, fast=fast).phenotypes) == [name, "f"]
+        path.write_text(f"{name},genes,f\n1.25,A,0.5\n1,B,0.25\n")
+        assert list(read_table(path, GENES, fast=fast).phenotypes) == [name, "f"]
+
+
+@pytest.mark.parametrize(
+    "names", [np.array(["f"]), pd.Index(["f"]), pd.Series(["f"]), (n for n in "f"), np.str_("f")]
+)
+def test_names_of_columns_in_every_container(read, names) -> None:
+    source = read("genes,f,g\nY001,1,2\n", phenotypes=names)
+    assert source.table.phenotypes == ("f",)
+    assert type(source.table.phenotypes[0]) is str
+
+
+def test_a_header_that_r_wrote_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('"genes","f"\n"1","A",0.5\n"2","B",1\n')
+    for fast in (True, False):
+        with pytest.raises(
+            SourceContractError, match=r"row 0 has 3 cells, the header has 2(.|\n)*col.names=NA"
+        ):
+            read_table(path, GENES, fast=fast)
+
+
 # The files
 
 
@@ -426,6 +493,17 @@ def test_a_column_that_is_not_there_is_looked_for(read, header, said) -> None:
         ({"phenotypes": [3]}, "3 is no name"),
         ({"perturbed": [None]}, "None is no name"),
         ({"perturbed": []}, "names no column"),
+        ({"perturbed": 1}, "perturbed: 1 is no name"),
+        ({"phenotypes": 1}, "phenotypes: 1 is no name"),
+        ({"phenotypes": {"f"}}, "is no name of a column"),
+        ({"phenotypes": {"f": "g"}}, "is no name of a column"),
+        ({"phenotypes": b"f"}, "is no name of a column"),
+        ({"statistics": 1.5}, "statistics: 1.5 is no name"),
+        ({"id_column": ["genes"]}, "id_column="),
+        ({"id_column": 3}, "id_column=3"),
+        ({"separator": 1}, "separator=1"),
+        ({"separator": None}, "separator=None"),
+        ({"separator": b"|"}, "separator="),
     ],
 )
 def test_settings_of_reading_that_are_none(read, setting, said) -> None:

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from torchcell_cache.errors import SourceContractError, install_line
 from torchcell_cache.sources.delimited import MISSING, rows_of
 from torchcell_cache.sources.name_lists import NameLists
-from torchcell_cache.sources.numbers_in_text import POSSIBLE, Cell, Numbers, parse_cells
+from torchcell_cache.sources.numbers_in_text import EXACT, POSSIBLE, Cell, Numbers, parse_cells, stays_whole
 
-_EXACT = 2.0**53
 _BLOCK = 8 << 20
 
 
@@ -70,7 +69,7 @@ class ArrowColumn:
             values = _float64(pc.cast(text, pa.float64()))
         except pa.ArrowInvalid:
             return self._by_hand(text)
-        doubtful = np.isnan(values).sum() > text.null_count or bool((np.abs(values) >= _EXACT).any())
+        doubtful = np.isnan(values).sum() > text.null_count or bool((np.abs(values) >= EXACT).any())
         if doubtful:
             return self._by_hand(text)
         if len(values) == text.null_count:
@@ -88,9 +87,12 @@ class ArrowColumn:
         number = (int(known[0]), str(self._data[int(known[0])].as_py())) if len(known) else None
         inexact: Cell | None = None
         if kinds.is_integer(self._type) or kinds.is_decimal(self._type):
-            for row in np.flatnonzero(np.abs(values) >= _EXACT).tolist():
-                if self._data[row].as_py() != values[row]:
-                    inexact = (row, str(self._data[row].as_py()))
+            for row in np.flatnonzero(np.abs(values) >= EXACT).tolist():
+                value = self._data[
+                    row
+                ].as_py()  # compared as what it is: a float would be rounded like values[row]
+                if value == int(value) and not stays_whole(int(value)):
+                    inexact = (row, str(value))
                     break
         return Numbers(values, number=number, inexact=inexact)
 
@@ -105,7 +107,7 @@ class ArrowColumn:
         odd = self._first(pc.is_valid(text).to_numpy().astype(np.bool_) & ~possible)
         in_column = [
             None if cell is None else (int(rows[cell[0]]), cell[1])
-            for cell in (found.odd, found.number, found.almost, found.inexact)
+            for cell in (found.odd, found.number, found.almost, found.inexact, found.huge)
         ]
         values = np.full(len(text), np.nan)
         values[rows] = found.values

@@ -23,13 +23,16 @@ Float64Array = npt.NDArray[np.float64]
 SCORES = ("epsilon", "tau")
 
 
-def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, Float32Array]:
+def interaction_scores(
+    ids: Any, ptr: Any, fitness: Any, rows: Int64Array | None = None
+) -> tuple[Float32Array, Float32Array]:
     """Digenic and trigenic scores of a table of knock-outs.
 
     Args:
         ids: Deleted genes of all samples, ``[num_ids] int64``; sample ``k`` is ``ids[ptr[k]:ptr[k + 1]]``.
         ptr: ``[num_samples + 1] int64``.
         fitness: As a fraction of the wild type, ``[num_samples]``; NaN is "not measured".
+        rows: What errors call the samples, ``[num_samples]``; their positions by default.
 
     Returns:
         ``epsilon`` and ``tau``, ``[num_samples] float32`` each, computed in double precision. NaN for samples that
@@ -41,15 +44,33 @@ def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, 
             offsets do not fit each other, or a value is no number.
     """
     given = ragged_ids(ids, ptr)
+    rows = np.arange(len(given)) if rows is None else rows
     ids, ptr = given.ids, given.ptr
     fitness = Measurements.of({"fitness": fitness}, len(given)).values[:, 0]
     if len(fitness) != len(given):
         raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
     names, ids = np.unique(ids, return_inverse=True)  # small numbers: three of them must fit into one
-    counts, width = np.diff(ptr), max(len(names), 1)
-    single, double, triple = (_Group.of(ids, ptr, size, counts == size, fitness, width) for size in (1, 2, 3))
+    width = max(len(names), 1)
+    single, double, triple = (_Group.of(ids, ptr, size, rows, fitness, width) for size in (1, 2, 3))
 
     epsilon, tau = np.full((2, len(fitness)), np.nan)
+    with np.errstate(invalid="ignore"):  # an infinite fitness makes scores that are infinite or none
+        _score(single, double, triple, epsilon, tau, width)
+    for name, scores in zip(SCORES, (epsilon, tau), strict=True):
+        large = np.isfinite(scores) & (np.abs(scores) > np.finfo(np.float32).max)
+        if large.any():
+            at = int(np.argmax(large))
+            raise SourceContractError(
+                f"row {rows[at]}: '{name}' is {scores[at]}, beyond what float32 holds (3.4e38)",
+                fix="give the fitness as a fraction of the wild type",
+            )
+    return epsilon.astype(np.float32), tau.astype(np.float32)
+
+
+def _score(
+    single: _Group, double: _Group, triple: _Group, epsilon: Float64Array, tau: Float64Array, width: int
+) -> None:
+    """Write the scores of doubles and triples."""
     a, b = double.genes.T
     epsilon[double.rows] = double.fitness - single.of_genes(a) * single.of_genes(b)
     pairs = _Group(double.genes, double.rows, epsilon[double.rows], double.keys, width)
@@ -58,7 +79,6 @@ def interaction_scores(ids: Any, ptr: Any, fitness: Any) -> tuple[Float32Array, 
     f_a, f_b, f_c = (single.of_genes(gene) for gene in (a, b, c))
     pairwise = pairs.of_genes(a, b) * f_c + pairs.of_genes(a, c) * f_b + pairs.of_genes(b, c) * f_a
     tau[triple.rows] = triple.fitness - f_a * f_b * f_c - pairwise
-    return epsilon.astype(np.float32), tau.astype(np.float32)
 
 
 def with_scores(
@@ -68,6 +88,7 @@ def with_scores(
     value_ptr: Int64Array,
     phenotypes: tuple[str, ...],
     interactions: bool | str,
+    rows: Int64Array,
 ) -> tuple[Float64Array, tuple[str, ...]]:
     """Measurements with the labels ``epsilon`` and ``tau`` after the other labels.
 
@@ -78,6 +99,7 @@ def with_scores(
         value_ptr: Offsets of the samples' measurements.
         phenotypes: Names of the labels.
         interactions: Name of the label that is the fitness; ``True``: ``fitness``, or the only label.
+        rows: What errors call the samples.
 
     Raises:
         SettingError: If there is no such label, one of that name is there already, or a sample has several measurements.
@@ -102,7 +124,7 @@ def with_scores(
             "interactions need one fitness per knock-out, and some samples do not have exactly one measurement",
             fix='replicates="mean"',
         )
-    scores = interaction_scores(ids, ptr, values[:, phenotypes.index(label)])
+    scores = interaction_scores(ids, ptr, values[:, phenotypes.index(label)], rows)
     added = np.stack(scores, axis=1).astype(np.float64)
     split = len(phenotypes)
     return np.concatenate([values[:, :split], added, values[:, split:]], axis=1), (*phenotypes, *SCORES)
@@ -118,15 +140,21 @@ class _Group:
 
     @classmethod
     def of(
-        cls, ids: Int64Array, ptr: Int64Array, size: int, chosen: Any, fitness: Float64Array, width: int
+        cls,
+        ids: Int64Array,
+        ptr: Int64Array,
+        size: int,
+        called: Int64Array,
+        fitness: Float64Array,
+        width: int,
     ) -> _Group:
-        rows = np.flatnonzero(chosen)
+        rows = np.flatnonzero(np.diff(ptr) == size)
         genes = np.sort(ids[ptr[rows][:, None] + np.arange(size)], axis=1)
         keys = _keys(genes.T, width)
         order = np.argsort(keys, kind="stable")
         repeated = np.flatnonzero(np.diff(keys[order]) == 0)
         if len(repeated):
-            first, second = rows[order[repeated[0]]], rows[order[repeated[0] + 1]]
+            first, second = called[rows[order[repeated[0]]]], called[rows[order[repeated[0] + 1]]]
             raise SourceContractError(
                 f"rows {first} and {second} are the same knock-out, so its fitness is ambiguous",
                 fix='keep one of them, or pass replicates="mean"',

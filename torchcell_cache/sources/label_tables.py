@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.arrow_columns import read_csv, read_parquet
 from torchcell_cache.sources.delimited import (
+    MISSING,
     check_header,
     checked_separator,
     read_text,
@@ -22,6 +23,7 @@ from torchcell_cache.sources.delimited import (
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
 from torchcell_cache.sources.numbers_in_text import Numbers, parse_cells
+from torchcell_cache.sources.positional import column_list, is_row_numbers
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -44,13 +46,24 @@ class Roles:
     statistics: tuple[str, ...] = ()
     id_column: str | None = None
 
-    def __post_init__(self) -> None:
-        if not self.separator:
-            raise SettingError("separator is empty: it would not separate names", fix='separator="|"')
-        if not self.perturbed:
+    @classmethod
+    def of(cls, perturbed: Any, separator: Any, phenotypes: Any, statistics: Any, id_column: Any) -> Roles:
+        """From what a caller gives.
+
+        Raises:
+            SettingError: If it is no name of a column, or separates nothing.
+        """
+        if not isinstance(separator, str) or not separator:
+            said = " is empty" if separator == "" else f"={separator!r:.80}"
+            raise SettingError(f"separator{said}: it would not separate names", fix='separator="|"')
+        names = _column_names("perturbed", perturbed)
+        if not names:
             raise SettingError("perturbed names no column", fix='perturbed="genes"')
-        if odd := [name for name in self.named if not isinstance(name, str)]:
-            raise SettingError(f"{odd[0]!r} is no name of a column, expected text")
+        if id_column is not None and not isinstance(id_column, str):
+            raise SettingError(f"id_column={id_column!r} is no name of a column, expected text")
+        labels = None if phenotypes is None else _column_names("phenotypes", phenotypes)
+        ids = None if id_column is None else str(id_column)
+        return cls(names, separator, labels, _column_names("statistics", statistics), ids)
 
     @property
     def named(self) -> list[str]:
@@ -62,6 +75,17 @@ class Roles:
     def labels_by_type(self) -> bool:
         """Whether the columns that are labels follow from their content."""
         return self.phenotypes is None and not self.statistics
+
+
+def _column_names(what: str, given: Any) -> tuple[str, ...]:
+    """One name of a column, or several in their order."""
+    try:
+        names = (given,) if isinstance(given, str) else tuple(column_list(given, what))
+    except SourceContractError:
+        names = (given,)
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise SettingError(f"{what}: {odd[0]!r:.80} is no name of a column, expected text")
+    return tuple(str(name) for name in names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +192,13 @@ def read_table(
     except SourceContractError as error:
         raise SourceContractError(f"{path}: {error}", path=path) from None
     ids = None if roles.id_column is None else columns[roles.id_column].texts()
+    if (
+        ids is not None
+        and (row := next((k for k, cell in enumerate(ids) if cell.strip() in MISSING), None)) is not None
+    ):
+        raise SourceContractError(
+            f"{path}: row {row}: {ids[row]!r} in column '{roles.id_column}' is no name of a sample", path=path
+        )
     statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
     labels, left = _labels(path, roles, columns)
     if unnamed and roles.labels_by_type:
@@ -198,10 +229,13 @@ def _delimited(
     cells: list[list[str]] = [[] for _ in header]
     for number, row in enumerate(rows):
         if len(row) != len(header):
+            short = number == 0 and len(row) == len(header) + 1
             raise SourceContractError(
                 f"{path}: row {number} has {len(row)} cells, the header has {len(header)}",
                 path=path,
-                fix="cells that hold the separator must be quoted (CSV), or the row is cut",
+                fix="R leaves out the name over its names of rows: write.csv, or write.table(..., col.names=NA)"
+                if short
+                else "cells that hold the separator must be quoted (CSV), or the row is cut",
             )
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)
@@ -233,6 +267,7 @@ def _labels(
         return {n: _numbers(path, n, columns[n].numbers()) for n in roles.phenotypes or ()}, ()
     labels: dict[str, Float64Array] = {}
     left: list[str] = []
+    first = next(iter(columns))
     for name, column in columns.items():
         if name in (*roles.perturbed, roles.id_column):
             continue
@@ -240,7 +275,9 @@ def _labels(
             left.append(f"{name} (index)")
             continue
         found = column.numbers()
-        if found.odd is None:
+        if found.odd is None and is_row_numbers(name, found.values, name == first):
+            left.append(f"{name} (numbers of rows)")
+        elif found.odd is None:
             labels[name] = _numbers(path, name, found)
         elif found.number is None and found.almost is None:
             left.append(name)
@@ -263,11 +300,12 @@ def _labels(
 def _numbers(path: Path, name: str, found: Numbers) -> Float64Array:
     for cell, what in (
         (found.odd, "is not a number"),
+        (found.huge, "is beyond what float32 holds (3.4e38)"),
         (found.inexact, "has more digits than a number can hold"),
     ):
         if cell is not None:
             raise SourceContractError(
-                f"{path}: row {cell[0]}: {cell[1]!r} in column '{name}' {what}", path=path, fix=_FIX
+                f"{path}: row {cell[0]}: {cell[1]!r:.80} in column '{name}' {what}", path=path, fix=_FIX
             )
     return found.values
 

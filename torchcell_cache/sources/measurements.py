@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.positional import column_list, on_host
+from torchcell_cache.sources.positional import column_list, on_host, plain
 
 Float64Array = npt.NDArray[np.float64]
 NAN = ("error", "keep", "skip")
@@ -208,10 +208,8 @@ def _several(value: Any) -> list[Any] | None:
 def _number(name: str, row: int, value: Any) -> float:
     if type(value) is float:
         return value
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        kind = getattr(getattr(value, "dtype", None), "kind", "")
-        value = value if kind in ("M", "m") else value.item()
-    if value is None or type(value).__name__ == "NAType":
+    value = plain(value)
+    if value is None:
         return float("nan")
     if isinstance(value, np.timedelta64) or not isinstance(value, numbers.Real | Decimal):
         kind = np.asarray(value).dtype.kind if isinstance(value, str | bytes | complex | np.generic) else ""

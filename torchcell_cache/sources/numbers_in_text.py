@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from torchcell_cache.sources.delimited import MISSING
 Cell = tuple[int, str]
 """Row (from 0, without the header) and content."""
 
-_EXACT = 2.0**53
+EXACT = 2.0**53
+"""From here on float64 does not hold every whole number."""
+
 _DASH = r"+\-\u2212\u2013"
 _BOUND = rf"[<>=~\u2248\u2264\u2265{_DASH}]*"
 _THOUSANDS = r"\d{1,3}(?:[,.'_ \u00a0\u2009\u2019\u202f]\d{3})+"
@@ -37,7 +40,8 @@ class Numbers:
         odd: The first cell that is neither a number nor "no value".
         number: The first number.
         almost: The first cell that is almost a number: odd, but clearly meant as one.
-        inexact: The first whole number that no float64 holds.
+        inexact: The first whole number that would be rounded to another one.
+        huge: The first finite number that no float64 holds.
     """
 
     values: npt.NDArray[np.float64]
@@ -45,6 +49,7 @@ class Numbers:
     number: Cell | None = None
     almost: Cell | None = None
     inexact: Cell | None = None
+    huge: Cell | None = None
 
     @property
     def missing(self) -> int:
@@ -59,6 +64,7 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
     number: Cell | None = None
     almost: Cell | None = None
     inexact: Cell | None = None
+    huge: Cell | None = None
     for row, cell in enumerate(cells):
         try:
             value = float(cell)
@@ -73,11 +79,15 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
         values[row] = value
         if number is None and value == value:
             number = (row, cell)
-        if inexact is None and abs(value) >= _EXACT and not _is_exact(cell.strip(), value):
+        if abs(value) < EXACT:
+            continue
+        if math.isinf(value):
+            huge = huge or ((row, cell) if "f" not in cell.casefold() else None)  # inf, infinity
+        elif inexact is None and cell.strip().lstrip("+-").isdigit() and not stays_whole(int(cell)):
             inexact = (row, cell)
-    return Numbers(values, odd, number, almost, inexact)
+    return Numbers(values, odd, number, almost, inexact, huge)
 
 
-def _is_exact(text: str, value: float) -> bool:
-    digits = text.lstrip("+-")
-    return not digits.isdigit() or len(digits) > 308 or int(text) == value
+def stays_whole(number: int) -> bool:
+    """Whether float32, in which measurements are stored, holds a whole number as it is, or it is beyond float32."""
+    return abs(number) > float(np.finfo(np.float32).max) or int(np.float32(number)) == number

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import math
+import operator
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -12,129 +14,37 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.name_lists import NameLists
-from torchcell_cache.sources.names import NodeNames, Resolved, resolve
-from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame, on_host
-from torchcell_cache.sources.table_entries import FIX, NoEntry, entries_of, entry_of, is_missing
+from torchcell_cache.sources.positional import (
+    FROM_FILE,
+    column_list,
+    frame_columns,
+    is_frame,
+    on_host,
+    plain,
+)
 
-_WHOLE = "iu"
+FIX = "give each sample a list of names of nodes, or of their positions as whole numbers"
+_TEXTS = (str, bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RaggedIds:
-    """Ids of nodes, sample after sample, and their offsets, ``[sum of counts]`` and ``[num_samples + 1] int64``."""
+    """Ids of nodes, sample after sample, and their offsets, ``[sum of counts]`` and ``[num_samples + 1] int64``.
+
+    Attributes:
+        ids: The ids.
+        ptr: The offsets.
+        positions: Whether the caller said that they are positions, by giving them as ``(ids, ptr)``.
+    """
 
     ids: Int64Array
     ptr: Int64Array
+    positions: bool = False
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """Perturbed nodes by id, and by an id behind those of all nodes each name that no node has and that is kept.
-
-    Attributes:
-        given: Ids, sample after sample.
-        names: What the ids stand for; empty where nodes have no names.
-        first: The first id that is no node's.
-    """
-
-    given: RaggedIds
-    names: Sequence[str]
-    first: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Nodes:
-    """The nodes that can be perturbed.
-
-    Attributes:
-        names: Their names, if they have any.
-        count: How many there are.
-        aliases: Other names, as for :class:`NodeNames`.
-        pattern: Regular expression with one group that takes the name out of what a table has (``YAL001C_sn12``).
-    """
-
-    names: list[str] | None
-    count: int
-    aliases: Any = None
-    pattern: str | None = None
-
-    def found(self, perturbations: Any, unknown: str) -> tuple[Found, Resolved | None, int]:
-        """The perturbed nodes, how their names met those of the nodes, and the number of rows given.
-
-        Raises:
-            SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
-        """
-        if is_frame(perturbations):
-            self._refuse_indicators(frame_names(perturbations))
-        given = rows_of(perturbations)
-        if isinstance(given, RaggedIds):
-            return Found(self._checked(given), self.names or (), self.count), None, len(given)
-        if isinstance(given, list):  # names and ids in one table
-            given = self._by_name(given)
-        lists, nodes = self._extracted(given), NodeNames(self.names, self.aliases)
-        resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
-        names, both = nodes.names, resolved
-        if unknown == "keep" and resolved.report.unmatched:
-            names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
-            both = resolve(lists, NodeNames(names, self.aliases))
-        return Found(RaggedIds(both.ids, both.ptr), names, len(nodes)), resolved, len(given)
-
-    def _refuse_indicators(self, columns: list[Any]) -> None:
-        """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""
-        if columns and self.names is not None and set(map(str, columns)) <= set(map(str, self.names)):
-            raise SourceContractError(
-                f"perturbations is a frame whose columns are nodes ({', '.join(map(str, columns[:3]))}), expected columns "
-                "that hold names or ids of nodes",
-                fix="[frame.columns[row] for row in frame.to_numpy(dtype=bool)] makes lists of 0 and 1",
-            )
-
-    def _checked(self, given: RaggedIds) -> RaggedIds:
-        outside = (given.ids < 0) | (given.ids >= self.count)
-        if outside.any():
-            at = int(np.argmax(outside))
-            raise SourceContractError(
-                f"row {_row_of(given.ptr, at)}: id {given.ids[at]} is outside 0..{self.count - 1}"
-            )
-        return given
-
-    def _by_name(self, rows: list[list[str | int]]) -> NameLists:
-        ids = [[entry for entry in row if not isinstance(entry, str)] for row in rows]
-        flat = np.array([entry for row in ids for entry in row], dtype=np.int64)
-        self._checked(RaggedIds(flat, offsets(np.array([len(row) for row in ids], dtype=np.int64))))
-        names = self.names
-        if names is None:
-            row, name = next((r, e) for r, row in enumerate(rows) for e in row if isinstance(e, str))
-            raise NodeNames(None).unknown(name, f"row {row}")
-        return NameLists.of([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
-
-    def _extracted(self, lists: NameLists) -> NameLists:
-        if self.pattern is None:
-            return lists
-        expression = _compiled(self.pattern)
-        found = [
-            match[1] if (match := expression.search(name)) and match[1] else name for name in lists.distinct
-        ]
-        known = {name: k for k, name in enumerate(dict.fromkeys(found))}
-        new = np.array([known[name] for name in found], dtype=np.int64)
-        return NameLists(list(known), new[lists.codes] if len(new) else lists.codes, lists.ptr)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        expression = re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise SettingError(f"name={pattern!r} is no regular expression: {error}") from None
-    if expression.groups != 1:
-        raise SettingError(
-            f"name={pattern!r} has {expression.groups} groups, expected one: the name of the node",
-            fix=r'name=r"^([^_]+)_" takes YAL001C out of YAL001C_sn12',
-        )
-    return expression
 
 
 def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]:
@@ -145,6 +55,10 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
     """
     if isinstance(perturbations, NameLists):
         return perturbations
+    if isinstance(perturbations, str | os.PathLike):
+        raise SourceContractError(
+            f"perturbations is {perturbations!r:.80}, expected rows of names or ids", fix=FROM_FILE
+        )
     if (
         isinstance(perturbations, tuple)
         and len(perturbations) == 2
@@ -162,19 +76,20 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
             return _grid(array)
     rows = column_list(perturbations, "perturbations")
     if not set(map(type, rows)) <= {list, tuple}:
-        rows = [entries_of(row, k) for k, row in enumerate(rows)]
+        rows = [_entries(row, k) for k, row in enumerate(rows)]
+    return _flat(rows)
+
+
+def _flat(rows: Sequence[Sequence[Any]]) -> NameLists | RaggedIds | list[list[str | int]]:
     flat = list(chain.from_iterable(rows))
-    return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
-
-
-def _from_flat(flat: list[Any], ptr: Int64Array) -> NameLists | RaggedIds | list[list[str | int]]:
+    ptr = offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
     kinds = set(map(type, flat))
     if not kinds <= {str} and not kinds <= {int}:
         for at, entry in enumerate(flat):
             try:
-                flat[at] = entry_of(entry)
-            except NoEntry as error:
-                raise SourceContractError(f"row {_row_of(ptr, at)}: {error}", fix=FIX) from None
+                flat[at] = _entry(entry)
+            except _NoEntry as error:
+                raise SourceContractError(f"row {row_of(ptr, at)}: {error}", fix=FIX) from None
         kinds = set(map(type, flat))
     if kinds == {str}:
         position: dict[str, int] = {}
@@ -183,13 +98,63 @@ def _from_flat(flat: list[Any], ptr: Int64Array) -> NameLists | RaggedIds | list
         clean = np.array([known.setdefault(name.strip(), len(known)) for name in position], dtype=np.int64)
         return NameLists(list(known), clean[np.array(codes, dtype=np.int64)], ptr)
     if str in kinds:
-        at = ptr.tolist()
-        return [flat[a:b] for a, b in pairwise(at)]
+        return [flat[a:b] for a, b in pairwise(ptr.tolist())]
     try:
         return RaggedIds(np.array(flat, dtype=np.int64), ptr)
     except OverflowError:
         at = next(k for k, entry in enumerate(flat) if not -(2**63) <= entry < 2**63)
-        raise SourceContractError(f"row {_row_of(ptr, at)}: {flat[at]} is no id of a node", fix=FIX) from None
+        raise SourceContractError(f"row {row_of(ptr, at)}: {flat[at]} is no id of a node", fix=FIX) from None
+
+
+class _NoEntry(ValueError):  # noqa: N818 - a signal between two functions, shown as SourceContractError
+    """What is wrong with an entry."""
+
+
+def _entries(row: Any, number: int) -> list[Any]:
+    """The entries of one row."""
+    if isinstance(row, _TEXTS):
+        what = "text" if isinstance(row, str) else type(row).__name__
+        raise SourceContractError(
+            f"row {number}: {row!r:.80} is one {what}, expected a list of names or ids", fix=FIX
+        )
+    if isinstance(row, set | frozenset):
+        return list(row)
+    records = getattr(getattr(row, "dtype", None), "kind", "") == "V"
+    if records or isinstance(row, Mapping) or not hasattr(row, "__iter__") or getattr(row, "ndim", 1) != 1:
+        raise SourceContractError(f"row {number}: {row!r:.80} is no list of names or ids", fix=FIX)
+    return column_list(row, f"row {number}")
+
+
+def _entry(entry: Any) -> str | int:
+    """One entry as a name or an id.
+
+    Raises:
+        _NoEntry: If it is neither; says what it is.
+    """
+    value = plain(entry)
+    if isinstance(value, str):
+        return str(value)
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
+        raise _NoEntry(f"{entry!r} is a date, not a name or an id")
+    if isinstance(value, bool):
+        raise _NoEntry(
+            f"{value!r} is a truth value, not an id; the ids of a mask are numpy.flatnonzero(mask)"
+        )
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise _NoEntry(f"{entry!r} is a missing value, not a name or an id")
+    if isinstance(value, bytes):
+        raise _NoEntry(f"{value!r:.80} is bytes, not a name; bytes.decode() gives text")
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise _NoEntry(f"{value!r} is a number with a fraction, not an id")
+        value = int(value)
+    try:
+        node = operator.index(value)
+    except TypeError:
+        raise _NoEntry(f"{entry!r:.80} is neither a name nor an id") from None
+    if not -(2**63) <= node < 2**63:
+        raise _NoEntry(f"{value} is no id of a node")
+    return node
 
 
 def ragged_ids(ids: Any, ptr: Any) -> RaggedIds:
@@ -199,7 +164,7 @@ def ragged_ids(ids: Any, ptr: Any) -> RaggedIds:
         SourceContractError: Naming the row and the value that is no whole number, or offsets that do not rise.
     """
     ends = _whole(ptr, "the offsets", None)
-    found = RaggedIds(_whole(ids, "ids", ends), ends)
+    found = RaggedIds(_whole(ids, "ids", ends), ends, positions=True)
     if not len(ends) or ends[0] != 0 or ends[-1] != len(found.ids) or bool((np.diff(ends) < 0).any()):
         raise SourceContractError(
             f"the offsets of (ids, ptr) must rise from 0 to {len(found.ids)}, got {ends[:3]}..{ends[-1:]}"
@@ -224,37 +189,46 @@ def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
         wrong = wrong | (values > np.iinfo(np.int64).max)
     if wrong.any():
         at = int(np.argmax(wrong))
-        where = f"position {at}" if ptr is None or not len(ptr) else f"row {_row_of(ptr, at)}"
+        where = f"position {at}" if ptr is None or not len(ptr) else f"row {row_of(ptr, at)}"
         raise SourceContractError(f"{what}, {where}: {array[at]} is no whole number of a node", fix=FIX)
     return values.astype(np.int64)
 
 
 def _grid(array: npt.NDArray[Any]) -> RaggedIds:
-    if array.ndim != 2 or array.dtype.kind not in _WHOLE:
+    if array.ndim != 2 or array.dtype.kind not in "iu":
         mask = array.ndim == 2 and array.dtype.kind == "b"
         raise SourceContractError(
             f"perturbations as an array must be [num_samples, k] integers, got {array.shape} {array.dtype}",
             fix="[numpy.flatnonzero(row) for row in mask]" if mask else FIX,
         )
-    ids = np.ma.filled(array, -1) if np.ma.isMaskedArray(array) else array
-    wrong = (ids < -1) if array.dtype.kind == "i" else (ids > np.iinfo(np.int64).max)
+    values, used = np.ma.getdata(array), ~np.ma.getmaskarray(array)
+    wrong = used & ((values < -1) if array.dtype.kind == "i" else (values > np.iinfo(np.int64).max))
     if wrong.any():
         row, column = (int(at[0]) for at in np.nonzero(wrong))
         raise SourceContractError(
-            f"row {row}: {ids[row, column]} is no id of a node", fix="-1 fills up shorter rows"
+            f"row {row}: {values[row, column]} is no id of a node", fix="-1 fills up shorter rows"
         )
-    ids = ids.astype(np.int64)
-    used = ids >= 0
+    ids = values.astype(np.int64)
+    used &= ids >= 0
     return RaggedIds(ids[used], offsets(used.sum(axis=1)))
 
 
 def _side_by_side(columns: list[Any]) -> NameLists | RaggedIds | list[list[str | int]]:
     """Columns with one perturbed node each (query and array): a cell without a value perturbs nothing."""
     lists = [column_list(column, f"column {k} of perturbations") for k, column in enumerate(columns)]
-    rows = [[cell for cell in row if not is_missing(cell)] for row in zip(*lists, strict=True)]
-    flat = list(chain.from_iterable(rows))
-    return _from_flat(flat, offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))))
+    return _flat([[cell for cell in row if not _is_missing(cell)] for row in zip(*lists, strict=True)])
 
 
-def _row_of(ptr: Int64Array, at: int) -> int:
+def _is_missing(cell: Any) -> bool:
+    cell = plain(cell)
+    return (
+        cell is None
+        or (isinstance(cell, float) and math.isnan(cell))
+        or (isinstance(cell, str) and not cell.strip())
+        or type(cell).__name__ == "NaTType"
+    )
+
+
+def row_of(ptr: Int64Array, at: int) -> int:
+    """The row that an entry stands in."""
     return int(np.searchsorted(ptr, at, side="right")) - 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Set
 from typing import Any
+
+import numpy as np
 
 from torchcell_cache.errors import SettingError, SourceContractError
 
 _TEXTS = (str, bytes, bytearray, memoryview)
+_ROW_NUMBERS = re.compile(r"Unnamed: \d+(?:\.\d+|_level_\d+)?|index|level_\d+|row\.?_?names?|\.\.\.1|X")
+"""What pandas and R call the numbers of rows that were written without a name."""
 
 
 def column_list(column: Any, what: str) -> list[Any]:
@@ -36,7 +42,7 @@ def column_list(column: Any, what: str) -> list[Any]:
         return list(column)
     except TypeError:
         raise SourceContractError(
-            f"{what} is {_shown(column)}, expected one value per row, in order"
+            f"{what} is {repr(column)[:60]}, expected one value per row, in order"
         ) from None
 
 
@@ -50,8 +56,22 @@ def on_host(value: Any) -> Any:
     return value.to_dense() if str(value.layout) != "torch.strided" else value
 
 
+def plain(value: Any) -> Any:
+    """One value as Python has it, of whatever library; ``None`` for what is missing or masked. Dates stay what they are."""
+    if hasattr(value, "as_py"):
+        value = value.as_py()
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        kind = getattr(getattr(value, "dtype", None), "kind", "")
+        if isinstance(value, np.ma.MaskedArray) and kind != "V" and bool(np.ma.getmaskarray(value)):
+            return None  # what lies under a mask is any number
+        value = value if kind in ("M", "m") else value.item()
+    return None if type(value).__name__ == "NAType" else value
+
+
 def is_frame(value: Any) -> bool:
-    """Whether it is a table of pandas, polars or Arrow."""
+    """Whether it is a table of pandas, polars or Arrow, or an array of records."""
+    if getattr(getattr(value, "dtype", None), "names", None):
+        return getattr(value, "ndim", 0) == 1
     return any(hasattr(value, name) for name in ("iloc", "get_columns", "itercolumns")) and hasattr(
         value, "columns"
     )
@@ -59,6 +79,8 @@ def is_frame(value: Any) -> bool:
 
 def frame_columns(frame: Any) -> list[Any]:
     """Columns of a frame, also of one in which a name stands twice."""
+    if not hasattr(frame, "columns"):
+        return [frame[name] for name in frame.dtype.names]
     for method in ("get_columns", "itercolumns"):  # polars, Arrow
         if hasattr(frame, method):
             return list(getattr(frame, method)())
@@ -67,18 +89,16 @@ def frame_columns(frame: Any) -> list[Any]:
 
 def frame_names(frame: Any) -> list[Any]:
     """Names of a frame's columns."""
+    if not hasattr(frame, "columns"):
+        return list(frame.dtype.names)
     return list(frame.column_names if hasattr(frame, "column_names") else frame.columns)
 
 
 def named_columns(given: Any, what: str) -> dict[str, Any]:
-    """Columns by name.
-
-    Args:
-        given: A mapping, a frame, or one column that has a name; ``None`` for none.
-        what: The argument's name.
+    """Columns by name: of a mapping, a frame, or one column that has a name; ``None`` for none.
 
     Raises:
-        SettingError: If it is none of these, or a name is no text or stands there twice.
+        SettingError: If it is none of these, a name is no text or stands there twice, or a frame holds numbers of rows.
     """
     if given is None:
         return {}
@@ -86,31 +106,57 @@ def named_columns(given: Any, what: str) -> dict[str, Any]:
         names, columns = list(given), list(given.values())
     elif is_frame(given):
         names, columns = frame_names(given), frame_columns(given)
-    elif isinstance(getattr(given, "name", None), str):
+        for name, column in zip(names, columns, strict=True):
+            if is_row_numbers(name, column, name == names[0]):
+                raise SettingError(
+                    f"{what}: column {name!r} of the frame holds numbers of rows",
+                    fix=f"frame.drop(columns=[{name!r}]); or {what}={{{name!r}: frame[{name!r}]}} if it is one",
+                )
+    elif isinstance(getattr(given, "name", None), str) and not isinstance(given, os.PathLike):
         names, columns = [given.name], [given]
     else:
+        path = isinstance(given, str | os.PathLike)
         raise SettingError(
             f"{what} is {type(given).__name__}, expected columns by name",
-            fix=f'{what}={{"fitness": values}}, or a DataFrame',
+            fix=FROM_FILE if path else f'{what}={{"fitness": values}}, or a DataFrame',
         )
-    for k, name in enumerate(names):
-        if not isinstance(name, str):
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
             raise SettingError(f"{what}: {name!r} is the name of a column, expected text")
-        if name in names[:k]:
+        if name.strip() in seen:
             raise SettingError(f"{what}: {name!r} is the name of two columns", fix="rename one of them")
-    return dict(zip(names, columns, strict=True))
+        seen.add(name.strip())
+    return {str(name): column for name, column in zip(names, columns, strict=True)}
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else type(value).__name__
+FROM_FILE = "PerturbationTable.from_csv(path, base_graph) reads CSV, TSV and Parquet"
+
+
+def is_row_numbers(name: Any, values: Any, first: bool) -> bool:
+    """Whether a column is an index that became a column: by its name, and because it numbers the rows.
+
+    Args:
+        name: Name of the column.
+        values: Its values.
+        first: Whether it is the first column, where R and pandas put it.
+    """
+    if not isinstance(name, str) or not _ROW_NUMBERS.fullmatch(name):
+        return False
+    if name.startswith("Unnamed"):
+        return True
+    if not first and not name.startswith(("index", "level")):
+        return False
+    numbers = [plain(value) for value in column_list(values, name)]
+    whole = all(isinstance(n, int | float) and not isinstance(n, bool) and n == n // 1 for n in numbers)
+    return whole and len(set(numbers)) == len(numbers)
 
 
 def texts(given: Any, count: int, what: str) -> list[str] | None:
-    """A text per sample, no two of them equal.
+    """A text per sample, no two of them equal but for blanks around them.
 
     Raises:
-        SourceContractError: If one is no text, or stands there twice; names the rows.
+        SourceContractError: If one is no text, empty, or stands there twice; names the rows.
         SettingError: If there are more or fewer.
     """
     if given is None:
@@ -122,9 +168,13 @@ def texts(given: Any, count: int, what: str) -> list[str] | None:
     for row, name in enumerate(found):
         if not isinstance(name, str):
             raise SourceContractError(
-                f"row {row}: source id {name!r} is not text", fix=f"{what}=[str(name) for name in ...]"
+                f"row {row}: source id {name!r:.80} is not text", fix=f"{what}=[str(name) for name in ...]"
             )
-        first = seen.setdefault(name, row)
+        if not name.strip():
+            raise SourceContractError(
+                f"row {row}: the source id is empty", fix=f"give each sample a name, or leave {what} out"
+            )
+        first = seen.setdefault(name.strip(), row)
         if first != row:
             raise SourceContractError(f"duplicate id {name!r} at rows {first} and {row}")
     return [str(name) for name in found]

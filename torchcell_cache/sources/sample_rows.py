@@ -15,7 +15,8 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import with_scores
 from torchcell_cache.sources.measurements import NAN, Measurements, as_float32
 from torchcell_cache.sources.names import UNKNOWN, Resolved
-from torchcell_cache.sources.perturbed_ids import Nodes, RaggedIds
+from torchcell_cache.sources.perturbed_ids import RaggedIds
+from torchcell_cache.sources.perturbed_nodes import Nodes
 from torchcell_cache.sources.positional import named_columns, texts
 from torchcell_cache.sources.replicates import REPLICATES, count_names, means, refuse_replicates, set_numbers
 
@@ -102,7 +103,7 @@ def _joined(
                 f"{len(number):,} rows perturb {len(first):,} different sets of nodes, a sample each "
                 f"(replicates={policies.replicates!r})"
             )
-        given = RaggedIds(*segments(given.ids, given.ptr, first))
+        given, rows = RaggedIds(*segments(given.ids, given.ptr, first)), rows[first]
         names = None if names is None else [names[k] for k in first.tolist()]
         if policies.replicates == "mean":
             added = count_names(phenotypes, statistics)
@@ -114,7 +115,7 @@ def _joined(
             value_ptr = offsets(np.bincount(owner, minlength=len(first)))
     if policies.interactions:
         values, phenotypes = with_scores(
-            given.ids, given.ptr, values, value_ptr, phenotypes, policies.interactions
+            given.ids, given.ptr, values, value_ptr, phenotypes, policies.interactions, rows
         )
     table = SampleTable(given.ids, given.ptr, as_float32(values), value_ptr, phenotypes, statistics, names)
     return table, notes

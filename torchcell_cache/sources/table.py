@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ import numpy as np
 
 from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.samples import Sample, SampleTable
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes, perturbable_type
-from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.label_tables import Roles, read_table
-from torchcell_cache.sources.perturbed_ids import Nodes
+from torchcell_cache.sources.perturbed_nodes import Nodes
+from torchcell_cache.sources.positional import column_list
 from torchcell_cache.sources.sample_rows import Policies, make_table
 
 if TYPE_CHECKING:
@@ -80,11 +82,13 @@ class PerturbationTable:
         interactions: bool | str = False,
     ) -> None:
         policies = Policies(unknown, duplicate, empty, nan, replicates, interactions)
+        _check_graph(base_graph)
         self.base_graph = base_graph
         self.node_type = perturbable_type(base_graph, node_type)
-        store: Any = base_graph if self.node_type is None else base_graph[self.node_type]
-        store = store._store if self.node_type is None else store
-        nodes = Nodes(node_names(store), count_nodes(store, f"'{self.node_type}'"), aliases, name)
+        store: Any = base_graph._store if self.node_type is None else base_graph[self.node_type]
+        names = store._mapping.get("node_ids")
+        names = None if names is None else column_list(names, "node_ids of the base graph")
+        nodes = Nodes(names, count_nodes(store, f"'{self.node_type}'"), aliases, name)
         self._table, self.notes = make_table(
             nodes, perturbations, phenotypes, statistics, source_ids, policies
         )
@@ -130,10 +134,14 @@ class PerturbationTable:
         Example:
             ``tc.PerturbationTable.from_csv("screen.csv", graph, phenotypes=["fitness"], nan="keep")``
         """
-        roles = Roles(
-            *(_several(perturbed), separator, None if phenotypes is None else _several(phenotypes)),
-            *(_several(statistics), id_column),
-        )
+        if not isinstance(path, str | os.PathLike):
+            raise SettingError(
+                f"path is {type(path).__name__}, expected the path of a file",
+                fix='PerturbationTable(base_graph, frame["genes"].str.split("|"), phenotypes=frame[["fitness"]])',
+            )
+        local_path(path, "path")
+        _check_graph(base_graph)
+        roles = Roles.of(perturbed, separator, phenotypes, statistics, id_column)
         table = read_table(Path(path), roles, delimiter=delimiter, encoding=encoding)
         try:
             source = cls(
@@ -217,5 +225,18 @@ class PerturbationTable:
         }
 
 
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _check_graph(graph: Any) -> None:
+    """Refuse what is no graph of PyG, and say how it becomes one."""
+    from torch_geometric.data import Data, HeteroData
+
+    if isinstance(graph, Data | HeteroData):
+        return
+    if hasattr(graph, "base_graph"):
+        fix = "pass its .base_graph"
+    elif isinstance(graph, str | os.PathLike):
+        fix = "tc.load_base_graph(path)"
+    else:
+        fix = (
+            'tc.cell_graph(graphs={"physical": edges}) makes one of networkx graphs, pairs, frames and files'
+        )
+    raise SettingError(f"base_graph is {type(graph).__name__}, expected Data or HeteroData", fix=fix)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from torchcell_cache.core.numbers import whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import read_rows
@@ -174,7 +175,7 @@ def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
     """``num_samples`` of ``total`` rows, ascending; all for ``None``."""
     if num_samples is None:
         return np.arange(total)
-    if not 0 < num_samples <= total:
+    if not 0 < whole_number("num_samples", num_samples) <= total:
         raise SettingError(f"num_samples={num_samples}, expected 1 to {total}, or null for all")
     return np.sort(np.random.default_rng(seed).choice(total, num_samples, replace=False))
 

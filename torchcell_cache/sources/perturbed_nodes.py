@@ -1,0 +1,170 @@
+"""The nodes that can be perturbed: what callers give, met with the nodes of the base graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.core.ragged import offsets
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.name_lists import NameLists
+from torchcell_cache.sources.names import NodeNames, Resolved, as_texts, resolve
+from torchcell_cache.sources.perturbed_ids import RaggedIds, row_of, rows_of
+from torchcell_cache.sources.positional import frame_names, is_frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Perturbed nodes by id, and by an id behind those of all nodes each name that no node has and that is kept.
+
+    Attributes:
+        given: Ids, sample after sample.
+        names: What the ids stand for; empty where nodes have no names.
+        first: The first id that is no node's.
+    """
+
+    given: RaggedIds
+    names: Sequence[Any]
+    first: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """The nodes that can be perturbed.
+
+    Attributes:
+        names: Their names, if they have any.
+        count: How many there are.
+        aliases: Other names, as for :class:`NodeNames`.
+        pattern: Regular expression with one group that takes the name out of what a table has (``YAL001C_sn12``).
+    """
+
+    names: Sequence[Any] | None
+    count: int
+    aliases: Any = None
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.names is not None and len(self.names) != self.count:
+            raise SourceContractError(
+                f"the base graph has {len(self.names)} node_ids for {self.count} nodes that can be perturbed",
+                fix="give each node one name in node_ids, in the order of the nodes, or remove node_ids",
+            )
+
+    def found(self, perturbations: Any, unknown: str) -> tuple[Found, Resolved | None, int]:
+        """The perturbed nodes, how their names met those of the nodes, and the number of rows given.
+
+        Raises:
+            SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
+        """
+        if is_frame(perturbations):
+            self._refuse_node_columns(frame_names(perturbations))
+        given = rows_of(perturbations)
+        if isinstance(given, RaggedIds):
+            return Found(self._checked(given), self.names or (), self.count), None, len(given)
+        if isinstance(given, list):  # names and ids in one table
+            given = self._by_name(given)
+        lists, nodes = self._extracted(given), NodeNames(self.names, self.aliases)
+        resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
+        names, both = nodes.names, resolved
+        if unknown == "keep" and resolved.report.unmatched:
+            names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
+            both = resolve(lists, NodeNames(names, self.aliases))
+        return Found(RaggedIds(both.ids, both.ptr), names, len(nodes)), resolved, len(given)
+
+    def _refuse_node_columns(self, columns: list[Any]) -> None:
+        """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""
+        if columns and self.names is not None and set(map(str, columns)) <= set(map(str, self.names)):
+            raise SourceContractError(
+                f"perturbations is a frame whose columns are nodes ({', '.join(map(str, columns[:3]))}), expected columns "
+                "that hold names or ids of nodes",
+                fix="[frame.columns[row] for row in frame.to_numpy(dtype=bool)] makes lists of 0 and 1",
+            )
+
+    def _checked(self, given: RaggedIds) -> RaggedIds:
+        """Refuse ids that are no node's, that could be names of other nodes, or that are zeros and ones of a mask."""
+        outside = (given.ids < 0) | (given.ids >= self.count)
+        if outside.any():
+            at = int(np.argmax(outside))
+            raise SourceContractError(
+                f"row {row_of(given.ptr, at)}: id {given.ids[at]} is outside 0..{self.count - 1}",
+                fix=_AS_TEXT if self._named(int(given.ids[at])) is not None else None,
+            )
+        if not given.positions:
+            self._refuse_numbers_that_are_names(given)
+        self._refuse_masks(given)
+        return given
+
+    def _named(self, number: int) -> int | None:
+        """The node whose name is a number."""
+        return next((k for k, name in enumerate(self.names or ()) if str(name) == str(number)), None)
+
+    def _refuse_numbers_that_are_names(self, given: RaggedIds) -> None:
+        """Refuse a whole number that is the position of one node and the name of another (Entrez)."""
+        other = np.zeros(self.count, dtype=np.bool_)
+        for k, name in enumerate(self.names or ()):
+            text = str(name)
+            if text.isdecimal() and text.isascii() and len(text) < 19 and (number := int(text)) < self.count:
+                other[number] |= number != k and str(number) == text
+        if other.any() and (wrong := other[given.ids]).any():
+            at = int(np.argmax(wrong))
+            number = int(given.ids[at])
+            raise SourceContractError(
+                f"row {row_of(given.ptr, at)}: {number} is the position of one node and the name of node {self._named(number)}",
+                fix=f"{_AS_TEXT}; positions go in as (ids, ptr), arrays of whole numbers",
+            )
+
+    def _refuse_masks(self, given: RaggedIds) -> None:
+        """Refuse rows of zeros and ones, one per node, which would perturb nodes 0 and 1."""
+        counts, small = np.diff(given.ptr), given.ids <= 1
+        odd = counts == self.count if not small.all() else counts >= min(3, self.count)
+        if not odd.any():
+            return
+        zeros_and_ones, ones = offsets(small)[given.ptr], offsets(given.ids == 1)[given.ptr]
+        odd &= (np.diff(zeros_and_ones) == counts) & ((counts > 2) | ((counts == 2) & (np.diff(ones) != 1)))
+        if odd.any():
+            raise SourceContractError(
+                f"row {int(np.argmax(odd))} holds nothing but zeros and ones: a mask, no positions of nodes",
+                fix="[numpy.flatnonzero(row) for row in rows] makes positions of masks",
+            )
+
+    def _by_name(self, rows: list[list[str | int]]) -> NameLists:
+        ids = [[entry for entry in row if not isinstance(entry, str)] for row in rows]
+        flat = np.array([entry for row in ids for entry in row], dtype=np.int64)
+        self._checked(RaggedIds(flat, offsets(np.array([len(row) for row in ids], dtype=np.int64))))
+        if self.names is None:
+            row, name = next((r, e) for r, row in enumerate(rows) for e in row if isinstance(e, str))
+            raise NodeNames(None).unknown(name, f"row {row}")
+        names = as_texts(self.names, "name of node")
+        return NameLists.of([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
+
+    def _extracted(self, lists: NameLists) -> NameLists:
+        if self.pattern is None:
+            return lists
+        expression = _compiled(self.pattern)
+        found = [
+            match[1] if (match := expression.search(name)) and match[1] else name for name in lists.distinct
+        ]
+        known = {name: k for k, name in enumerate(dict.fromkeys(found))}
+        new = np.array([known[name] for name in found], dtype=np.int64)
+        return NameLists(list(known), new[lists.codes] if len(new) else lists.codes, lists.ptr)
+
+
+_AS_TEXT = "names go in as text: [[str(name) for name in row] for row in rows]"
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise SettingError(f"name={pattern!r} is no regular expression: {error}") from None
+    if expression.groups != 1:
+        raise SettingError(
+            f"name={pattern!r} has {expression.groups} groups, expected one: the name of the node",
+            fix=r'name=r"^([^_]+)_" takes YAL001C out of YAL001C_sn12',
+        )
+    return expression
