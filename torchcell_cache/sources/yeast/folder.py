@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.numbers import whole_number
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import read_rows
