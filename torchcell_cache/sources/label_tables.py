@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.arrow_columns import read_csv, read_parquet
+from torchcell_cache.sources.arrow_columns import ArrowColumn, read_csv, read_parquet
 from torchcell_cache.sources.delimited import (
     MISSING,
     check_header,
@@ -22,7 +22,7 @@ from torchcell_cache.sources.delimited import (
 )
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
-from torchcell_cache.sources.numbers_in_text import Numbers, parse_cells
+from torchcell_cache.sources.numbers_in_text import CellColumn, Numbers
 from torchcell_cache.sources.positional import column_list, is_row_numbers
 
 Float64Array = npt.NDArray[np.float64]
@@ -107,55 +107,7 @@ class TableColumns:
     notes: tuple[str, ...]
 
 
-class Column(Protocol):
-    """One column of a file."""
-
-    @property
-    def auto(self) -> bool:
-        """Whether it may become a label that nobody named."""
-
-    def __len__(self) -> int: ...
-
-    def texts(self) -> list[str]:
-        """The cells."""
-
-    def numbers(self) -> Numbers:
-        """The cells as numbers."""
-
-    def names(self, separator: str) -> NameLists:
-        """The names in each cell."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CellColumn:
-    """A column of cells as the standard library reads them."""
-
-    cells: list[str]
-    auto: bool = True
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def texts(self) -> list[str]:
-        """The cells."""
-        return self.cells
-
-    def numbers(self) -> Numbers:
-        """The cells as numbers."""
-        return parse_cells(self.cells)
-
-    def names(self, separator: str) -> NameLists:
-        """The names in each cell."""
-        known: dict[str, int] = {}
-        codes: list[int] = []
-        counts: list[int] = []
-        for cell in self.cells:
-            parts = cell.split(separator)
-            codes += [known.setdefault(part, len(known)) for part in parts]
-            counts.append(len(parts))
-        return NameLists.tidy(
-            list(known), np.asarray(codes, dtype=np.int64), np.asarray(counts, dtype=np.int64)
-        )
+Column: TypeAlias = ArrowColumn | CellColumn
 
 
 def read_table(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.sources.delimited import MISSING
+from torchcell_cache.sources.name_lists import NameLists
 
 Cell = tuple[int, str]
 """Row (from 0, without the header) and content."""
@@ -91,3 +92,35 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
 def stays_whole(number: int) -> bool:
     """Whether float32, in which measurements are stored, holds a whole number as it is, or it is beyond float32."""
     return abs(number) > float(np.finfo(np.float32).max) or int(np.float32(number)) == number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellColumn:
+    """A column of cells as the standard library reads them."""
+
+    cells: list[str]
+    auto: bool = True
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def texts(self) -> list[str]:
+        """The cells."""
+        return self.cells
+
+    def numbers(self) -> Numbers:
+        """The cells as numbers."""
+        return parse_cells(self.cells)
+
+    def names(self, separator: str) -> NameLists:
+        """The names in each cell."""
+        known: dict[str, int] = {}
+        codes: list[int] = []
+        counts: list[int] = []
+        for cell in self.cells:
+            parts = cell.split(separator)
+            codes += [known.setdefault(part, len(known)) for part in parts]
+            counts.append(len(parts))
+        return NameLists.tidy(
+            list(known), np.asarray(codes, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+        )
