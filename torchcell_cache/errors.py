@@ -89,8 +89,13 @@ class CorruptShardError(CacheError):
 
 
 class CorruptRecordError(CacheError):
-    """One record is missing or fails its checksum."""
+    """One record is missing or fails its checksum.
 
+    Attributes:
+        place: Which one of those read together it is, where known.
+    """
+
+    place: int | None = None
     code = EXIT_CORRUPT_OR_STALE
 
 

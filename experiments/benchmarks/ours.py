@@ -103,7 +103,7 @@ def by_shard(dataset: Any, batch_size: int) -> Any:
 
 def forget_buffers(batch: Any) -> None:
     """Makes the next expansion write into memory that was never used."""
-    batch.resident.pool.clear()
+    batch.on_device.pool.clear()
 
 
 def read_samples(dataset: Any, indices: Sequence[int]) -> list[Any]:

@@ -11,9 +11,9 @@ from batch_cases import STORAGES, Case, processors, tiny_case, wide_graph
 from torch_geometric.data import HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.batch import SharedGraphBatch, buffers, release
-from torchcell_cache.batch.buffers import BufferPool
-from torchcell_cache.batch.sections import DTYPES
+from torchcell_cache.batch import SharedGraphBatch, device, release
+from torchcell_cache.batch.device import BufferPool
+from torchcell_cache.batch.packed import DTYPES
 from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, SettingError
 from torchcell_cache.testing import assert_same_graph
 
@@ -206,7 +206,7 @@ def test_types_that_are_not_there_are_named(store) -> None:
 
 
 def test_a_mask_edited_in_place_does_not_reach_the_next_batch(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(buffers, "_SMALL_BYTES", 1)
+    monkeypatch.setattr(device, "_SMALL_BYTES", 1)
     case = tiny_case()
     ds = build(tmp_path, case)
     held = []
@@ -306,11 +306,11 @@ def test_offsets_and_ids_of_a_buffer_are_checked(tmp_path) -> None:
         other = ds.read_batch([3, 0, 4])
         sections = {key: value.copy() for key, value in batch.sections.items()}
         sections[name][1] = wrong
-        other._given = sections
+        other.sections = sections
         with pytest.raises(FormatError, match=name):
             SharedGraphBatch.unpack(ds.generation, other.pack())
     del sections["words"]
-    other._given, other._packed = sections, None
+    other.sections, other._packed = sections, None
     with pytest.raises(FormatError, match="words"):
         SharedGraphBatch.unpack(ds.generation, other.pack())
 
@@ -346,22 +346,22 @@ def test_the_base_graph_is_shared_not_copied(tmp_path) -> None:
     case = tiny_case()
     ds = build(tmp_path, case)
     one, other = ds.read_batch([0, 1]), tc.PreprocessedDataset(tmp_path).read_batch([2])
-    assert one.resident is other.resident
+    assert one.on_device is other.on_device
     assert one.base_graph is ds.base_graph
     index = ds.base_graph[PHYSICAL].edge_index
     one.to_pyg()
-    assert one.resident.tensor(index) is index
-    resident = one.resident
+    assert one.on_device.tensor(index) is index
+    shared = one.on_device
     release("cuda:0")
-    assert one.resident is resident
+    assert one.on_device is shared
     release()
-    assert one.resident is not resident or other.resident is resident
+    assert one.on_device is not shared or other.on_device is shared
     assert_same_graph(one.to_pyg(), ds.read_batch([0, 1]).to_pyg())
 
 
 def test_buffers_are_used_again_only_when_nothing_refers_to_them() -> None:
     pool = BufferPool(torch.device("cpu"))
-    size = buffers._SMALL_BYTES
+    size = device._SMALL_BYTES
     first = pool.take("a", (size,), torch.uint8)
     place = first.data_ptr()
     second = pool.take("a", (size,), torch.uint8)
@@ -434,7 +434,7 @@ def test_a_delta_that_removes_nothing_where_edges_are_is_an_error(tmp_path) -> N
         lambda b: b.removed_edges(PHYSICAL),
     ):
         other = ds.read_batch([1, 0])
-        other._given = inert
+        other.sections = inert
         with pytest.raises(
             CorruptRecordError, match=r"sample 0 perturbs nodes \[0\] that have edges, and removes none"
         ):

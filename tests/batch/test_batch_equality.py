@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data, HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.batch import buffers
+from torchcell_cache.batch import device
 from torchcell_cache.batch.subgraphs import FilteredFields
 from torchcell_cache.errors import SettingError
 from torchcell_cache.testing import assert_same_graph
@@ -21,9 +21,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.fixture(autouse=True, scope="module")
 def _every_buffer_is_used_again():
-    before, buffers._SMALL_BYTES = buffers._SMALL_BYTES, 1
+    before, device._SMALL_BYTES = device._SMALL_BYTES, 1
     yield
-    buffers._SMALL_BYTES = before
+    device._SMALL_BYTES = before
 
 
 def assert_same_batch(got, want):

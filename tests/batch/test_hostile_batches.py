@@ -14,7 +14,13 @@ import torchcell_cache as tc
 from torchcell_cache.codec.delta_code import check_gaps_ragged, decode_gaps
 from torchcell_cache.codec.envelope import seal
 from torchcell_cache.core.files import file_digest
-from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardError, SettingError
+from torchcell_cache.errors import (
+    CacheError,
+    CorruptRecordError,
+    CorruptShardError,
+    FormatError,
+    SettingError,
+)
 from torchcell_cache.graph.arrays import arrays_to_bytes
 from torchcell_cache.store.table_reader import TableReader
 
@@ -45,6 +51,8 @@ KINDS = {
     "delta, induced": (tc.SubgraphRepresentation(), {"phenotypes": ONCE}),
     "delta, several": (tc.LazySubgraphRepresentation(), SEVERAL),
     "perturbation, several": (tc.LazySubgraphRepresentation(gpr="rule"), SEVERAL),
+    "perturbation, induced by rule": (tc.SubgraphRepresentation(gpr="rule"), {"phenotypes": ONCE}),
+    "perturbation, no labels": (tc.LazySubgraphRepresentation(), {}),
     "full": (tc.SubgraphRepresentation(), {"phenotypes": ONCE}),
 }
 
@@ -70,7 +78,12 @@ USES = {
     "samples": lambda b: [b[k] for k in range(COUNT)],
     "edge masks": lambda b: (b.edge_mask(EDGES), b.node_mask("gene"), b.removed_edges(EDGES)),
     "PyG": lambda b: b.to_pyg(),
-    "labels": lambda b: (b.labels("fitness"), b.perturbed, b.perturbed_batch),
+    "labels": lambda b: (
+        b.phenotypes,
+        b.perturbed,
+        b.perturbed_batch,
+        getattr(b, "phenotype_coordinates", None),
+    ),
     "travelled": lambda b: (b2 := pickle.loads(pickle.dumps(b))) and (b2.edge_mask(EDGES), b2.to_pyg()),
     "restricted": lambda b: b.restrict("gene", range(9)).to_pyg(),
     "neighbours": lambda b: b.select_nodes("gene", 9, strategy="perturbed_neighbourhood").edge_mask(EDGES),
@@ -120,6 +133,97 @@ def test_a_batch_answers_as_the_dataset_does(store, data) -> None:
                 assert not together
     finally:
         ds.generation.files = files
+
+
+WORDS = (0, 1, 3, 7, 9, -1, 1 << 16, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
+
+
+def lying(draw, buffer):
+    """A packed batch of which 8 bytes, two runs of them, or any bytes are others."""
+    if draw(st.booleans()):
+        return damaged(draw, buffer)
+    words = np.frombuffer(buffer, dtype=np.int64).copy()
+    a, b = (draw(st.integers(0, len(words) - 1)) for _ in range(2))
+    if draw(st.booleans()):
+        words[a] = draw(st.sampled_from([*WORDS, int(words[a]) // 2, int(words[b])]))
+    else:
+        words[a], words[b] = words[b], words[a]
+    return words.tobytes()
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_packed_batch_that_lies_is_refused_or_answered(store, data) -> None:
+    """What came through a pipe or shared memory carries no checksum."""
+    ds, _ = store
+    buffer = lying(data.draw, ds.read_batch(range(COUNT)).pack().tobytes())
+    if answers(lambda: tc.SharedGraphBatch.unpack(ds.generation, buffer)):
+        for use in USES.values():
+            answers(lambda use=use: use(tc.SharedGraphBatch.unpack(ds.generation, buffer)))
+
+
+def deletions(root, storage):
+    case = random_case(cell_graph(), num_samples=COUNT)
+    source = tc.PerturbationTable(case.base, [[0, 3], [2, 5, 8], [1], [], [4, 7], [6]], phenotypes=ONCE)
+    return tc.build(
+        root, source=source, processor=tc.SubgraphRepresentation(), storage=storage, progress=False
+    )
+
+
+@pytest.mark.parametrize("storage", ["perturbation", "delta"])
+@pytest.mark.parametrize("ids", [(3, 0), (3, 3)], ids=["falling", "twice"])
+def test_the_nodes_of_a_sample_ascend(tmp_path, storage, ids) -> None:
+    """Counted twice, a node makes a sample of fewer nodes than it has, or of a negative number."""
+    ds = deletions(tmp_path / storage, storage)
+    batch = ds.read_batch(range(COUNT))
+    batch.sections["perturbed"][:2] = ids
+    with pytest.raises(FormatError, match="does not ascend"):
+        tc.SharedGraphBatch.unpack(ds.generation, batch.pack())
+    bodies = [record[8:] for record in ds.generation.read(range(COUNT))]
+    at = 4 + 4  # header and one measurement
+    bodies[0] = bodies[0][:at] + np.array(ids, dtype="<u2").tobytes() + bodies[0][at + 4 :]
+    ds.generation.files = Records(bodies, int(ds.generation.seeds[0]))
+    ds.generation.__dict__["table_reader"] = None
+    for use in (lambda: ds[0], lambda: ds.read_batch([1, 0])):
+        with pytest.raises(CorruptRecordError, match="do not ascend"):
+            use()
+
+
+def test_rows_without_columns_are_bounded(tmp_path) -> None:
+    """They take no bytes, so their number could be anything."""
+    ds = tc.build(
+        tmp_path,
+        source=tc.PerturbationTable(cell_graph(), [[0], [1]]),
+        processor=tc.LazySubgraphRepresentation(),
+        progress=False,
+    )
+    batch = ds.read_batch([0, 1])
+    batch.sections["values"] = np.empty((1 << 50, 0), dtype=np.float32)
+    batch.sections["value_ptr"] = np.array([0, 1, 1 << 50])
+    with pytest.raises(FormatError, match="rows"):
+        tc.SharedGraphBatch.unpack(ds.generation, batch.pack())
+
+
+@pytest.mark.parametrize("storage", ["perturbation", "delta"])
+def test_a_selection_that_lies_is_refused(tmp_path, storage) -> None:
+    ds = deletions(tmp_path, storage)
+    rebuild, (root, name, buffer, (nodes, kept)) = (
+        ds.read_batch([0, 4]).restrict("gene", [0, 1, 3, 4, 7]).__reduce__()
+    )
+    assert len(rebuild(root, name, buffer, (nodes, kept))) == 2
+    number = next(k for k, local in enumerate(kept) if local is not None and len(local) > 1)
+    for wrong in (
+        (nodes[::-1], kept),
+        (nodes + 5, kept),
+        (nodes[[0, 0, 1, 2, 3]], kept),
+        (nodes[:3], kept),  # fewer than the batch perturbs
+        (nodes, kept[:-1]),
+        (nodes, (*kept[:number], kept[number][::-1], *kept[number + 1 :])),
+        (nodes, (*kept[:number], kept[number] + 1000, *kept[number + 1 :])),
+        (nodes, (*kept[:number], kept[number].astype(np.float64), *kept[number + 1 :])),
+    ):
+        with pytest.raises(FormatError):
+            rebuild(root, name, buffer, wrong)
 
 
 def test_graphs_that_pyg_cannot_put_together_are_refused_in_words(tmp_path) -> None:
@@ -181,6 +285,8 @@ def test_positions_beyond_the_graph_name_the_sample(tmp_path) -> None:
         {"perturbed": np.array([0, 1, -1], dtype=np.int8)},
         {"perturbed": np.array([0, 1, 2], dtype=np.float32)},
         {"perturbed": np.array([0, 1], dtype=np.uint8), "perturbed_count": np.array([1, 1], dtype=np.uint8)},
+        {"perturbed": np.array([1, 0, 2], np.uint8), "perturbed_count": np.array([2, 0, 1], np.uint8)},
+        {"perturbed": np.array([1, 1, 2], np.uint8), "perturbed_count": np.array([2, 0, 1], np.uint8)},
         {"values": np.zeros((3, 1), dtype=np.float64)},
         {"values": np.zeros((3, 2), dtype=np.float32)},
         {"perturbed_count": np.array([1, 1, 2], dtype=np.uint8)},

@@ -133,7 +133,7 @@ def check_against_whole(batch, part, nodes):
     for name in batch.phenotype_names:
         assert part.labels(name).equal(batch.labels(name)) or part.labels(name).isnan().any()
     assert torch.equal(part.node_mask(), batch.node_mask()[:, nodes])
-    for domain, kept in zip(batch.generation.topology.domains, part.generation.selection.kept, strict=True):
+    for domain, kept in zip(batch.generation.topology.domains, part.context.selection.kept, strict=True):
         if domain.role == "reaction":
             assert torch.equal(part.node_mask("reaction"), batch.node_mask("reaction"))
             continue
@@ -406,17 +406,9 @@ def test_it_travels_like_any_batch_and_is_not_taken_for_one_of_the_store(tmp_pat
     assert part.num_bytes == len(part.pack())
     with pytest.raises(FormatError, match="generation"):
         tc.SharedGraphBatch.unpack(ds.generation, part.pack())
-    smaller = part.generation.topology.size
+    smaller = part.context.topology.size
     assert smaller < ds.generation.topology.size
     with pytest.raises(SettingError, match="restricted to 5 nodes already"):
         part.select_nodes("gene", 4, values=0)
     with pytest.raises(KeyError, match="physical"):
         part.edge_mask(("gene", "unknown", "gene"))
-
-
-def test_the_documents_example_prints_what_it_shows(tmp_path):
-    from test_docs import ROOT, blocks_of, run_blocks
-
-    path = ROOT / "docs/node_selection.md"
-    shown = [body for language, body in blocks_of(path) if language == "text"]
-    assert run_blocks(path, tmp_path) == shown

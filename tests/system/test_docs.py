@@ -22,6 +22,7 @@ RUNNABLE = (
     "docs/clusters.md",
     "docs/neo4j.md",
     "docs/sampling.md",
+    "docs/node_selection.md",
     "docs/single_cell.md",
     "docs/subsets.md",
     "docs/object_storage.md",

@@ -1,55 +1,27 @@
-"""What every batch can do, whatever its records hold: travel, be counted, give single samples."""
+"""What every batch can do, whatever its records hold: be counted, give single samples and labels, be restricted."""
 
 from __future__ import annotations
 
 import abc
 import operator
-import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from torchcell_cache.batch import packed as packing
-from torchcell_cache.batch.device import find_generation
-from torchcell_cache.batch.selectable import Selectable
-from torchcell_cache.batch.transfer import TravellingBatch
-from torchcell_cache.batch.unlike_pyg import UnlikePyG, unlike_pyg
-from torchcell_cache.core.indexing import all_within
+from torchcell_cache.batch.choose import checked_nodes, choose, restricted, selectable_from
+from torchcell_cache.batch.masks import owners
+from torchcell_cache.batch.pyg import as_pyg, unlike_pyg
+from torchcell_cache.batch.transfer import PackedBatch
+from torchcell_cache.core.ragged import Float32Array, Int64Array, means
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.store.columns import named, names_in
-from torchcell_cache.store.generation import Generation
-
-MASKS = ("mask", "edge_mask")
 
 
-KINDS: dict[str, Any] = {}
-"""Batches by the kind of records they hold; the kinds' own files put themselves in."""
-
-
-class Coordinates(NamedTuple):
-    """Values of a batch in coordinate form.
-
-    Attributes:
-        values: ``[k] float32``.
-        types: Column of each value, ``[k] int64``.
-        samples: Number of the measurement within its sample, ``[k] int64``.
-        ptr: Where each sample of the batch starts, ``[batch + 1] int64``.
-        batch: Sample of the batch of each value, ``[k] int64``.
-    """
-
-    values: Tensor
-    types: Tensor
-    samples: Tensor
-    ptr: Tensor
-    batch: Tensor
-
-
-class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
+class SharedGraphBatch(PackedBatch):
     """Samples of a store that share one base graph: ids of what each lacks and its labels, nothing else.
 
     Made by ``dataset.read_batch(indices)`` and :meth:`read`. A batch is one buffer of a few kilobytes when it crosses a
@@ -61,45 +33,6 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         generation: The store's generation.
         is_padding: Which samples only fill up an even number of steps, ``[batch] bool``, if a loader says so.
     """
-
-    @classmethod
-    def read(cls, generation: Generation, positions: npt.ArrayLike) -> SharedGraphBatch:
-        """Read samples of a store, checksums verified, nothing decoded that is not needed.
-
-        Args:
-            generation: The store's generation.
-            positions: Store positions, ``[batch]``, in the order wanted; repeats are fine.
-
-        Raises:
-            IndexError: If a position is out of range.
-            SettingError: If there is none.
-            CorruptRecordError: If a record is damaged.
-        """
-        wanted = np.asarray(positions, dtype=np.int64)
-        if wanted.ndim != 1 or len(wanted) == 0:
-            raise SettingError(f"a batch needs at least one sample, got positions of shape {wanted.shape}")
-        if not all_within(wanted, len(generation)):
-            raise IndexError(f"positions {wanted.min()}..{wanted.max()} of {len(generation)} samples")
-        batch: SharedGraphBatch = KINDS[generation.schema["records"]].of_records(generation, wanted)
-        return batch
-
-    @classmethod
-    def unpack(cls, generation: Generation, buffer: Any) -> SharedGraphBatch:
-        """The batch that :meth:`pack` laid into ``buffer`` (bytes or ``uint8`` array).
-
-        Raises:
-            FormatError: If the buffer is damaged or belongs to another generation.
-        """
-        array, sections, places = packing.unpack(buffer, generation.manifest.generation)
-        kind = KINDS[generation.schema["records"]]
-        kind.check_sections(generation, sections)
-        batch: SharedGraphBatch = kind(generation, sections)
-        batch._packed = (array, places)
-        return batch
-
-    @staticmethod
-    def _rebuild(root: str, name: str, buffer: packing.Buffer) -> SharedGraphBatch:
-        return SharedGraphBatch.unpack(find_generation(root, name), buffer)
 
     # Samples
 
@@ -135,6 +68,17 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
             raise IndexError(f"sample {index} of a batch of {len(self)}")
         return self._graph(at)
 
+    def __contains__(self, name: object) -> bool:
+        raise unlike_pyg(self, f" has no fields of its own to look for {name!r:.80} in")
+
+    if not TYPE_CHECKING:  # a type checker is to find unknown attributes
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Called for names that a batch does not have."""
+            if name.startswith("_") or hasattr(type(self), name):
+                return object.__getattribute__(self, name)  # raises what it raised
+            raise AttributeError(str(unlike_pyg(self, f".{name}")))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples, device={str(self.device)!r})"
 
@@ -153,6 +97,21 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         if name not in names:
             raise SettingError(f"no phenotype or statistic {name!r}; there are {names}")
         return names.index(name)
+
+    def labels(self, name: str) -> Tensor:
+        """A phenotype or statistic of every sample: the mean over its measurements, NaN without any.
+
+        Returns:
+            ``[batch] float32``.
+
+        Raises:
+            SettingError: If there is no such name.
+        """
+        column = self._column(name)
+        values, ptr = self._measurements()
+        owner = np.repeat(np.arange(len(self)), np.diff(ptr))
+        with np.errstate(over="ignore"):
+            return self._there(means(values[:, column], owner, len(self)).astype(np.float32))
 
     @property
     def phenotypes(self) -> dict[str, Tensor]:
@@ -174,21 +133,29 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         known = names_in(self.generation.base_graph, column)
         return list(named(self.labels(column).numpy(force=True), known))
 
+    @property
+    def perturbed_batch(self) -> Tensor:
+        """Sample of each perturbed id, ``[num_perturbed] int64``."""
+        return owners(self.perturbed_ptr, len(self.perturbed))
+
     # What the kinds of records know
+
+    @property
+    @abc.abstractmethod
+    def perturbed(self) -> Tensor:
+        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
+
+    @property
+    @abc.abstractmethod
+    def perturbed_ptr(self) -> Tensor:
+        """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
 
     @abc.abstractmethod
     def _graph(self, at: int) -> Any: ...
 
     @abc.abstractmethod
-    def labels(self, name: str) -> Tensor:
-        """A phenotype or statistic of every sample: the mean over its measurements, NaN without any.
-
-        Returns:
-            ``[batch] float32``.
-
-        Raises:
-            SettingError: If there is no such name.
-        """
+    def _measurements(self) -> tuple[Float32Array, Int64Array]:
+        """Values of all samples, ``[num_measurements, num_columns]``, and their offsets, on the host."""
 
     @abc.abstractmethod
     def edge_mask(self, edge_type: EdgeType | None = None) -> Tensor:
@@ -223,11 +190,7 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
         """
 
     @abc.abstractmethod
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any: ...
-
-    def _placed(self, batch: Any) -> Any:
-        """A PyG batch on this batch's device. PyG's ``to`` makes lists of tuples even where nothing moves."""
-        return batch if self.device.type == "cpu" else batch.to(self.device)
+    def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any: ...
 
     @abc.abstractmethod
     def _mask_names(self) -> Iterable[str]:
@@ -257,25 +220,76 @@ class SharedGraphBatch(UnlikePyG, Selectable, TravellingBatch):
             SettingError: If the masks would be left out, so that a model would train on the wild type; or if only some
                 samples have a field, which PyG would drop or fail on.
         """
-        if isinstance(follow_batch, str) or isinstance(exclude_keys, str):
-            raise SettingError("follow_batch and exclude_keys are lists of field names, got one string")
-        follow, exclude = frozenset(follow_batch or ()), frozenset(exclude_keys or ())
-        lost = sorted(exclude.intersection(self._mask_names()))
-        if lost and not allow_wild_type:
-            raise SettingError(
-                f"exclude_keys={lost} leaves out what says which nodes and edges a sample lacks: every sample would "
-                "be the unperturbed base graph",
-                fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
-            )
-        out = _as_pyg(self, follow, exclude, drop_removed)
-        known = {name for store in out.stores for name in store._mapping} | exclude
-        for name in sorted(follow - known):
-            warnings.warn(
-                f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=2
-            )
+        return as_pyg(self, follow_batch, exclude_keys, allow_wild_type, drop_removed)
+
+    # Fewer nodes
+
+    def select_nodes(
+        self,
+        node_type: str | None,
+        k: int | None = None,
+        *,
+        strategy: str = "most_expressed",
+        values: Any = None,
+        weighted: bool = False,
+        edge_types: Iterable[Any] | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        step: int | None = None,
+    ) -> Self:
+        """This batch restricted to ``k`` nodes of the perturbed type and the edges among them.
+
+        Nodes that a sample of the batch perturbs are always among them and count towards ``k``: left out, their samples would
+        look like the wild type. Nodes are numbered anew, once for the batch, in the base graph's order. Other node types are
+        kept whole; gpr entries are those of the selected genes.
+
+        Args:
+            node_type: The perturbed node type; ``None`` for a homogeneous base graph.
+            k: Number of nodes, at most; not used by ``all``. Fewer where the base graph, the expressed nodes or the
+                neighbourhood has fewer.
+            strategy: ``most_expressed`` (largest value), ``random_expressed`` (at random among values above 0), ``all``, or
+                ``perturbed_neighbourhood`` (fewest hops from any perturbed node; ties: most edges to the hop before, then
+                lowest id).
+            values: For the first two: a tensor ``[num_nodes]`` or ``[batch, num_nodes]`` (its mean over the samples), the
+                number of a column of the base graph's ``x``, or the name of a node field. Left out, or a column of ``x``, in a
+                batch of cells: their own expression.
+            weighted: Draw ``random_expressed`` with probabilities proportional to the values.
+            edge_types: For ``perturbed_neighbourhood``: edge types to walk along, all between two such nodes by default.
+            seed: With ``epoch`` and ``step``, all that ``random_expressed`` depends on.
+            epoch: See ``seed``.
+            step: See ``seed``; has to be given for a draw. Give every rank another one if ranks are to draw differently.
+
+        Returns:
+            A batch like this one; its ``nodes`` tells which nodes were selected.
+
+        Raises:
+            SettingError: If ``k`` is too small for the perturbed nodes, an argument is none of the valid ones (which it
+                lists), or the store holds whole graphs.
+        """
+        topology = selectable_from(self, node_type)
+        settings = {
+            "values": values,
+            "weighted": weighted,
+            "edge_types": edge_types,
+            "key": (seed, epoch, step),
+        }
+        out: Self = restricted(self, topology, choose(self, topology, k, strategy, settings), False)
         return out
 
+    def restrict(
+        self, node_type: str | None, nodes: npt.ArrayLike | Tensor, *, allow_wild_type: bool = False
+    ) -> Self:
+        """This batch restricted to given nodes and the edges among them; see :meth:`select_nodes`.
 
-@lasting
-def _as_pyg(batch: SharedGraphBatch, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
-    return batch._to_pyg(follow, exclude, drop)
+        Args:
+            node_type: The perturbed node type; ``None`` for a homogeneous base graph.
+            nodes: Node ids, ``[k]``, in any order; the result has them ascending.
+            allow_wild_type: Take no offence at perturbed nodes that are not among them; they leave their samples.
+
+        Raises:
+            SettingError: If a perturbed node is missing, an id is out of range or occurs twice, or the store holds whole
+                graphs.
+        """
+        topology = selectable_from(self, node_type)
+        out: Self = restricted(self, topology, checked_nodes(nodes, topology.num_nodes), allow_wild_type)
+        return out

@@ -6,41 +6,22 @@ first whatever the strategy: a sample whose perturbed node were left out would l
 
 from __future__ import annotations
 
-import threading
-import weakref
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from torchcell_cache.batch.context import InducedContext, neighbour_table
 from torchcell_cache.core.checks import choice, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.induced_subgraph import FarEnds, hop_columns, neighbours
-from torchcell_cache.graph.topology import Topology, topology_of
-from torchcell_cache.store.generation import Generation
-
-_FAR_ENDS: weakref.WeakKeyDictionary[Generation, FarEnds] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+from torchcell_cache.graph.induced_subgraph import NeighbourTable, hop_columns, neighbours, select
+from torchcell_cache.graph.topology import Topology
 
 STRATEGIES = ("most_expressed", "random_expressed", "all", "perturbed_neighbourhood")
 
 Scores = npt.NDArray[np.float64]
-
-
-def far_ends(generation: Generation) -> FarEnds:
-    """Incidence index and far ends of a store's base graph, made on first use in a process."""
-    with _LOCK:
-        found = _FAR_ENDS.get(generation)
-        if found is None:
-            stored = None if generation.removal is None else generation.removal.index
-            index = stored or IncidenceIndex.build(
-                generation.base_graph, graph_digest=""
-            )  # of cells none is stored
-            found = _FAR_ENDS[generation] = FarEnds.of(index, generation.base_graph)
-        return found
 
 
 def check_count(k: Any, num_perturbed: int, strategy: str) -> int:
@@ -97,11 +78,6 @@ def at_random(scores: Scores, weighted: bool, key: tuple[int, int, int]) -> Int6
 
     The first ``m`` are a sample without replacement; weighted, each draw takes a node with a probability proportional to its
     value among those left (Efraimidis and Spirakis, 2006: the smallest of ``exponential / weight``).
-
-    Args:
-        scores: ``[num_nodes]``.
-        weighted: By value rather than uniformly.
-        key: Seed, epoch and step; nothing else decides the order.
     """
     words = [whole_number(name, value, 0) for name, value in zip(("seed", "epoch", "step"), key, strict=True)]
     drawn = np.random.default_rng(words).exponential(size=len(scores))
@@ -110,20 +86,20 @@ def at_random(scores: Scores, weighted: bool, key: tuple[int, int, int]) -> Int6
     return expressed[np.argsort(drawn[expressed] / weights, kind="stable")]
 
 
-def neighbourhood(ends: FarEnds, perturbed: Int64Array, k: int, edge_types: Any) -> Int64Array:
+def neighbourhood(table: NeighbourTable, perturbed: Int64Array, k: int, edge_types: Any) -> Int64Array:
     """The perturbed nodes and those fewest hops away from any of them, up to ``k``, ascending.
 
     Edges count in both directions. Of the nodes of the last hop, those with most edges to the hop before come first, then
     those with the lowest ids.
     """
-    topology = ends.index.topology
+    topology = table.index.topology
     columns = hop_columns(topology, edge_types)
     reached = np.zeros(topology.num_nodes, dtype=bool)
     reached[perturbed] = True
     chosen, hop = [perturbed], perturbed
     left = k - len(perturbed)
     while left and len(hop):
-        others = neighbours(ends, hop, columns)
+        others = neighbours(table, hop, columns)
         hop, links = np.unique(others[~reached[others]], return_counts=True)
         if len(hop) > left:
             hop = hop[np.lexsort((hop, -links))[:left]]
@@ -135,13 +111,6 @@ def neighbourhood(ends: FarEnds, perturbed: Int64Array, k: int, edge_types: Any)
 
 def scores_of(values: Any, base: Any, num_nodes: int, batch_size: int) -> Scores:
     """One value per node, on the host.
-
-    Args:
-        values: A tensor ``[num_nodes]`` or ``[batch, num_nodes]`` (its mean over the samples counts), the number of a column
-            of the base graph's ``x``, or the name of one of the node type's fields. NaN counts as below everything.
-        base: The base graph's store of the node type.
-        num_nodes: Nodes of the type.
-        batch_size: Samples of the batch.
 
     Raises:
         SettingError: If it is none of that; names what the base graph has.
@@ -197,19 +166,16 @@ def _base_column(values: Any, base: Any, num_nodes: int) -> npt.NDArray[Any]:
     )
 
 
-def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64Array:
+def choose(batch: Any, topology: Topology, k: Any, strategy: str, settings: dict[str, Any]) -> Int64Array:
     """Nodes for a batch, ascending; see ``SharedGraphBatch.select_nodes``.
 
     Raises:
         SettingError: Naming the valid choices.
     """
     choice("strategy", strategy, STRATEGIES)
-    graph = batch.generation.base_graph
-    removal = batch.generation.removal
-    topology: Topology = topology_of(graph) if removal is None else removal.index.topology
     if strategy == "all":
         return np.arange(topology.num_nodes)
-    perturbed = np.unique(batch.perturbed.numpy(force=True)).astype(np.int64)
+    perturbed = np.unique(batch._perturbed_ids()[0])
     k = check_count(k, len(perturbed), strategy)
     if strategy == "perturbed_neighbourhood":
         if len(perturbed) == 0:
@@ -217,9 +183,11 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
                 "the samples of this batch perturb no node, so there is no neighbourhood of one",
                 fix='strategy="most_expressed", or batches with at least one perturbed sample',
             )
-        return neighbourhood(far_ends(batch.generation), perturbed, k, settings["edge_types"])
+        return neighbourhood(neighbour_table(batch.generation), perturbed, k, settings["edge_types"])
+    graph = batch.generation.base_graph
     base = graph._store if topology.node_type is None else graph[topology.node_type]
-    values = settings["values"] if removal is not None else expression_of(batch, settings["values"])
+    of_cells = not batch.generation.is_structured
+    values = expression_of(batch, settings["values"]) if of_cells else settings["values"]
     scores = scores_of(values, base, topology.num_nodes, len(batch))
     if strategy == "most_expressed":
         return with_perturbed(perturbed, by_value(scores), k)
@@ -230,3 +198,54 @@ def choose(batch: Any, k: Any, strategy: str, settings: dict[str, Any]) -> Int64
             fix="select_nodes(..., seed=seed, epoch=epoch, step=step)",
         )
     return with_perturbed(perturbed, at_random(scores, settings["weighted"], settings["key"]), k)
+
+
+def selectable_from(batch: Any, node_type: str | None) -> Topology:
+    """The position space of a batch from which nodes of a type can be selected.
+
+    Raises:
+        SettingError: If they cannot.
+    """
+    if (
+        batch.context.selection is not None
+    ):  # it knows what its perturbed nodes take with them, and of no other node
+        raise SettingError(
+            f"this batch is restricted to {len(batch.context.selection.nodes)} nodes already",
+            fix="select from the batch that the store gave: batch.restrict(node_type, nodes)",
+        )
+    topology: Topology | None = batch._position_space()
+    if topology is None:
+        raise SettingError(
+            f"nodes are selected from batches of node deletions or of cells; {batch.generation.root} holds whole graphs",
+            fix='build the store with a built-in processor and storage="perturbation" or "delta"',
+        )
+    if node_type != topology.node_type:
+        raise SettingError(
+            f"nodes of type {node_type!r} cannot be selected; valid: {topology.node_type!r}, the perturbed type. Other "
+            "types are kept whole"
+        )
+    return topology
+
+
+def restricted(batch: Any, topology: Topology, nodes: Int64Array, allow_wild_type: bool) -> Any:
+    """A batch of the part of the base graph that nodes, ascending and unique, induce.
+
+    Raises:
+        SettingError: If a perturbed node is not among them.
+    """
+    perturbed = np.unique(batch._perturbed_ids()[0])
+    here = np.isin(perturbed, nodes)
+    lost = perturbed[~here]
+    if len(lost) and not allow_wild_type:
+        of_cells = not batch.generation.is_structured
+        raise SettingError(
+            f"nodes {lost[:5].tolist()}{' and more' if len(lost) > 5 else ''} are perturbed "
+            + (
+                "in cells of this batch and not selected: these cells would look unperturbed"
+                if of_cells
+                else "by samples of this batch and not selected: these samples would look like the wild type"
+            ),
+            fix="select them too, or pass allow_wild_type=True",
+        )
+    selection = select(neighbour_table(batch.generation), nodes)
+    return batch._within(InducedContext(batch.generation, topology, selection, perturbed[here]))

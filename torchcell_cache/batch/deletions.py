@@ -3,135 +3,122 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.batch import KINDS, MASKS, Coordinates, SharedGraphBatch
-from torchcell_cache.batch.fast_pack import gather, pack_directly
-from torchcell_cache.batch.masks import Regions, node_flags, owners, regions
-from torchcell_cache.batch.pyg import collate, collated, is_plain
-from torchcell_cache.batch.pyg_fields import STATISTICS, MaskFields, SampleFields
-from torchcell_cache.batch.removals import check_removals, degrees
-from torchcell_cache.batch.sections import Sections, require_sections, structured_sections
+from torchcell_cache.batch.batch import SharedGraphBatch
+from torchcell_cache.batch.context import GraphContext, renumbered
+from torchcell_cache.batch.coordinates import Arrays, Coordinates, coordinates
+from torchcell_cache.batch.masks import Regions, check_removals, node_flags, owners, regions
+from torchcell_cache.batch.packed import Sections, require, require_within
+from torchcell_cache.batch.pyg import MASKS, collate, collated, is_plain
+from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields, check_statistics, homogeneous_doubt
 from torchcell_cache.batch.subgraphs import FilteredFields, KeptEdgeFields
-from torchcell_cache.codec.deletions import StructuredColumns
+from torchcell_cache.codec.deletions import StructuredColumns, words_of
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
-from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.errors import CacheError, FormatError, SettingError
+from torchcell_cache.core.ragged import Float32Array, Int64Array, ascends, merge_ragged
+from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.incidence import IncidenceIndex
+from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, count_nodes
 from torchcell_cache.processors import LazySubgraphRepresentation, SubgraphRepresentation
-from torchcell_cache.store.decoding import decoding
 from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.schema import decoding
 
-_COORDINATES = ("values", "types", "samples", "ptr")
+_NO_WORDS = np.zeros(0, dtype=np.uint16)
 
 
-class PerturbationBatch(SharedGraphBatch):
-    """A :class:`SharedGraphBatch` of a store of perturbations."""
+class DeletionBatch(SharedGraphBatch, records="structured"):
+    """A :class:`SharedGraphBatch` of a store of perturbations.
 
-    _columns: StructuredColumns | None = None
-    _indices: Int64Array | None = None
+    Node ids, masks, edge lists and :attr:`base_graph` of a restricted one speak of the selected nodes, numbered from 0 in the
+    base graph's order: it is what a batch of a store of ``base_graph.subgraph(nodes)`` would be.
+    """
+
     _removals_checked = False
 
     @classmethod
-    def of_records(cls, generation: Generation, positions: Int64Array) -> PerturbationBatch:
-        """Read a batch: removed positions from records, the rest from memory where it fits there."""
-        batch = cls(generation)
-        batch._indices = positions
-        batch._packed = pack_directly(generation, positions)
-        if batch._packed is None:
-            batch._columns = gather(generation, positions)
-        return batch
-
-    def _make_sections(self) -> Sections:
-        assert self._columns is not None
-        assert self._indices is not None
-        schema, generation = self.generation.structured, self.generation
-        by_rule = None if schema.has_removed or generation.removal is None else generation.removal.by_rule
-        return structured_sections(
-            self._indices, self._columns, len(self.phenotype_names), schema.has_removed, by_rule
-        )
-
-    @classmethod
-    def check_sections(cls, generation: Generation, sections: Sections) -> None:
-        """Insist that sections fit a generation.
-
-        Raises:
-            FormatError: If they do not.
-        """
-        names = ["indices", "perturbed", "perturbed_ptr", "values", "value_ptr"]
-        names += [f"phenotype_{part}" for part in _COORDINATES]
-        if generation.schema["statistics"]:
-            names += [f"statistic_{part}" for part in _COORDINATES]
-        if generation.structured.has_removed:
-            names += ["words", "word_ptr"]
-        require_sections(sections, names, ("labels", "removed", "removed_ptr"))
-        assert generation.topology is not None
-        limits = {
-            "indices": len(generation),
-            "perturbed": generation.topology.num_nodes,
-            "removed": generation.topology.size,
+    def _read_sections(cls, generation: Generation, positions: Int64Array) -> Sections:
+        """Removed positions from records, the rest from memory where it fits there."""
+        reader, schema = generation.table_reader, generation.structured
+        words = None
+        if reader is None:
+            columns = generation.read_columns(positions)
+            ids, ptr, values, value_ptr = columns.ids, columns.ptr, columns.values, columns.value_ptr
+            words = columns.words, columns.word_ptr
+        else:
+            ids, ptr = reader.perturbed(positions)
+            values, value_ptr = reader.measurements(positions)
+            if schema.has_removed:
+                words = generation.visit(positions, lambda records: words_of(schema, records, ptr, value_ptr))
+        sections: Sections = {
+            "indices": positions,
+            "perturbed_ptr": ptr,
+            "perturbed": ids.astype(np.int64),
+            "value_ptr": value_ptr,
+            "values": values,
         }
-        for name, limit in limits.items():
-            array = sections.get(name)
-            if array is not None and len(array) and not 0 <= int(array.min()) <= int(array.max()) < limit:
-                raise FormatError(f"'{name}' of a packed batch is not within 0..{limit - 1}")
-        for name in ("values", "labels"):
-            width = sections[name].shape[1] if name in sections else generation.structured.num_columns
-            if width != generation.structured.num_columns:
-                raise FormatError(
-                    f"'{name}' of a packed batch has {width} columns, expected {generation.structured.num_columns}"
-                )
+        if schema.has_removed and words is not None:
+            sections["words"], sections["word_ptr"] = words
+        return _with_rules(GraphContext(generation), sections)
 
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    @property
-    def _positions(self) -> Int64Array:
-        return self.sections["indices"] if self._indices is None else self._indices
+    def _check_sections(self) -> None:
+        sections, context, schema = self.sections, self.context, self.generation.structured
+        names = {"indices", "perturbed", "perturbed_ptr", "values", "value_ptr"}
+        assert context.topology is not None
+        limits = {"indices": len(self.generation), "perturbed": context.topology.num_nodes}
+        if context.has_removed:
+            names |= {"words", "word_ptr"}
+        elif self.generation.removal is not None and self.generation.removal.by_rule is not None:
+            names |= {"removed", "removed_ptr"}
+            limits["removed"] = context.topology.size
+        require(sections, names)
+        require_within(sections, limits)
+        if not ascends(sections["perturbed"], sections["perturbed_ptr"]):
+            raise FormatError("'perturbed' of a packed batch does not ascend within each sample")
+        if sections["values"].shape[1] != schema.num_columns:
+            raise FormatError(
+                f"'values' of a packed batch has {sections['values'].shape[1]} columns, expected {schema.num_columns}"
+            )
 
     def _position_space(self) -> Topology | None:
         return self.generation.topology
 
+    def _within(self, context: GraphContext) -> Self:
+        """The batch of a part of its graph: relabelled ids, its labels as they are."""
+        self._check_removals()
+        assert context.selection is not None
+        sections = {name: self.sections[name] for name in ("indices", "value_ptr", "values")}
+        sections["perturbed"], sections["perturbed_ptr"] = renumbered(
+            *self._perturbed_ids(), context.selection.nodes
+        )
+        out = type(self)(context, _with_rules(context, sections))
+        out.is_padding = self.is_padding
+        return out.to(self.device, non_blocking=True)
+
     # Samples
 
-    @property
-    def columns(self) -> StructuredColumns:
-        """The records as ragged columns on the host."""
-        if self._columns is None:
-            own = self.sections
-            none = np.zeros(len(self) + 1, dtype=np.int64)
-            self._columns = StructuredColumns(
-                own["perturbed"],
-                own["perturbed_ptr"],
-                own["values"],
-                own["value_ptr"],
-                own.get("words", none[:0].astype(np.uint16)),
-                own.get("word_ptr", none),
-            )
-        return self._columns
-
     def _graph(self, at: int) -> Any:
-        own = self.columns
-        row = {}
-        for name, ptr in (("ids", own.ptr), ("values", own.value_ptr), ("words", own.word_ptr)):
-            start, stop = int(ptr[at]), int(ptr[at + 1])
-            row[name] = getattr(own, name)[start:stop]
-            row[{"ids": "ptr", "values": "value_ptr", "words": "word_ptr"}[name]] = np.array(
-                [0, stop - start]
-            )
+        if self.context.selection is not None:
+            homogeneous_doubt(self.on_device)
+        row: list[npt.NDArray[Any]] = []
+        for name, ptr in (("perturbed", "perturbed_ptr"), ("values", "value_ptr"), ("words", "word_ptr")):
+            start, stop = self.sections[ptr][at : at + 2].tolist() if ptr in self.sections else (0, 0)
+            row += [self.sections.get(name, _NO_WORDS)[start:stop], np.array([0, stop - start])]
         with decoding(self.generation):
-            unknown = self.generation.unknown_names(self._positions[at : at + 1])
-            return self.generation.assembler.graphs(StructuredColumns(**row), unknown)[0]
+            unknown = self.generation.unknown_names(self.sections["indices"][at : at + 1])
+            return self.context.assembler.graphs(StructuredColumns(*row), unknown)[0]
+
+    def _perturbed_ids(self) -> tuple[Int64Array, Int64Array]:
+        return self.sections["perturbed"], self.sections["perturbed_ptr"]
 
     @property
     def perturbed(self) -> Tensor:
-        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
+        """See :attr:`SharedGraphBatch.perturbed`."""
         return self.tensors["perturbed"]
 
     @property
@@ -141,60 +128,76 @@ class PerturbationBatch(SharedGraphBatch):
 
     @property
     def perturbed_ptr(self) -> Tensor:
-        """Where each sample's ids start, ``[batch + 1] int64``."""
+        """See :attr:`SharedGraphBatch.perturbed_ptr`."""
         return self.tensors["perturbed_ptr"]
 
-    @property
-    def perturbed_batch(self) -> Tensor:
-        """Sample of each perturbed id, ``[num_perturbed] int64``."""
-        return owners(self.perturbed_ptr, len(self.perturbed))
+    # Labels
+
+    def _measurements(self) -> tuple[Float32Array, Int64Array]:
+        return self.sections["values"], self.sections["value_ptr"]
+
+    @cached_property
+    def _once(self) -> bool:
+        """Whether every sample has one measurement, which is its own mean."""
+        ptr = self.sections["value_ptr"]
+        return bool(ptr[-1] == len(self) and (ptr[1:] > ptr[:-1]).all())
 
     def labels(self, name: str) -> Tensor:
         """See :meth:`SharedGraphBatch.labels`."""
         column = self._column(name)
-        # One measurement per sample is its own mean.
-        return self.tensors["labels" if "labels" in self.sections else "values"][:, column].clone()
+        return self.tensors["values"][:, column].clone() if self._once else super().labels(name)
+
+    @cached_property
+    def host_coordinates(self) -> tuple[Arrays, Arrays]:
+        """Phenotypes and statistics of all samples in coordinate form, on the host."""
+        split = len(self.phenotype_names)
+        values, ptr = self._measurements()
+        parts = (values[:, :split], True), (values[:, split:], False)
+        first, second = (coordinates(part, ptr, self._once, fill=fill) for part, fill in parts)
+        return first, second
+
+    @cached_property
+    @lasting
+    def _moved_coordinates(self) -> tuple[Coordinates, ...]:
+        moved = ([self._there(array) for array in arrays] for arrays in self.host_coordinates)
+        return tuple(Coordinates(v, t, s, ptr, owners(ptr, len(v))) for v, t, s, ptr in moved)
 
     @property
     def phenotype_coordinates(self) -> Coordinates:
         """All phenotype values, measurement by measurement; one NaN for a sample without any."""
-        return self._coordinates("phenotype")
+        return self._moved_coordinates[0]
 
     @property
     def statistic_coordinates(self) -> Coordinates | None:
         """All statistic values, or ``None`` if the store has no statistics."""
-        return self._coordinates("statistic") if self.statistic_names else None
-
-    def _coordinates(self, kind: str) -> Coordinates:
-        values, types, samples, ptr = (self.tensors[f"{kind}_{part}"] for part in _COORDINATES)
-        return Coordinates(values, types, samples, ptr, owners(ptr, len(values)))
+        return self._moved_coordinates[1] if self.statistic_names else None
 
     # What is removed
 
     @property
     def _index(self) -> IncidenceIndex:
-        assert self.generation.removal is not None
-        return self.generation.removal.index
+        assert self.context.removal is not None
+        return self.context.removal.index
 
     @cached_property
     def _num_incident(self) -> int:
         """Entries of the incidence index under all perturbed nodes: the size of what the device will expand."""
-        if self.generation.structured.has_removed:
-            return 0
-        return int(degrees(self._index, self.sections["perturbed"]).sum())
+        return 0 if self.context.has_removed else int(self._index.degrees(self.sections["perturbed"]).sum())
 
     @cached_property
-    def _removed(self) -> tuple[npt.NDArray[Any], Int64Array]:
+    def removed_positions(self) -> tuple[npt.NDArray[Any], Int64Array]:
         """Removed positions on the host, ascending and unique per sample, and their offsets."""
         self._check_removals()
-        if self.generation.structured.has_removed:
+        if self.context.has_removed:
             return decode_gaps_ragged(self.sections["words"], self.sections["word_ptr"])
-        assert self.generation.removal is not None
-        return self.generation.removal.removed(self.sections["perturbed"], self.sections["perturbed_ptr"])
+        found = self._index.removed(*self._perturbed_ids())
+        if "removed" not in self.sections:
+            return found
+        return merge_ragged(found, (self.sections["removed"], self.sections["removed_ptr"]))
 
     def _check_removals(self) -> None:
         """See :func:`check_removals`; once per batch."""
-        if not self._removals_checked and self.generation.structured.has_removed:
+        if not self._removals_checked and self.context.has_removed:
             check_removals(self.generation, self.sections)
             self._removals_checked = True
 
@@ -210,8 +213,8 @@ class PerturbationBatch(SharedGraphBatch):
         Raises:
             CacheError: Saying which edge types were looked at.
         """
-        domains = [d for d in self.resident.topology.domains if edge_types is None or d.key in edge_types]
-        positions, _ = self._removed
+        domains = [d for d in self.on_device.topology.domains if edge_types is None or d.key in edge_types]
+        positions, _ = self.removed_positions
         lost = any(bool(((positions >= d.start) & (positions < d.stop)).any()) for d in domains)
         if len(self.sections["perturbed"]) and not lost:
             raise CacheError(
@@ -220,13 +223,17 @@ class PerturbationBatch(SharedGraphBatch):
                 fix="check that the source's node names and the base graph's edges belong together",
             )
 
+    def regions(self, name: str, *, kept: bool) -> Regions:
+        """See :func:`torchcell_cache.batch.masks.regions`."""
+        self._check_removals()
+        return regions(self.on_device, self.tensors, self._num_incident, name, kept=kept)
+
     @cached_property
     def _regions(self) -> Regions:
-        self._check_removals()
-        return regions(self.resident, self.tensors, self._num_incident, "masks", kept=True)
+        return self.regions("masks", kept=True)
 
     def _domain(self, key: Any, what: str) -> Domain:
-        domains = self.resident.topology.domains
+        domains = self.on_device.topology.domains
         found = next((d for d in domains if d.key == key), None)
         if found is None:
             raise KeyError(f"no {what} {key!r} in the base graph; there are {[d.key for d in domains]}")
@@ -238,25 +245,26 @@ class PerturbationBatch(SharedGraphBatch):
 
     def node_mask(self, node_type: str | None = None) -> Tensor:
         """See :meth:`SharedGraphBatch.node_mask`."""
-        topology = self.resident.topology
+        topology = self.on_device.topology
         if node_type is None or node_type == topology.node_type:
             return self._perturbed_mask
         if any(d.key == node_type for d in topology.domains):
             return self._regions.of(self._domain(node_type, "node type"))
-        types = getattr(self.resident.base_graph, "node_types", [])
+        graph = self.on_device.base_graph
+        types = getattr(graph, "node_types", [])
         if node_type not in types:
             raise KeyError(f"no node type {node_type!r} in the base graph; there are {types}")
-        size = count_nodes(self.resident.base_graph[node_type], f"'{node_type}'")
+        size = count_nodes(graph[node_type], f"'{node_type}'")
         return torch.ones((len(self), size), dtype=torch.bool, device=self.device)
 
     @cached_property
     def _perturbed_mask(self) -> Tensor:
-        return node_flags(self.resident, self.tensors, "nodes", kept=True)
+        return node_flags(self.on_device, self.tensors, "nodes", kept=True)
 
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`SharedGraphBatch.removed_edges`."""
         domain = self._domain(edge_type, "edge type")
-        positions, ptr = self._removed
+        positions, ptr = self.removed_positions
         inside = (positions >= domain.start) & (positions < domain.stop)
         sample = np.repeat(np.arange(len(self)), np.diff(ptr))[inside]
         edge = positions[inside].astype(np.int64) - domain.start
@@ -267,34 +275,26 @@ class PerturbationBatch(SharedGraphBatch):
     def _mask_names(self) -> tuple[str, ...]:
         return MASKS if isinstance(self.generation.processor, LazySubgraphRepresentation) else ()
 
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any:
-        self._check_statistics(exclude_keys)
-        resident = self.resident
-        if not is_plain(resident.template):
-            return self._placed(collated(list(self), follow_batch, exclude_keys, drop))
+    def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
+        context = self.on_device
+        if self.context.selection is not None:
+            homogeneous_doubt(context)
+        check_statistics(self, exclude)
+        if not is_plain(context.template):
+            return collated(list(self), self.device, follow, exclude, drop)
         self._check_removals()
-        filters = isinstance(resident.processor, SubgraphRepresentation)
+        filters = isinstance(context.processor, SubgraphRepresentation)
         kind = FilteredFields if filters else SampleFields
         if self._mask_names():
             kind = KeptEdgeFields if drop else MaskFields
-        fields = kind(resident, self.sections, self.tensors, self._num_incident, lambda: self._removed)
-        fields.unknown = self.generation.unknown_names(self._positions)
-        return collate(resident.template, fields, len(self), self.device, follow_batch, exclude_keys)
-
-    def _check_statistics(self, exclude_keys: frozenset[str]) -> None:
-        if "statistic_ptr" not in self.sections or exclude_keys.issuperset(STATISTICS):
-            return
-        if self.resident.processor.always_statistics:
-            return
-        has = np.diff(self.sections["statistic_ptr"]) > 0
-        if has.any() and not has.all():
-            with_it, without = (int(self.sections["indices"][np.argmax(h)]) for h in (has, ~has))
-            raise SettingError(
-                f"sample {with_it} has statistics and sample {without} of the same batch has none: PyG would drop the "
-                "fields or fail, depending on which comes first",
-                fix='build with the processor\'s statistics="always"; or '
-                f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
-            )
+        return collate(context.template, kind(self), len(self), self.device, follow, exclude)
 
 
-KINDS["structured"] = PerturbationBatch
+def _with_rules(context: GraphContext, sections: Sections) -> Sections:
+    """Sections with what reactions take along that gene rules switch off: a device would have to ask back for it."""
+    if not context.has_removed and context.removal is not None and context.removal.by_rule is not None:
+        sections["removed"], sections["removed_ptr"] = context.removal.by_rule.removed(
+            sections["perturbed"], sections["perturbed_ptr"]
+        )
+        sections["removed"] = sections["removed"].astype(np.int64)
+    return sections

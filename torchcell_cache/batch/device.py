@@ -1,55 +1,126 @@
-"""What all batches of a store share on a device: one copy of the base graph and of the incidence index.
+"""What all batches of a graph share on a device: one copy of it and of the incidence index.
 
-A :class:`DeviceGraph` lives as long as a generation that was used with its device is open in this process, whatever the
+That of a store lives as long as a generation that was used with its device is open in this process, whatever the
 number of batches, datasets and workers' batches that refer to it; :func:`release` lets go of it earlier.
+
+Outputs reuse memory: a batch of 28 expanded at yeast scale is 1.1 GB, which into fresh memory costs several times what it costs
+into memory that has been touched before, because the kernel hands out and clears every page. A buffer is given out again only
+when no tensor, view or array refers to it any more, and whoever takes it writes all of it, so an edit in place never survives.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import weakref
-from collections import OrderedDict
-from functools import cached_property
+from collections.abc import Callable, Hashable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from torchcell_cache.batch.buffers import BufferPool
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor
 from torchcell_cache.store.generation import Generation
 
 _LOCK = threading.RLock()
-_SHARED: weakref.WeakValueDictionary[tuple[str, str, str], DeviceGraph] = weakref.WeakValueDictionary()
-_HELD: weakref.WeakKeyDictionary[Generation, dict[str, DeviceGraph]] = weakref.WeakKeyDictionary()
-_GENERATIONS: weakref.WeakValueDictionary[tuple[str, str], Generation] = weakref.WeakValueDictionary()
-_OPENED: OrderedDict[tuple[str, str], Generation] = OrderedDict()
-_KEEP_OPEN = 4
+_SHARED: weakref.WeakValueDictionary[tuple[str, str, str], DeviceContext] = weakref.WeakValueDictionary()
+_HELD: weakref.WeakKeyDictionary[Generation, dict[str, DeviceContext]] = weakref.WeakKeyDictionary()
 
 
-class DeviceGraph:
-    """Base graph and incidence index on one device.
+_SMALL_BYTES = 1 << 16
+_PER_NAME = 3
+"""Batches alive at once: the one in use, the one being made, and one waiting in a prefetch thread."""
 
-    Args:
-        generation: The store's generation; not kept.
-        device: Where to.
-    """
 
-    def __init__(self, generation: Generation, device: torch.device) -> None:
+def _idle_references() -> int:
+    """References that the interpreter counts for a list's item inside a loop over the list and nowhere else."""
+    for item in [np.ones(1, dtype=np.uint8)]:
+        return sys.getrefcount(item)
+    raise AssertionError
+
+
+_IDLE = _idle_references()
+
+
+class BufferPool:
+    """Memory for the outputs of one store on one device; on accelerators torch's own allocator does this."""
+
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.base_graph = generation.base_graph
+        self._buffers: dict[Hashable, list[npt.NDArray[np.uint8]]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor of undefined content; the caller writes all of it."""
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        if self.device.type != "cpu" or size < _SMALL_BYTES:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        with self._lock:
+            memory = torch.from_numpy(self._idle(name, size)[:size])
+        return memory.view(dtype).view(shape)
+
+    def take_flags(self, name: Hashable, size: int, value: bool) -> Tensor:
+        """A flat ``[size] bool`` tensor full of ``value``."""
+        flags = self.take(name, (size,), torch.bool)
+        if self.device.type == "cpu" and size:
+            flags.numpy().fill(value)  # a memset; torch's own fill of bool takes twice as long on one thread
+            return flags
+        return flags.fill_(value)
+
+    def _idle(self, name: Hashable, size: int) -> npt.NDArray[np.uint8]:
+        held = self._buffers.setdefault(name, [])
+        small = False
+        for buffer in held:
+            if sys.getrefcount(buffer) == _IDLE:
+                if len(buffer) >= size:
+                    return buffer
+                small = True
+        if small:  # a larger batch than before: it will be the rule from now on
+            self._buffers[name] = held = [b for b in held if len(b) >= size]
+        fresh = np.empty(size, dtype=np.uint8)
+        if len(held) < _PER_NAME:
+            held.append(fresh)
+        return fresh
+
+    def clear(self) -> None:
+        """Let go of all buffers; those still in use live on with their users."""
+        with self._lock:
+            self._buffers.clear()
+
+    def held_bytes(self) -> int:
+        """Bytes kept, in use or not."""
+        return sum(len(buffer) for held in self._buffers.values() for buffer in held)
+
+
+class DeviceContext:
+    """A graph and its incidence index on one device."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        device: torch.device,
+        pool: BufferPool,
+        topology: Topology | None,
+        *,
+        base_graph: Callable[[], Any],
+        moved: Callable[[], Any],
+        index: Callable[[], tuple[Tensor, Tensor]],
+    ) -> None:
+        self.device, self.pool = device, pool
         self.phenotypes = tuple(generation.schema["phenotypes"])
         self.statistics = tuple(generation.schema["statistics"])
-        self.pool = BufferPool(device)
-        self._topology, self._processor = generation.topology, generation.processor
-        name = "incidence.safetensors"
-        self._index_file = generation.file(name) if generation.has_file(name) else None
+        self._topology, self._processor = topology, generation.processor
+        self._base_graph, self._there, self._index = base_graph, moved, index
 
     @property
     def topology(self) -> Topology:
@@ -59,17 +130,20 @@ class DeviceGraph:
 
     @property
     def processor(self) -> DeletionProcessor:
-        """The processor of a store of perturbations."""
+        """The processor of a store of deletions."""
         assert self._processor is not None
         return self._processor
+
+    @property
+    def base_graph(self) -> Any:
+        """The graph on the CPU."""
+        return self._base_graph()
 
     @cached_property
     @lasting
     def graph(self) -> Any:
-        """The base graph with its tensors on the device; on the CPU the store's own, mapped."""
-        if self.device.type == "cpu" or self.base_graph is None:
-            return self.base_graph
-        return copy.copy(self.base_graph).to(self.device)
+        """The graph with its tensors on the device; on the CPU the store's own, mapped."""
+        return self.base_graph if self.device.type == "cpu" else self._there()
 
     @cached_property
     @lasting
@@ -83,7 +157,7 @@ class DeviceGraph:
         }
 
     def tensor(self, value: Tensor) -> Tensor:
-        """The device's copy of one of the base graph's tensors, or a fresh one of any other tensor."""
+        """The device's copy of one of the graph's tensors, or a fresh one of any other tensor."""
         found = self._moved.get(id(value))
         return value.to(self.device) if found is None else found
 
@@ -121,14 +195,8 @@ class DeviceGraph:
     @lasting
     def index(self) -> tuple[Tensor, Tensor]:
         """Incidence index: ``ptr [num_nodes, num_domains + 1] int64`` and ``positions [nnz]``."""
-        assert self._index_file is not None
-        return _load_index(self._index_file, self.device)
-
-    @cached_property
-    @lasting
-    def shell(self) -> Any:
-        """What the processor computes once per base graph."""
-        return self.processor.make_shell(self.base_graph, self.topology)
+        ptr, positions = self._index()
+        return ptr.to(self.device, non_blocking=True), positions.to(self.device, non_blocking=True)
 
     @cached_property
     @lasting
@@ -141,30 +209,23 @@ class DeviceGraph:
             statistics=self.statistics,
             kept=tuple(torch.ones(d.size, dtype=torch.bool, device="cpu") for d in self.topology.domains),
         )
-        graph = self.processor.assemble(self.base_graph, self.topology, self.shell, deletion)
+        base = self.base_graph
+        shell = self.processor.make_shell(base, self.topology)
+        graph = self.processor.assemble(base, self.topology, shell, deletion)
+        homogeneous = self.topology.node_type is None
         for store in graph.stores:
-            base = self._base_mapping(store._key)
+            if store._key is None and not homogeneous:
+                continue
+            own = (base._store if homogeneous else base[store._key])._mapping
             for name, value in store._mapping.items():
                 # A filtering processor copies; the base graph's own tensor says as much and costs nothing.
-                if isinstance(value, Tensor) and isinstance(base.get(name), Tensor):
-                    store._mapping[name] = base[name]
+                if isinstance(value, Tensor) and isinstance(own.get(name), Tensor):
+                    store._mapping[name] = own[name]
         return graph
 
-    def _base_mapping(self, key: Any) -> dict[str, Any]:
-        store = self.base_graph._store if self.topology.node_type is None else None
-        if store is None and key is not None:
-            store = self.base_graph[key]
-        return {} if store is None else dict(store._mapping)
 
-
-def _load_index(path: Path, device: torch.device) -> tuple[Tensor, Tensor]:
-    # safe_open maps the file; on the CPU the tensors are views of the page cache, like numpy's in removal.py.
-    with safe_open(str(path), framework="pt", device="cpu") as file:
-        return file.get_tensor("ptr").to(device), file.get_tensor("positions").to(device)
-
-
-def device_graph(generation: Generation, device: torch.device) -> DeviceGraph:
-    """The process's one :class:`DeviceGraph` of a store on a device."""
+def of_store(generation: Generation, device: torch.device) -> DeviceContext:
+    """The process's one :class:`DeviceContext` of a store on a device."""
     held = _HELD.get(generation)
     found = None if held is None else held.get(str(device))
     if found is not None:
@@ -173,9 +234,24 @@ def device_graph(generation: Generation, device: torch.device) -> DeviceGraph:
     with _LOCK:
         shared = _SHARED.get(key)
         if shared is None:
-            shared = _SHARED[key] = DeviceGraph(generation, device)
+            graph, name = generation.base_graph, "incidence.safetensors"
+            shared = _SHARED[key] = DeviceContext(
+                generation,
+                device,
+                BufferPool(device),
+                generation.topology,
+                base_graph=lambda: graph,
+                moved=lambda: None if graph is None else copy.copy(graph).to(device),
+                index=partial(_mapped_index, generation.file(name) if generation.has_file(name) else None),
+            )
         _HELD.setdefault(generation, {})[str(device)] = shared
         return shared
+
+
+def _mapped_index(path: Path | None) -> tuple[Tensor, Tensor]:
+    """Maps the file; on the CPU the tensors are views of the page cache, like numpy's in ``graph/removal``."""
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        return file.get_tensor("ptr"), file.get_tensor("positions")
 
 
 def release(device: torch.device | str | None = None) -> None:
@@ -189,25 +265,3 @@ def release(device: torch.device | str | None = None) -> None:
         for held in list(_HELD.values()):
             for name in [n for n in held if wanted is None or n == wanted]:
                 held.pop(name).pool.clear()
-
-
-def register(generation: Generation) -> None:
-    """Make an open generation findable for batches that arrive from worker processes."""
-    _GENERATIONS[str(generation.root), generation.manifest.generation] = generation
-
-
-def find_generation(root: str, name: str) -> Generation:
-    """The generation a batch from another process belongs to: the open one, or opened now and kept.
-
-    Raises:
-        CacheNotFoundError: If the store is gone.
-    """
-    with _LOCK:
-        found = _GENERATIONS.get((root, name))
-        if found is None:
-            found = Generation.open(Path(root), name)
-            register(found)
-            _OPENED[root, name] = found
-            while len(_OPENED) > _KEEP_OPEN:
-                _OPENED.popitem(last=False)
-        return found

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchcell_cache.batch.context import GraphContext
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.codec.field_reader import read_changes
 from torchcell_cache.codec.layout import FieldKey, TensorValue, field_label
@@ -28,6 +29,7 @@ def dense_features(batch: GraphBatch, key: FieldKey) -> Tensor:
         CorruptRecordError: If a record is damaged.
     """
     sections, generation = batch.sections, batch.generation
+    context = GraphContext(generation).on(batch.device)
     ptr = sections["record_ptr"]
     changes = read_changes(
         sections["records"],
@@ -39,8 +41,8 @@ def dense_features(batch: GraphBatch, key: FieldKey) -> Tensor:
     )
     if changes is None:
         return _stacked(batch, key)
-    base = batch.resident.tensor(generation.base_fields.value(key))
-    out = batch.resident.pool.take(key, (len(batch), *base.shape), base.dtype).copy_(base.unsqueeze(0))
+    base = context.tensor(generation.base_fields.value(key))
+    out = context.pool.take(key, (len(batch), *base.shape), base.dtype).copy_(base.unsqueeze(0))
     size, code = base.numel(), generation.base_fields[key]
     assert isinstance(code, TensorValue)
     slots = changes.positions + np.repeat(np.arange(len(batch)) * size, np.diff(changes.ptr))

@@ -4,55 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.batch.batch import KINDS, MASKS, SharedGraphBatch
+from torchcell_cache.batch.batch import SharedGraphBatch
+from torchcell_cache.batch.context import GraphContext, renumbered
 from torchcell_cache.batch.features import dense_features
-from torchcell_cache.batch.masks import owners
-from torchcell_cache.batch.pyg import collated
-from torchcell_cache.batch.sections import Sections, generic_sections, mean_labels, require_sections
+from torchcell_cache.batch.packed import Sections, require, require_within
+from torchcell_cache.batch.pyg import MASKS, collated
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
-from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError
+from torchcell_cache.graph.induced_subgraph import Selection, subset
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.graph.topology import EdgeType, Topology, perturbable_type, topology_of
-from torchcell_cache.store.decoding import decoding
 from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.schema import decoding
 
 _KEPT, _REMOVED = ("mask", "edge_mask"), ("pert_mask", "edge_pert_mask")
 
 
-class GraphBatch(SharedGraphBatch):
-    """A :class:`SharedGraphBatch` of graphs that are stored whole."""
+class GraphBatch(SharedGraphBatch, records="generic"):
+    """A :class:`SharedGraphBatch` of graphs that are stored whole.
+
+    Node ids, features, edge lists and :attr:`base_graph` of a restricted batch of cells speak of the selected nodes, numbered
+    from 0 in the base graph's order; nodes of other types are all there.
+    """
 
     @classmethod
-    def of_records(cls, generation: Generation, positions: Int64Array) -> GraphBatch:
-        """Read a batch."""
-        return cls(generation, generic_sections(positions, generation.read(positions)))
+    def _read_sections(cls, generation: Generation, positions: Int64Array) -> Sections:
+        """The records themselves, decoded where they are used."""
+        records = generation.read(positions)
+        return {
+            "indices": positions,
+            "records": np.frombuffer(bytearray().join(records), dtype=np.uint8),
+            "record_ptr": offsets(np.fromiter(map(len, records), dtype=np.int64, count=len(records))),
+        }
 
-    def _make_sections(self) -> Sections:
-        raise AssertionError("given when the batch is made")
+    @property
+    def owner(self) -> str:
+        """The store: records are its own, whatever is selected of them."""
+        return self.generation.manifest.generation
 
-    @classmethod
-    def check_sections(cls, generation: Generation, sections: Sections) -> None:
-        """Insist that sections fit a generation.
-
-        Raises:
-            FormatError: If they do not.
-        """
-        require_sections(sections, ("indices", "records", "record_ptr"))
-        indices, ptr = sections["indices"], sections["record_ptr"]
-        if not 0 <= int(indices.min()) <= int(indices.max()) < len(generation):
-            raise FormatError(f"'indices' of a packed batch is not within 0..{len(generation) - 1}")
-        if int(np.diff(ptr).min()) < CHECKSUM_BYTES:
+    def _check_sections(self) -> None:
+        require(self.sections, {"indices", "records", "record_ptr"})
+        require_within(self.sections, {"indices": len(self.generation)})
+        if int(np.diff(self.sections["record_ptr"]).min()) < CHECKSUM_BYTES:
             raise FormatError("a record of a packed batch is shorter than a checksum")
+
+    def _within(self, context: GraphContext) -> Self:
+        return self._like(self._bytes, context)
 
     @cached_property
     @lasting
@@ -65,7 +72,32 @@ class GraphBatch(SharedGraphBatch):
         # A copy: decoded tensors are views, and editing a sample must not change the batch.
         record = memoryview(self.sections["records"][ptr[at] : ptr[at + 1]].tobytes())
         with decoding(self.generation):
-            return decode_graph(record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields)
+            graph = decode_graph(
+                record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields
+            )
+            return graph if self.context.selection is None else self._cut(graph, self.context.selection)
+
+    def _cut(self, graph: Any, selection: Selection) -> Any:
+        """What the selection leaves of a cell's graph."""
+        node_type = selection.topology.node_type
+        out = subset(graph, topology_of(self.generation.base_graph), selection)
+        before, after = (g._store if node_type is None else g[node_type] for g in (graph, out))
+        if "perturbation_indices" in before:  # whatever their number
+            ids, names = before["perturbation_indices"].numpy(), list(before["ids_pert"])
+            here = np.isin(ids, selection.nodes)
+            after["perturbation_indices"] = torch.from_numpy(np.searchsorted(selection.nodes, ids[here]))
+            own, others = names[: len(ids)], names[len(ids) :]
+            after["ids_pert"] = [n for n, stays in zip(own, here, strict=False) if stays] + others
+        return out
+
+    @cached_property
+    @lasting
+    def base_graph(self) -> Any:
+        """The base graph on the batch's device, or what is selected of it."""
+        whole, selection = GraphContext(self.generation).on(self.device).graph, self.context.selection
+        return (
+            whole if selection is None else subset(whole, topology_of(self.generation.base_graph), selection)
+        )
 
     @property
     def shares_edges(self) -> bool:
@@ -88,43 +120,40 @@ class GraphBatch(SharedGraphBatch):
             return dict(graph[key]._mapping)
         return dict(graph._store._mapping)
 
-    def _rows(self) -> tuple[SampleTable, list[int]]:
+    def _rows(self) -> tuple[SampleTable, Int64Array]:
         table = self.generation.table
         if table is None:
             raise SettingError(
                 f"{self.generation.root} knows no perturbed nodes and no labels: its source gives graphs",
                 fix="take them from the samples: batch.to_pyg()",
             )
-        return table, self.sections["indices"].tolist()
+        return table, self.sections["indices"]
+
+    def _perturbed_ids(self) -> tuple[Int64Array, Int64Array]:
+        table, rows = self._rows()
+        ids, ptr = segments(table.ids, table.ptr, rows)
+        ids, selection = ids.astype(np.int64), self.context.selection
+        return (ids, ptr) if selection is None else renumbered(ids, ptr, selection.nodes)
+
+    def _measurements(self) -> tuple[Float32Array, Int64Array]:
+        table, rows = self._rows()
+        return segments(table.values, table.value_ptr, rows)
 
     @cached_property
     @lasting
-    def perturbed_ptr(self) -> Tensor:
-        """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
-        table, rows = self._rows()
-        counts = np.diff(table.ptr)[rows]
-        return torch.from_numpy(offsets(counts)).to(self.device)
-
-    @cached_property
-    @lasting
-    def perturbed(self) -> Tensor:
-        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
-        table, rows = self._rows()
-        ids = np.concatenate([table.ids[table.ptr[k] : table.ptr[k + 1]] for k in rows])
-        return torch.from_numpy(ids.astype(np.int64)).to(self.device)
+    def _perturbed(self) -> tuple[Tensor, Tensor]:
+        ids, ptr = self._perturbed_ids()
+        return self._there(ids), self._there(ptr)
 
     @property
-    def perturbed_batch(self) -> Tensor:
-        """Sample of each perturbed id, ``[num_perturbed] int64``."""
-        return owners(self.perturbed_ptr, len(self.perturbed))
+    def perturbed(self) -> Tensor:
+        """See :attr:`SharedGraphBatch.perturbed`."""
+        return self._perturbed[0]
 
-    def labels(self, name: str) -> Tensor:
-        """See :meth:`SharedGraphBatch.labels`."""
-        column = self._column(name)
-        table, rows = self._rows()
-        parts = [table.values[table.value_ptr[k] : table.value_ptr[k + 1]] for k in rows]
-        ptr = offsets(np.array([len(part) for part in parts]))
-        return torch.from_numpy(mean_labels(np.concatenate(parts), ptr)[:, column].copy()).to(self.device)
+    @property
+    def perturbed_ptr(self) -> Tensor:
+        """See :attr:`SharedGraphBatch.perturbed_ptr`."""
+        return self._perturbed[1]
 
     def _masks(self, key: Any, names: tuple[str, str]) -> Tensor:
         """``names``: the field that says kept, and the one that says removed."""
@@ -186,7 +215,11 @@ class GraphBatch(SharedGraphBatch):
         graph = self.generation.base_graph
         if node_type is None and graph is not None:
             node_type = perturbable_type(graph)
-        return dense_features(self, (node_type, name))
+        found, selection = dense_features(self, (node_type, name)), self.context.selection
+        if selection is None or node_type != selection.topology.node_type:
+            return found
+        whole = topology_of(self.generation.base_graph).num_nodes
+        return found.index_select(1, self.nodes) if found.dim() > 1 and found.size(1) == whole else found
 
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`SharedGraphBatch.removed_edges`."""
@@ -197,23 +230,20 @@ class GraphBatch(SharedGraphBatch):
         named = {name for store in self.graphs[0].stores for name in store._mapping}
         return named.intersection(MASKS)
 
-    def _to_pyg(self, follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool) -> Any:
+    def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
         graphs = list(self)
-        wanted = _keys(graphs[0], exclude_keys)
+        wanted = _keys(graphs[0], exclude)
         for at, graph in enumerate(graphs[1:], 1):
-            if _keys(graph, exclude_keys) != wanted:
+            if _keys(graph, exclude) != wanted:
                 first, other = (int(self.sections["indices"][k]) for k in (0, at))
-                odd = sorted(map(str, set(_keys(graph, exclude_keys)) ^ set(wanted)))
+                odd = sorted(map(str, set(_keys(graph, exclude)) ^ set(wanted)))
                 raise SettingError(
                     f"samples {first} and {other} of one batch do not have the same fields ({', '.join(odd)}): PyG "
                     "would drop them or fail, depending on which comes first",
                     fix="exclude_keys=[...] with these names",
                 )
-        return self._placed(collated(graphs, follow_batch, exclude_keys, drop))
+        return collated(graphs, self.device, follow, exclude, drop)
 
 
 def _keys(graph: Any, exclude_keys: frozenset[str]) -> set[tuple[Any, str]]:
     return {(s._key, name) for s in graph.stores for name in s._mapping if name not in exclude_keys}
-
-
-KINDS["generic"] = GraphBatch

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.device import DeviceGraph
-from torchcell_cache.codec.delta_code import ESCAPE
+from torchcell_cache.batch.device import DeviceContext
+from torchcell_cache.batch.packed import Sections
+from torchcell_cache.codec.delta_code import ESCAPE, check_gaps_ragged
+from torchcell_cache.core.hints import root_argument
+from torchcell_cache.errors import CorruptRecordError
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Domain
+from torchcell_cache.store.generation import Generation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,33 +43,28 @@ class Regions:
 
 @lasting
 def regions(
-    resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
+    context: DeviceContext, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
 ) -> Regions:
-    """What each sample keeps, or removes, of every domain.
+    """What each sample keeps (``kept``), or removes, of every domain; ``name``: whose buffer to use again.
 
-    Args:
-        resident: Base graph and index on the sections' device.
-        sections: The batch's sections as tensors.
-        num_incident: Entries of the incidence index under all perturbed nodes; used without removed positions only.
-        name: Whose buffer to use again.
-        kept: True stands for kept, else for removed.
+    ``num_incident``: entries of the incidence index under all perturbed nodes; used without removed positions only.
     """
     count = len(sections["indices"])
-    slots = removed_slots(resident, sections, num_incident)
-    flat = resident.pool.take_flags(name, count * resident.topology.size + 1, kept)
+    slots = removed_slots(context, sections, num_incident)
+    flat = context.pool.take_flags(name, count * context.topology.size + 1, kept)
     return Regions(flat.index_fill_(0, slots, not kept), count)
 
 
-def removed_slots(resident: DeviceGraph, sections: Mapping[str, Tensor], num_incident: int) -> Tensor:
+def removed_slots(context: DeviceContext, sections: Mapping[str, Tensor], num_incident: int) -> Tensor:
     """Slots of everything the samples remove, in any order, with repeats and the spare slot, ``[n] int64``."""
-    shifts = resident.shifts(len(sections["indices"]))
+    shifts = context.shifts(len(sections["indices"]))
     if "words" in sections:
-        return _from_words(resident, sections["words"], sections["word_ptr"], shifts)
-    slots = _from_index(resident, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
+        return _from_words(context, sections["words"], sections["word_ptr"], shifts)
+    slots = _from_index(context, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
     if "removed" in sections:
         positions, ptr = sections["removed"], sections["removed_ptr"]
         sample = owners(ptr, len(positions))
-        slots = torch.cat([slots, positions + _shift_of(resident, positions, sample, shifts)])
+        slots = torch.cat([slots, positions + _shift_of(context, positions, sample, shifts)])
     return slots
 
 
@@ -74,26 +74,26 @@ def owners(ptr: Tensor, total: int) -> Tensor:
     return torch.repeat_interleave(samples, ptr.diff(), output_size=total)
 
 
-def _shift_of(resident: DeviceGraph, positions: Tensor, sample: Tensor, shifts: Tensor) -> Tensor:
-    domain = resident.domain_of.index_select(0, positions)
+def _shift_of(context: DeviceContext, positions: Tensor, sample: Tensor, shifts: Tensor) -> Tensor:
+    domain = context.domain_of.index_select(0, positions)
     return shifts.flatten().index_select(0, sample * shifts.size(1) + domain)
 
 
-def _from_words(resident: DeviceGraph, words: Tensor, ptr: Tensor, shifts: Tensor) -> Tensor:
+def _from_words(context: DeviceContext, words: Tensor, ptr: Tensor, shifts: Tensor) -> Tensor:
     """Decode the gap code: running sums, each sample's from its own start."""
     steps = words.to(torch.int32).bitwise_and_(0xFFFF)
     running = torch.zeros(len(words) + 1, dtype=torch.int64, device=words.device)
     torch.cumsum(steps, 0, dtype=torch.int64, out=running[1:])
     sample = owners(ptr, len(words))
     positions = running[1:] - running[ptr[:-1]].index_select(0, sample)
-    slots = positions + _shift_of(resident, positions, sample, shifts)
-    spare = resident.topology.size * (len(ptr) - 1)
+    slots = positions + _shift_of(context, positions, sample, shifts)
+    spare = context.topology.size * (len(ptr) - 1)
     return slots.masked_fill_(steps == ESCAPE, spare)
 
 
-def _from_index(resident: DeviceGraph, ids: Tensor, ptr: Tensor, shifts: Tensor, total: int) -> Tensor:
+def _from_index(context: DeviceContext, ids: Tensor, ptr: Tensor, shifts: Tensor, total: int) -> Tensor:
     """Expand perturbed nodes through the incidence index, one segment per node and domain."""
-    index_ptr, positions = resident.index
+    index_ptr, positions = context.index
     rows = index_ptr.index_select(0, ids)
     counts = rows.diff(dim=1).flatten()
     segment = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), counts, output_size=total)
@@ -105,11 +105,39 @@ def _from_index(resident: DeviceGraph, ids: Tensor, ptr: Tensor, shifts: Tensor,
 
 @lasting
 def node_flags(
-    resident: DeviceGraph, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool
+    context: DeviceContext, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool
 ) -> Tensor:
     """What each sample keeps, or removes, of the perturbable nodes, ``[batch_size, num_nodes] bool``."""
-    count, num_nodes = len(sections["indices"]), resident.topology.num_nodes
+    count, num_nodes = len(sections["indices"]), context.topology.num_nodes
     ids = sections["perturbed"]
-    flat = resident.pool.take_flags(name, count * num_nodes, kept)
+    flat = context.pool.take_flags(name, count * num_nodes, kept)
     slots = owners(sections["perturbed_ptr"], len(ids)) * num_nodes + ids
     return flat.index_fill_(0, slots, not kept).view(count, num_nodes)
+
+
+def check_removals(generation: Generation, sections: Sections) -> None:
+    """Refuse positions that make no sense, and "nothing removed" of nodes that have edges.
+
+    A device would read beyond its memory for the first, and the second would train on the wild type.
+
+    Raises:
+        CorruptRecordError: Naming the sample.
+    """
+    assert generation.topology is not None
+    assert generation.removal is not None
+    words, word_ptr, ptr = (sections[name] for name in ("words", "word_ptr", "perturbed_ptr"))
+
+    def corrupt(at: int, what: str) -> CorruptRecordError:
+        return CorruptRecordError(
+            f"{generation.directory}: sample {int(sections['indices'][at])} {what}",
+            path=generation.directory,
+            fix=f"torchcell-cache repair {root_argument(generation.root)}",
+        )
+
+    wrong = check_gaps_ragged(words, word_ptr, generation.topology.size)
+    if wrong is not None:
+        raise corrupt(wrong, "removes positions that do not ascend within the base graph")
+    for at in np.flatnonzero((np.diff(word_ptr) == 0) & (np.diff(ptr) > 0)).tolist():
+        ids = sections["perturbed"][ptr[at] : ptr[at + 1]]
+        if int(generation.removal.index.degrees(ids).sum()):
+            raise corrupt(at, f"perturbs nodes {ids.tolist()} that have edges, and removes none")

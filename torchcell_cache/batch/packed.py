@@ -2,84 +2,86 @@
 
 Little-endian, every section aligned to 8 bytes, so that a view of the buffer is the section itself::
 
-    "TCGB" | u16 version 1 | u16 number of sections | u64 total bytes | 64 bytes generation name, zero-padded
+    "TCGB" | u16 version 2 | u16 number of sections | u64 total bytes | 64 bytes owner's name, zero-padded
     per section: 24 bytes name | u64 offset | u64 rows | u64 columns (0: one-dimensional)
     the sections
+
+What follows from the sections (means, coordinates, what an index says) is worked out where it is wanted.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.sections import DTYPES, MATRICES, POINTS_INTO, Sections
 from torchcell_cache.errors import FormatError
 
-MAGIC, VERSION = b"TCGB", 1
+MAGIC, VERSION = b"TCGB", 2
 _HEAD = struct.Struct("<4sHHQ64s")
 _ENTRY = struct.Struct("<24sQQQ")
+
+DTYPES: dict[str, str] = {
+    "indices": "<i8",
+    "perturbed": "<i8",
+    "perturbed_ptr": "<i8",
+    "values": "<f4",
+    "value_ptr": "<i8",
+    "words": "<u2",
+    "word_ptr": "<i8",
+    "removed": "<i8",
+    "removed_ptr": "<i8",
+    "records": "|u1",
+    "record_ptr": "<i8",
+}
+"""Every section there can be, and its dtype."""
+
+POINTS_INTO: dict[str, str] = {
+    "perturbed_ptr": "perturbed",
+    "value_ptr": "values",
+    "word_ptr": "words",
+    "removed_ptr": "removed",
+    "record_ptr": "records",
+}
+"""Offsets ``[batch + 1]`` and the section they divide among the samples."""
+
+_MATRIX = "values"
 _DTYPES = {name: np.dtype(text) for name, text in DTYPES.items()}
 _NAMES = {name: name.encode().ljust(24, b"\0") for name in DTYPES}
 _BY_BYTES = {encoded: name for name, encoded in _NAMES.items()}
 _TORCH = {"<i8": torch.int64, "<f4": torch.float32, "<u2": torch.int16, "|u1": torch.uint8}
 
-Buffer = npt.NDArray[np.uint8]
-Places = dict[str, tuple[int, int, tuple[int, ...]]]
+Sections: TypeAlias = dict[str, npt.NDArray[Any]]
+Buffer: TypeAlias = npt.NDArray[np.uint8]
+Places: TypeAlias = dict[str, tuple[int, int, tuple[int, ...]]]
 """Per section its first byte, its end and its shape."""
 
 
-def entry_words(number: int) -> tuple[int, int]:
-    """Where an entry of the head keeps its section's offset and number of rows, in 8-byte words of the buffer."""
-    at = (_HEAD.size + number * _ENTRY.size) >> 3
-    return at + 3, at + 4
-
-
-def pack(generation: str, sections: Sections) -> tuple[Buffer, Places]:
-    """Lay sections into one fresh buffer.
-
-    Args:
-        generation: Name of the generation they were read from.
-        sections: The arrays.
-
-    Returns:
-        The buffer, ``[num_bytes] uint8``, and where each section lies in it.
-    """
+def pack(owner: str, sections: Sections) -> tuple[Buffer, Places]:
+    """Sections in one fresh buffer, ``[num_bytes] uint8``, and where each lies in it; ``owner`` is whose numbers they hold."""
     at = _HEAD.size + _ENTRY.size * len(sections)
+    parts: list[Any] = [b""]
     entries: list[bytes] = []
     places: Places = {}
     for name, array in sections.items():
-        columns = array.shape[1] if array.ndim == 2 else 0
-        entries.append(_ENTRY.pack(_NAMES[name], at, len(array), columns))
-        end = at + array.size * _DTYPES[name].itemsize
+        entries.append(_ENTRY.pack(_NAMES[name], at, len(array), array.shape[1] if array.ndim == 2 else 0))
+        end = at + array.nbytes
         places[name] = (at, end, array.shape)
         at = -(-end // 8) * 8
-    buffer = np.empty(at, dtype=np.uint8)
-    head = _HEAD.pack(MAGIC, VERSION, len(sections), at, generation.encode()) + b"".join(entries)
-    buffer[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-    for name, (start, end, _) in places.items():
-        buffer[start:end].view(_DTYPES[name])[:] = sections[name].reshape(-1)
-        if end % 8:
-            buffer[end : end + (-end % 8)] = 0  # padding: equal batches give equal bytes
-    return buffer, places
+        parts += [array, bytes(at - end)]
+    parts[0] = _HEAD.pack(MAGIC, VERSION, len(sections), at, owner.encode()) + b"".join(entries)
+    return np.frombuffer(bytearray().join(parts), dtype=np.uint8), places
 
 
-def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
-    """Check a packed buffer and view its sections.
-
-    Args:
-        buffer: What :func:`pack` returned, as an array or as bytes; bytes are copied once.
-        generation: Name of the generation it must belong to.
-
-    Returns:
-        The buffer as a writable array, its sections as views of it, and where they lie.
+def unpack(buffer: Any, owner: str) -> tuple[Buffer, Sections, Places]:
+    """The buffer of :func:`pack` as a writable array, its sections as views of it, and where they lie.
 
     Raises:
-        FormatError: If it is truncated, malformed, or of another generation.
+        FormatError: If it is truncated, malformed, or of another owner.
     """
     array = np.frombuffer(buffer, dtype=np.uint8)
     array = array if array.flags.writeable else array.copy()
@@ -90,10 +92,9 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
         raise FormatError(f"not a packed batch of version {VERSION}: {magic!r}, version {version}")
     if total != len(array) or _HEAD.size + count * _ENTRY.size > total:
         raise FormatError(f"a packed batch of {total} bytes and {count} sections came as {len(array)} bytes")
-    if name.rstrip(b"\0") != generation.encode():
+    if name.rstrip(b"\0") != owner.encode()[:64]:
         raise FormatError(
-            f"this batch belongs to generation {name.rstrip(bytes(1)).decode('ascii', 'replace')!r}, "
-            f"got generation {generation!r}",
+            f"this batch belongs to generation {name.rstrip(bytes(1)).decode('ascii', 'replace')!r}, got generation {owner!r}",
             fix="unpack it with the dataset it was read from",
         )
     sections: Sections = {}
@@ -102,10 +103,10 @@ def unpack(buffer: Any, generation: str) -> tuple[Buffer, Sections, Places]:
     for number in range(count):
         label, start, rows, columns = _ENTRY.unpack_from(array.data, _HEAD.size + number * _ENTRY.size)
         section = _BY_BYTES.get(label)
-        if section is None or section in sections or (columns > 0 and section not in MATRICES):
-            raise FormatError(f"a packed batch names section {label!r} with {columns} columns")
-        shape = (rows, columns) if section in MATRICES else (rows,)
-        end = start + rows * (columns if section in MATRICES else 1) * _DTYPES[section].itemsize
+        if section is None or section in sections or (columns > 0 and section != _MATRIX) or rows > total:
+            raise FormatError(f"a packed batch names section {label!r} with {rows} rows, {columns} columns")
+        shape = (rows, columns) if section == _MATRIX else (rows,)
+        end = start + rows * (columns if section == _MATRIX else 1) * _DTYPES[section].itemsize
         if start != at or end > total:
             raise FormatError(
                 f"section '{section}' of a packed batch spans {start}..{end} of {total} bytes, expected it at {at}"
@@ -128,36 +129,48 @@ def _check_lengths(sections: Sections) -> None:
         good = ptr is not None and into is not None and len(ptr) == count + 1
         if not good or ptr[0] != 0 or ptr[-1] != len(into) or bool((ptr[1:] < ptr[:-1]).any()):  # type: ignore[index,arg-type]
             raise FormatError(f"'{name}' of a packed batch of {count} samples does not divide '{target}'")
-    for name, array in sections.items():
-        kind, _, part = name.partition("_")
-        same = f"{kind}_values" if part in ("types", "samples") else "indices" if name == "labels" else name
-        if len(array) != len(sections.get(same, ())):
-            raise FormatError(f"'{name}' and '{same}' of a packed batch differ in length")
 
 
-def arrays(buffer: Buffer, places: Places) -> Sections:
-    """The sections as views of the buffer."""
+def require(sections: Sections, names: set[str]) -> None:
+    """Insist on exactly these sections, and at least one sample.
+
+    Raises:
+        FormatError: If one is missing or not expected.
+    """
+    if set(sections) != names or len(sections["indices"]) == 0:
+        raise FormatError(
+            f"a packed batch with the sections {sorted(sections)}: missing {sorted(names - set(sections))}, "
+            f"not expected {sorted(set(sections) - names)}"
+        )
+
+
+def require_within(sections: Sections, limits: dict[str, int]) -> None:
+    """Insist that sections hold numbers from 0 to below a limit each.
+
+    Raises:
+        FormatError: If one does not.
+    """
+    for name, limit in limits.items():
+        array = sections[name]
+        if len(array) and not 0 <= int(array.min()) <= int(array.max()) < limit:
+            raise FormatError(f"'{name}' of a packed batch is not within 0..{limit - 1}")
+
+
+def as_tensors(sections: Sections) -> dict[str, Tensor]:
+    """The sections as tensors of the same memory; unsigned 16-bit words appear as ``int16``."""
     return {
-        name: buffer[start:end].view(_DTYPES[name]).reshape(shape)
-        for name, (start, end, shape) in places.items()
+        name: torch.from_numpy(array.view(np.int16) if name == "words" else array)
+        for name, array in sections.items()
     }
 
 
-def views(tensor: Tensor, places: Places) -> dict[str, Tensor]:
-    """The sections as views of the buffer's bytes on any device.
-
-    Args:
-        tensor: The bytes, ``[num_bytes] uint8``.
-        places: Where the sections lie.
-
-    Returns:
-        One tensor per section; unsigned 16-bit words appear as ``int16``.
-    """
+def views(buffer: Tensor, places: Places) -> dict[str, Tensor]:
+    """The sections as views of the buffer's bytes on any device, as :func:`as_tensors` gives them."""
     out: dict[str, Tensor] = {}
     for name, (start, end, shape) in places.items():
         dtype = _TORCH[DTYPES[name]]
         if end == start:
-            out[name] = torch.empty(shape, dtype=dtype, device=tensor.device)
+            out[name] = torch.empty(shape, dtype=dtype, device=buffer.device)
         else:
-            out[name] = tensor[start:end].view(dtype).view(shape)
+            out[name] = buffer[start:end].view(dtype).view(shape)
     return out

@@ -8,6 +8,7 @@ the samples first. Where a base graph holds something whose rule depends on its 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,9 @@ from torch_geometric.data import Batch, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.lasting import lasting
+
+MASKS = ("mask", "edge_mask")
 
 INDEX_FIELDS = ("edge_index", "hyperedge_index")
 OWN_FIELDS = ("perturbation_indices", "phenotype_type_indices", "phenotype_sample_indices")
@@ -117,24 +121,6 @@ def numbers(values: list[int], device: torch.device) -> Field:
     )
 
 
-def collated(
-    graphs: list[Any], follow_batch: frozenset[str], exclude_keys: frozenset[str], drop: bool
-) -> Any:
-    """PyG's own batch of graphs on the CPU, whatever the default device."""
-    graphs = [without_removed(graph) for graph in graphs] if drop else graphs
-    try:
-        with torch.device("cpu"):
-            return Batch.from_data_list(graphs, sorted(follow_batch), sorted(exclude_keys))
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
-            raise
-        raise SettingError(
-            f"PyG cannot make one batch of these samples: {' '.join(str(error).split())}",
-            fix="give fields that differ in shape from sample to sample in exclude_keys=[...], or take samples one by "
-            "one; where their shapes should be equal, torchcell-cache verify level=full tells whether a record is damaged",
-        ) from error
-
-
 def without_removed(graph: Any) -> Any:
     """A sample's graph with the edges its masks keep, and what belongs to them; nodes and all else stay."""
     out, hetero = copy.copy(graph), isinstance(graph, HeteroData)
@@ -186,3 +172,58 @@ def _plain_field(name: str, value: Any, shifting: bool) -> bool:
     if isinstance(value, list | tuple):
         return not (len(value) and not isinstance(value[0], str | int))
     return not isinstance(value, Mapping | int | float)
+
+
+def as_pyg(
+    batch: Any, follow_batch: Any, exclude_keys: Any, allow_wild_type: bool, drop_removed: bool
+) -> Any:
+    """See ``SharedGraphBatch.to_pyg``."""
+    if isinstance(follow_batch, str) or isinstance(exclude_keys, str):
+        raise SettingError("follow_batch and exclude_keys are lists of field names, got one string")
+    follow, exclude = frozenset(follow_batch or ()), frozenset(exclude_keys or ())
+    lost = sorted(exclude.intersection(batch._mask_names()))
+    if lost and not allow_wild_type:
+        raise SettingError(
+            f"exclude_keys={lost} leaves out what says which nodes and edges a sample lacks: every sample would "
+            "be the unperturbed base graph",
+            fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
+        )
+    out = _made(batch, follow, exclude, drop_removed)
+    known = {name for store in out.stores for name in store._mapping} | exclude
+    for name in sorted(follow - known):
+        warnings.warn(f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=3)
+    return out
+
+
+@lasting
+def _made(batch: Any, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
+    return batch._to_pyg(follow, exclude, drop)
+
+
+def collated(
+    graphs: list[Any], device: torch.device, follow: frozenset[str], exclude: frozenset[str], drop: bool
+) -> Any:
+    """PyG's own batch of graphs on the CPU, whatever the default device; moved to ``device``."""
+    graphs = [without_removed(graph) for graph in graphs] if drop else graphs
+    try:
+        with torch.device("cpu"):
+            out = Batch.from_data_list(graphs, sorted(follow), sorted(exclude))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
+        raise SettingError(
+            f"PyG cannot make one batch of these samples: {' '.join(str(error).split())}",
+            fix="give fields that differ in shape from sample to sample in exclude_keys=[...], or take samples one by "
+            "one; where their shapes should be equal, torchcell-cache verify level=full tells whether a record is damaged",
+        ) from error
+    # PyG's ``to`` makes lists of tuples even where nothing moves.
+    return out if device.type == "cpu" else out.to(device)
+
+
+def unlike_pyg(batch: object, what: str) -> SettingError:
+    """The error that says where the fields are; ``what`` continues the batch's name."""
+    return SettingError(
+        f"{type(batch).__name__}{what}: a shared batch gives samples by number, masks and labels, and keeps no fields of "
+        "node and edge types",
+        fix="batch.to_pyg(), the PyG batch that has them, or CacheLoader(..., expand=True)",
+    )

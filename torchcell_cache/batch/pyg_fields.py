@@ -1,22 +1,27 @@
-"""The fields of a batch for each built-in representation, from what the batch holds and the resident base graph."""
+"""The fields of a batch for each built-in representation, from what the batch holds and the base graph on its device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.batch.device import DeviceGraph
-from torchcell_cache.batch.masks import Regions, node_flags, regions
+from torchcell_cache.batch.device import DeviceContext
+from torchcell_cache.batch.masks import Regions, node_flags
 from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, listed, no_increments, numbers, steps
-from torchcell_cache.batch.sections import Sections
 from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import Domain
-from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.processors.deletion import extra_tensors, node_names
+from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
+from torchcell_cache.processors.subgraph import SubgraphRepresentation
+
+if TYPE_CHECKING:
+    from torchcell_cache.batch.deletions import DeletionBatch
 
 STATISTICS = (
     "phenotype_stat_values",
@@ -26,43 +31,22 @@ STATISTICS = (
 )
 _COORDINATES = {"values": "values", "type_indices": "types", "sample_indices": "samples"}
 _OF_SAMPLES = {
-    **{f"phenotype_{name}": ("phenotype", part) for name, part in _COORDINATES.items()},
-    **{f"phenotype_stat_{name}": ("statistic", part) for name, part in _COORDINATES.items()},
+    **{f"phenotype_{name}": (0, part) for name, part in _COORDINATES.items()},
+    **{f"phenotype_stat_{name}": (1, part) for name, part in _COORDINATES.items()},
 }
 
 
 class SampleFields:
-    """Fields that hold what is the sample's own; all there is to the ``Perturbation`` representation.
+    """Fields that hold what is the sample's own; all there is to the ``Perturbation`` representation."""
 
-    Args:
-        resident: Base graph and index on the batch's device.
-        host: The batch's sections as arrays.
-        tensors: The same on the device.
-        num_incident: See :func:`~torchcell_cache.batch.masks.regions`.
-        removed: Removed positions, ascending and unique per sample, and their offsets; called only if needed.
-
-    Attributes:
-        unknown: Perturbed names that no node has, a tuple per sample.
-    """
-
-    unknown: list[tuple[str, ...]]
-
-    def __init__(
-        self,
-        resident: DeviceGraph,
-        host: Sections,
-        tensors: Mapping[str, Tensor],
-        num_incident: int,
-        removed: Any = None,
-    ) -> None:
-        self.resident, self.host, self.tensors = resident, host, tensors
-        self.num_incident, self.removed = num_incident, removed
-        self.topology, self.device = resident.topology, resident.device
-        self.count = len(host["indices"])
-        self.hetero = isinstance(resident.base_graph, HeteroData)
+    def __init__(self, batch: DeletionBatch) -> None:
+        self.batch, self.context = batch, batch.on_device
+        self.host, self.tensors, self.count = batch.sections, batch.tensors, len(batch)
+        self.topology, self.device = self.context.topology, self.context.device
+        self.hetero = isinstance(self.context.base_graph, HeteroData)
         self.domains: dict[Any, Domain] = {d.key: d for d in self.topology.domains}
-        counts = np.diff(host["statistic_ptr"]) if "statistic_ptr" in host else np.zeros(self.count)
-        self.has_statistics = bool((counts > 0).any()) or resident.processor.always_statistics
+        ptr = batch.host_coordinates[1][-1]
+        self.has_statistics = ptr[-1] > 0 or self.context.processor.always_statistics
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """The template's fields, without those of statistics if no sample has any."""
@@ -71,7 +55,7 @@ class SampleFields:
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type in each sample."""
-        template = self.resident.template
+        template = self.context.template
         store = template[key] if self.hetero else template._store
         return [int(store._mapping["num_nodes"])] * self.count
 
@@ -89,17 +73,19 @@ class SampleFields:
             return self.ragged(self.tensors["perturbed"].clone(), self.host["perturbed_ptr"])
         if name in _OF_SAMPLES:
             kind, part = _OF_SAMPLES[name]
-            return self.ragged(self.tensors[f"{kind}_{part}"].clone(), self.host[f"{kind}_ptr"])
+            found = (self.batch.phenotype_coordinates, self.batch.statistic_coordinates)[kind]
+            return self.ragged(getattr(found, part).clone(), self.batch.host_coordinates[kind][-1])
         if name == "phenotype_types":
-            return listed([list(self.resident.phenotypes) for _ in range(self.count)])
+            return listed([list(self.context.phenotypes) for _ in range(self.count)])
         if name == "phenotype_stat_types":
-            return listed([list(self.resident.statistics) for _ in range(self.count)])
+            return listed([list(self.context.statistics) for _ in range(self.count)])
         if name == "ids_pert":
             ids, at = self.host["perturbed"].tolist(), self.host["perturbed_ptr"].tolist()
-            graph = self.resident.base_graph
+            graph = self.context.base_graph
             names = node_names(graph[self.topology.node_type] if self.hetero else graph._store)
+            unknown = self.batch.generation.unknown_names(self.host["indices"])
             flat = ids if names is None else [names[k] for k in ids]
-            return listed([[*flat[at[k] : at[k + 1]], *self.unknown[k]] for k in range(self.count)])
+            return listed([[*flat[at[k] : at[k + 1]], *unknown[k]] for k in range(self.count)])
         return None
 
     def ragged(self, value: Tensor, ptr: Int64Array) -> Field:
@@ -112,11 +98,11 @@ class SampleFields:
             return numbers([value] * self.count, self.device)
         if not isinstance(value, Tensor):
             return listed([value] * self.count)
-        tensor = self.resident.tensor(value)
+        tensor = self.context.tensor(value)
         if name in INDEX_FIELDS and (not self.hetero or isinstance(key, tuple)):
             return self._index(key, name, tensor)
         shape = (self.count, *tensor.shape)
-        out = self.resident.pool.take((key, name), shape, tensor.dtype).copy_(tensor.unsqueeze(0))
+        out = self.context.pool.take((key, name), shape, tensor.dtype).copy_(tensor.unsqueeze(0))
         return Field(out.flatten(0, 1), steps(self.count, tensor.size(0)), no_increments(self.count))
 
     def _index(self, key: Any, name: str, tensor: Tensor) -> Field:
@@ -129,7 +115,7 @@ class SampleFields:
         else:
             ends = torch.tensor([self.num_nodes(None)[0]] * 2, device="cpu")
             incs, dtype = samples * ends[0], tensor.dtype
-        out = self.resident.pool.take((key, name), (2, self.count, size), dtype)
+        out = self.context.pool.take((key, name), (2, self.count, size), dtype)
         offsets = ends.view(2, 1, 1) * samples.view(1, -1, 1)
         torch.add(tensor.unsqueeze(1), offsets.to(self.device, dtype), out=out)
         return Field(out.view(2, -1), steps(self.count, size), incs)
@@ -155,14 +141,52 @@ class MaskFields(SampleFields):
 
     def _kept(self, domain: Domain) -> Tensor:
         if self._regions is None:
-            self._regions = regions(self.resident, self.tensors, self.num_incident, "masks of PyG", kept=True)
+            self._regions = self.batch.regions("masks of PyG", kept=True)
         return self._regions.of(domain)
 
     def _node_mask(self, key: Any, keep: bool) -> Tensor:
         if key == self.topology.node_type:
-            return node_flags(self.resident, self.tensors, (key, keep), kept=keep)
+            return node_flags(self.context, self.tensors, (key, keep), kept=keep)
         if key in self.domains:
             kept = self._kept(self.domains[key])
             return kept if keep else ~kept
         shape = (self.count, self.num_nodes(key)[0])
         return torch.full(shape, keep, dtype=torch.bool, device=self.device)
+
+
+def check_statistics(batch: DeletionBatch, exclude_keys: frozenset[str]) -> None:
+    """Refuse a batch in which only some samples have statistics.
+
+    Raises:
+        SettingError: Naming two samples.
+    """
+    always = batch.on_device.processor.always_statistics
+    if always or not batch.statistic_names or exclude_keys.issuperset(STATISTICS):
+        return
+    has = np.diff(batch.host_coordinates[1][-1]) > 0
+    if has.any() and not has.all():
+        with_it, without = (int(batch.sections["indices"][np.argmax(h)]) for h in (has, ~has))
+        raise SettingError(
+            f"sample {with_it} has statistics and sample {without} of the same batch has none: PyG would drop the "
+            "fields or fail, depending on which comes first",
+            fix='build with the processor\'s statistics="always"; or '
+            f"to_pyg(exclude_keys={list(STATISTICS)}), and batch.labels(name) or batch.statistic_coordinates instead",
+        )
+
+
+def homogeneous_doubt(context: DeviceContext) -> None:
+    """``Data`` tells fields of nodes and edges apart by size; equal sizes would filter one as the other.
+
+    Raises:
+        SettingError: If a selection has such fields.
+    """
+    topology = context.topology
+    if topology.node_type is not None or topology.num_nodes != topology.size:
+        return
+    fields = extra_tensors(context.base_graph._store, (*NODE_FIELDS, *EDGE_FIELDS), topology.size)
+    if fields and isinstance(context.processor, SubgraphRepresentation):
+        raise SettingError(
+            f"the selection has {topology.num_nodes} nodes and as many edges, so that {sorted(fields)} of a homogeneous "
+            "graph could belong to either",
+            fix="select one node more or less, or use a HeteroData base graph",
+        )

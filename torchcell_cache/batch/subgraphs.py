@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.masks import Regions, node_flags, regions
+from torchcell_cache.batch.masks import Regions, node_flags
 from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers, of_edges
 from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields
 from torchcell_cache.core.ragged import Int64Array, offsets
@@ -25,14 +25,7 @@ _BLOCK = 1 << 16
 
 
 class Cut:
-    """What all samples remove from one run of nodes or edges.
-
-    Args:
-        slots: ``sample * size + position`` of everything removed, ascending, ``[n] int64`` on the host.
-        batch_size: Number of samples.
-        size: Nodes or edges of the base graph.
-        device: Where fields are made.
-    """
+    """What all samples remove from one run of nodes or edges."""
 
     def __init__(self, slots: Int64Array, batch_size: int, size: int, device: torch.device) -> None:
         self.slots, self.size, self.batch_size, self.device = slots, size, batch_size, device
@@ -92,7 +85,7 @@ class FilteredFields(SampleFields):
     @cached_property
     def _cuts(self) -> dict[Any, Cut]:
         """What is removed of each domain."""
-        positions, ptr = self.removed()
+        positions, ptr = self.batch.removed_positions
         sample = np.repeat(np.arange(self.count), np.diff(ptr))
         out = {}
         for domain in self.topology.domains:
@@ -116,7 +109,7 @@ class FilteredFields(SampleFields):
 
     @cached_property
     def _gone(self) -> Regions:
-        return regions(self.resident, self.tensors, self.num_incident, "masks of PyG", kept=False)
+        return self.batch.regions("masks of PyG", kept=False)
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type that each sample keeps."""
@@ -132,7 +125,7 @@ class FilteredFields(SampleFields):
             if own is not None:
                 return own
             if name == "x_pert":
-                x = self.resident.tensor(self._base(key)["x"])
+                x = self.context.tensor(self._base(key)["x"])
                 return self.ragged(x.index_select(0, self.tensors["perturbed"]), self.host["perturbed_ptr"])
         if name == "pert_mask":
             return self.flags(self._removed_nodes(key))
@@ -151,12 +144,12 @@ class FilteredFields(SampleFields):
         return sized and not name.startswith("phenotype_") and value.size(0) != self.topology.num_nodes
 
     def _base(self, key: Any) -> dict[str, Any]:
-        graph = self.resident.base_graph
+        graph = self.context.base_graph
         return dict((graph[key] if self.hetero else graph._store)._mapping)
 
     def _removed_nodes(self, key: Any) -> Tensor:
         if key == self.topology.node_type:
-            return node_flags(self.resident, self.tensors, (key, "pert_mask"), kept=False)
+            return node_flags(self.context, self.tensors, (key, "pert_mask"), kept=False)
         if key in self.domains:
             return self._gone.of(self.domains[key])
         return torch.zeros((self.count, self.num_nodes(key)[0]), dtype=torch.bool, device=self.device)
@@ -173,8 +166,8 @@ class FilteredFields(SampleFields):
 
     def _rows(self, key: Any, name: str, value: Tensor, cut: Cut) -> Field:
         """The kept rows of a tensor that has one per node or edge."""
-        tensor = self.resident.tensor(value)
-        out = self.resident.pool.take((key, name), (cut.total, *tensor.shape[1:]), tensor.dtype)
+        tensor = self.context.tensor(value)
+        out = self.context.pool.take((key, name), (cut.total, *tensor.shape[1:]), tensor.dtype)
         if self._loops():
             everything = np.arange(cut.size)
             at = cut.ptr.tolist()
@@ -206,7 +199,7 @@ class FilteredFields(SampleFields):
 
     def _new_numbers(self, key: Any, cut: Cut) -> Tensor:
         if key == self.topology.node_type:
-            gone = node_flags(self.resident, self.tensors, "relabel", kept=False)
+            gone = node_flags(self.context, self.tensors, "relabel", kept=False)
         else:
             gone = self._gone.of(self.domains[key])
         table = gone.logical_not().cumsum(1).sub_(1).masked_fill_(gone, -1)
@@ -215,10 +208,10 @@ class FilteredFields(SampleFields):
     def _index_of(self, domain: Domain, name: str, value: Tensor, cut: Cut) -> Field:
         ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
         before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
-        index, tables = self.resident.tensor(value), [self._table(end) for end in ends]
+        index, tables = self.context.tensor(value), [self._table(end) for end in ends]
         narrow = not self.hetero and tables == [None, None]
         dtype = index.dtype if narrow else torch.int64
-        out = self.resident.pool.take((domain.key, name), (2, cut.total), dtype)
+        out = self.context.pool.take((domain.key, name), (2, cut.total), dtype)
         if self._loops():
             self._filter_blocks(index, tables, before, domain, cut, out)
         else:

@@ -14,7 +14,7 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.lease import is_in_use
 from torchcell_cache.store.manifest import processed_dir, read_manifest
-from torchcell_cache.store.waiting import seconds_of
+from torchcell_cache.store.status import seconds_of
 
 
 def gc(

@@ -8,11 +8,11 @@ from typing import Any
 
 from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
-from torchcell_cache.core.sealed import read_sealed
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
 from torchcell_cache.store.manifest import (
     MANIFEST_NAME,
     Manifest,
+    load_manifest,
     manifest_path,
     processed_dir,
     read_manifest,
@@ -36,7 +36,7 @@ def own_manifest(directory: Path) -> Manifest | None:
     """The manifest a generation carries itself, or ``None`` if it is unfinished or that file is damaged."""
     path = directory / MANIFEST_NAME
     try:
-        manifest = Manifest._from_document(read_sealed(path), path, "")
+        manifest = load_manifest(path)
     except (CacheError, OSError):
         return None
     return manifest if manifest.generation == directory.name else None

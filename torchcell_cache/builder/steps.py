@@ -26,7 +26,7 @@ from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import STORAGES as STORED_AS
 from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
-from torchcell_cache.store.stamps import note_verified
+from torchcell_cache.store.stamps import stamp
 
 _WAIT_SECONDS = 30.0
 
@@ -125,6 +125,6 @@ def publish(root: Path, manifest: Manifest, current: Manifest | None, say: Conso
         say(f"another builder published {read_manifest(root).generation}; using it")
     directory = processed_dir(root) / manifest.generation
     for entry in (*manifest.files, *(s.file for s in manifest.shards)):
-        note_verified(directory / entry.name, entry.xxh3)  # digests were taken while writing
+        stamp(directory / entry.name, entry.xxh3)  # digests were taken while writing
     say(f"published {manifest.generation} in {(time.perf_counter() - begun) * 1e3:.0f} ms")
     return open_with_lease(root)

@@ -142,7 +142,7 @@ def verify(
         torchcell-cache verify root=demo/ecoli source=ecoli num_samples=200
     """
     from torchcell_cache.builder.check.verify import verify
-    from torchcell_cache.store.waiting import wait_for_store
+    from torchcell_cache.store.status import wait_for_store
 
     own = processor()
     wait_for_store(local_path(root), wait)

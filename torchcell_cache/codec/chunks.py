@@ -29,7 +29,7 @@ from torchcell_cache.codec.values import (
     padded,
     too_large,
 )
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange
 from torchcell_cache.errors import SettingError
 
 Parts = list[tuple[bytes, bytes, int]]
@@ -101,14 +101,6 @@ class FieldChunk:
 
 def encode_many(chunk: FieldChunk, mode: str, max_bytes: int = MAX_RECORD_BYTES) -> list[bytes]:
     """Encode a chunk.
-
-    Args:
-        chunk: The samples.
-        mode: ``"full"`` or ``"delta"``, as for one sample.
-        max_bytes: Largest body and largest decoded size accepted.
-
-    Returns:
-        One body per sample.
 
     Raises:
         RecordTooLargeError: If a body or its decoded form exceeds ``max_bytes``.
@@ -186,14 +178,13 @@ def _changed(field: ChangedRows, count: int) -> Parts:
     first = _DIFF_HEAD.size + (2 * num_words + 7) // 8 * 8
     palette = _Palettes(elements, field.ptr, first, plain)
     lengths = np.where(palette.chosen, palette.lengths, first + size * num_values)
-    starts = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum((lengths + 7) // 8 * 8, out=starts[1:])
+    starts = offsets((lengths + 7) // 8 * 8)
     buffer = np.zeros(int(starts[-1]), dtype=np.uint8)
     buffer.view("<u4")[starts[:-1] // 4] = num_words
-    buffer.view("<u2")[_places((starts[:-1] + _DIFF_HEAD.size) // 2, word_ptr)] = words
+    buffer.view("<u2")[ragged_arange((starts[:-1] + _DIFF_HEAD.size) // 2, num_words)] = words
     tails = starts[:-1] + first
     plainly = ~np.repeat(palette.chosen, num_values)
-    buffer.view(f"<u{size}")[_places(tails // size, field.ptr)[plainly]] = elements[plainly]
+    buffer.view(f"<u{size}")[ragged_arange(tails // size, num_values)[plainly]] = elements[plainly]
     palette.write(buffer, starts[:-1], tails)
     data, out = buffer.tobytes(), []
     spans = zip(starts.tolist(), starts[1:].tolist(), lengths.tolist(), num_values.tolist(), strict=False)
@@ -209,14 +200,7 @@ def _changed(field: ChangedRows, count: int) -> Parts:
 
 
 class _Palettes:
-    """The distinct elements of every sample of a chunk, and for which samples a table of them pays.
-
-    Args:
-        elements: New elements as unsigned integers, ``[nnz]``.
-        ptr: Where each sample starts, ``[n + 1] int64``.
-        first: Bytes of each payload before the elements, ``[n] int64``.
-        plain: Bytes of the whole tensor.
-    """
+    """The distinct elements of every sample of a chunk, and for which samples a table of them pays."""
 
     def __init__(self, elements: npt.NDArray[Any], ptr: Int64Array, first: Int64Array, plain: int) -> None:
         self.size, self.ptr, counts = elements.itemsize, ptr, np.diff(ptr)
@@ -232,10 +216,12 @@ class _Palettes:
         counts, num_entries = np.diff(self.ptr), np.diff(self.entry_ptr)
         buffer.view("<u4")[heads[self.chosen] // 4 + 1] = num_entries[self.chosen]
         kept = np.repeat(self.chosen, num_entries)
-        buffer.view(f"<u{self.size}")[_places(tails // self.size, self.entry_ptr)[kept]] = self.entries[kept]
+        buffer.view(f"<u{self.size}")[ragged_arange(tails // self.size, num_entries)[kept]] = self.entries[
+            kept
+        ]
         after = tails + (num_entries * self.size + 7) // 8 * 8
         kept = np.repeat(self.chosen, counts)
-        buffer[_places(after, self.ptr)[kept]] = self.numbers[kept]
+        buffer[ragged_arange(after, counts)[kept]] = self.numbers[kept]
 
 
 def _distinct(
@@ -245,7 +231,7 @@ def _distinct(
     counts = np.diff(ptr)
     if elements.itemsize > 4:  # no room for the sample's number beside the element
         found = [np.unique(elements[a:b], return_inverse=True) for a, b in itertools.pairwise(ptr)]
-        entry_ptr = np.concatenate([[0], np.cumsum([len(part[0]) for part in found])]).astype(np.int64)
+        entry_ptr = offsets(np.array([len(part[0]) for part in found], dtype=np.int64))
         numbers = [part[1].astype(np.int64) for part in found]
         return np.concatenate([part[0] for part in found]), entry_ptr, np.concatenate(numbers)
     owner = np.repeat(np.arange(len(counts), dtype=np.uint64), counts) << np.uint64(32)
@@ -259,8 +245,3 @@ def _distinct(
     )
     numbers = np.searchsorted(ordered, keys) - np.repeat(entry_ptr[:-1], counts)
     return ordered.astype(np.uint32).astype(elements.dtype), entry_ptr, numbers
-
-
-def _places(starts: Int64Array, ptr: Int64Array) -> Int64Array:
-    """Where ragged elements go: element ``j`` of sample ``k`` to ``starts[k] + j``, ``[ptr[-1]] int64``."""
-    return np.repeat(starts - ptr[:-1], np.diff(ptr)) + np.arange(int(ptr[-1]))

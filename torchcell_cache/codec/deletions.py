@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from torchcell_cache.codec.delta_code import UInt16Array
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES, Buffer
-from torchcell_cache.core.ragged import Float32Array, Int64Array
+from torchcell_cache.core.ragged import Float32Array, Int64Array, ascends, offsets
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptRecordError, FormatError
 
@@ -107,57 +108,28 @@ def encode(
     words: UInt16Array | None = None,
     word_ptr: Int64Array | None = None,
 ) -> list[bytes]:
-    """Encode a table of samples to record bodies.
-
-    Args:
-        schema: The store's schema.
-        table: Samples, ids ascending.
-        words: Gap code of the removed positions of all samples, ``[num_words] uint16``; delta storage only.
-        word_ptr: Offsets into ``words``, ``[num_samples + 1] int64``.
-    """
+    """Encode a table of samples to record bodies."""
     header = np.zeros(len(table), dtype=schema.header)
     header["kind"] = schema.kind
     header["measurements"] = np.diff(table.value_ptr)
     header["perturbed"] = np.diff(table.ptr)
     ids = table.ids.astype(schema.id_dtype)
-    item, row = ids.itemsize, 4 * schema.num_columns
-    heads = memoryview(header.tobytes())
-    size = schema.header.itemsize
-    values = memoryview(np.ascontiguousarray(table.values, dtype="<f4").tobytes())
-    id_bytes = memoryview(ids.tobytes())
-    v, p = (table.value_ptr * row).tolist(), (table.ptr * item).tolist()
-    join = b"".join
-    if words is None or word_ptr is None:
-        return [
-            join((heads[size * k : size * k + size], values[v[k] : v[k + 1]], id_bytes[p[k] : p[k + 1]]))
-            for k in range(len(table))
-        ]
-    code, w = memoryview(words.astype("<u2", copy=False).tobytes()), (word_ptr * 2).tolist()
-    return [
-        join(
-            (
-                heads[size * k : size * k + size],
-                values[v[k] : v[k + 1]],
-                id_bytes[p[k] : p[k + 1]],
-                code[w[k] : w[k + 1]],
-            )
-        )
-        for k in range(len(table))
+    parts = [
+        (header, np.arange(len(table) + 1) * schema.header.itemsize),
+        (np.ascontiguousarray(table.values, dtype="<f4"), table.value_ptr * 4 * schema.num_columns),
+        (ids, table.ptr * ids.itemsize),
     ]
-
-
-def _offsets(counts: npt.NDArray[Any]) -> Int64Array:
-    out = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return out
+    if words is not None and word_ptr is not None:
+        parts.append((words.astype("<u2", copy=False), word_ptr * 2))
+    columns = []
+    for array, ptr in parts:
+        data = memoryview(array.tobytes())
+        columns.append([data[a:b] for a, b in pairwise(ptr.tolist())])
+    return [b"".join(row) for row in zip(*columns, strict=True)]
 
 
 def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredColumns:
     """Decode sealed records (checksum included, already verified) of one batch.
-
-    Args:
-        schema: The store's schema.
-        records: Sealed records.
 
     Raises:
         CorruptRecordError: If a record's kind, counts and length do not fit together.
@@ -172,6 +144,7 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
     heads = b"".join([r[CHECKSUM_BYTES:start] for r in records])
     header = np.frombuffer(heads, dtype=schema.header)
     row, item = 4 * schema.num_columns, schema.id_dtype.itemsize
+    join = bytearray().join  # what is decoded can be written to
     if records and heads == heads[:size] * len(records):
         # Knock-outs of one size with one measurement each: every part lies at the same place in every record.
         counts = int(header["measurements"][0]), int(header["perturbed"][0])
@@ -179,9 +152,9 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
         id_end = value_end + counts[1] * item
         rest = lengths - id_end
         _validate(schema, header[:1], rest)
-        values = b"".join([r[start:value_end] for r in records])
-        ids = b"".join([r[value_end:id_end] for r in records])
-        words = b"".join([r[id_end:] for r in records]) if schema.has_removed else b""
+        values = join([r[start:value_end] for r in records])
+        ids = join([r[value_end:id_end] for r in records])
+        words = join([r[id_end:] for r in records]) if schema.has_removed else bytearray()
         steps = np.arange(len(records) + 1, dtype=np.int64)
         ptr, value_ptr = steps * counts[1], steps * counts[0]
     else:
@@ -192,52 +165,52 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
         rest = lengths - id_ends
         _validate(schema, header, rest)
         a, b = value_ends.tolist(), id_ends.tolist()
-        values = b"".join([r[start : a[k]] for k, r in enumerate(records)])
-        ids = b"".join([r[a[k] : b[k]] for k, r in enumerate(records)])
-        words = b"".join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else b""
-        ptr, value_ptr = _offsets(perturbed), _offsets(measurements)
+        values = join([r[start : a[k]] for k, r in enumerate(records)])
+        ids = join([r[a[k] : b[k]] for k, r in enumerate(records)])
+        words = join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else bytearray()
+        ptr, value_ptr = offsets(perturbed), offsets(measurements)
     found = np.frombuffer(ids, dtype=schema.id_dtype)
-    if len(found) and int(found.max()) >= schema.num_nodes:
-        bad = int(np.searchsorted(ptr, int(found.argmax()), side="right")) - 1
-        raise CorruptRecordError(
-            f"record {bad} of this read perturbs node {int(found.max())} of {schema.num_nodes} nodes"
-        )
+    _check_ids(schema, found, ptr)
     return StructuredColumns(
         ids=found,
         ptr=ptr,
         values=np.frombuffer(values, dtype="<f4").reshape(int(value_ptr[-1]), schema.num_columns),
         value_ptr=value_ptr,
         words=np.frombuffer(words, dtype="<u2"),
-        word_ptr=_offsets(rest >> 1) if schema.has_removed else np.zeros(len(records) + 1, dtype=np.int64),
+        word_ptr=offsets(rest >> 1) if schema.has_removed else np.zeros(len(records) + 1, dtype=np.int64),
     )
 
 
 def words_of(
-    schema: StructuredSchema, records: Sequence[Buffer], num_ids: Int64Array
-) -> tuple[list[Buffer], Int64Array]:
-    """Where the gap code lies in sealed records (already verified) of one measurement each; nothing is copied.
-
-    Args:
-        schema: The store's schema.
-        records: Sealed records.
-        num_ids: Perturbed ids of each, ``[batch] int64``.
-
-    Returns:
-        The bytes of each record's words, and their offsets in words, ``[batch + 1] int64``.
+    schema: StructuredSchema, records: Sequence[Buffer], ptr: Int64Array, value_ptr: Int64Array
+) -> tuple[UInt16Array, Int64Array]:
+    """The gap code of sealed records (already verified) whose ids and measurements are known, in one copy.
 
     Raises:
         CorruptRecordError: If a record is too short or ends within a word.
     """
-    item, fixed = schema.id_dtype.itemsize, CHECKSUM_BYTES + schema.header.itemsize + 4 * schema.num_columns
-    heads = [fixed + item * count for count in num_ids.tolist()]
-    rest = [len(record) - head for record, head in zip(records, heads, strict=True)]
-    for bad, size in enumerate(rest):
-        if size < 0 or size & 1:
-            raise CorruptRecordError(
-                f"record {bad} of this read: {int(num_ids[bad])} ids leave {size} bytes, expected whole 16-bit words"
-            )
-    code = [record[head:] for record, head in zip(records, heads, strict=True)]
-    return code, _offsets(np.array(rest) >> 1)
+    first = CHECKSUM_BYTES + schema.header.itemsize
+    heads = first + schema.id_dtype.itemsize * np.diff(ptr) + 4 * schema.num_columns * np.diff(value_ptr)
+    rest = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) - heads
+    wrong = (rest < 0) | (rest & 1 == 1)
+    if wrong.any():
+        bad = int(np.argmax(wrong))
+        raise CorruptRecordError(
+            f"record {bad} of this read: {int(ptr[bad + 1] - ptr[bad])} ids leave {int(rest[bad])} bytes, expected whole "
+            "16-bit words"
+        )
+    code = bytearray().join([r[head:] for r, head in zip(records, heads.tolist(), strict=True)])
+    return np.frombuffer(code, dtype="<u2"), offsets(rest >> 1)
+
+
+def _check_ids(schema: StructuredSchema, found: npt.NDArray[Any], ptr: Int64Array) -> None:
+    if len(found) and int(found.max()) >= schema.num_nodes:
+        bad = int(np.searchsorted(ptr, int(found.argmax()), side="right")) - 1
+        raise CorruptRecordError(
+            f"record {bad} of this read perturbs node {int(found.max())} of {schema.num_nodes} nodes"
+        )
+    if not ascends(found, ptr):
+        raise CorruptRecordError("perturbed nodes of a record of this read do not ascend")
 
 
 def _validate(schema: StructuredSchema, header: npt.NDArray[Any], rest: Int64Array) -> None:

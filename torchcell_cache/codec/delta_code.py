@@ -23,15 +23,7 @@ UInt16Array = npt.NDArray[np.uint16]
 def encode_gaps_ragged(
     positions: npt.NDArray[np.integer[Any]], ptr: Int64Array
 ) -> tuple[UInt16Array, Int64Array]:
-    """Encode many ascending position lists at once.
-
-    Args:
-        positions: Positions, ascending and unique within each list, ``[sum of counts]``.
-        ptr: Offsets of the lists, ``[num_lists + 1] int64``.
-
-    Returns:
-        The words ``[num_words] uint16`` and the offsets of each list's words ``[num_lists + 1] int64``.
-    """
+    """Encode many ascending position lists at once, ``ptr`` are their offsets; words and offsets of these."""
     gaps = np.empty(len(positions), dtype=positions.dtype if positions.dtype.kind == "i" else np.int64)
     if len(gaps) == 0:
         return np.empty(0, dtype="<u2"), np.zeros(len(ptr), dtype=np.int64)
@@ -51,15 +43,7 @@ def encode_gaps_ragged(
 
 
 def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Decode many lists at once; the inverse of :func:`encode_gaps_ragged`.
-
-    Args:
-        words: Words, ``[num_words] uint16``.
-        ptr: Offsets of each list's words, ``[num_lists + 1] int64``.
-
-    Returns:
-        The positions ``[sum of counts] int64`` and their offsets ``[num_lists + 1] int64``.
-    """
+    """Decode many lists at once; the inverse of :func:`encode_gaps_ragged`: positions and offsets of these."""
     running = np.zeros(len(words) + 1, dtype=np.int64)
     np.cumsum(words, out=running[1:])
     emits = words != ESCAPE
@@ -72,13 +56,7 @@ def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64A
 
 
 def check_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array, size: int) -> int | None:
-    """The first list that does not ascend within ``0..size - 1`` or ends inside a gap, ``None`` if all are sound.
-
-    Args:
-        words: Words, ``[num_words] uint16``.
-        ptr: Offsets of each list's words, ``[num_lists + 1] int64``.
-        size: Number of positions.
-    """
+    """The first list that does not ascend within ``0..size - 1`` or ends inside a gap, ``None`` if all are sound."""
     running = np.zeros(len(words) + 1, dtype=np.int64)
     np.cumsum(words, out=running[1:])
     filled = ptr[:-1] < ptr[1:]

@@ -28,15 +28,6 @@ def seal(
 ) -> tuple[list[bytes], tuple[int, int]]:
     """Put the checksum in front of consecutive records.
 
-    Args:
-        bodies: Record bodies of samples ``first_index``, ``first_index + 1``, ...
-        first_index: Sample index of the first body.
-        shard_seed: 64-bit seed of the shard.
-        max_bytes: Largest body accepted.
-
-    Returns:
-        The sealed records and the sums (mod 2**64) of the low and high digest halves.
-
     Raises:
         RecordTooLargeError: If a body exceeds ``max_bytes``.
     """
@@ -58,11 +49,6 @@ def seal(
 def check(values: Sequence[Buffer], indices: Sequence[int], shard_seeds: Sequence[int] | int) -> None:
     """Verify the checksums of records read together.
 
-    Args:
-        values: Sealed records.
-        indices: Sample index of each, the key it was read under.
-        shard_seeds: Seed of the shard each came from, or one for all.
-
     Raises:
         CorruptRecordError: Naming the first sample whose checksum does not match.
     """
@@ -74,14 +60,17 @@ def check(values: Sequence[Buffer], indices: Sequence[int], shard_seeds: Sequenc
         good = stored == computed if len(stored) == len(computed) else None
     except (ValueError, IndexError):
         good = None
+    if good is not None and good.all():
+        return
     if good is None:
-        short = next((k for k, value in enumerate(values) if len(value) < CHECKSUM_BYTES), 0)
-        raise CorruptRecordError(f"sample {indices[short]}: its record is shorter than a checksum")
-    if not good.all():
+        bad = next((k for k, value in enumerate(values) if len(value) < CHECKSUM_BYTES), 0)
+        what = "its record is shorter than a checksum"
+    else:
         bad = int(np.argmin(good))
-        raise CorruptRecordError(
-            f"sample {indices[bad]}: checksum {int(computed[bad]):016x} does not match the stored {int(stored[bad]):016x}"
-        )
+        what = f"checksum {int(computed[bad]):016x} does not match the stored {int(stored[bad]):016x}"
+    error = CorruptRecordError(f"sample {indices[bad]}: {what}")
+    error.place = bad
+    raise error
 
 
 def digest_sums(bodies: Sequence[Buffer], indices: Int64Array | Sequence[int]) -> tuple[int, int]:

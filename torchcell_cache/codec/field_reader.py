@@ -17,7 +17,7 @@ from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
 from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.codec.values import BASE, DIFF, MAX_ENTRIES, PALETTE
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, ascends, offsets
 from torchcell_cache.errors import CorruptRecordError
 
 _DIFF_HEAD_BYTES = 8
@@ -58,18 +58,6 @@ def read_changes(
     key: FieldKey,
 ) -> Changes | None:
     """Differences of one field from the base field in many records.
-
-    Args:
-        data: Bodies, one after the other, ``[num_bytes] uint8``.
-        starts: First byte of each body, ``[n] int64``.
-        stops: One past its last byte, ``[n] int64``.
-        layouts: The store's layouts.
-        base: The base graph's fields.
-        key: Store and name of the field.
-
-    Returns:
-        The differences, or ``None`` if some record does not hold the field as a difference (it has other fields, another
-        shape, or more changes than pay): then decode whole records.
 
     Raises:
         CorruptRecordError: If a record does not fit its descriptors.
@@ -171,7 +159,7 @@ def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -
     step = np.where(palette, 1, size)
     if bool((rest < 0).any() or (rest % step).any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
-    word_ptr, ptr = _offsets(num_words), _offsets(rest // step)
+    word_ptr, ptr = offsets(num_words), offsets(rest // step)
     words = _cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
     ends = word_ptr[1:][num_words > 0] - 1
     if len(words) and bool((words[ends] == ESCAPE).any()):
@@ -198,7 +186,7 @@ def _numbers(
     """Where each new element stands behind its record's first one: its number in the table, or its own number."""
     counts = np.diff(ptr)
     found = _cut(data, starts[palette], counts[palette])
-    edges = _offsets(counts[palette])
+    edges = offsets(counts[palette])
     filled = edges[:-1] < edges[1:]
     if len(found):
         largest = np.maximum.reduceat(found, edges[:-1][filled])
@@ -218,17 +206,8 @@ def _check_positions(
         raise CorruptRecordError(f"{label} does not have as many new elements as positions")
     if len(positions) == 0:
         return
-    rises = np.ones(len(positions), dtype=np.bool_)
-    rises[1:] = positions[1:] > positions[:-1]
-    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
-    if not bool(rises.all()) or int(positions.max()) >= count:
+    if not ascends(positions, ptr) or int(positions.max()) >= count:
         raise CorruptRecordError(f"positions of {label} do not ascend within its {count} elements")
-
-
-def _offsets(counts: Int64Array) -> Int64Array:
-    out = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=out[1:])
-    return out
 
 
 def _cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:

@@ -83,18 +83,6 @@ def encode(
 ) -> bytes:
     """Encode one sample.
 
-    Args:
-        layout: Its layout; ``fields`` and ``base`` follow its order.
-        fields: The values; one may be ``None`` where ``base`` says ``same``.
-        base: Per field the base graph's, or ``None`` where it has none of that name and kind.
-        mode: ``"full"`` stores every tensor that is not the base graph's own; ``"delta"`` also compares
-            contents and stores masks and changed tensors by position where that is shorter. Both are exact to
-            the bit.
-        max_bytes: Largest body and largest decoded size accepted.
-
-    Returns:
-        The body.
-
     Raises:
         RecordTooLargeError: If the body or its decoded form exceeds ``max_bytes``.
         UnsupportedValueError: If a tensor has more than 8 dimensions.
@@ -137,17 +125,6 @@ def decode(
     max_bytes: int = MAX_RECORD_BYTES,
 ) -> tuple[Layout, list[Payload]]:
     """Decode one body; every length is checked before anything is allocated.
-
-    Args:
-        body: The body, without checksum.
-        layouts: The store's layouts by id.
-        base: The base graph's fields.
-        max_bytes: Largest body and largest decoded size accepted (what the base graph supplies is not
-            counted).
-
-    Returns:
-        The layout and its fields in order. A field stored as BASE is the very object that ``base`` holds;
-        other arrays are fresh and writable, JSON is a fresh ``bytes``.
 
     Raises:
         FormatError: If this is not a generic record of version 1.

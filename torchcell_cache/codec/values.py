@@ -81,10 +81,8 @@ def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
         sparse = _sparse(array, len(best[2])) if value.dtype == BOOL else None
         best = sparse or best
         reference = _reference(value, base)
-        diff = None if reference is None else _diff(TensorValue(value.dtype, array), reference, len(best[2]))
-        best = diff or best
-        if reference is not None and 2 <= array.itemsize <= 8:
-            best = _palette(TensorValue(value.dtype, array), reference, len(best[2])) or best
+        if reference is not None:
+            best = _differences(TensorValue(value.dtype, array), reference, len(best[2])) or best
     return best
 
 
@@ -112,37 +110,41 @@ def _sparse(array: Array, limit: int) -> Encoded | None:
     positions = np.flatnonzero(flat != fill)
     if 2 * len(positions) >= limit:
         return None
-    payload = encode_gaps(positions).astype("<u2", copy=False).tobytes()
+    payload = _words(positions)
     return (SPARSE, int(fill), payload) if len(payload) < limit else None
 
 
-def _diff(value: TensorValue, base: Array, limit: int) -> Encoded | None:
-    """Positions and new elements where ``value`` differs from ``base``, if less than ``limit`` bytes."""
-    positions = _changed(value.array, base)
-    if len(positions) * (2 + value.array.itemsize) >= limit:
-        return None
-    words = encode_gaps(positions).astype("<u2", copy=False)
-    new = _little_endian(value.array.reshape(-1)[positions], value.dtype)
-    payload = _DIFF_HEAD.pack(len(words), 0) + padded(words.tobytes()) + new
-    return (DIFF, 0, payload) if len(payload) < limit else None
+def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
+    """Positions and new elements where ``value`` differs from ``base``, if that takes less than ``limit`` bytes.
 
-
-def _palette(value: TensorValue, base: Array, limit: int) -> Encoded | None:
-    """The same with a byte per new element and a table of the distinct ones, if less than ``limit`` bytes."""
-    positions = _changed(value.array, base)
-    if not 0 < 3 * len(positions) < min(limit, 3 * PALETTE_LIMIT + 1):
-        return None
-    new = _bits(value.array)[positions]
-    if len(np.unique(new[: 4 * MAX_ENTRIES])) > MAX_ENTRIES:
-        return None
-    entries, indices = np.unique(new, return_inverse=True)
+    An element takes its own bytes (DIFF), or one byte and a place in a table of the distinct ones (PALETTE).
+    """
+    positions, size = _changed(value.array, base), value.array.itemsize
+    words: bytes | None = None
+    best: Encoded | None = None
+    if len(positions) * (2 + size) < limit:
+        words = _words(positions)
+        new = _little_endian(value.array.reshape(-1)[positions], value.dtype)
+        payload = _DIFF_HEAD.pack(len(words) // 2, 0) + padded(words) + new
+        if len(payload) < limit:
+            best, limit = (DIFF, 0, payload), len(payload)
+    if not 2 <= size <= 8 or not 0 < 3 * len(positions) < min(limit, 3 * PALETTE_LIMIT + 1):
+        return best
+    bits = _bits(value.array)[positions]
+    if len(np.unique(bits[: 4 * MAX_ENTRIES])) > MAX_ENTRIES:
+        return best
+    entries, indices = np.unique(bits, return_inverse=True)
     if len(entries) > MAX_ENTRIES:
-        return None
-    words = encode_gaps(positions).astype("<u2", copy=False)
-    table = padded(entries.astype(f"<u{new.itemsize}", copy=False).tobytes())
-    head = _DIFF_HEAD.pack(len(words), len(entries)) + padded(words.tobytes())
+        return best
+    words = _words(positions) if words is None else words
+    table = padded(entries.astype(f"<u{size}", copy=False).tobytes())
+    head = _DIFF_HEAD.pack(len(words) // 2, len(entries)) + padded(words)
     payload = head + table + indices.astype(np.uint8).tobytes()
-    return (PALETTE, 0, payload) if len(payload) < limit else None
+    return (PALETTE, 0, payload) if len(payload) < limit else best
+
+
+def _words(positions: Int64Array) -> bytes:
+    return encode_gaps(positions).astype("<u2", copy=False).tobytes()
 
 
 def _changed(array: Array, base: Array) -> Int64Array:
@@ -181,11 +183,6 @@ def decoded_size(field: StoredField, max_bytes: int) -> int:
 
 def decode_field(stored: memoryview, field: StoredField, base: Payload | None) -> Payload:
     """Decode a payload whose length :func:`decoded_size` accepted; the result is fresh and writable.
-
-    Args:
-        stored: The payload.
-        field: Its descriptor.
-        base: The base graph's field, used by DIFF.
 
     Raises:
         CorruptRecordError: If the content does not fit the descriptor.

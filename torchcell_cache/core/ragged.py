@@ -80,3 +80,11 @@ def means(values: npt.NDArray[Any], owner: Int64Array, count: int) -> npt.NDArra
     with np.errstate(invalid="ignore"):
         found: npt.NDArray[np.float64] = total / np.bincount(owner[known], minlength=count)
     return found
+
+
+def ascends(flat: npt.NDArray[Any], ptr: Int64Array) -> bool:
+    """Whether each list of a ragged array rises strictly."""
+    rises = np.ones(len(flat), dtype=bool)
+    np.greater(flat[1:], flat[:-1], out=rises[1:])
+    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
+    return bool(rises.all())

@@ -51,13 +51,17 @@ def seal(document: dict[str, Any]) -> bytes:
     return data
 
 
-def unseal(data: bytes, *, path: StrPath | None = None, fix: str | None = None) -> dict[str, Any]:
+def unseal(
+    data: bytes, *, path: StrPath | None = None, fix: str | None = None, canonical: bool = True
+) -> dict[str, Any]:
     """Check and parse what ``seal`` wrote.
 
     Args:
         data: The whole document.
         path: Where it came from, for the message.
         fix: What to type if it is damaged.
+        canonical: Insist on the one spelling that ``seal`` writes, which takes as long as writing it once more; whoever
+            checks every value of the document can do without.
 
     Raises:
         CorruptManifestError: Anything differs from what ``seal`` would write for the parsed document.
@@ -80,16 +84,16 @@ def unseal(data: bytes, *, path: StrPath | None = None, fix: str | None = None) 
     if body.count(b",") + body.count(b"[") + body.count(b"{") > _MAX_ELEMENTS:
         raise damaged(f"more than {_MAX_ELEMENTS:,} elements")
     try:
-        document = json.loads(body, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-        if not isinstance(document, dict) or _canonical(plain(document)) != body:
+        document = strict_json(body)
+        if not isinstance(document, dict) or (canonical and _canonical(plain(document)) != body):
             raise ValueError("not in canonical form")
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(str(error)) from error
     return document
 
 
-def read_sealed(path: StrPath, *, fix: str | None = None) -> dict[str, Any]:
-    """Read and check a sealed file; a symbolic link, a device or a pipe in its place is refused.
+def read_sealed(path: StrPath, *, fix: str | None = None, canonical: bool = True) -> dict[str, Any]:
+    """Read and check a sealed file, see :func:`unseal`; a symbolic link, a device or a pipe in its place is refused.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -109,7 +113,7 @@ def read_sealed(path: StrPath, *, fix: str | None = None) -> dict[str, Any]:
                 data = file.read(MAX_BYTES + 1)
         finally:
             os.close(descriptor)
-    return unseal(data, path=path, fix=fix)
+    return unseal(data, path=path, fix=fix, canonical=canonical)
 
 
 def plain(value: Any, where: str = "$", depth: int = 0) -> Any:
@@ -152,6 +156,11 @@ def _not_a_file(path: StrPath, fix: str | None) -> CorruptManifestError:
 def _canonical(document: dict[str, Any]) -> bytes:
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return text.encode("ascii") + b"\n"
+
+
+def strict_json(text: bytes) -> Any:
+    """JSON without NaN literals and double keys; raises ``ValueError`` or ``RecursionError``."""
+    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torchcell_cache.data.facts import StoredFacts
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
-from torchcell_cache.store.waiting import wait_for_store
+from torchcell_cache.store.status import wait_for_store
 
 if TYPE_CHECKING:
     from torchcell_cache.batch import SharedGraphBatch

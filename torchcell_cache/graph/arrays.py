@@ -39,9 +39,6 @@ def arrays_to_bytes(arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str
 def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """Map a safetensors file read-only.
 
-    Returns:
-        The arrays by name (read-only views of the mapping) and the file's metadata.
-
     Raises:
         FormatError: If the file is not a well-formed safetensors file of known dtypes.
     """
@@ -57,13 +54,6 @@ def arrays_from_bytes(
     data: bytes | mmap.mmap, path: str | Path
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """View the arrays of a safetensors file that is in memory or mapped.
-
-    Args:
-        data: The whole file.
-        path: What errors call it.
-
-    Returns:
-        The arrays by name (read-only views of ``data``) and the file's metadata.
 
     Raises:
         FormatError: If it is not a well-formed safetensors file of known dtypes.

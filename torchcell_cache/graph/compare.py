@@ -31,15 +31,7 @@ def stores_of(graph: Any) -> Iterator[tuple[StoreKey, dict[str, Any]]]:
 
 
 def first_difference(actual: Any, expected: Any) -> str | None:
-    """The first place where two graphs differ, or ``None`` if they are the same.
-
-    Args:
-        actual: A ``Data``, ``HeteroData`` or PyG batch.
-        expected: What it should be.
-
-    Returns:
-        A sentence that names store, key and what was got and expected.
-    """
+    """The first place where two graphs differ, or ``None`` if they are the same."""
     for graph, name in ((actual, "the first"), (expected, "the second")):
         if not hasattr(graph, "_store") and not hasattr(graph, "_global_store"):
             return (

@@ -40,10 +40,11 @@ from torchcell_cache.core.files import (
     storage_errors,
     temp_path,
 )
+from torchcell_cache.core.sealed import strict_json
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
 from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
-from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, dump_json, load_json, tag, untag
+from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, dump_json, tag, untag
 from torchcell_cache.graph.values import TORCH_DTYPES, to_array
 
 TENSORS_FILE = "base_graph.safetensors"
@@ -181,7 +182,7 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
             raise CorruptShardError(
                 f"{path}: {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,}", path=path
             )
-        document = load_json(path.read_bytes())
+        document = strict_json(path.read_bytes())
         tensors = _read_tensors(path.with_name(TENSORS_FILE))
         return unflatten(_assemble(document, tensors, path))
     except (FileNotFoundError, NotADirectoryError) as error:

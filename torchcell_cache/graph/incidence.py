@@ -106,6 +106,11 @@ class IncidenceIndex:
             - domain.start
         )
 
+    def degrees(self, ids: npt.NDArray[Any]) -> Int64Array:
+        """Positions under each node, ``[n] int64``."""
+        found: Int64Array = self.ptr[ids, -1] - self.ptr[ids, 0]
+        return found
+
     def removed(self, ids: npt.NDArray[Any], ptr: Int64Array) -> tuple[Positions, Int64Array]:
         """Global positions that each sample of a ragged batch removes.
 

@@ -53,15 +53,7 @@ class Selection:
         return cls(nodes, tuple(kept), Topology(whole.node_type, len(nodes), tuple(domains)))
 
     def translate(self, whole: Topology, positions: Positions) -> tuple[Positions, Any]:
-        """Positions of the whole graph in this part's numbering.
-
-        Args:
-            whole: The position space of the whole graph.
-            positions: Positions there, in any order, ``[n]``.
-
-        Returns:
-            New positions of those that stay, in the order given, and which do, ``[n] bool``.
-        """
+        """Positions of the whole graph in this part's numbering, those that stay, and which stay, ``[n] bool``."""
         if all(local is None for local in self.kept):
             return positions, np.ones(len(positions), dtype=bool)
         old, new = [], []
@@ -84,7 +76,7 @@ def ends_of(topology: Topology, domain: Domain) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FarEnds:
+class NeighbourTable:
     """The other end of each entry of an incidence index, so that looking around a node reads one run of memory.
 
     Attributes:
@@ -98,13 +90,8 @@ class FarEnds:
     far: Any
 
     @classmethod
-    def of(cls, index: IncidenceIndex, graph: Any) -> FarEnds:
-        """Look every entry's edge up once; 0.2 s and 20 MB for 2.5 million edges.
-
-        Args:
-            index: The base graph's incidence index.
-            graph: The base graph, on the CPU.
-        """
+    def build(cls, index: IncidenceIndex, graph: Any) -> NeighbourTable:
+        """Look every entry's edge up once; 0.2 s and 20 MB for 2.5 million edges."""
         topology = index.topology
         num_nodes = topology.num_nodes
         far = np.full(len(index.positions), -1, dtype=np.int32 if num_nodes < 1 << 31 else np.int64)
@@ -125,15 +112,11 @@ class FarEnds:
         return cls(index, far)
 
 
-def select(ends: FarEnds, nodes: Int64Array) -> Selection:
+def select(ends: NeighbourTable, nodes: Int64Array) -> Selection:
     """The part of a base graph that some nodes induce.
 
     An edge between two nodes of the perturbed type stays if both are selected, an edge (or gpr entry) with one such end
     if that end is; nodes of other types, and edges among them, all stay. Looks at the entries of the selected nodes only.
-
-    Args:
-        ends: Incidence index and far ends of the base graph.
-        nodes: Nodes to keep, ascending and unique, ``[k] int64``.
     """
     index, topology = ends.index, ends.index.topology
     size = topology.num_nodes
@@ -154,15 +137,13 @@ def select(ends: FarEnds, nodes: Int64Array) -> Selection:
     return Selection.make(topology, nodes, kept)
 
 
-def neighbours(ends: FarEnds, nodes: Int64Array, columns: Sequence[int], flow: str = "both") -> Int64Array:
+def neighbours(
+    ends: NeighbourTable, nodes: Int64Array, columns: Sequence[int], flow: str = "both"
+) -> Int64Array:
     """Other ends of the nodes' edges, one per edge and node, in no particular order.
 
-    Args:
-        ends: Incidence index and far ends of the base graph.
-        nodes: Where to look from, ``[n] int64``.
-        columns: Domains to walk along, from :func:`hop_columns`.
-        flow: ``source_to_target`` looks at edges into the nodes, as PyG's ``k_hop_subgraph`` does, ``target_to_source`` at edges
-            out of them, ``both`` at either.
+    ``flow``: ``source_to_target`` looks at edges into the nodes, as PyG's ``k_hop_subgraph`` does, ``target_to_source`` at
+    edges out of them, ``both`` at either.
     """
     ptr = ends.index.ptr
     parts = [ragged_arange(ptr[nodes, c], ptr[nodes, c + 1] - ptr[nodes, c]) for c in columns]
@@ -176,10 +157,6 @@ def neighbours(ends: FarEnds, nodes: Int64Array, columns: Sequence[int], flow: s
 
 def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
     """Domains whose edges join two nodes of the perturbed type; all of them, or those asked for.
-
-    Args:
-        topology: The position space.
-        edge_types: Edge types, or their relations' names; ``None`` for all.
 
     Raises:
         SettingError: Naming the valid edge types.
@@ -198,13 +175,7 @@ def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
 
 
 def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
-    """A graph cut to a selection, on the graph's device; tensors and lists that stay whole are the graph's own.
-
-    Args:
-        graph: The base graph on any device.
-        whole: Its position space.
-        selection: What stays.
-    """
+    """A graph cut to a selection, on the graph's device; tensors and lists that stay whole are the graph's own."""
     cut = _Cut(graph, whole, selection)
     out = copy.copy(graph)
     if not isinstance(graph, HeteroData):

@@ -51,9 +51,6 @@ class BaseFields(Mapping[FieldKey, Payload]):
 
     As a mapping it gives what the codec needs; :meth:`value` gives the base graph's own objects. Nothing is
     converted before it is asked for, and tensors are not copied.
-
-    Args:
-        graph: The base graph, or ``None`` where samples share nothing.
     """
 
     def __init__(self, graph: Data | HeteroData | None) -> None:
@@ -88,15 +85,6 @@ def encode_graph(
     graph: Data | HeteroData, base: BaseFields, mode: str, max_bytes: int = MAX_RECORD_BYTES
 ) -> tuple[Layout, bytes]:
     """Encode a sample as a generic record.
-
-    Args:
-        graph: The sample's graph; it is only read.
-        base: The base graph's fields.
-        mode: ``"full"`` or ``"delta"``, see :func:`torchcell_cache.codec.generic.encode`.
-        max_bytes: Largest record accepted.
-
-    Returns:
-        Its layout, which the reader needs under ``layout.id``, and the record's body.
 
     Raises:
         UnsupportedValueError: Naming the attribute that no record can hold.

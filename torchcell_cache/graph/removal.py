@@ -36,14 +36,17 @@ class ReactionRemoval:
         rules: The model's gene rules.
         ptr: Offsets per reaction, ``[num_reactions + 1] int64``.
         positions: Global positions of the reaction itself and its rmr (and gpr) entries, ascending.
+        nodes: What the rules call each node, where nodes were numbered anew, ``[num_nodes] int64``.
     """
 
     rules: GeneRules
     ptr: Int64Array
     positions: Positions
+    nodes: Int64Array | None = None
 
     def removed(self, ids: npt.NDArray[Any], ptr: Int64Array) -> tuple[Positions, Int64Array]:
         """Positions the switched-off reactions of each sample take with them, not sorted across reactions."""
+        ids = ids if self.nodes is None else self.nodes[ids]
         reactions, reaction_ptr = self.rules.removed_reactions(ids, ptr)
         counts = self.ptr[reactions + 1] - self.ptr[reactions]
         ends = np.zeros(len(reactions) + 1, dtype=np.int64)

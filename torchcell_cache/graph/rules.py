@@ -36,14 +36,6 @@ def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
     ``and`` (``&``, ``&&``) binds stronger than ``or`` (``|``, ``||``), both in any case; a rule is written
     in words or in signs. Names may hold what cobra's may: letters, digits and ``_ - . : ' " / \ =``.
 
-    Args:
-        text: The rule; empty or blank for a reaction that needs no gene.
-        limit: Largest number of complexes accepted.
-
-    Returns:
-        The complexes, each a sorted tuple of gene names, sorted; none contains another. ``()`` for an
-            empty rule.
-
     Raises:
         SourceContractError: If the rule is malformed; names position and text.
         SettingError: If the normal form has more than ``limit`` complexes.
@@ -99,11 +91,6 @@ class GeneRules:
     ) -> GeneRules:
         """Parse one rule per reaction.
 
-        Args:
-            rules: Boolean rules, ``""`` for none.
-            gene_ids: Gene names; the position is the id that :meth:`removed_reactions` expects.
-            reaction_ids: Reaction names for messages.
-
         Raises:
             SourceContractError: If a rule is malformed or names a gene that is not in ``gene_ids``.
             SettingError: If a rule's normal form is too large.
@@ -135,14 +122,7 @@ class GeneRules:
         )
 
     def removed_reactions(self, ids: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Reactions that no complex can catalyse any more.
-
-        Args:
-            ids: Perturbed gene ids of all samples, any order, ``[sum of counts]`` of any integer dtype.
-            ptr: Offsets into ``ids``, ``[num_samples + 1] int64``.
-
-        Returns:
-            Reactions, ascending per sample, ``int64``, and their offsets, ``[num_samples + 1] int64``.
+        """Reactions that no complex can catalyse any more, sample by sample, and their offsets ``[batch + 1] int64``.
 
         Raises:
             SourceContractError: If an id is not a gene.

@@ -25,6 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from torchcell_cache.codec.layout import DTYPES, TensorValue
+from torchcell_cache.core.sealed import strict_json
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 from torchcell_cache.graph.values import to_array, to_tensor, unsupported
 
@@ -66,7 +67,7 @@ def value_from_json(text: bytes, label: str = "value") -> Any:
         CorruptRecordError: If the text is no such JSON.
     """
     try:
-        return untag(load_json(text))
+        return untag(strict_json(text))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptRecordError(f"{label} does not hold typed JSON ({error})") from None
 
@@ -74,22 +75,6 @@ def value_from_json(text: bytes, label: str = "value") -> Any:
 def dump_json(tagged: Any) -> bytes:
     """Compact JSON in the order given."""
     return json.dumps(tagged, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
-def load_json(text: bytes) -> Any:
-    """Strict JSON: no NaN literals, no key twice; raises ``ValueError`` or ``RecursionError``."""
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key stands twice")
-    return out
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def tag(value: Any, label: str, depth: int = 0) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchcell_cache.batch.deletions import PerturbationBatch
+from torchcell_cache.batch.deletions import DeletionBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Domain, Topology
@@ -42,7 +42,7 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._topology: Topology = batch.generation.topology
+        self._topology: Topology = batch.context.topology
         self._domains = {d.key: d for d in self._topology.domains if d.role != "reaction"}
         self._made: dict[Any, SharedEdges] = {}
 
@@ -65,7 +65,7 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
     @lasting
     def _make(self, domain: Domain) -> SharedEdges:
         batch = self._batch
-        by_nodes = isinstance(batch, PerturbationBatch)
+        by_nodes = isinstance(batch, DeletionBatch)
         # Graphs that are stored whole bring their own masks, over the base graph's edges.
         graph = batch.base_graph if by_nodes else batch.generation.base_graph
         store = graph if domain.key is None else graph[domain.key]
@@ -86,4 +86,4 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
         if domain.role == "rmr":
             return reactions, None
         # The mask representation keeps a gpr entry with its gene, the subgraph needs its reaction as well.
-        return genes, reactions if self._batch.resident.processor.gpr_by == "reaction" else None
+        return genes, reactions if self._batch.on_device.processor.gpr_by == "reaction" else None

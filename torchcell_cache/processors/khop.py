@@ -15,7 +15,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.induced_subgraph import FarEnds, ends_of, hop_columns, neighbours, select
+from torchcell_cache.graph.induced_subgraph import NeighbourTable, ends_of, hop_columns, neighbours, select
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, endpoints, topology_of
 from torchcell_cache.processors.deletion import (
     extra_tensors,
@@ -147,7 +147,7 @@ class KHopSubgraph:
             return lambda sample: self.process(None, sample)
         index = IncidenceIndex.build(base_graph, node_type=self.node_type, graph_digest="")
         columns = hop_columns(index.topology, self.edge_types)
-        ends = FarEnds.of(index, base_graph)
+        ends = NeighbourTable.build(index, base_graph)
 
         def process(sample: Any) -> Data | HeteroData:
             _check(base_graph, sample)
@@ -161,7 +161,7 @@ class KHopSubgraph:
         always = self.statistics == "always"
         return phenotype_fields(sample.values, sample.phenotypes, sample.statistics, always)
 
-    def _near(self, ends: FarEnds, columns: list[int], perturbed: Int64Array) -> Int64Array:
+    def _near(self, ends: NeighbourTable, columns: list[int], perturbed: Int64Array) -> Int64Array:
         near = np.zeros(ends.index.topology.num_nodes, dtype=bool)
         near[perturbed] = True
         hop = perturbed

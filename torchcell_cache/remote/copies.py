@@ -34,7 +34,7 @@ from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
 from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
-from torchcell_cache.store.waiting import wait_for_store
+from torchcell_cache.store.status import wait_for_store
 
 KEPT_SECONDS = 3600.0
 """A copy staged less than this ago stays: whoever staged it may not have opened it yet."""

@@ -32,7 +32,7 @@ from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.remote.transfer import Origin, bring
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest, copy_name
-from torchcell_cache.store.waiting import seconds_of
+from torchcell_cache.store.status import seconds_of
 
 THREADS = 8
 DOWNLOADS = ("lazy", "all")

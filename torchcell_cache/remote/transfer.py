@@ -31,7 +31,7 @@ from torchcell_cache.core.files import (
 from torchcell_cache.errors import CacheError, CorruptShardError, StorageFullError, StorageLostError
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, write_sidecar
-from torchcell_cache.store.stamps import ensure_verified, note_verified
+from torchcell_cache.store.stamps import ensure_verified, stamp
 
 Fetch = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens one file of the generation by name, to be read once from its beginning."""
@@ -149,7 +149,7 @@ def bring(
             temporary.chmod(0o444)
             fsync_file(temporary)
             replace_file(temporary, target)
-            note_verified(target, entry.xxh3)
+            stamp(target, entry.xxh3)
     except FileNotFoundError:  # of ours: what the origin lacks is a CorruptShardError
         stop.set()
         raise StorageLostError(

@@ -12,7 +12,7 @@ from torch_geometric.data import Batch
 from torch_geometric.data.data import BaseData
 
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
-from torchcell_cache.graph.identity import item_digest
+from torchcell_cache.graph.fields import item_digest
 from torchcell_cache.sources.base import Source
 
 FULL_IDENTITY_LIMIT = 20_000

@@ -1,7 +1,7 @@
 """Open files of a process: one handle per file, the least recently used closed first, never one that is being read.
 
 Closing unmaps a file, which must not happen under a thread that reads it with the interpreter's lock released. So a
-handle is first retired, which raises :attr:`Handles.epoch`, and closed when every thread that reads began at that epoch or
+handle is first retired, which raises :attr:`EnvPool.epoch`, and closed when every thread that reads began at that epoch or
 later. A thread says when it begins and ends, holds on to no handle of an earlier epoch, and holds none while it waits.
 """
 
@@ -21,7 +21,7 @@ _PATIENCE_S = 10.0
 _FORK_POLL_S = 0.0002
 
 
-class Handle(Protocol):
+class Env(Protocol):
     """An open file; ``retired`` once it is about to be closed."""
 
     retired: bool
@@ -30,10 +30,10 @@ class Handle(Protocol):
         """Release descriptor and mapping."""
 
 
-H = TypeVar("H", bound=Handle)
+H = TypeVar("H", bound=Env)
 
 
-class Handles(Generic[H]):
+class EnvPool(Generic[H]):
     """The open handles of this process, keyed by device and inode."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.storage_errors import storage_errors
-from torchcell_cache.errors import CacheError, CorruptRecordError, FormatError, StorageLostError
+from torchcell_cache.errors import CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.records import BaseFields, decode_graph, load_base_graph
 from torchcell_cache.graph.removal import Removal
@@ -29,11 +29,10 @@ from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.shared_fields import SharedFields
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
-from torchcell_cache.store.decoding import decoding
-from torchcell_cache.store.fetching import Fetcher, have_file, have_shard
-from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest
+from torchcell_cache.store.manifest import Manifest, load_manifest, processed_dir, read_manifest
 from torchcell_cache.store.records import ShardFiles
-from torchcell_cache.store.schema import check_schema
+from torchcell_cache.store.schema import check_schema, decoding
+from torchcell_cache.store.stamps import Fetcher, have_file, have_shard
 from torchcell_cache.store.table_reader import MAX_BYTES, TableReader
 
 T = TypeVar("T")
@@ -44,13 +43,7 @@ _SHARED_LOCK = threading.RLock()
 
 
 class Generation:
-    """A store as it was published once; never changes while it is open.
-
-    Args:
-        root: The store's root directory.
-        manifest: The generation's manifest.
-        fetcher: Brings files on first use, where they come from elsewhere.
-    """
+    """A store as it was published once; never changes while it is open."""
 
     fetcher: Fetcher | None = None
 
@@ -80,7 +73,7 @@ class Generation:
         else:
             path = processed_dir(root) / generation / GENERATION_MANIFEST
             try:
-                manifest = Manifest.from_bytes(path.read_bytes(), path=path)
+                manifest = load_manifest(path)
             except FileNotFoundError:
                 raise StorageLostError(
                     f"generation {generation} of the store at {root} was removed",
@@ -285,17 +278,13 @@ class Generation:
         try:
             envelope.check(records, wanted, self.seeds[shards])
         except CorruptRecordError as error:
-            raise self._located(error, wanted, shards) from None
-
-    def _located(self, error: CacheError, wanted: list[int], shards: Any) -> CorruptRecordError:
-        index = int(str(error).split("sample ", 1)[1].split(":", 1)[0])
-        shard = int(shards[wanted.index(index)])
-        path = self.directory / self.manifest.shards[shard].file.name
-        return CorruptRecordError(
-            f"{path}: {error} (shard {shard})",
-            path=path,
-            fix=f"torchcell-cache repair {root_argument(self.root)}",
-        )
+            shard = int(shards[error.place])
+            path = self.directory / self.manifest.shards[shard].file.name
+            raise CorruptRecordError(
+                f"{path}: {error} (shard {shard})",
+                path=path,
+                fix=f"torchcell-cache repair {root_argument(self.root)}",
+            ) from None
 
     def read_columns(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> StructuredColumns:
         """Records of a structured store as ragged columns."""

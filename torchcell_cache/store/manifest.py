@@ -219,31 +219,35 @@ def read_manifest(root: StrPath) -> Manifest:
     """
     path = manifest_path(root)
     try:
-        document = read_sealed(path, fix=repair_hint(path))
+        return load_manifest(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheNotFoundError(
             f"no complete store at {os.fspath(root)} ({path} is missing)",
             path=path,
             fix=f"torchcell-cache preprocess {root_argument(root)} ...",
         ) from error
-    return Manifest._from_document(document, path, repair_hint(path))
+
+
+def load_manifest(path: StrPath, fix: str | None = None) -> Manifest:
+    """A manifest, its seal and every value checked; not whether it is spelt as it would be written today.
+
+    Raises:
+        FileNotFoundError: There is none.
+        CorruptManifestError: It is damaged.
+        FormatError: Another version of the package wrote it.
+    """
+    fix = repair_hint(path) if fix is None else fix
+    return Manifest._from_document(read_sealed(path, fix=fix, canonical=False), path, fix)
 
 
 def write_manifest(
     root: StrPath, manifest: Manifest, *, expect_generation: str | None = None, replace_damaged: bool = False
 ) -> bool:
-    """Publish a generation whose files are all written and synced.
+    """Publish a generation whose files are all written and synced; ``False`` if another one is published meanwhile.
 
-    Args:
-        root: Root of the store; its ``processed`` directory exists.
-        manifest: What to publish.
-        expect_generation: The generation this one takes the place of; ``None`` for the first one of a store,
-            which of several builders exactly one can publish. Comparing and renaming are two steps: hold the
-            builder lock.
-        replace_damaged: Whether a manifest that cannot be read counts as absent (repair, rebuild).
-
-    Returns:
-        ``False`` if another generation is published meanwhile, which then stays; read it instead.
+    ``expect_generation`` is the one this takes the place of, ``None`` for the first one of a store, which of several builders
+    exactly one can publish. Comparing and renaming are two steps: hold the builder lock. With ``replace_damaged`` a manifest
+    that cannot be read counts as absent (repair, rebuild).
     """
     path, data = manifest_path(root), manifest.to_bytes()
     if expect_generation is None and write_atomic(path, data, replace=False):

@@ -22,7 +22,7 @@ import numpy as np
 from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
-from torchcell_cache.store.env_pool import Handles
+from torchcell_cache.store.env_pool import EnvPool
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
@@ -51,15 +51,6 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
 
     The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened. Each chunk
     is taken once: where the map turns out too small, what was written moves to a file with a larger one.
-
-    Args:
-        path: File to create; must not exist.
-        first_index: Sample index of the first record.
-        chunks: Sealed records, in order.
-        map_bytes: First guess of the map's size; the file takes only what the records need.
-
-    Returns:
-        Number of records written.
 
     Raises:
         FormatError: If a key is refused, which would mean a broken order.
@@ -125,12 +116,7 @@ def _write(
 
 
 class _Room:
-    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut.
-
-    Args:
-        map_bytes: Size of the map.
-        page: Size of a page.
-    """
+    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut."""
 
     def __init__(self, map_bytes: int, page: int) -> None:
         self.pages, self.page = map_bytes // page, page
@@ -180,7 +166,7 @@ def _errno_of(error: lmdb.Error) -> int:
     return next((number for number in _SAID if text.endswith(os.strerror(number))), errno.EIO)
 
 
-class _Handle:
+class _Env:
     """One open environment; a read transaction per thread lives as long as the handle."""
 
     def __init__(self, path: str, size: int) -> None:
@@ -224,10 +210,10 @@ class _Handle:
             self.env.close()
 
 
-_HANDLES: Handles[_Handle] = Handles()
+_POOL: EnvPool[_Env] = EnvPool()
 
 
-def _open(path: str, expected_size: int) -> _Handle:
+def _open(path: str, expected_size: int) -> _Env:
     """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
     fix = repair_hint(path)
     try:
@@ -240,35 +226,28 @@ def _open(path: str, expected_size: int) -> _Handle:
         raise CorruptShardError(
             f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}", path=path, fix=fix
         )
-    return _HANDLES.get((stat.st_dev, stat.st_ino), lambda: _Handle(path, stat.st_size))
+    return _POOL.get((stat.st_dev, stat.st_ino), lambda: _Env(path, stat.st_size))
 
 
 def close_file(path: str | Path) -> None:
     """Let go of one file and its mapping in this process, once no thread reads it; it is opened again when needed."""
     with contextlib.suppress(OSError):
         stat = Path(path).stat()
-        _HANDLES.close((stat.st_dev, stat.st_ino))
+        _POOL.close((stat.st_dev, stat.st_ino))
 
 
 def close_all() -> None:
     """Close every environment of this process; open stores reopen what they need on the next read."""
-    _HANDLES.close_all()
+    _POOL.close_all()
 
 
 def open_count() -> int:
     """Number of environments this process holds open."""
-    return len(_HANDLES)
+    return len(_POOL)
 
 
 class ShardFiles:
-    """Read access to the shards of one generation.
-
-    Args:
-        paths: Shard files, in order.
-        sizes: Their sizes in bytes by the manifest.
-        starts: First sample index of each shard and, last, the number of samples, ``[num_shards + 1]``.
-        before_open: Called with the shard's number before its file is first opened in this process.
-    """
+    """Read access to the shards of one generation."""
 
     def __init__(
         self, paths: Sequence[str], sizes: Sequence[int], starts: Sequence[int], before_open: Any = None
@@ -296,7 +275,7 @@ class ShardFiles:
             return indices // self._stride
         return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def open(self, shard: int) -> _Handle:
+    def open(self, shard: int) -> _Env:
         """The open file of a shard, checked before it is mapped.
 
         Raises:
@@ -312,7 +291,7 @@ class ShardFiles:
             )
         return handle
 
-    def _open_checked(self, shard: int) -> _Handle:
+    def _open_checked(self, shard: int) -> _Env:
         """The handle; once more if a bounded cache made room of the file between check and opening."""
         for left in reversed(range(_TRIES)):
             if self.before_open is not None:
@@ -331,9 +310,9 @@ class ShardFiles:
     def _begin_with(self, shard: int) -> Gets:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
         while True:
-            _HANDLES.end()
+            _POOL.end()
             handle = self.open(shard)
-            known = self._known(_HANDLES.begin())
+            known = self._known(_POOL.begin())
             if not handle.retired:  # by another thread, before we began
                 for views, gets in enumerate(known):
                     gets[shard] = handle.get(bool(views))
@@ -350,38 +329,29 @@ class ShardFiles:
     def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
         """Records of the given samples, copied out, in the order asked for.
 
-        Args:
-            indices: Sample indices.
-            shards: Shard number of each, from :meth:`shard_of`.
-
         Raises:
             CorruptRecordError: If a key is missing.
             CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
         """
-        gets = self._known(_HANDLES.begin())[0]
+        gets = self._known(_POOL.begin())[0]
         try:
             return self._get_all(gets, indices, shards)
         finally:
-            _HANDLES.end()
+            _POOL.end()
 
     def visit(self, indices: Sequence[int], shards: Sequence[int], use: Callable[[Sequence[Buffer]], T]) -> T:
         """Let ``use`` work on records where they lie in the page cache; copies of files that are not open yet.
 
-        Args:
-            indices: Sample indices.
-            shards: Shard number of each, from :meth:`shard_of`.
-            use: Called once with the records, in the order asked for; must not keep any of them.
-
         Raises:
             CorruptRecordError: If a key is missing.
             CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
         """
-        gets = self._known(_HANDLES.begin())[1]
+        gets = self._known(_POOL.begin())[1]
         try:
             if all(map(gets.__contains__, shards)):
                 return use(self._get_all(gets, indices, shards))
         finally:
-            _HANDLES.end()
+            _POOL.end()
         return use(self.read(indices, shards))
 
     def _get_all(

@@ -1,21 +1,23 @@
-"""The schema in a manifest: what the records hold. A seal proves that it is undamaged, not that it makes sense."""
+"""What the records hold, by the schema in a manifest. A seal proves that they are undamaged, not that they make sense."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchcell_cache.errors import FormatError
+from torchcell_cache.core.hints import root_argument
+from torchcell_cache.errors import CacheError, FormatError
+
+if TYPE_CHECKING:
+    from torchcell_cache.store.generation import Generation
 
 _RECORDS = ("structured", "generic")
 
 
 def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """``schema`` if all its parts are there and of the right types.
-
-    Args:
-        schema: The manifest's ``schema``.
-        path: Where the manifest is, for the message.
 
     Raises:
         FormatError: Naming the part that is not.
@@ -46,3 +48,22 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+@contextlib.contextmanager
+def decoding(generation: Generation) -> Iterator[None]:
+    """Around whatever makes graphs of records.
+
+    Raises:
+        FormatError: If records, schema and base graph do not fit together.
+    """
+    try:
+        yield
+    except CacheError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        raise FormatError(
+            f"{generation.directory}: records, schema and base graph do not fit together ({error!r})",
+            path=generation.directory,
+            fix=f"torchcell-cache verify {root_argument(generation.root)} level=full",
+        ) from error

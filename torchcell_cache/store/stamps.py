@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISDIR
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.store.manifest import Manifest
+from torchcell_cache.store.shard_entry import FileEntry
 
 _CHUNK = 1 << 22
 
@@ -41,7 +47,7 @@ def _stamp_directory() -> Path | None:
     with contextlib.suppress(OSError):
         path.mkdir(mode=0o700, exist_ok=True)
         info = path.lstat()
-        if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022:
+        if S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022:
             return path
     return None
 
@@ -52,7 +58,7 @@ def _stamp_name(path: str | Path, digest: str) -> str:
     return str(xxhash.xxh3_128_hexdigest(repr(facts).encode()))
 
 
-def note_verified(path: str | Path, digest: str) -> None:
+def stamp(path: str | Path, digest: str) -> None:
     """Remember that the file as it stands has this digest."""
     directory = _stamp_directory()
     if directory is not None:
@@ -62,11 +68,6 @@ def note_verified(path: str | Path, digest: str) -> None:
 
 def ensure_verified(path: str | Path, size: int, digest: str) -> None:
     """Check size and digest of a file unless this node has done so since the file last changed.
-
-    Args:
-        path: The file.
-        size: Its size by the manifest, bytes.
-        digest: Its xxh3_128 by the manifest, hexadecimal.
 
     Raises:
         CorruptShardError: If the file is missing or is not what the manifest says.
@@ -88,4 +89,34 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
         raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
     if actual != digest:
         raise CorruptShardError(f"{path} has digest {actual}, the manifest says {digest}", path=path, fix=fix)
-    note_verified(path, digest)
+    stamp(path, digest)
+
+
+class Fetcher(Protocol):
+    """Brings files of a generation that are not on this disk yet."""
+
+    def bring(self, entry: FileEntry) -> None:
+        """Have a file in the generation's directory, whole, and keep it there while it is in use."""
+
+    def bring_shards(self, shards: npt.NDArray[np.int64]) -> bool:
+        """Have some shards; ``False`` if only one after the other fits."""
+
+    def reopen(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """How another process opens the same generation, as ``__reduce__`` says it."""
+
+
+def have_file(directory: Path, entry: FileEntry, fetcher: Fetcher | None) -> None:
+    """Have a file of a generation in its directory, its digest checked.
+
+    Raises:
+        CorruptShardError: If it is not what the manifest says.
+    """
+    if fetcher is not None:
+        fetcher.bring(entry)  # which checks it
+        return
+    ensure_verified(directory / entry.name, entry.size, entry.xxh3)
+
+
+def have_shard(directory: Path, manifest: Manifest, fetcher: Fetcher | None, shard: int) -> None:
+    """:func:`have_file` of a shard, by its number."""
+    have_file(directory, manifest.shards[shard].file, fetcher)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.core.hints import repair_hint
-from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
+from torchcell_cache.core.ragged import Float32Array, Int64Array, ascends, segments
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.graph.arrays import arrays_from_bytes
@@ -26,11 +26,7 @@ MAX_BYTES = 64 << 20
 
 
 class TableReader:
-    """Gathers rows of a table that does not change.
-
-    Args:
-        table: All samples of a store.
-    """
+    """Gathers rows of a table that does not change."""
 
     def __init__(self, table: SampleTable) -> None:
         self.ids, self.values = table.ids, table.values
@@ -53,14 +49,6 @@ class TableReader:
     ) -> TableReader:
         """Read a columns file whole and check it.
 
-        Args:
-            path: The columns file.
-            digest: Its xxh3_128 by the manifest, hexadecimal.
-            phenotypes: Names of the first value columns.
-            statistics: Names of the others.
-            num_samples: Samples that it must have.
-            num_nodes: Nodes that its ids must be of.
-
         Raises:
             CorruptShardError: If the file is not what the manifest says, or not of such samples.
         """
@@ -77,8 +65,9 @@ class TableReader:
         kept = {name: array.copy() for name, array in arrays.items() if name in wanted}
         table = arrays_to_table(kept, phenotypes, statistics)
         numbers = table.ids.dtype.kind in "iu" and table.values.dtype == np.float32
+        rise = ascends(table.ids, table.ptr)
         within = len(table.ids) == 0 or 0 <= int(table.ids.min()) <= int(table.ids.max()) < num_nodes
-        if not (numbers and within and len(table) == num_samples):
+        if not (numbers and within and rise and len(table) == num_samples):
             raise CorruptShardError(
                 f"{path} is no table of {num_samples:,} samples on {num_nodes:,} nodes",
                 path=path,
@@ -87,26 +76,16 @@ class TableReader:
         return cls(table)
 
     def perturbed(self, indices: Int64Array) -> tuple[npt.NDArray[Any], Int64Array]:
-        """Perturbed ids of the samples, one after the other, and their offsets.
-
-        Args:
-            indices: Store positions within range, ``[batch] int64``.
-
-        Returns:
-            ``[num_ids]`` in the stored dtype, and ``[batch + 1] int64``.
-        """
+        """Perturbed ids of the samples, one after the other, and their offsets."""
         if self._rows is not None and self._each is not None:
             return self._rows[indices].reshape(-1), np.arange(len(indices) + 1) * self._each
         assert self._ptr is not None
         return segments(self.ids, self._ptr, indices)
 
-    def measurements(self, indices: Int64Array) -> tuple[Float32Array, Int64Array | None]:
-        """Measurements of the samples, ``[num_measurements, num_columns] float32``, and their offsets.
-
-        The offsets are ``None`` if every sample of the store has one measurement.
-        """
+    def measurements(self, indices: Int64Array) -> tuple[Float32Array, Int64Array]:
+        """Measurements of the samples, ``[num_measurements, num_columns] float32``, and their offsets."""
         if self._value_ptr is None:
-            return self.values[indices], None
+            return self.values[indices], np.arange(len(indices) + 1)
         return segments(self.values, self._value_ptr, indices)
 
 

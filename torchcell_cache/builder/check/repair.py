@@ -52,7 +52,7 @@ from torchcell_cache.store.manifest import (
     write_manifest,
     write_sidecar,
 )
-from torchcell_cache.store.stamps import note_verified
+from torchcell_cache.store.stamps import stamp
 
 __all__ = ["RepairReport", "repair"]
 
@@ -245,7 +245,7 @@ class _Repair:
             share_file(self.old / entry.name, directory / entry.name)
             self.report.linked += 1
         if checked:
-            note_verified(directory / entry.name, entry.xxh3)
+            stamp(directory / entry.name, entry.xxh3)
 
     def _make(self, parts: PartMaker, generation: Generation) -> list[ShardEntry]:
         """Make every damaged file, each after those it is made from; returns all shards."""
@@ -283,7 +283,7 @@ class _Repair:
                 )
             # Equal records in other bytes mean another LMDB: then the file is described as it is now.
             made[index] = replace(entry, stats=before.stats)
-            note_verified(generation.directory / entry.file.name, entry.file.xxh3)
+            stamp(generation.directory / entry.file.name, entry.file.xxh3)
             self.report.rebuilt.append(entry.file.name)
 
         total = sum(s.stop - s.start for s in self.bad_shards)

@@ -44,7 +44,7 @@ from torchcell_cache.store.manifest import (
     read_sidecar,
     sidecar_path,
 )
-from torchcell_cache.store.stamps import note_verified
+from torchcell_cache.store.stamps import stamp
 
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
 
@@ -177,7 +177,7 @@ class _Verifier:
                         entry.name, f"has SHA-256 {found.sha256}, the manifest says {entry.sha256}", shard
                     )
                 else:
-                    note_verified(path, entry.xxh3)
+                    stamp(path, entry.xxh3)
                     self.sound.add(entry.name)
             else:
                 self.sound.add(entry.name)

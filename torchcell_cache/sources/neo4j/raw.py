@@ -41,7 +41,7 @@ from torchcell_cache.store.shard_entry import (
     sidecar_path,
     write_sidecar,
 )
-from torchcell_cache.store.stamps import ensure_verified, note_verified, quick_digest
+from torchcell_cache.store.stamps import ensure_verified, quick_digest, stamp
 
 MANIFEST_NAME = "manifest.json"
 _VERSION = 1
@@ -155,7 +155,7 @@ class RawWriter:
             stats={"last_id": last_id, "rows": rows_digest(bodies)},
         )
         write_sidecar(self.directory, entry)
-        note_verified(target, xxh3)
+        stamp(target, xxh3)
         self.entries.append(entry)
 
     def publish(self) -> None:
