@@ -107,7 +107,10 @@ def test_stores_that_cannot_do_everything(tmp_path: Path, capsys) -> None:
         storage="delta",
         processor=tc.LazySubgraphRepresentation(),
     )
-    facts = facts_of(capsys, root, *quick[:2], *quick[3:], "batch_size=20")
+    patient = [
+        word for word in quick if not word.startswith(("seconds", "batch_size"))
+    ]  # a busy machine has no second
+    facts = facts_of(capsys, root, *patient, "batch_size=20")
     assert "has statistics and sample" in facts["skipped"]["expand"]
     assert "exclude_keys" in facts["skipped"]["expand"]
     assert any("cannot be said" in tip for tip in facts["advice"])
