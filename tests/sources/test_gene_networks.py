@@ -213,7 +213,7 @@ def test_genes_that_no_edge_joins():
         (f"{A} {B} {C}\n{C} {D}\n", "adjacency list"),
         (f"4932.{A}\tTFC3\t1160\n4932.{B}\tVPS8\t1274\n", "taxon '4932.'.*'TFC3'"),
         ("entrez gene/locuslink:1\tentrez gene/locuslink:2\n", "no name of a gene"),
-        ('{"a": 1}\n{"b": 2}\n', "two columns|no name of a gene"),
+        ('{"a": 1}\n{"b": 2}\n', "is JSON, no table of edges"),
         (f"gene\tgene\n{A}\t{B}\n", "'gene' more than once"),
         (f"from_here\tother\n{A}\t{B}\n{C}\t{D}\n{A}\t{D}\n", "header=True"),
         (f"my.first\tmy.second\n{A}\t{B}\n{C}\t{D}\n{A}\t{D}\n", "header=True"),

@@ -1,11 +1,21 @@
-"""Columns of a small table that came from Python: a tuple of columns, a list of rows, an array or a pandas frame."""
+"""Columns of a small table that came from Python - a tuple of columns, a list of rows, an array or a frame - and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
+import numpy as np
+
+from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.positional import column_list, frame_columns, is_frame
+
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+_EXACT = 2**24
 
 
 def columns_of(table: Any, width: int, what: str, expected: str) -> list[list[Any]]:
@@ -18,10 +28,13 @@ def columns_of(table: Any, width: int, what: str, expected: str) -> list[list[An
         SourceContractError: If columns or rows have other lengths than they should.
     """
     shape = tuple(getattr(table, "shape", ()))
-    if hasattr(table, "columns") and hasattr(table, "iloc") and len(shape) == 2:
-        if shape[1] != width:
-            raise SourceContractError(f"{what} has {shape[1]} columns, expected {width}: {expected}")
-        return [table.iloc[:, k].tolist() for k in range(width)]
+    if is_frame(table):
+        columns = frame_columns(table)
+        if len(columns) != width:
+            raise SourceContractError(
+                f"{what} has {len(columns)} columns, expected {width}: {expected}", fix="frame[[...]]"
+            )
+        return [column_list(column, what) for column in columns]
     if shape and hasattr(table, "tolist"):
         if len(shape) != 2 or width not in shape or shape[0] == shape[1]:
             raise SettingError(
@@ -30,12 +43,18 @@ def columns_of(table: Any, width: int, what: str, expected: str) -> list[list[An
             )
         return [list(column) for column in (table if shape[0] == width else table.T).tolist()]
     if not isinstance(table, tuple | list):
-        raise SettingError(f"{what} is {type(table).__name__}, expected {expected}")
+        raise SettingError(
+            f"{what} is {type(table).__name__}, expected {expected}",
+            fix="pass a list of rows: [(...), (...)]",
+        )
     if isinstance(table, tuple) and len(table) == width:
         columns = [_items(part, what, expected) for part in table]
         if len({len(column) for column in columns}) > 1:
             counts = " and ".join(str(len(column)) for column in columns)
-            raise SourceContractError(f"{what} has columns of {counts} entries, expected as many in each")
+            raise SourceContractError(
+                f"{what} has columns of {counts} entries, expected as many in each",
+                fix="a tuple of columns is columns, a list is rows",
+            )
         return columns
     rows = [_items(part, what, expected) for part in table]
     k = next((k for k, row in enumerate(rows) if len(row) != width), None)
@@ -51,5 +70,44 @@ def _items(part: Any, what: str, expected: str) -> list[Any]:
     if hasattr(part, "tolist") and getattr(part, "shape", None):
         return list(part.tolist())
     if isinstance(part, str | bytes) or not isinstance(part, Sequence):
-        raise SettingError(f"{what} holds {part!r}, expected {expected}")
+        raise SettingError(
+            f"{what} holds {part!r:.80}, expected {expected}",
+            fix="a tuple of columns is columns, a list is rows",
+        )
     return list(part)
+
+
+def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str) -> tuple[Float32Array, int]:
+    """Finite numbers, ``[n] float32``, and how many of them are 0 in float32 only.
+
+    Args:
+        values: Numbers, or text that is one.
+        what: What the value at a position is called in messages.
+        fix: What to do about one that is none.
+
+    Raises:
+        SourceContractError: If a value is no finite number, or a whole one that float32 does not hold.
+    """
+    found = [_number(value) for value in values]
+    with np.errstate(over="ignore", under="ignore"):
+        out = np.array(found, dtype=np.float64).astype(np.float32)
+    if not np.isfinite(out).all():
+        k = int(np.argmin(np.isfinite(out)))
+        raise SourceContractError(f"{what(k)} {values[k]!r:.80}, expected a finite number", fix=fix)
+    for k in np.flatnonzero(np.abs(out) >= _EXACT).tolist():
+        if str(values[k]).strip().lstrip("+-").isdigit() and int(values[k]) != float(out[k]):
+            raise SourceContractError(f"{what(k)} {values[k]!r}, which float32 does not hold", fix=fix)
+    return out, int(((out == 0) & (np.array(found, dtype=np.float64) != 0)).sum())
+
+
+def _number(value: Any) -> float:
+    """A value as a number, NaN if it is none: ``float`` itself takes truth values, bytes, ``1_0`` and other digits."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else np.nan
+    if hasattr(value, "detach") and value.dim() == 0:
+        value = value.item()
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.timedelta64)
+    try:
+        return float(value) if is_number else np.nan
+    except (OverflowError, ValueError):
+        return np.nan

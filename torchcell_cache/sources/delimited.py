@@ -180,8 +180,11 @@ def _unpacked(path: Path) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError:
         raise SourceContractError(f"no file at {path}", path=path, fix="check the path") from None
-    except OSError as error:
-        raise SourceContractError(f"{path} cannot be read: {error.strerror or error}", path=path) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        said = getattr(error, "strerror", None) or error
+        raise SourceContractError(
+            f"{str(path)!r} cannot be read: {said}", path=path, fix="check the path"
+        ) from None
     if not data.startswith(b"\x1f\x8b"):
         return data
     try:

@@ -10,13 +10,15 @@ from typing import Any
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import read_text
 from torchcell_cache.sources.names import as_texts
-from torchcell_cache.sources.table_headers import looks_like_header
+from torchcell_cache.sources.network_columns import is_nameless, looks_like_header, unquoted
+from torchcell_cache.sources.positional import column_list, frame_names, is_frame
 
 _LOOK_AT = 100
+_ENOUGH = 3
 _BETWEEN_NAMES = re.compile(r"[\s,;]")
 
 
-def gene_names(genes: Iterable[Any] | str | Path, what: str = "gene_set") -> list[str]:
+def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
     """Names of genes, each once, in ascending order.
 
     Args:
@@ -35,20 +37,36 @@ def gene_names(genes: Iterable[Any] | str | Path, what: str = "gene_set") -> lis
                 fix=f'{what}=["YAL001C", ...] for names, or the path of a file with one name per line',
             )
         return sorted(set(read_gene_list(genes)))
-    columns = getattr(genes, "columns", None)
-    if columns is not None:
-        if len(columns) != 1:
+    if is_frame(genes):
+        names = frame_names(genes)
+        if len(names) != 1:
             raise SourceContractError(
-                f"{what} is a table with the columns {', '.join(map(repr, columns))}, expected one column of names",
-                fix=f"{what}=frame[{str(next(iter(columns), 'gene'))!r}]",
+                f"{what} is a table with the columns {', '.join(map(repr, names))}, expected one column of names",
+                fix=f"{what}=frame[{str(next(iter(names), 'gene'))!r}]",
             )
-        genes = genes[columns[0]]  # type: ignore[index]
+        genes = column_list(genes, what)
     if isinstance(genes, bytes) or not (isinstance(genes, Iterable) or hasattr(genes, "tolist")):
-        raise SettingError(f"{what} is {type(genes).__name__}, expected names of genes")
+        raise SettingError(
+            f"{what} is {type(genes).__name__}, expected names of genes", fix=f'{what}=["YAL001C", ...]'
+        )
     names = [name.strip() for name in as_texts(genes, f"{what}: gene")]
-    if "" in names:
-        raise SourceContractError(f"{what}: gene {names.index('')} has no name", fix="remove it")
+    if (k := next((k for k, name in enumerate(names) if is_nameless(name)), None)) is not None:
+        raise SourceContractError(
+            f"{what}: gene {k} has no name, it is {names[k]!r}",
+            fix="remove it; a gene called so can have an alias",
+        )
     return sorted(set(names))
+
+
+def plain_text(path: str | Path) -> str:
+    """Text of a file of names, which has no setting for its encoding."""
+    try:
+        return read_text(path).decode()
+    except SourceContractError as error:
+        if "encoding=" not in str(error.fix):
+            raise
+        said = str(error).removesuffix(f"\n  fix: {error.fix}")
+        raise SourceContractError(said, path=path, fix="save it as UTF-8") from None
 
 
 def read_gene_list(path: str | Path) -> list[str]:
@@ -63,11 +81,9 @@ def read_gene_list(path: str | Path) -> list[str]:
         SourceContractError: If the file cannot be read, holds no name, or holds a table; names the line.
     """
     names: list[str] = []
-    for number, line in enumerate(read_text(path).decode("utf-8", "surrogatepass").splitlines(), start=1):
-        name = line.strip()
-        if len(name) > 1 and name[0] == name[-1] == '"':
-            name = name[1:-1].strip()
-        if not name or name.startswith("#"):
+    for number, line in enumerate(plain_text(path).splitlines(), start=1):
+        name = unquoted(line)
+        if line.isspace() or not line or name.startswith("#"):
             continue
         if _BETWEEN_NAMES.search(name):
             raise SourceContractError(
@@ -76,9 +92,21 @@ def read_gene_list(path: str | Path) -> list[str]:
                 path=path,
                 fix="keep the column of names only",
             )
+        if is_nameless(name):
+            raise SourceContractError(
+                f"{path}, line {number} holds {name!r}, which is no name",
+                path=path,
+                fix="remove it; a gene called so can have an alias",
+            )
         names.append(name)
-    if looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]]):
-        del names[0]
+    is_header = looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]])
+    if is_header is None and len(names) > _ENOUGH:
+        raise SourceContractError(
+            f"{path}: the first line, {names[0]!r}, may be the name of a column or of a gene",
+            path=path,
+            fix="remove it, or write # in front of it; or pass the names as a list",
+        )
+    names = names[bool(is_header) :]
     if not names:
         raise SourceContractError(f"{path} holds no gene name", path=path, fix="one gene name per line")
     return names

@@ -1,18 +1,48 @@
-"""Which columns of a table of edges hold the two genes of each edge."""
+"""Which cells of a table are its header, and which two columns hold the two genes of each edge.
+
+Both are told by the cells alone where that is beyond doubt, and by the genes of the cell where those are known; what is in
+doubt is refused. So a table means the same with and without known genes, or is refused without them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from itertools import chain, combinations
 from typing import NamedTuple
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.table_headers import NAMELESS, edge_columns, is_number
+from torchcell_cache.sources.delimited import MISSING
 
 Known = Callable[[str], bool]
 """Whether a name is a gene of the cell."""
 
 _RELATIONS = ("pp", "pd", "pr", "rc", "cr", "gl", "pm", "mp", "interacts", "binds", "activates", "inhibits")
 """Second cells of SIF lines: SIF's own abbreviations, and words that name a relation and never a gene."""
+
+_SIDES = (
+    *(("source", "target"), ("from", "to"), ("a", "b"), ("1", "2"), ("x", "y"), ("query", "array")),
+    *(("regulator", "target"), ("tf", "target"), ("bait", "prey"), ("bait", "hit")),
+)
+"""Words that tell the two ends of an edge apart."""
+
+_NOUNS = frozenset(
+    {word for pair in _SIDES for word in pair if len(word) > 3}  # HIT1 is a gene
+    | {"gene", "genes", "protein", "proteins", "node", "interactor", "orf", "locus", "symbol", "systematic"}
+    | {"entrez", "ensembl", "uniprot", "biogrid"}
+)
+_MORE = frozenset(
+    {word for pair in _SIDES for word in pair} | {"id", "ids", "name", "names", "official", "tag"}
+)
+_VAGUE = frozenset({*"ijpquv0", "var", "col", "column", "value", "values", "left", "right", "index"})
+"""Names that programs and people give to columns of anything."""
+
+_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf(?:inity)?|nan)", re.ASCII)
+NO_NAME = re.compile(r"[\s{}\[\]<>\"|;,]")
+"""What no name of a gene holds."""
+
+_NAMELESS = frozenset(word.lower() for word in MISSING - {"NA"}) | {"-", "--", "?", ".", "<na>", "nat", "#na"}
 
 
 class Layout(NamedTuple):
@@ -23,48 +53,155 @@ class Layout(NamedTuple):
     is_sif: bool = False
 
 
+def is_nameless(cell: str) -> bool:
+    """Whether a cell stands for no name; BioGRID writes a dash where an interactor has no name of that kind."""
+    return cell == "NA" or cell.lower() in _NAMELESS
+
+
+def unquoted(cell: str) -> str:
+    """A cell without the blanks and quotes around it."""
+    text = cell.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number or a truth value."""
+    return _NUMBER.fullmatch(cell) is not None or cell.lower() in ("true", "false")
+
+
+def looks_like_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool | None:
+    """Whether a first row is a header, judged by its cells alone; ``None`` if it could be either.
+
+    Args:
+        first: The first row.
+        rest: Some of the rows after it.
+    """
+    columns = [_column(rest, k) for k in range(len(first))]
+    if rest and not first[0] and len(columns[0]) == len(rest):
+        return True  # pandas leaves the name of the index blank
+    pairs = [(cell, column) for cell, column in zip(first, columns, strict=True) if not is_nameless(cell)]
+    if any(_is_column_name(cell) and _family(cell) not in map(_family, column) for cell, column in pairs):
+        return True
+    for cell, column in pairs:
+        kinds = {is_number(other) for other in column}
+        if len(kinds) == 1 and is_number(cell) not in kinds:
+            return True
+    pairs = [(cell, column) for cell, column in pairs if column]
+    enough = min(2, len(pairs))
+    if enough and sum(_is_vague(cell) and _is_new(cell, column) for cell, column in pairs) >= enough:
+        return True
+    apart = sum(not _has_digit(cell) and all(map(_has_digit, column)) for cell, column in pairs)
+    return None if enough and apart >= enough else False
+
+
+def edge_columns(header: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of columns whose names differ in nothing but the side, those most likely to hold genes first.
+
+    Example:
+        >>> edge_columns(["score", "gene_b", "gene_a"])
+        [(2, 1)]
+    """
+    words = [_words(name) for name in header]
+    found: list[tuple[int, int, int, int]] = []
+    for one, other in _SIDES:
+        for i, left in enumerate(words):
+            for j, right in enumerate(words):
+                alike = one in left and other in right and left - {one} == right - {other}
+                if alike and left & _NOUNS:
+                    strange = len((left | right) - _NOUNS - _MORE) - 9 * ("systematic" in left)
+                    found.append((strange, i, j, len(found)))
+    return [(i, j) for _, i, j, _ in sorted(found)]
+
+
 def edge_layout(
     origin: str, names: list[str] | None, head: Sequence[list[str]], known: Known | None, is_sif: bool
 ) -> Layout:
-    """Where the ends of the edges are."""
+    """Where the ends of the edges are, from the header and some rows.
+
+    Raises:
+        SourceContractError: If that cannot be told.
+    """
+    if is_sif or (names is None and all(len(row) > 2 and row[1].lower() in _RELATIONS for row in head)):
+        return Layout(0, 2, is_sif=True)
     width = len(names) if names else max(map(len, head))
-    if is_sif or (names is None and _is_sif(head)):
-        return Layout(0, 2, True)
     start = int(_numbers_rows(names, head))
     if width < start + 2:
         raise SourceContractError(
             f"{origin}: expected two columns, got {(names or head[0])[:3]}",
             fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV)",
         )
-    candidates = [*(edge_columns(names) if names else ()), (start, start + 1)]
+    _check_matrix(origin, names, head)
+    named = edge_columns(names) if names else []
     if known is None:
-        _check_columns(origin, names, head, *candidates[0])
-        return Layout(*candidates[0])
-    met = [
-        sum(known(row[i]) and known(row[j]) for row in head if len(row) > max(i, j)) for i, j in candidates
-    ]
-    if max(met) == 0:
-        holding = [k for k in range(width) if any(len(row) > k and known(row[k]) for row in head)]
-        if len(holding) == 2:
-            return Layout(holding[0], holding[1])
-    best = candidates[met.index(max(met))]
-    if (
-        names is None
-        and len({len(row) for row in head}) > 1
-        and any(known(c) for row in head for c in row[2:])
-    ):
+        return Layout(*(named[0] if named else _by_cells(origin, names, head, start, width)))
+    return Layout(*_by_genes(origin, names, head, [*named, (start, start + 1)], known))
+
+
+def _by_genes(
+    origin: str,
+    names: list[str] | None,
+    head: Sequence[list[str]],
+    candidates: list[tuple[int, int]],
+    known: Known,
+) -> tuple[int, int]:
+    """The two columns that hold most genes in one row, those with names of sides first."""
+    width = max(map(len, head))
+    counts = [sum(len(row) > k and known(row[k]) for row in head) for k in range(width)]
+    holding = [k for k in range(width) if counts[k]]
+    if names is None and any(k > 1 for k in holding) and _is_ragged(head):
         raise _refused(
             origin, "rows of several lengths with genes behind the second column (an adjacency list?)"
         )
-    return Layout(*best)
+    if len(candidates) == 1 and len(holding) > 2 and 2 * sorted(counts)[-3] >= sorted(counts)[-2]:
+        raise _refused(origin, f"{len(holding)} columns hold genes of the cell")
+    candidates = [*candidates, *combinations(holding, 2)]
+    met = [
+        sum(len(row) > max(i, j) and known(row[i]) and known(row[j]) for row in head) for i, j in candidates
+    ]
+    return candidates[met.index(max(met))]
 
 
-def _is_sif(head: Sequence[Sequence[str]]) -> bool:
-    return bool(head) and all(len(row) > 2 and row[1].lower() in _RELATIONS for row in head)
+def _by_cells(
+    origin: str, names: list[str] | None, head: Sequence[list[str]], start: int, width: int
+) -> tuple[int, int]:
+    """The two columns that can hold names, if they are two: names in letters, or else whole numbers."""
+    if names is None and _is_ragged(head):
+        raise _refused(origin, "rows of several lengths without a header (an adjacency list?)")
+    columns = {k: _column(head, k) for k in range(start, width)}
+    shares = {k: sum(map(is_number, cells)) / len(cells) for k, cells in columns.items() if cells}
+    found = [k for k in shares if shares[k] <= 0.5 and not any(map(NO_NAME.search, columns[k][:9]))]
+    if not found:
+        found = [k for k in shares if all(cell.removesuffix(".0").isdigit() for cell in columns[k])]
+    if len(found) == 2:
+        return found[0], found[1]
+    if names is not None and len(found) > 2:
+        raise _refused(origin, f"the columns are {', '.join(map(repr, names[:4]))}")
+    if (odd := next((k for k in (start, start + 1) if shares.get(k, 0) > 0.5), None)) is not None:
+        raise _refused(origin, f"column {odd + 1} holds numbers ({columns[odd][0]!r}), the other names")
+    if len(head) > 1 and len(set(columns[start + 1])) == 1:
+        raise _refused(
+            origin, f"the second column is {columns[start + 1][0]!r} throughout, and names follow it"
+        )
+    for cell in filter(NO_NAME.search, chain.from_iterable(columns.values())):
+        raise _refused(origin, f"{cell[:80]!r} is no name of a gene")
+    raise _refused(origin, f"{len(found)} columns could be names: {', '.join(map(repr, head[0][:4]))}")
 
 
-def _is_ragged(head: Sequence[Sequence[str]]) -> bool:
-    return len({len(row) for row in head}) > 1 and max(map(len, head)) > 2
+def _check_matrix(origin: str, names: list[str] | None, head: Sequence[Sequence[str]]) -> None:
+    """Refuse a matrix: numbers under, or beside, the names of all genes."""
+    if names is None or len(names) < 2 or edge_columns(names):
+        return
+    bare = [k for k in range(len(names)) if all(map(is_number, _column(head, k)))]
+    rows = {row[0] for row in head if row}
+    named = {*bare} >= {*range(1, len(names))} and (
+        rows == {*names[1:]} or (0 not in bare and rows & {*names[1:]})
+    )
+    if named or (len(bare) == len(names) and not all(map(is_number, names)) and len(head) >= len(names)):
+        raise _refused(
+            origin,
+            f"column {bare[0] + 1} holds numbers ({head[0][bare[0]]!r}), and the columns are named like genes: a matrix",
+            "pass networkx.from_pandas_adjacency(frame), or the pairs of names whose entry is not 0",
+        )
 
 
 def _numbers_rows(names: list[str] | None, head: Sequence[Sequence[str]]) -> bool:
@@ -78,30 +215,54 @@ def _numbers_rows(names: list[str] | None, head: Sequence[Sequence[str]]) -> boo
     return counts and not any(is_number(row[1]) for row in head)
 
 
-def _check_columns(
-    origin: str, names: list[str] | None, head: Sequence[Sequence[str]], source: int, target: int
-) -> None:
-    """Without known genes: the two sides must be alike, and nothing must look like a third one."""
-    sides = [[row[k] for row in head if len(row) > k and row[k] not in NAMELESS] for k in (source, target)]
-    shares = [sum(map(is_number, side)) / max(len(side), 1) for side in sides]
-    if abs(shares[0] - shares[1]) > 0.5:
-        k = int(shares[1] > shares[0])
-        raise _refused(
-            origin, f"column {(source, target)[k] + 1} holds numbers ({sides[k][0]!r}), the other names"
-        )
-    if names is not None:
-        if not names[source] or not names[target]:
-            raise _refused(origin, f"the columns are {', '.join(map(repr, names[:4]))}")
-        return
-    if _is_ragged(head):
-        raise _refused(origin, "rows of several lengths without a header (an adjacency list?)")
-    third = {row[2] for row in head if len(row) > 2}
-    if len(set(sides[1])) == 1 and len(head) > 1 and len(third) > 1 and not any(map(is_number, third)):
-        raise _refused(origin, f"the second column is {sides[1][0]!r} throughout, and names follow it")
+def _is_ragged(head: Sequence[Sequence[str]]) -> bool:
+    lengths = {max((k + 1 for k, cell in enumerate(row) if not is_nameless(cell)), default=0) for row in head}
+    return len(lengths) > 1 and max(lengths) > 2
 
 
-def _refused(origin: str, why: str) -> SourceContractError:
+def _column(rows: Sequence[Sequence[str]], k: int) -> list[str]:
+    """The cells of a column that hold something."""
+    return [row[k] for row in rows if len(row) > k and not is_nameless(row[k])]
+
+
+def _is_column_name(cell: str) -> bool:
+    """Whether a cell reads like the name of a column of genes: ``gene_a``, ``protein1``, ``Systematic Name``."""
+    words = _words(cell)
+    return bool(words) and words <= _NOUNS | _MORE and bool(words & _NOUNS)
+
+
+def _is_vague(cell: str) -> bool:
+    """Whether a cell reads like the name of a column of anything: ``x``, ``V1``, ``Name``, ``left``."""
+    words = _words(cell)
+    return bool(words) and all(word in _MORE | _VAGUE or word.isdigit() for word in words)
+
+
+def _is_new(cell: str, column: Sequence[str]) -> bool:
+    """Whether nothing in a column is written like a cell: in the same letters, or in such letters and digits."""
+    form = _family if max(map(len, _words(cell))) > 1 and not _has_digit(cell) else _shape
+    return form(cell) not in map(form, column)
+
+
+def _words(cell: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in _TOKEN.findall(cell))
+
+
+def _family(cell: str) -> str:
+    """What ``gene1`` and ``gene3`` have in common: genes named like columns are no header."""
+    return re.sub(r"\d+", "", cell)
+
+
+def _shape(cell: str) -> str:
+    return re.sub(r"\d+", "0", re.sub("[a-z]+", "a", re.sub("[A-Z]+", "A", cell)))
+
+
+def _has_digit(cell: str) -> bool:
+    return any(letter.isdigit() for letter in cell)
+
+
+def _refused(origin: str, why: str, fix: str | None = None) -> SourceContractError:
     return SourceContractError(
         f"{origin}: it cannot be told which columns hold the two genes of an edge: {why}",
-        fix="give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
+        fix=fix
+        or "give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
     )

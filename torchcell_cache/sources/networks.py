@@ -7,7 +7,7 @@ edge once, and self loops, if asked for, stand behind the edges, one per gene.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,11 @@ import torch
 
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import columns_of
+from torchcell_cache.sources.columns_of import float32_numbers
 from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.metabolism import set_metabolism
-from torchcell_cache.sources.names import NodeNames, as_texts, read_aliases
-from torchcell_cache.sources.network_columns import Known
-from torchcell_cache.sources.network_files import Pairs, frame_network, read_network
+from torchcell_cache.sources.names import NodeNames, read_aliases
+from torchcell_cache.sources.network_tables import Pairs, read_network
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -95,7 +94,7 @@ def cell_graph(
         _each(value, what, graphs) for value, what in ((header, "header"), (weights, "weights"))
     )
     pairs = {
-        name: _name_pairs(name, network, known, headers[name], columns[name])
+        name: read_network(f"network {name!r}", network, known, headers[name], columns[name])
         for name, network in graphs.items()
     }
     if genes is None:
@@ -151,38 +150,6 @@ def _features(features: Any, num_genes: int) -> torch.Tensor:
     return x
 
 
-def _name_pairs(
-    name: str, network: Any, known: Known | None, header: bool | None, weight: str | int | None
-) -> Pairs:
-    """Source and target names of a network, in its order."""
-    what = f"network {name!r}"
-    try:
-        if isinstance(network, str | Path):
-            return read_network(network, known, header, weight).tidied(known)
-        if hasattr(network, "itertuples") and hasattr(network, "columns"):
-            return frame_network(network, known, weight).tidied(known)
-    except (SourceContractError, SettingError) as error:
-        raise type(error)(f"{what}: {error}", path=error.path) from None
-    network = (
-        getattr(network, "graph", network) if not hasattr(network, "edges") else network
-    )  # torchcell's GeneGraph
-    values = None
-    if hasattr(network, "edges") and callable(network.edges):
-        edges = list(network.edges() if weight is None else network.edges(data=weight))
-        ends: Sequence[Any] = ([edge[0] for edge in edges], [edge[1] for edge in edges])
-        if weight is not None:
-            values = [edge[2] for edge in edges]
-    elif weight is not None:
-        raise SettingError(
-            f"{what} is pairs of names, which have no {weight!r}",
-            fix="weights={'network': 'column'}, by network",
-        )
-    else:
-        ends = columns_of(network, 2, what, "(sources, targets), pairs, a networkx graph, a frame or a file")
-    sources, targets = ([text.strip() for text in as_texts(side, f"{what}: edge")] for side in ends)
-    return Pairs(type(network).__name__, sources, targets, values)
-
-
 def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bool, self_loops: bool) -> str:
     """Set the edges of a network; what was kept and left out, in a line."""
     names = list(dict.fromkeys((*pairs.sources, *pairs.targets)))
@@ -221,20 +188,13 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
 
 
 def _weights(name: str, pairs: Pairs, kept: Int64Array) -> Float32Array:
-    out = np.empty(len(kept), dtype=np.float32)
-    for k, edge in enumerate(kept.tolist()):
-        value = (pairs.weights or [])[edge]
-        try:
-            with np.errstate(over="ignore"):
-                out[k] = float(value)
-        except (TypeError, ValueError):
-            out[k] = np.nan
-        if not np.isfinite(out[k]):
-            raise SourceContractError(
-                f"network {name!r}: edge {edge} ({pairs.sources[edge]}, {pairs.targets[edge]}) has the weight "
-                f"{value!r}, expected a finite number",
-                fix="correct it, or keep no weights of this network",
-            )
+    values, ends = pairs.weights or [], list(zip(pairs.sources, pairs.targets, strict=True))
+    out, vanished = float32_numbers(
+        [values[k] for k in kept.tolist()],
+        lambda k: f"network {name!r}: edge {kept[k]} ({', '.join(ends[kept[k]])}) has the weight",
+        "correct it, or keep no weights of this network",
+    )
+    pairs.remarks += [f"{vanished:,} weights too small for float32 are 0"] * bool(vanished)
     return out
 
 

@@ -1,0 +1,354 @@
+"""Networks as pairs of names, whatever they come in: files, frames, networkx graphs, pairs.
+
+Files have a header or none, a column of row numbers, weights or more in front or behind; or they are STRING's links,
+BioGRID's tables, or SIF, where one line may name several targets. What cannot be told is refused, not guessed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchcell_cache.core.urls import is_url
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.columns_of import columns_of
+from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of
+from torchcell_cache.sources.gene_lists import plain_text
+from torchcell_cache.sources.names import as_texts
+from torchcell_cache.sources.network_columns import (
+    NO_NAME,
+    Known,
+    Layout,
+    edge_columns,
+    edge_layout,
+    is_nameless,
+    looks_like_header,
+    unquoted,
+)
+from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
+from torchcell_cache.sources.table_entries import is_missing
+
+_LOOK_AT = 1000
+_COMMENTS = ("#", "!", "%", "//")
+_NO_TABLE = re.compile(
+    r"\.(gml|graphml|xgmml|gexf|json|cx2?|xml|sbml|net|mat|mtx|np[yz]|pkl|pickle|gpickle|dot|gv|lgl|gmt|h5|hdf5|xlsx?)"
+)
+_STARTS = {
+    "a MatrixMarket matrix": r"%%MatrixMarket",
+    "a file of Pajek": r"\*(?i:vertices|network)",
+    "JSON": r"\{|\[\s*[\[{\"\d]",
+    "XML or HTML": r"<[?!a-zA-Z]",
+    "a graph in GML or DOT": r"(?:Creator\s.*\s)?(?:(?:strict\s+)?(?:di)?graph\b[^\n]*|graph\s*)[\[{]",
+    "a pointer that Git LFS left in place of a file": r"version https://git-lfs",
+}
+_TAXON = re.compile(r"^\d+\.(?=.*[A-Za-z])")
+_DECIMALS = re.compile(r"(?<=\d)\.0+$")
+_AS_GRAPH = "read it, for example with networkx, and pass the graph; or save its edges as TSV"
+
+
+@dataclass(slots=True, eq=False)
+class Pairs:
+    """Edges of a network by name.
+
+    Attributes:
+        origin: Where they come from, for messages.
+        sources: Names of the sources.
+        targets: Names of the targets.
+        weights: A weight per edge, unconverted, or ``None``.
+        listed: Whether an edge that stands there again is the same edge, as in a file.
+        remarks: How they were read.
+    """
+
+    origin: str
+    sources: list[str]
+    targets: list[str]
+    weights: list[Any] | None = None
+    listed: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+    def tidied(self, known: Known | None) -> Pairs:
+        """Without edges that have no name on a side; names as their database has them.
+
+        STRING's ``4932.YAL001C`` is ``YAL001C``, ``851262.0`` is ``851262``; only if all names are written so and none of
+        them is a gene as it stands.
+
+        Raises:
+            SourceContractError: For a file where there are no genes to compare with: if something is no name, or some
+                names have a taxon and others have none.
+        """
+        none = {
+            name
+            for name in {*self.sources, *self.targets}
+            if is_nameless(name) and not (known and known(name))
+        }
+        if none:
+            ends = zip(self.sources, self.targets, strict=True)
+            kept = [k for k, (one, other) in enumerate(ends) if one not in none and other not in none]
+            left = len(self.sources) - len(kept)
+            self.remarks.append(f"{left:,} edges passed over that name no gene on one side")
+            self.sources, self.targets = ([side[k] for k in kept] for side in (self.sources, self.targets))
+            self.weights = None if self.weights is None else [self.weights[k] for k in kept]
+        names = list(dict.fromkeys(chain(self.sources, self.targets)))
+        unsure = self.listed and known is None
+        fix = "pass gene_set=[...], or a table with a column of names"
+        if unsure and (odd := next(filter(NO_NAME.search, names), None)) is not None:
+            raise SourceContractError(f"{self.origin}: {odd[:80]!r} is no name of a gene", fix=fix)
+        starts = {match[0] if (match := _TAXON.match(name)) else "" for name in names}
+        if unsure and len(starts) > 1 and "" in starts:
+            bare = next(name for name in names if not _TAXON.match(name))
+            raise SourceContractError(
+                f"{self.origin}: some names have the taxon {max(starts)!r} in front and others, such as {bare!r}, do not",
+                fix=fix,
+            )
+        if self.listed and names and not (known and any(map(known, names))):
+            cut = re.compile(re.escape(starts.pop())) if len(starts) == 1 and starts != {""} else _DECIMALS
+            if all(map(cut.search, names)):
+                self.remarks.append(f"names without {(cut.search(names[0]) or [''])[0]!r}")
+                self.sources = [cut.sub("", name, count=1) for name in self.sources]
+                self.targets = [cut.sub("", name, count=1) for name in self.targets]
+        return self
+
+
+def read_network(
+    what: str, network: Any, known: Known | None, header: bool | None = None, weight: str | int | None = None
+) -> Pairs:
+    """Edges of a network.
+
+    Args:
+        what: What it is called in messages.
+        network: A file, a frame, a networkx graph, or pairs.
+        known: Whether a name is a gene of the cell; ``None`` if that is to be learnt from the network.
+        header: Whether the first row of a file names the columns; ``None``: told by its cells.
+        weight: Name or position of the column of weights, or networkx attribute.
+
+    Raises:
+        SourceContractError: If it holds no edges, or it cannot be told where; names the file.
+        SettingError: If it is no network.
+    """
+    try:
+        if isinstance(network, str | Path):
+            return _read_file(network, known, header, weight).tidied(known)
+        if is_frame(network):
+            return _read_frame(network, known, weight).tidied(known)
+    except (SourceContractError, SettingError) as error:
+        said = str(error).removesuffix(f"\n  fix: {error.fix}")
+        raise type(error)(f"{what}: {said}", path=error.path, fix=error.fix) from None
+    return _read_object(what, network, known, weight).tidied(known)
+
+
+def _read_object(what: str, network: Any, known: Known | None, weight: str | int | None) -> Pairs:
+    if not hasattr(network, "edges"):
+        network = getattr(network, "graph", network)  # torchcell's GeneGraph
+    if known is None and hasattr(network, "detach"):
+        raise SettingError(
+            f"{what} is {type(network).__name__}, which holds positions and no names",
+            fix="pass gene_set=[...], or pairs of names: [(names[a], names[b]) for a, b in edge_index.t().tolist()]",
+        )
+    values = None
+    if callable(getattr(network, "edges", None)) and not isinstance(network, type):
+        edges = list(network.edges() if weight is None else network.edges(data=weight))
+        ends: Sequence[Any] = ([edge[0] for edge in edges], [edge[1] for edge in edges])
+        if weight is not None:
+            values = [edge[2] for edge in edges]
+    elif weight is not None:
+        raise SettingError(
+            f"{what} is pairs of names, which have no {weight!r}",
+            fix="weights={'network': 'column'}, by network",
+        )
+    else:
+        ends = columns_of(network, 2, what, "(sources, targets), pairs, a networkx graph, a frame or a file")
+    sources, targets = ([text.strip() for text in as_texts(side, f"{what}: edge")] for side in ends)
+    return Pairs(type(network).__name__, sources, targets, values)
+
+
+def _read_frame(frame: Any, known: Known | None, weight: str | int | None) -> Pairs:
+    """Edges of a frame of pandas, polars or Arrow; its column names are a header, its index says nothing."""
+    labels, index = frame_names(frame), getattr(frame, "index", None)
+    names, columns = (
+        [str(name).strip() for name in labels],
+        [column_list(c, "column") for c in frame_columns(frame)],
+    )
+    origin = "a table"
+    if len(names) < 2:
+        raise SourceContractError(
+            f"{origin}: expected two columns, got {names}",
+            fix="frame.reset_index() makes columns of an index; or pass (sources, targets)",
+        )
+    rows = zip(*columns, strict=True)
+    head = [list(row) for row in islice(rows, _LOOK_AT)]
+    if index is not None and type(index).__name__ != "RangeIndex" and {*index} == {*labels}:  # a matrix
+        names, head = ["", *names], [[str(name), *row] for name, row in zip(index, head, strict=False)]
+    if not isinstance(weight, bool | None) and weight in labels:
+        weight = labels.index(weight)
+    return _pairs(origin, names, head, map(list, rows), known, weight, False)
+
+
+def _read_file(path: str | Path, known: Known | None, header: bool | None, weight: str | int | None) -> Pairs:
+    if is_url(path):
+        raise SettingError(f"{path} is an address, expected a file", fix="download it, and pass the path")
+    path = Path(path).expanduser()
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if _NO_TABLE.fullmatch(suffix):
+        raise SourceContractError(
+            f"{path} is no table of edges (by its name, {suffix})", path=path, fix=_AS_GRAPH
+        )
+    text = plain_text(path)
+    if said := next((said for said, start in _STARTS.items() if re.match(rf"\s*{start}", text)), None):
+        raise SourceContractError(f"{path} is {said}, no table of edges", path=path, fix=_AS_GRAPH)
+    lines = list(io.StringIO(text, newline=None))
+    some = [line for line in islice(lines, _LOOK_AT) if line.strip()]
+    table = [line for line in some if not _is_comment(line)]
+    separator = _separator(path, table, text, suffix == ".sif")
+    rows = _rows(path, lines, separator)
+    head = [[unquoted(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
+    above = "" if not table else max(some[: some.index(table[0])][-1:], default="")
+    names = _commented_header(path, above, separator, head) if header is not False else None
+    if names is None and head and _has_header(str(path), head, known, header):
+        names = head.pop(0)
+    head, rows = [row for row in head if row != names], filter(names.__ne__, rows)  # of files put together
+    pairs = _pairs(str(path), names, head, rows, known, weight, suffix == ".sif")
+    if not pairs.sources:
+        raise SourceContractError(
+            f"{path} holds no edge", path=path, fix="check what wrote it, or leave it out"
+        )
+    return pairs
+
+
+def _rows(path: Path, lines: Iterable[str], separator: str) -> Iterator[list[str]]:
+    """Rows that hold something; blank lines stand for comments, so that lines keep their numbers."""
+    kept = ("\n" if _is_comment(line) else line for line in lines)
+    if separator == BLANKS:  # as networkx writes and reads it, a comment may end a line
+        kept = (re.sub(r"\s#.*", "", line) for line in kept)
+    return (row for row in rows_of(path, "".join(kept).encode(), separator) if any(map(str.strip, row)))
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith(_COMMENTS)
+
+
+def _separator(path: Path, lines: Sequence[str], text: str, is_sif: bool) -> str:
+    if is_sif:
+        return "\t" if "\t" in text else BLANKS
+    told: str = separator_of(path)
+    if lines and all(";" in line.partition(",")[0] for line in lines):
+        told = ";"  # and the comma is a decimal one
+    for separator in (told, "\t", ",", ";"):
+        if lines and all(separator in line for line in lines):
+            return separator
+    return told if all(len(line.split()) < 2 for line in lines) else BLANKS
+
+
+def _commented_header(
+    path: Path, above: str, separator: str, head: Sequence[Sequence[str]]
+) -> list[str] | None:
+    """The comment right above the data, if it names its columns (BioGRID)."""
+    cells = next(_rows(path, [above.lstrip("#!% ")], separator), [])
+    return (
+        [unquoted(cell) for cell in cells]
+        if head and len(cells) == len(head[0]) and edge_columns(cells)
+        else None
+    )
+
+
+def _has_header(origin: str, head: Sequence[Sequence[str]], known: Known | None, told: bool | None) -> bool:
+    if told is not None:
+        return told
+    rest = [row for row in head[1:] if row != head[0]]
+    found = looks_like_header(head[0], rest)
+    if known is not None:
+        below = any(map(known, chain(*rest)))
+        return not below and bool(found) if any(map(known, head[0])) else found or (found is None and below)
+    if found is None:
+        raise SourceContractError(
+            f"{origin}: the first row, {', '.join(map(repr, head[0][:2]))}, may be a header or an edge",
+            fix="pass header=True or header=False, or gene_set=[...]",
+        )
+    return bool(found)
+
+
+def _pairs(
+    origin: str,
+    names: list[str] | None,
+    head: list[list[Any]],
+    rows: Iterable[list[Any]],
+    known: Known | None,
+    weight: str | int | None,
+    is_sif: bool,
+) -> Pairs:
+    """The ends of edges in rows, of which some were taken off in ``head``."""
+    shown = [[_shown(cell) for cell in row] for row in head]
+    if names and head and all(len(row) == len(names) + 1 for row in head):
+        names = ["", *names]  # R names the columns, but not the row names in front of them
+    if not head:
+        return Pairs(origin, [], [], listed=True)
+    check_header(Path(origin), [name for name in names or () if name])
+    layout = edge_layout(origin, names, shown, known, is_sif)
+    column = None if weight is None else _weight_column(origin, names, weight, layout)
+    ends: list[list[Any]] = [[], []]
+    weights: list[Any] = []
+    for number, row in enumerate(chain(head, rows)):
+        if layout.is_sif and len(row) == 1 and len(row[0].split()) == 1:
+            continue  # a node without edges
+        if len(row) <= max(layout.target, column or 0):
+            raise SourceContractError(
+                f"{origin}: row {number} has {len(row)} cells: {row[:5]}, expected the columns of the rows before it",
+                fix="one edge per row, the same columns in each",
+            )
+        targets = row[layout.target :] if layout.is_sif else [row[layout.target]]
+        for target in filter(None, targets) if layout.is_sif else targets:
+            ends[0].append(row[layout.source])
+            ends[1].append(target)
+            if column is not None:
+                weights.append(row[column])
+    sources, targets = (_names(side, origin) for side in ends)
+    pairs = Pairs(origin, sources, targets, weights if column is not None else None, listed=True)
+    if names:
+        pairs.remarks.append(f"columns {names[layout.source]!r} and {names[layout.target]!r}")
+    return pairs
+
+
+def _shown(cell: Any) -> str:
+    """A cell as text, to judge its column by."""
+    if isinstance(cell, str):
+        return unquoted(cell)
+    whole = isinstance(cell, float) and cell.is_integer()
+    return "" if is_missing(cell) else str(int(cell) if whole else cell)
+
+
+def _names(cells: list[Any], origin: str) -> list[str]:
+    """Cells as names; nothing where there is none."""
+    if all(type(cell) is str for cell in cells):
+        clean = {cell: unquoted(cell) for cell in set(cells)}
+        return [clean[cell] for cell in cells]
+    return [
+        unquoted(text)
+        for text in as_texts(["" if is_missing(cell) else cell for cell in cells], f"{origin}: name of row")
+    ]
+
+
+def _weight_column(origin: str, names: list[str] | None, weight: str | int, layout: Layout) -> int:
+    what = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
+    if names is not None and weight in names:
+        column = names.index(str(weight))
+    elif isinstance(weight, int | np.integer) and not isinstance(weight, bool) and weight >= 0:
+        column = int(weight)
+    else:
+        column = -1
+    if column < 0 or (names is not None and column >= len(names)):
+        raise SettingError(
+            f"{origin}: no column of weights {weight!r}; {what}",
+            fix="weights={'network': 'column'}, or its position",
+        )
+    if column in layout[:2]:
+        raise SettingError(
+            f"{origin}: column {weight!r} of weights holds the ends of the edges; {what}",
+            fix="name another column",
+        )
+    return column
