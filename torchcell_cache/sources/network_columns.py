@@ -94,6 +94,23 @@ def looks_like_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bo
     return None if enough and apart >= enough else False
 
 
+def has_header(origin: str, head: Sequence[Sequence[str]], known: Known | None, told: bool | None) -> bool:
+    """Whether the first row names the columns: as ``told``, or else by the cells and the known genes."""
+    if told is not None:
+        return told
+    rest = [row for row in head[1:] if row != head[0]]
+    found = looks_like_header(head[0], rest)
+    if known is not None:
+        below = any(map(known, chain(*rest)))
+        return not below and bool(found) if any(map(known, head[0])) else found or (found is None and below)
+    if found is None:
+        raise SourceContractError(
+            f"{origin}: the first row, {', '.join(map(repr, head[0][:2]))}, may be a header or an edge",
+            fix="pass header=True or header=False, or gene_set=[...]",
+        )
+    return bool(found)
+
+
 def edge_columns(header: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of columns whose names differ in nothing but the side, those most likely to hold genes first.
 

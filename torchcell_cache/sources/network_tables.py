@@ -28,8 +28,8 @@ from torchcell_cache.sources.network_columns import (
     Layout,
     edge_columns,
     edge_layout,
+    has_header,
     is_nameless,
-    looks_like_header,
     unquoted,
 )
 from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
@@ -55,33 +55,19 @@ _AS_GRAPH = "read it, for example with networkx, and pass the graph; or save its
 
 @dataclass(slots=True, eq=False)
 class Pairs:
-    """Edges of a network by name.
-
-    Attributes:
-        origin: Where they come from, for messages.
-        sources: Names of the sources.
-        targets: Names of the targets.
-        weights: A weight per edge, unconverted, or ``None``.
-        listed: Whether an edge that stands there again is the same edge, as in a file.
-        remarks: How they were read.
-    """
+    """Edges of a network by name, and how they were read."""
 
     origin: str
     sources: list[str]
     targets: list[str]
-    weights: list[Any] | None = None
-    listed: bool = False
+    weights: list[Any] | None = None  # as they stand
+    listed: bool = False  # as in a file, where an edge that stands there again is the same edge
     remarks: list[str] = field(default_factory=list)
 
     def tidied(self, known: Known | None) -> Pairs:
         """Without edges that have no name on a side; names as their database has them.
 
-        STRING's ``4932.YAL001C`` is ``YAL001C``, ``851262.0`` is ``851262``; only if all names are written so and none of
-        them is a gene as it stands.
-
-        Raises:
-            SourceContractError: For a file where there are no genes to compare with: if something is no name, or some
-                names have a taxon and others have none.
+        STRING's ``4932.YAL001C`` is ``YAL001C``, ``851262.0`` is ``851262``, if all are written so and none is a gene so.
         """
         none = {
             name
@@ -119,19 +105,7 @@ class Pairs:
 def read_network(
     what: str, network: Any, known: Known | None, header: bool | None = None, weight: str | int | None = None
 ) -> Pairs:
-    """Edges of a network.
-
-    Args:
-        what: What it is called in messages.
-        network: A file, a frame, a networkx graph, or pairs.
-        known: Whether a name is a gene of the cell; ``None`` if that is to be learnt from the network.
-        header: Whether the first row of a file names the columns; ``None``: told by its cells.
-        weight: Name or position of the column of weights, or networkx attribute.
-
-    Raises:
-        SourceContractError: If it holds no edges, or it cannot be told where; names the file.
-        SettingError: If it is no network.
-    """
+    """Edges of a file, a frame, a networkx graph or pairs; without ``known`` genes, or a ``header`` that is told, by its cells."""
     try:
         if isinstance(network, str | Path):
             return _read_file(network, known, header, weight).tidied(known)
@@ -210,7 +184,7 @@ def _read_file(path: str | Path, known: Known | None, header: bool | None, weigh
     head = [[unquoted(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
     above = "" if not table else max(some[: some.index(table[0])][-1:], default="")
     names = _commented_header(path, above, separator, head) if header is not False else None
-    if names is None and head and _has_header(str(path), head, known, header):
+    if names is None and head and has_header(str(path), head, known, header):
         names = head.pop(0)
     head, rows = [row for row in head if row != names], filter(names.__ne__, rows)  # of files put together
     pairs = _pairs(str(path), names, head, rows, known, weight, suffix == ".sif")
@@ -255,22 +229,6 @@ def _commented_header(
         if head and len(cells) == len(head[0]) and edge_columns(cells)
         else None
     )
-
-
-def _has_header(origin: str, head: Sequence[Sequence[str]], known: Known | None, told: bool | None) -> bool:
-    if told is not None:
-        return told
-    rest = [row for row in head[1:] if row != head[0]]
-    found = looks_like_header(head[0], rest)
-    if known is not None:
-        below = any(map(known, chain(*rest)))
-        return not below and bool(found) if any(map(known, head[0])) else found or (found is None and below)
-    if found is None:
-        raise SourceContractError(
-            f"{origin}: the first row, {', '.join(map(repr, head[0][:2]))}, may be a header or an edge",
-            fix="pass header=True or header=False, or gene_set=[...]",
-        )
-    return bool(found)
 
 
 def _pairs(
@@ -335,12 +293,8 @@ def _names(cells: list[Any], origin: str) -> list[str]:
 
 def _weight_column(origin: str, names: list[str] | None, weight: str | int, layout: Layout) -> int:
     what = f"its columns are {', '.join(map(repr, names))}" if names else "it has no header"
-    if names is not None and weight in names:
-        column = names.index(str(weight))
-    elif isinstance(weight, int | np.integer) and not isinstance(weight, bool) and weight >= 0:
-        column = int(weight)
-    else:
-        column = -1
+    is_position = isinstance(weight, int | np.integer) and not isinstance(weight, bool)
+    column = names.index(str(weight)) if names and weight in names else int(weight) if is_position else -1
     if column < 0 or (names is not None and column >= len(names)):
         raise SettingError(
             f"{origin}: no column of weights {weight!r}; {what}",
