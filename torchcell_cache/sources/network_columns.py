@@ -145,7 +145,7 @@ def edge_layout(
     if width < start + 2:
         raise SourceContractError(
             f"{origin}: expected two columns, got {(names or head[0])[:3]}",
-            fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV)",
+            fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV); frame.reset_index() for an index",
         )
     _check_matrix(origin, names, head)
     named = edge_columns(names) if names else []

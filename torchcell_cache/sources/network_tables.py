@@ -1,7 +1,6 @@
 """Networks as pairs of names, whatever they come in: files, frames, networkx graphs, pairs.
 
-Files have a header or none, a column of row numbers, weights or more in front or behind; or they are STRING's links,
-BioGRID's tables, or SIF, where one line may name several targets. What cannot be told is refused, not guessed.
+Files are tables with or without a header, STRING's links, BioGRID's tables, or SIF. What cannot be told is refused.
 """
 
 from __future__ import annotations
@@ -69,11 +68,8 @@ class Pairs:
 
         STRING's ``4932.YAL001C`` is ``YAL001C``, ``851262.0`` is ``851262``, if all are written so and none is a gene so.
         """
-        none = {
-            name
-            for name in {*self.sources, *self.targets}
-            if is_nameless(name) and not (known and known(name))
-        }
+        lost = filter(is_nameless, {*self.sources, *self.targets})
+        none = {name for name in lost if not (known and known(name))}
         if none:
             ends = zip(self.sources, self.targets, strict=True)
             kept = [k for k, (one, other) in enumerate(ends) if one not in none and other not in none]
@@ -105,7 +101,7 @@ class Pairs:
 def read_network(
     what: str, network: Any, known: Known | None, header: bool | None = None, weight: str | int | None = None
 ) -> Pairs:
-    """Edges of a file, a frame, a networkx graph or pairs; without ``known`` genes, or a ``header`` that is told, by its cells."""
+    """Edges of a file, a frame, a networkx graph or pairs; without ``known`` genes, or ``header`` told, by its cells."""
     try:
         if isinstance(network, str | Path):
             return _read_file(network, known, header, weight).tidied(known)
@@ -149,19 +145,13 @@ def _read_frame(frame: Any, known: Known | None, weight: str | int | None) -> Pa
         [str(name).strip() for name in labels],
         [column_list(c, "column") for c in frame_columns(frame)],
     )
-    origin = "a table"
-    if len(names) < 2:
-        raise SourceContractError(
-            f"{origin}: expected two columns, got {names}",
-            fix="frame.reset_index() makes columns of an index; or pass (sources, targets)",
-        )
     rows = zip(*columns, strict=True)
     head = [list(row) for row in islice(rows, _LOOK_AT)]
     if index is not None and type(index).__name__ != "RangeIndex" and {*index} == {*labels}:  # a matrix
         names, head = ["", *names], [[str(name), *row] for name, row in zip(index, head, strict=False)]
     if not isinstance(weight, bool | None) and weight in labels:
         weight = labels.index(weight)
-    return _pairs(origin, names, head, map(list, rows), known, weight, False)
+    return _pairs("a table", names, head, map(list, rows), known, weight, False)
 
 
 def _read_file(path: str | Path, known: Known | None, header: bool | None, weight: str | int | None) -> Pairs:
@@ -246,7 +236,7 @@ def _pairs(
         names = ["", *names]  # R names the columns, but not the row names in front of them
     if not head:
         return Pairs(origin, [], [], listed=True)
-    check_header(Path(origin), [name for name in names or () if name])
+    check_header(Path(origin), [*filter(None, names or ())])
     layout = edge_layout(origin, names, shown, known, is_sif)
     column = None if weight is None else _weight_column(origin, names, weight, layout)
     ends: list[list[Any]] = [[], []]
