@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.rules import rule_genes
+from torchcell_cache.sources.columns_of import is_missing
 from torchcell_cache.sources.names import as_texts
 
 _CONSUMED = frozenset({"reactant", "substrate", "educt", "consumed", "consumes", "input"})
@@ -61,11 +62,6 @@ def bipartite_tables(network: Any) -> dict[str, Any]:
         "gpr": tuple(zip(*gpr, strict=True)) or ((), ()),
         "w_growth": [float(nodes[node].get("subsystem") == _GROWTH) for node in reactions],
     }
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: ``None``, NaN or pandas' NA."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or repr(value) == "<NA>"
 
 
 def _sorted(names: Iterable[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -75,6 +76,12 @@ def _items(part: Any, what: str, expected: str) -> list[Any]:
             fix="a tuple of columns is columns, a list is rows",
         )
     return list(part)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: ``None``, NaN, or a gap of pandas or numpy."""
+    gaps = ("NoneType", "NAType", "NaTType", "MaskedConstant")
+    return type(value).__name__ in gaps or (isinstance(value, float) and math.isnan(value))
 
 
 def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str) -> tuple[Float32Array, int]:

@@ -13,8 +13,8 @@ import torch
 from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import parse_rule, rewritten_rule, rule_genes
-from torchcell_cache.sources.bipartite import bipartite_tables, is_missing
-from torchcell_cache.sources.columns_of import columns_of
+from torchcell_cache.sources.bipartite import bipartite_tables
+from torchcell_cache.sources.columns_of import columns_of, is_missing
 from torchcell_cache.sources.names import NodeNames, as_texts
 
 if TYPE_CHECKING:

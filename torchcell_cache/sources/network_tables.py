@@ -17,7 +17,7 @@ import numpy as np
 
 from torchcell_cache.core.urls import is_url
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import columns_of
+from torchcell_cache.sources.columns_of import columns_of, is_missing
 from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of
 from torchcell_cache.sources.gene_lists import plain_text
 from torchcell_cache.sources.names import as_texts
@@ -32,7 +32,6 @@ from torchcell_cache.sources.network_columns import (
     unquoted,
 )
 from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
-from torchcell_cache.sources.table_entries import is_missing
 
 _LOOK_AT = 1000
 _COMMENTS = ("#", "!", "%", "//")
