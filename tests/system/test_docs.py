@@ -109,9 +109,27 @@ def headings_of(path: Path) -> set[str]:
 def test_files_that_documents_name_exist() -> None:
     for path in DOCUMENTS:
         for name in re.findall(
-            r"`((?:tests|experiments|docs|slurm)/[\w./-]+\.\w+)`", path.read_text(encoding="utf-8")
+            r"`((?:tests|experiments|docs|slurm|torchcell_cache)/[\w./-]+\.\w+)`",
+            path.read_text(encoding="utf-8"),
         ):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def test_every_path_of_the_newcomers_page_leads_somewhere() -> None:
+    """Files and folders, in its text and in its commands; rooms by their short names too."""
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w./])(\.?[a-z_]+/[\w./-]*|[A-Z]+\.md)", text)) - {".venv/bin/activate"}
+    assert len(names) > 40
+    places = (ROOT, ROOT / "docs", ROOT / "torchcell_cache")
+    assert [name for name in sorted(names) if not any((place / name).exists() for place in places)] == []
+    targets = set(
+        re.findall(
+            r"make ((?:[a-z]+ ?)+)",
+            " ".join(body for _, body in blocks_of(ROOT / "docs" / "contributing.md")),
+        )
+    )
+    made = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{target}:" in made for each in targets for target in each.split())
 
 
 def test_the_format_names_every_key_and_file_of_a_store(tmp_path: Path) -> None:
