@@ -252,7 +252,7 @@ def test_weighted_draws_match_their_weights(tmp_path):
     batch = ds.read_batch([0])
     values = torch.tensor([0.0, 1, 2, 3, 4, 0, 0, 0, 0])
     count = 2000
-    from torchcell_cache.batch.choose import at_random
+    from torchcell_cache.batch.node_sampling import at_random
 
     first = Counter(int(at_random(values.numpy().astype(float), True, (1, 2, s))[0]) for s in range(count))
     assert set(first) == {1, 2, 3, 4}

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from torchcell_cache.batch.choose import checked_nodes, choose, restricted, selectable_from
 from torchcell_cache.batch.masks import owners
+from torchcell_cache.batch.node_sampling import checked_nodes, choose, restricted, selectable_from
 from torchcell_cache.batch.pyg import as_pyg, unlike_pyg
 from torchcell_cache.batch.transfer import PackedBatch
 from torchcell_cache.core.ragged import Float32Array, Int64Array, means

@@ -17,9 +17,9 @@ from torchcell_cache.batch.device import DeviceContext, of_store
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import FormatError
 from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.induced_subgraph import NeighbourTable, Selection, subset
+from torchcell_cache.graph.induced_subgraph import NeighbourTable, Selection, induced_removal, subset
 from torchcell_cache.graph.lasting import lasting
-from torchcell_cache.graph.removal import ReactionRemoval, Removal
+from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.store.generation import Generation
@@ -117,29 +117,8 @@ class InducedContext(GraphContext):
     def removal(self) -> Removal:
         """What each perturbed node takes with it; nodes that no sample perturbs have no entries."""
         assert self.generation.removal is not None
-        index, by_rule = self.generation.removal.index, self.generation.removal.by_rule
-        nodes, topology, ids = self.selection.nodes, self.topology, self.perturbed
-        assert ids is not None
-        starts, stops = index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist()
-        parts = [index.positions[a:b] for a, b in zip(starts, stops, strict=True)]
-        old = np.concatenate([index.positions[:0], *parts])  # fresh: what is mapped cannot be written to
-        new, stays = self.selection.translate(index.topology, old)
-        width = len(topology.domains)
-        counts = np.zeros((len(nodes), width), dtype=np.int64)
-        if width:
-            owner = np.repeat(np.searchsorted(nodes, ids), [len(part) for part in parts])[stays]
-            column = np.searchsorted([d.stop for d in topology.domains], new, side="right")
-            np.add.at(counts, (owner, column), 1)
-        ptr = np.zeros((len(nodes), width + 1), dtype=np.int64)
-        ends = np.cumsum(counts.ravel()).reshape(len(nodes), width)
-        ptr[:, 1:] = ends
-        ptr[1:, 0] = ends[:-1, -1] if width else 0
-        small = IncidenceIndex(topology, ptr, new, "", index.gpr_by, index.metabolic)
-        if by_rule is None:
-            return Removal(small)
-        new, stays = self.selection.translate(index.topology, by_rule.positions)
-        before = offsets(stays)
-        return Removal(small, ReactionRemoval(by_rule.rules, before[by_rule.ptr], new, nodes))
+        assert self.perturbed is not None
+        return induced_removal(self.generation.removal, self.selection, self.perturbed)
 
     @cached_property
     def assembler(self) -> Assembler:

@@ -90,15 +90,6 @@ class GraphBatch(SharedGraphBatch, records="generic"):
             after["ids_pert"] = [n for n, stays in zip(own, here, strict=False) if stays] + others
         return out
 
-    @cached_property
-    @lasting
-    def base_graph(self) -> Any:
-        """The base graph on the batch's device, or what is selected of it."""
-        whole, selection = GraphContext(self.generation).on(self.device).graph, self.context.selection
-        return (
-            whole if selection is None else subset(whole, topology_of(self.generation.base_graph), selection)
-        )
-
     @property
     def shares_edges(self) -> bool:
         """Whether all samples have the base graph's edges, as cells do that no processor changed: one selection fits all."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets
 
 ESCAPE = 0xFFFF
 
@@ -35,8 +35,7 @@ def encode_gaps_ragged(
     if int(gaps.max()) < ESCAPE:
         return gaps.astype("<u2"), ptr
     escapes, words = np.divmod(gaps, ESCAPE)
-    shift = np.zeros(len(gaps) + 1, dtype=np.int64)
-    np.cumsum(escapes, out=shift[1:])
+    shift = offsets(escapes)
     out = np.full(len(gaps) + int(shift[-1]), ESCAPE, dtype="<u2")
     out[np.arange(len(gaps)) + shift[1:]] = words
     return out, ptr + shift[ptr]
@@ -44,8 +43,7 @@ def encode_gaps_ragged(
 
 def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64Array, Int64Array]:
     """Decode many lists at once; the inverse of :func:`encode_gaps_ragged`: positions and offsets of these."""
-    running = np.zeros(len(words) + 1, dtype=np.int64)
-    np.cumsum(words, out=running[1:])
+    running = offsets(words)
     emits = words != ESCAPE
     escapes = np.flatnonzero(~emits)
     positions, out_ptr = running[1:], ptr
@@ -57,8 +55,7 @@ def decode_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array) -> tuple[Int64A
 
 def check_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array, size: int) -> int | None:
     """The first list that does not ascend within ``0..size - 1`` or ends inside a gap, ``None`` if all are sound."""
-    running = np.zeros(len(words) + 1, dtype=np.int64)
-    np.cumsum(words, out=running[1:])
+    running = offsets(words)
     filled = ptr[:-1] < ptr[1:]
     wrong = running[ptr[1:]] - running[ptr[:-1]] >= size
     wrong[filled] |= words[ptr[1:][filled] - 1] == ESCAPE

@@ -21,6 +21,7 @@ from torchcell_cache.codec.layout import DTYPES, TENSOR, VALUE, Layout, StoreKey
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, UnsupportedValueError
+from torchcell_cache.graph.compare import stores_of
 from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, value_to_json
 from torchcell_cache.graph.values import check_tensor, to_array, unsupported
 
@@ -62,23 +63,16 @@ def flatten(graph: Data | HeteroData) -> GraphFields:
             of a type that no record can hold. What lists, tuples and dicts contain is checked when they are
             written.
     """
-    if type(graph) is Data:
-        kind: Literal["Data", "HeteroData"] = "Data"
-        mappings: list[tuple[StoreKey, dict[str, Any]]] = [(None, graph._store._mapping)]
-    elif type(graph) is HeteroData:
-        kind = "HeteroData"
-        mappings = [(None, graph._global_store._mapping)]
-        mappings += [(key, store._mapping) for key, store in graph._node_store_dict.items()]
-        mappings += [(key, store._mapping) for key, store in graph._edge_store_dict.items()]
-    else:
-        got = f"{type(graph).__module__}.{type(graph).__qualname__}"
+    if type(graph) not in (Data, HeteroData):
         raise UnsupportedValueError(
-            f"the graph is a {got}, expected torch_geometric.data.Data or HeteroData",
+            f"the graph is a {type(graph).__module__}.{type(graph).__qualname__}, expected torch_geometric.data.Data or "
+            "HeteroData",
             fix="return one of the two (not a subclass or a batch) from the processor",
         )
+    kind: Literal["Data", "HeteroData"] = "Data" if type(graph) is Data else "HeteroData"
     values: list[Any] = []
     stores = []
-    for store, mapping in mappings:
+    for store, mapping in stores_of(graph):
         stores.append((store, tuple([(name, _kind(store, name, value)) for name, value in mapping.items()])))
         values += mapping.values()
     return GraphFields(_layout(kind, tuple(stores)), values)

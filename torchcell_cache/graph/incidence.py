@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.hints import repair_hint
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, Positions, offsets, ragged_arange, unique_ragged
 from torchcell_cache.errors import CorruptIndexError, GraphMismatchError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, endpoints, topology_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
-from torchcell_cache.core.ragged import Positions, ragged_arange, unique_ragged
 
 Part: TypeAlias = tuple[Int64Array, Int64Array | None]
 """Nodes and the local positions each removes; ``None``: the k-th entry removes position k."""
@@ -123,8 +122,7 @@ class IncidenceIndex:
         """
         starts, stops = self.ptr[ids, 0].tolist(), self.ptr[ids, -1].tolist()
         slices = [self.positions[a:b] for a, b in zip(starts, stops, strict=True)]
-        counts = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.cumsum(self.ptr[ids, -1] - self.ptr[ids, 0], out=counts[1:])
+        counts = offsets(self.degrees(ids))
         flat = np.concatenate(slices) if slices else np.empty(0, dtype=self.positions.dtype)
         return unique_ragged(flat, counts[ptr])
 
@@ -243,11 +241,17 @@ def _node_major(topology: Topology, parts: Sequence[Sequence[Part]]) -> tuple[In
             key |= (own + domain.start).view(np.uint64)
             at += len(nodes)
     keys.sort()
+    return starts_of(counts), _low_bits(keys, shift, topology.position_dtype)
+
+
+def starts_of(counts: Int64Array) -> Int64Array:
+    """``ptr`` of an index with so many positions per node and domain, ``[num_nodes, num_domains]``."""
+    num_nodes, width = counts.shape
     ptr = np.zeros((num_nodes, width + 1), dtype=np.int64)
     ends = np.cumsum(counts.ravel()).reshape(num_nodes, width)
     ptr[:, 1:] = ends
     ptr[1:, 0] = ends[:-1, -1] if width else 0
-    return ptr, _low_bits(keys, shift, topology.position_dtype)
+    return ptr
 
 
 def _low_bits(keys: npt.NDArray[np.uint64], shift: int, dtype: np.dtype[Any]) -> Positions:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.ragged import Int64Array, Positions, ragged_arange
+from torchcell_cache.core.ragged import Int64Array, Positions, offsets, ragged_arange
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.incidence import IncidenceIndex
+from torchcell_cache.graph.incidence import IncidenceIndex, starts_of
+from torchcell_cache.graph.removal import ReactionRemoval, Removal
 from torchcell_cache.graph.topology import Domain, Topology, endpoints
 
 Rows: TypeAlias = tuple[Int64Array, Tensor]
@@ -135,6 +136,26 @@ def select(ends: NeighbourTable, nodes: Int64Array) -> Selection:
         whole = not ends_of(topology, domain)
         kept.append(None if whole else positions[begin:end].astype(np.int64) - domain.start)
     return Selection.make(topology, nodes, kept)
+
+
+def induced_removal(whole: Removal, selection: Selection, ids: Int64Array) -> Removal:
+    """What each of the nodes ``ids`` takes with it of what is selected; other nodes have no entries."""
+    index, nodes, topology = whole.index, selection.nodes, selection.topology
+    starts, stops = index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist()
+    parts = [index.positions[a:b] for a, b in zip(starts, stops, strict=True)]
+    old = np.concatenate([index.positions[:0], *parts])  # fresh: what is mapped cannot be written to
+    new, stays = selection.translate(index.topology, old)
+    counts = np.zeros((len(nodes), len(topology.domains)), dtype=np.int64)
+    if topology.domains:
+        owner = np.repeat(np.searchsorted(nodes, ids), [len(part) for part in parts])[stays]
+        column = np.searchsorted([d.stop for d in topology.domains], new, side="right")
+        np.add.at(counts, (owner, column), 1)
+    small = IncidenceIndex(topology, starts_of(counts), new, "", index.gpr_by, index.metabolic)
+    if whole.by_rule is None:
+        return Removal(small)
+    new, stays = selection.translate(index.topology, whole.by_rule.positions)
+    ptr = offsets(stays)[whole.by_rule.ptr]
+    return Removal(small, ReactionRemoval(whole.by_rule.rules, ptr, new, nodes))
 
 
 def neighbours(

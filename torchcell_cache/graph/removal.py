@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array, Positions, ragged_arange
+from torchcell_cache.core.ragged import Int64Array, Positions, merge_ragged, offsets, ragged_arange
 from torchcell_cache.errors import CorruptIndexError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.incidence import IncidenceIndex
@@ -23,7 +23,6 @@ from torchcell_cache.graph.topology import Topology, endpoints
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
-from torchcell_cache.core.ragged import merge_ragged
 
 _RULE = "rule."
 
@@ -49,9 +48,7 @@ class ReactionRemoval:
         ids = ids if self.nodes is None else self.nodes[ids]
         reactions, reaction_ptr = self.rules.removed_reactions(ids, ptr)
         counts = self.ptr[reactions + 1] - self.ptr[reactions]
-        ends = np.zeros(len(reactions) + 1, dtype=np.int64)
-        np.cumsum(counts, out=ends[1:])
-        return self.positions[ragged_arange(self.ptr[reactions], counts)], ends[reaction_ptr]
+        return self.positions[ragged_arange(self.ptr[reactions], counts)], offsets(counts)[reaction_ptr]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +146,6 @@ def _reaction_removal(graph: Data | HeteroData, topology: Topology, gpr_by: str)
             positions.append(np.arange(entries.size, dtype=np.int64) + entries.start)
     owner, position = np.concatenate(owners), np.concatenate(positions)
     order = np.lexsort((position, owner))
-    ptr = np.zeros(domain.size + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owner, minlength=domain.size), out=ptr[1:])
+    ptr = offsets(np.bincount(owner, minlength=domain.size))
     rules = GeneRules.from_strings(list(texts), list(names))
     return ReactionRemoval(rules, ptr, position[order].astype(topology.position_dtype))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.urls import local_path, name_of
 from torchcell_cache.errors import (
+    CacheError,
     CacheNotFoundError,
     CorruptManifestError,
     CorruptShardError,
@@ -32,11 +31,11 @@ from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.remote.transfer import Origin, bring
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest, copy_name
-from torchcell_cache.store.status import seconds_of
+from torchcell_cache.store.status import waiting
 
 THREADS = 8
 DOWNLOADS = ("lazy", "all")
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_PAUSES_S = 0.5, 10.0
 
 
 class _GoneStream(Stream):
@@ -190,26 +189,14 @@ def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
         CacheNotFoundError: If there is none; names the command that puts one there.
         CorruptManifestError: If it is damaged, however often it is read.
     """
-    seconds, begun, pause = seconds_of(wait), time.monotonic(), _FIRST_PAUSE_S
     name = f"{PROCESSED_NAME}/{MANIFEST_NAME}"
-    said = False
-    while True:
-        try:
-            return _parsed(bucket, name)
-        except FileNotFoundError:
-            waited = time.monotonic() - begun
-        if waited >= seconds:
-            kind = WaitTimeoutError if seconds else CacheNotFoundError
-            raise kind(
-                f"no complete store at {bucket.url} ({name} is missing there)",
-                path=bucket.url,
-                fix=bucket.push,
-            )
-        if not said:
-            print(f"waiting for {bucket.url}", file=sys.stderr, flush=True)
-            said = True
-        time.sleep(min(pause, seconds - waited))
-        pause = min(1.5 * pause, _LONGEST_PAUSE_S)
+
+    def missing(_waited: float, _found: str) -> CacheError:
+        kind = WaitTimeoutError if wait else CacheNotFoundError
+        text = f"no complete store at {bucket.url} ({name} is missing there)"
+        return kind(text, path=bucket.url, fix=bucket.push)
+
+    return waiting(bucket.url, wait, lambda: _parsed(bucket, name), missing, pauses=_PAUSES_S)
 
 
 def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array, segments
+from torchcell_cache.core.ragged import (
+    Int64Array,
+    offsets,
+    ragged_arange,
+    ragged_rows,
+    segments,
+    smallest_unsigned,
+)
 from torchcell_cache.core.samples import SampleTable, UnknownNames
 from torchcell_cache.errors import CorruptShardError, SettingError, SourceContractError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
-
-if TYPE_CHECKING:
-    from torchcell_cache.graph.topology import Topology
-from torchcell_cache.core.ragged import offsets, smallest_unsigned
+from torchcell_cache.graph.topology import Topology, endpoints
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -125,8 +129,6 @@ def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> n
     The sum of the degrees, less the edges between two perturbed nodes, which would count twice. Those are looked up in
     the sorted list of connected pairs; a bit matrix answers first for the many pairs without an edge.
     """
-    from torchcell_cache.graph.topology import endpoints
-
     num_nodes = topology.num_nodes
     degree = np.zeros(num_nodes, dtype=np.int64)
     keys = []
@@ -144,12 +146,7 @@ def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> n
             low, high = np.minimum(src, dst)[~loops], np.maximum(src, dst)[~loops]
             keys.append(low * num_nodes + high)
     ids = table.ids.astype(np.int64)
-    total = (
-        np.add.reduceat(np.append(degree[ids], 0), np.minimum(table.ptr[:-1], len(ids)))
-        if len(table)
-        else degree[:0]
-    )
-    total = np.where(np.diff(table.ptr) > 0, total, 0)
+    total = _sums(degree[ids], table.ptr)
     if keys:
         total -= _edges_between(np.sort(np.concatenate(keys)), ids, table.ptr, num_nodes)
     return total
@@ -183,7 +180,7 @@ def _by_edges(
 ) -> Int64Array:
     """Of the edges that begin at a sample's nodes, those that end at them."""
     owner = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-    at, edge_ptr = segments(np.arange(len(keys)), first, ids)
+    at, edge_ptr = ragged_rows(first, ids)
     far = np.repeat(owner, np.diff(edge_ptr)) * num_nodes + keys[at] % num_nodes
     mine = owner * num_nodes + ids  # ascending: ids ascend within a sample
     inside = mine[np.minimum(np.searchsorted(mine, far), len(mine) - 1)] == far
@@ -201,12 +198,8 @@ def _by_pairs(
         bits = np.zeros((num_nodes * num_nodes + 7) // 8, dtype=np.uint8)
         np.bitwise_or.at(bits, keys >> 3, (1 << (keys & 7)).astype(np.uint8))
     for distance in range(1, int(counts.max(initial=0))):
-        rows = np.repeat(np.arange(len(counts)), np.maximum(counts - distance, 0))
-        within = np.arange(len(rows)) - np.repeat(
-            np.cumsum(np.maximum(counts - distance, 0)) - np.maximum(counts - distance, 0),
-            np.maximum(counts - distance, 0),
-        )
-        start = ptr[:-1][rows] + within
+        left = np.maximum(counts - distance, 0)
+        rows, start = np.repeat(np.arange(len(counts)), left), ragged_arange(ptr[:-1], left)
         pair = ids[start] * num_nodes + ids[start + distance]  # ids ascend within a sample
         if bits is not None:
             hit = (bits[pair >> 3] >> (pair & 7).astype(np.uint8)) & 1 == 1

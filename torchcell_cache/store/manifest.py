@@ -65,6 +65,13 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 STORAGES = ("perturbation", "delta", "full")
 VERSIONS = (1, 2)
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("format_version", "num_samples", "shard_size"), int),
+    **dict.fromkeys(("endianness", "generation", "storage", "content_digest"), str),
+    **dict.fromkeys(("schema", "fingerprint", "created"), dict),
+    **dict.fromkeys(("files", "shards"), list),
+}
+"""What a manifest holds, and as what."""
 
 
 def format_of(schema: dict[str, Any]) -> int:
@@ -126,22 +133,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The content of ``manifest.json``."""
-        return seal(
-            {
-                "format_version": self.format_version,
-                "endianness": ENDIANNESS,
-                "generation": self.generation,
-                "num_samples": self.num_samples,
-                "shard_size": self.shard_size,
-                "storage": self.storage,
-                "schema": self.schema,
-                "fingerprint": self.fingerprint,
-                "content_digest": self.content_digest,
-                "files": [file_to_json(file) for file in self.files],
-                "shards": [shard.to_json() for shard in self.shards],
-                "created": self.created,
-            }
-        )
+        document = {name: getattr(self, name) for name in _FIELDS if name != "endianness"}
+        document["files"] = [file_to_json(file) for file in self.files]
+        document["shards"] = [shard.to_json() for shard in self.shards]
+        return seal({**document, "endianness": ENDIANNESS})
 
     @classmethod
     def from_bytes(cls, data: bytes, *, path: StrPath | None = None) -> Manifest:
@@ -160,20 +155,7 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, document: dict[str, Any]) -> Manifest:
-        kinds: dict[str, type] = {
-            "format_version": int,
-            "endianness": str,
-            "generation": str,
-            "num_samples": int,
-        }
-        kinds |= {
-            "shard_size": int,
-            "storage": str,
-            "schema": dict,
-            "fingerprint": dict,
-            "content_digest": str,
-        }
-        got = exact_fields(document, "manifest", {**kinds, "files": list, "shards": list, "created": dict})
+        got = exact_fields(document, "manifest", _FIELDS)
         del got["endianness"]
         got["files"] = tuple(file_from_json(value) for value in got["files"])
         got["shards"] = tuple(ShardEntry.from_json(value) for value in got["shards"])

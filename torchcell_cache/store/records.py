@@ -1,4 +1,4 @@
-"""Keys and bytes in LMDB files. The only file that imports lmdb.
+"""Keys and bytes in LMDB files: 8 bytes, big-endian, so that key order is sample order. The only file that imports lmdb.
 
 A published shard never changes, which is what makes ``lock=False`` sound and keeps readers off any lock file. A process
 holds one environment per file, whatever the number of datasets, slices and threads that read it: py-lmdb refuses a
@@ -23,6 +23,7 @@ from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.store.env_pool import EnvPool
+from torchcell_cache.store.stamps import stat_whole
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
@@ -39,11 +40,6 @@ _NOT_THE_FILES_FAULT = (
     ((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "raise the limit (ulimit -n, ulimit -v)"),
     ((errno.EIO, errno.ESTALE), "look at the system log and the mount, then open the dataset again"),
 )
-
-
-def key_of(index: int) -> bytes:
-    """LMDB key of a sample: 8 bytes, big-endian, so that key order is sample order."""
-    return index.to_bytes(8, "big")
 
 
 def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int) -> int:
@@ -215,17 +211,10 @@ _POOL: EnvPool[_Env] = EnvPool()
 
 def _open(path: str, expected_size: int) -> _Env:
     """The process's handle of a file, its size checked first: a mapping beyond the end of a file is a SIGBUS."""
-    fix = repair_hint(path)
     try:
-        stat = Path(path).stat()
-    except FileNotFoundError:
-        raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
+        stat = stat_whole(path, expected_size)
     except OSError as error:
         raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
-    if stat.st_size != expected_size:
-        raise CorruptShardError(
-            f"{path} has {stat.st_size:,} bytes, the manifest says {expected_size:,}", path=path, fix=fix
-        )
     return _POOL.get((stat.st_dev, stat.st_ino), lambda: _Env(path, stat.st_size))
 
 

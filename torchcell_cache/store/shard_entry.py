@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,14 +95,11 @@ class ShardEntry:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; 64-bit words become hexadecimal, because many JSON readers round large numbers."""
         return {
-            "index": self.index,
-            "start": self.start,
-            "stop": self.stop,
+            **{name: getattr(self, name) for name in ("index", "start", "stop", "stats")},
             "file": file_to_json(self.file),
             "seed": f"{self.seed:016x}",
             "sums": [f"{word:016x}" for word in self.sums],
             "layouts": list(self.layouts),
-            "stats": self.stats,
         }
 
     @classmethod
@@ -110,19 +107,11 @@ class ShardEntry:
         """Inverse of ``to_json``; raises ``ValueError`` or ``TypeError`` for anything else."""
         kinds = {"index": int, "start": int, "stop": int, "file": dict, "seed": str, "sums": list}
         got = exact_fields(value, "shard", {**kinds, "layouts": list, "stats": dict})
-        words = [int(match_text(_HEX64, word, "64-bit word"), 16) for word in (got["seed"], *got["sums"])]
-        if len(words) != 3:
-            raise ValueError(f"shard has {len(words) - 1} content sums, expected 2")
-        return cls(
-            got["index"],
-            got["start"],
-            got["stop"],
-            file_from_json(got["file"]),
-            words[0],
-            (words[1], words[2]),
-            tuple(got["layouts"]),
-            got["stats"],
+        seed, *sums = (
+            int(match_text(_HEX64, word, "64-bit word"), 16) for word in (got["seed"], *got["sums"])
         )
+        parts = {"file": file_from_json(got["file"]), "seed": seed, "sums": tuple(sums)}
+        return cls(**{**got, **parts, "layouts": tuple(got["layouts"])})
 
 
 def shard_name(index: int) -> str:
@@ -218,7 +207,7 @@ def exact_fields(value: Any, where: str, kinds: dict[str, type]) -> dict[str, An
 
 def file_to_json(file: FileEntry) -> dict[str, Any]:
     """Plain JSON of a file entry."""
-    return {"name": file.name, "size": file.size, "sha256": file.sha256, "xxh3": file.xxh3}
+    return asdict(file)
 
 
 def file_from_json(value: Any) -> FileEntry:

@@ -66,6 +66,33 @@ def stamp(path: str | Path, digest: str) -> None:
             (directory / _stamp_name(path, digest)).touch()
 
 
+def stat_whole(path: str | Path, size: int) -> os.stat_result:
+    """What the file system says of a file that has the size in the manifest.
+
+    Raises:
+        CorruptShardError: If it is missing or has another size.
+    """
+    try:
+        info = Path(path).stat()
+    except FileNotFoundError:
+        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
+    if info.st_size != size:
+        text = f"{path} has {info.st_size:,} bytes, the manifest says {size:,}"
+        raise CorruptShardError(text, path=path, fix=repair_hint(path))
+    return info
+
+
+def insist_digest(path: str | Path, actual: str, digest: str) -> None:
+    """Insist that a file's xxh3_128 is the one in the manifest.
+
+    Raises:
+        CorruptShardError: If it is not.
+    """
+    if actual != digest:
+        text = f"{path} has digest {actual}, the manifest says {digest}"
+        raise CorruptShardError(text, path=path, fix=repair_hint(path))
+
+
 def ensure_verified(path: str | Path, size: int, digest: str) -> None:
     """Check size and digest of a file unless this node has done so since the file last changed.
 
@@ -73,22 +100,16 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
         CorruptShardError: If the file is missing or is not what the manifest says.
         StorageError: If the file system does not let it be read.
     """
-    fix = repair_hint(path)
-    try:
-        with storage_errors(path, "read"):
-            found = Path(path).stat().st_size
-            if found != size:
-                raise CorruptShardError(
-                    f"{path} has {found:,} bytes, the manifest says {size:,}", path=path, fix=fix
-                )
-            directory = _stamp_directory()
+    with storage_errors(path, "read"):
+        stat_whole(path, size)
+        directory = _stamp_directory()
+        try:
             if directory is not None and (directory / _stamp_name(path, digest)).exists():
                 return
-            actual = quick_digest(path)
-    except FileNotFoundError:
-        raise CorruptShardError(f"{path} is missing", path=path, fix=fix) from None
-    if actual != digest:
-        raise CorruptShardError(f"{path} has digest {actual}, the manifest says {digest}", path=path, fix=fix)
+            insist_digest(path, quick_digest(path), digest)
+        except FileNotFoundError:  # since we looked
+            stat_whole(path, size)
+            raise
     stamp(path, digest)
 
 

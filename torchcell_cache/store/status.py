@@ -9,19 +9,20 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.core.process import ProcessId
-from torchcell_cache.errors import CacheNotFoundError, SettingError, WaitTimeoutError
+from torchcell_cache.errors import CacheError, CacheNotFoundError, SettingError, WaitTimeoutError
 from torchcell_cache.store.manifest import manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.shard_entry import GENERATION
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0
 _LINE_SECONDS = 30.0
+T = TypeVar("T")
 PLAN_NAME = "build.json"
 TASKS_NAME = ".tasks"
 """Directory in ``processed`` where the tasks of an array build write their progress."""
@@ -106,37 +107,60 @@ def found_at(root: Path) -> str:
 
 
 def wait_for_store(root: Path, wait: bool | float) -> None:
-    """Return once a store is published at ``root``.
-
-    Says what it waits for at once and every 30 s, on stderr and on rank 0 only.
+    """Return once a store is published at ``root``; at once if there is nothing to wait for.
 
     Raises:
         WaitTimeoutError: If it is not there in time; says what is.
         CorruptManifestError: If a damaged manifest is there.
         SettingError: If ``wait`` is no such value.
     """
-    seconds = seconds_of(wait)
-    begun = time.monotonic()
-    last_line, pause = -_LINE_SECONDS, _FIRST_PAUSE_S
-    while seconds > 0:
-        found = "" if manifest_path(root).exists() else found_at(root)
+
+    def missing(waited: float, found: str) -> CacheError:
+        return WaitTimeoutError(
+            f"no complete store at {root} after waiting {waited:,.0f} s: {found}",
+            path=root,
+            fix=f"torchcell-cache status {root_argument(root)}, then build it or wait longer",
+        )
+
+    if seconds_of(wait) > 0:
+        waiting(
+            str(root),
+            wait,
+            lambda: read_manifest(root),
+            missing,
+            lambda: "" if manifest_path(root).exists() else found_at(root),
+        )
+
+
+def waiting(
+    place: str,
+    wait: bool | float,
+    read: Callable[[], T],
+    missing: Callable[[float, str], CacheError],
+    found: Callable[[], str] = str,
+    pauses: tuple[float, float] = (0.1, 3.0),
+) -> T:
+    """What ``read`` gives, tried until it is there; says what it waits for at once and every 30 s, on rank 0 only.
+
+    ``missing`` makes the error for whoever waited so many seconds; ``found`` says what there is meanwhile,
+    ``pauses`` are the first and the longest between two tries.
+    """
+    seconds, begun = seconds_of(wait), time.monotonic()
+    last_line, pause = -_LINE_SECONDS, pauses[0]
+    while True:
+        there = found()
         try:
-            read_manifest(root)
-            return
-        except CacheNotFoundError:
-            pass
-        waited = time.monotonic() - begun
+            return read()
+        except (CacheNotFoundError, FileNotFoundError):
+            waited = time.monotonic() - begun
         if waited >= seconds:
-            raise WaitTimeoutError(
-                f"no complete store at {root} after waiting {waited:,.0f} s: {found}",
-                path=root,
-                fix=f"torchcell-cache status {root_argument(root)}, then build it or wait longer",
-            )
+            raise missing(waited, there) from None
         if waited - last_line >= _LINE_SECONDS and _is_first_rank():
             last_line = waited
-            print(f"waiting for {root} since {waited:,.0f} s: {found}", file=sys.stderr, flush=True)
+            text = f"waiting for {place} since {waited:,.0f} s{there and ': '}{there}"
+            print(text, file=sys.stderr, flush=True)
         time.sleep(min(pause, seconds - waited))
-        pause = min(1.5 * pause, _LONGEST_PAUSE_S)
+        pause = min(1.5 * pause, pauses[1])
 
 
 def seconds_of(wait: bool | float) -> float:

@@ -20,6 +20,7 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.graph.arrays import arrays_from_bytes
 from torchcell_cache.store.columns import arrays_to_table
+from torchcell_cache.store.stamps import insist_digest
 
 MAX_BYTES = 64 << 20
 """Largest columns file that a reading process copies."""
@@ -53,13 +54,7 @@ class TableReader:
             CorruptShardError: If the file is not what the manifest says, or not of such samples.
         """
         data = path.read_bytes()
-        actual = xxhash.xxh3_128_hexdigest(data)
-        if actual != digest:
-            raise CorruptShardError(
-                f"{path} has digest {actual}, the manifest says {digest}",
-                path=path,
-                fix=repair_hint(path),
-            )
+        insist_digest(path, xxhash.xxh3_128_hexdigest(data), digest)
         wanted = ("perturbed", "perturbed_count", "values", "value_count")
         arrays = arrays_from_bytes(data, path)[0]
         kept = {name: array.copy() for name, array in arrays.items() if name in wanted}
