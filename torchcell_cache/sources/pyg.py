@@ -124,9 +124,9 @@ def _check_kind(dataset: Any) -> None:
     try:
         len(dataset)
         sized = hasattr(dataset, "__getitem__")
-    except TypeError:
+    except (TypeError, ValueError):
         sized = False
-    if not sized:
+    if not sized or isinstance(dataset, str | bytes):
         raise SourceContractError(f"{name} is no source: it needs len() and integer indexing", fix=fix)
 
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.graph.topology import count_nodes
-from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.cells.categories import texts_of
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.names import NodeNames
@@ -67,6 +62,8 @@ def align(matrix: Matrix, nodes: NodeNames, column: str | None) -> Alignment:
     where = "the index of var" if column is None else f"var column {column!r}"
     node_of = nodes.positions(found)
     _refuse_repeated(file.url, where, found, node_of, nodes.names)
+    if not found:
+        raise SourceContractError(f"{file.url}: var has no names, the matrix no variables", path=file.url)
     measured = set(node_of.tolist())
     if not measured - {-1}:
         report = nodes.report(found, node_of)
@@ -101,31 +98,6 @@ def _refuse_repeated(url: str, where: str, found: list[str], node_of: Int64Array
                 path=url,
                 fix="leave one of them out of aliases, or out of the file",
             )
-
-
-def gene_names(
-    graph: Any, node_type: str | None, aliases: Mapping[str, str] | str | Path | None = None
-) -> NodeNames:
-    """``node_ids`` of the genes, for looking names up.
-
-    Raises:
-        SourceContractError: If there are none, or not one for each node.
-    """
-    if graph is None:
-        raise SourceContractError(
-            "base_graph is None: cells need a graph of genes", fix="a Data or HeteroData with node_ids"
-        )
-    store = graph._store if node_type is None else graph[node_type]
-    names = node_names(store)
-    if names is None:
-        raise SourceContractError(
-            "the base graph has no node_ids: cells are aligned with it by gene name",
-            fix="set graph['gene'].node_ids to the list of gene names",
-        )
-    count = count_nodes(store, f"'{node_type}'")
-    if len(names) != count:
-        raise SourceContractError(f"node_ids has {len(names)} names for {count} nodes")
-    return NodeNames(names, aliases)
 
 
 def _some(names: tuple[str, ...], what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,22 @@ class Coded:
     ordered: bool
 
     @classmethod
-    def of(cls, column: Any) -> Coded:
+    def of(cls, column: Any, where: str) -> Coded:
         """From categories, texts, bools or numbers, as pandas or numpy has them."""
         import pandas as pd
 
         found = column.array if hasattr(column, "array") else column
         if not isinstance(found, pd.Categorical):
-            found = pd.Categorical(pd.Series(column))
+            try:
+                found = pd.Categorical(pd.Series(column))
+            except TypeError:
+                kind = next(
+                    (type(v).__name__ for v in column if isinstance(v, Iterable) and not isinstance(v, str)),
+                    "?",
+                )
+                raise SourceContractError(
+                    f"{where} holds {kind} objects, expected names or numbers"
+                ) from None
         known = found.categories
         short = (
             getattr(known.dtype, "kind", "") == "f" and known.dtype.itemsize < 8

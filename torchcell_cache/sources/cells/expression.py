@@ -38,7 +38,7 @@ class Expression:
         return Expression(ptr, nodes, values)
 
 
-def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArray[Any]:
+def transformed(rows: Rows, target_sum: float | None, log1p: bool, url: str) -> npt.NDArray[Any]:
     """The values of ``rows`` as ``scanpy.pp.normalize_total`` and ``scanpy.pp.log1p`` leave them.
 
     Totals are over all variables of the file, those the base graph does not have too. They are summed in double
@@ -49,6 +49,7 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
         rows: Cells.
         target_sum: Total of each cell afterwards; ``None`` leaves values as they are. A cell without any counts stays so.
         log1p: Whether to take ``log(1 + value)``.
+        url: The file, for messages.
 
     Returns:
         ``[nnz]``.
@@ -60,7 +61,8 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
         at = int(np.argmax(rows.values < 0))
         cell = rows.start + int(np.searchsorted(rows.ptr, at, side="right")) - 1
         raise SourceContractError(
-            f"cell {cell} of its file has the value {rows.values[at]:g}: target_sum and log1p are for counts",
+            f"{url}: cell {cell} has the value {rows.values[at]:g}: target_sum and log1p are for counts",
+            path=url,
             fix="raw=True or layer=... for the counts, or neither of the two for scaled values",
         )
     if target_sum is None and not log1p:
@@ -74,7 +76,8 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArra
         if len(endless) and bool(np.isfinite(values).all()):
             cell = rows.start + int(endless[0])
             raise SourceContractError(
-                f"the values of cell {cell} of its file sum to more than {values.dtype} holds",
+                f"{url}: the values of cell {cell} sum to more than {values.dtype} holds",
+                path=url,
                 fix="scale the values before, or leave out target_sum",
             )
         totals[totals == 0] = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from torchcell_cache.core.storage_errors import storage_error
@@ -159,9 +159,21 @@ def absent(library: str, error: ImportError) -> SettingError:
     return SettingError(f"AnnDataSource needs the package {name} ({error})", fix=fix)
 
 
-def not_a_file(given: Any) -> SettingError:
+def not_a_file(given: Any, holds: str = "is") -> SettingError:
     """The error for something that is neither a path nor an AnnData."""
+    order = ", which has no order" if isinstance(given, Set) else ""
     return SettingError(
-        f"files holds {type(given).__name__}, expected paths or URLs of H5AD files, or AnnData objects",
+        f"files {holds} {type(given).__name__}{order}, expected paths or URLs of H5AD files, or AnnData objects",
         fix='files="cells.h5ad", or files=["a.h5ad", "b.h5ad"], or files=adata',
     )
+
+
+def check_columns(url: str, name: str, columns: Sequence[str], there: list[str]) -> None:
+    """Refuse columns that a table does not have, or has twice."""
+    for column in columns:
+        count = there.count(column)
+        if count != 1:
+            said = f"no column {column!r}; it has {', '.join(there) or 'none'}"
+            raise SourceContractError(
+                f"{url}: {name} has {said if not count else f'{count} columns {column!r}'}", path=url
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,23 @@ def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
         SettingError: If it is none of these, or nothing.
         SourceContractError: If a file is missing or named twice, or no file fits a pattern.
     """
-    if not (isinstance(given, str | os.PathLike) or _is_anndata(given) or isinstance(given, Iterable)):
+    one = isinstance(given, str | bytes | os.PathLike) or _is_anndata(given)
+    frame, handle = getattr(given, "ndim", 1) != 1, hasattr(given, "read")
+    if not one and (frame or handle or isinstance(given, Set | Mapping) or not isinstance(given, Iterable)):
         raise not_a_file(given)
-    several = [given] if isinstance(given, str | os.PathLike) or _is_anndata(given) else list(given)
+    if options is not None and not isinstance(options, Mapping):
+        raise SettingError(f"storage_options is {type(options).__name__}, expected a mapping")
+    several = [given] if one else list(given)
     if not several:
         raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
     out: list[CellFile] = []
     for item in several:
         if _is_anndata(item):
             out.append(CellsInMemory(item, len(out)))
-        elif isinstance(item, str | os.PathLike):
+        elif isinstance(item, str | bytes | os.PathLike):
             out += [H5adFile(path, options) for path in _expanded(os.fspath(item), options)]
         else:
-            raise not_a_file(item)
+            raise not_a_file(item, "holds")
     seen: set[Any] = set()
     for file in out:
         if isinstance(file, CellsInMemory):

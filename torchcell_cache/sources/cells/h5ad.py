@@ -20,7 +20,13 @@ import numpy as np
 import xxhash
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.cells.failures import absent, directory_refused, matrix_missing, reading
+from torchcell_cache.sources.cells.failures import (
+    absent,
+    check_columns,
+    directory_refused,
+    matrix_missing,
+    reading,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -168,18 +174,11 @@ class H5adFile:
                 if hasattr(node, "keys"):
                     index = _text(node.attrs.get("_index", "_index"))
                     there = [_text(c) for c in node.attrs.get("column-order", list(node))]
-                    self._check_columns(name, columns, there)
+                    check_columns(self.url, name, columns, there)
                     return {column: _column(node, column) for column in columns} | {"": _column(node, index)}
             found = self._legacy_table(name)
-        self._check_columns(name, columns, list(map(str, found.columns)))
+        check_columns(self.url, name, columns, list(map(str, found.columns)))
         return {column: found[column] for column in columns} | {"": found.index}
-
-    def _check_columns(self, name: str, columns: tuple[str, ...], there: list[str]) -> None:
-        for column in columns:
-            if column not in there:
-                raise SourceContractError(
-                    f"{self.url}: {name} has no column {column!r}; it has {', '.join(there)}", path=self.url
-                )
 
     def _legacy_table(self, name: str) -> Any:
         if self.is_remote:
@@ -242,19 +241,31 @@ def _values(categories: Any) -> Any:
     return [_text(value) for value in array] if array.dtype.kind in "OS" else array
 
 
-def kind_of(matrix: Any) -> str:
-    """``csr``, ``csc`` or ``dense``."""
-    if not hasattr(matrix, "keys"):
-        return _DENSE
-    text = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", b"csr_matrix")))
-    return _CSC if "csc" in text else _CSR
+def form_of(matrix: Any, url: str) -> tuple[str, tuple[int, int]]:
+    """``csr``, ``csc`` or ``dense``, and the numbers of cells and variables.
 
-
-def shape_of(matrix: Any) -> tuple[int, int]:
-    """Cells and variables."""
-    shape = (
-        matrix.attrs.get("shape", matrix.attrs.get("h5sparse_shape"))
-        if hasattr(matrix, "keys")
-        else matrix.shape
-    )
-    return int(shape[0]), int(shape[1])
+    Raises:
+        SourceContractError: If it is none of the three, or its pointers do not fit it.
+    """
+    attributes, sparse = matrix.attrs if hasattr(matrix, "keys") else {}, hasattr(matrix, "keys")
+    said = _text(attributes.get("encoding-type", attributes.get("h5sparse_format", b"csr")))
+    kind = said.removesuffix("_matrix") if sparse else _DENSE
+    shape = attributes.get("shape", attributes.get("h5sparse_shape")) if sparse else matrix.shape
+    if kind not in (_CSR, _CSC, _DENSE) or (sparse and {"data", "indices", "indptr"} - set(matrix)):
+        raise SourceContractError(
+            f"{url}: X is encoded as {said!r}, expected a dense, CSR or CSC matrix",
+            path=url,
+            fix="adata.X.tocsr()",
+        )
+    if shape is None or len(shape) != 2:
+        raise SourceContractError(
+            f"{url}: X has shape {[] if shape is None else list(shape)}, expected cells x variables", path=url
+        )
+    size = int(shape[0]), int(shape[1])
+    if sparse:
+        pointers, count = matrix["indptr"], size[kind == _CSC]
+        ends = (int(pointers[0]), int(pointers[len(pointers) - 1])) if len(pointers) else ()
+        if len(pointers) != count + 1 or ends != (0, len(matrix["data"])):
+            what = "column" if kind == _CSC else "row"
+            raise SourceContractError(f"{url}: {what} pointers do not fit the matrix", path=url)
+    return kind, size

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.ragged import Float32Array, Int64Array
-from torchcell_cache.core.samples import SampleTable
+from torchcell_cache.core.samples import SampleTable, UnknownNames
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
 from torchcell_cache.sources.cells.expression import lost_in_float32
@@ -53,8 +53,10 @@ class Labels:
         names = (*phenotypes, *self.categories)
         values = np.ascontiguousarray(np.concatenate([self.values, codes], axis=1))
         once = np.arange(len(values) + 1, dtype=np.int64)
+        found, cells = self.perturbed, range(len(values))
+        unknown = UnknownNames.of_rows([found.foreign.get(k, ()) for k in cells]) if found.foreign else None
         return SampleTable(
-            self.perturbed.ids, self.perturbed.ptr, values, once, names, source_ids=self.barcodes
+            found.ids, found.ptr, values, once, names, source_ids=self.barcodes, unknown=unknown
         )
 
     def digest(self, nodes: Sequence[Int64Array]) -> str:
@@ -98,15 +100,15 @@ def read_labels(
     for file, length in zip(files, lengths, strict=True):
         wanted = tuple(dict.fromkeys((*phenotypes, *categorical, *how.columns)))
         table = file.table("obs", wanted)
-        if any(len(column) != length for column in table.values()):
+        if other := next((len(column) for column in table.values() if len(column) != length), None):
             raise SourceContractError(
-                f"{file.url}: the matrix has {length} cells, obs another number", path=file.url
+                f"{file.url}: the matrix has {length} cells, obs {other}", path=file.url
             )
         names = texts_of(table[""]).tolist()
         barcodes.append(names)
         found = [_numbers(file.url, name, table[name], names) for name in phenotypes]
         numbers.append(np.stack(found, axis=1) if found else np.empty((length, 0), dtype=np.float32))
-        coded.append([Coded.of(table[name]) for name in categorical])
+        coded.append([Coded.of(table[name], f"{file.url}: obs column {name!r}") for name in categorical])
         perturbed.append(read_perturbed(file.url, table, how, nodes, length))
     urls = [file.url for file in files]
     codes, categories = [np.empty((n, 0), dtype=np.int64) for n in lengths], {}

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.cells.failures import matrix_missing
+from torchcell_cache.sources.cells.failures import check_columns, matrix_missing
 from torchcell_cache.sources.cells.h5ad import needs
 
 
@@ -51,12 +50,9 @@ class CellsInMemory:
     def table(self, name: str, columns: tuple[str, ...]) -> dict[str, Any]:
         """See :meth:`H5adFile.table`."""
         frame = self.cells.raw.var if name == "raw/var" else getattr(self.cells, name)
-        for column in columns:
-            if column not in frame.columns:
-                raise SourceContractError(
-                    f"{self.url}: {name} has no column {column!r}; it has {', '.join(map(str, frame.columns))}"
-                )
-        return {column: frame[column] for column in columns} | {"": frame.index}
+        there = list(map(str, frame.columns))
+        check_columns(self.url, name, columns, there)
+        return {column: frame.iloc[:, there.index(column)] for column in columns} | {"": frame.index}
 
     def matrix(self, cells: Any, layer: str | None, raw: bool) -> Any:
         """``X``, ``raw.X`` or a layer, as an array or as the three arrays of a CSR matrix."""

@@ -89,7 +89,16 @@ def read_perturbed(
     everything = np.arange(length, dtype=np.int64)
     if not how.columns:
         return Perturbed(np.empty(0, dtype=np.int64), np.zeros(length + 1, dtype=np.int64), {}, everything)
-    found = [_entries(url, column, Coded.of(table[column]), how, nodes) for column in how.columns]
+    found = [
+        _entries(
+            f"{url}: obs column {column!r}",
+            url,
+            Coded.of(table[column], f"{url}: obs column {column!r}"),
+            how,
+            nodes,
+        )
+        for column in how.columns
+    ]
     owners, ids = zip(*(_spread(part.codes, part.nodes) for part in found), strict=True)
     pairs = np.unique(np.stack([np.concatenate(owners), np.concatenate(ids)], axis=1), axis=0)
     odd = np.zeros(length, dtype=np.bool_)
@@ -117,34 +126,43 @@ def _notes(
         return ()
     names = sorted({name for part in found for some in part.foreign for name in some})
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    said = f"{url}: {int(odd.sum()):,} of {len(odd):,} cells name {len(names):,} genes that the base graph does not have"
+    none = np.logical_or.reduce([part.codes < 0 for part in found])
+    said = f"{int(none.sum()):,} of {len(odd):,} cells have no entry" if none.any() else ""
+    if names:
+        count = (
+            f"{int((odd & ~none).sum()):,} name" if said else f"{int(odd.sum()):,} of {len(odd):,} cells name"
+        )
+        lost = f"{count} {len(names):,} genes that the base graph does not have ({some})"
+        said = f"{said}, {lost}" if said else lost
     bare = int((odd & (counts == 0)).sum())
     what = {
         "skip": "left out",
         "drop": f"these genes left out, {bare:,} cells now look unperturbed",
         "keep": f"nothing is removed for them, {bare:,} cells have no other gene",
     }
-    none = sum(int((part.codes < 0).sum()) for part in found)
-    blank = f" or no entry ({none:,})" if none else ""
-    return (f"{said}{blank} ({some}): {what[how.unknown]}",)
+    return (f"{url}: {said}: {what[how.unknown]}",)
 
 
-def _entries(url: str, column: str, coded: Coded, how: Perturbations, nodes: NodeNames) -> _Entries:
+def _entries(where: str, url: str, coded: Coded, how: Perturbations, nodes: NodeNames) -> _Entries:
     missing = coded.codes < 0
     if missing.any() and how.unknown != "skip":
         control = how.control[0] if how.control else "a control"
         raise SourceContractError(
-            f"{url}: obs column {column!r} has no value for {int(missing.sum()):,} cells, the first is cell "
+            f"{where} has no value for {int(missing.sum()):,} cells, the first is cell "
             f"{int(np.argmax(missing))}: that does not say whether they are perturbed",
             path=url,
             fix=f'fill them with {control!r}, or unknown="skip" to leave these cells out',
         )
-    found = [_nodes(url, column, name, how, nodes) for name in coded.names()]
+    used = np.bincount(coded.codes[~missing], minlength=len(coded.values)) > 0  # a category may be of no cell
+    found = [
+        _nodes(where, url, name, how, nodes) if there else ([], [])
+        for name, there in zip(coded.names(), used.tolist(), strict=True)
+    ]
     return _Entries(coded.codes, [ids for ids, _ in found], [names for _, names in found])
 
 
 def _nodes(
-    url: str, column: str, text: str, how: Perturbations, nodes: NodeNames
+    where: str, url: str, text: str, how: Perturbations, nodes: NodeNames
 ) -> tuple[list[int], list[str]]:
     """Nodes of one entry, and names in it that no node has."""
     names = [part.strip() for part in text.split(how.separator)]
@@ -154,7 +172,7 @@ def _nodes(
     if foreign and how.unknown == "error":
         report = nodes.report(foreign, np.full(len(foreign), -1))
         raise SourceContractError(
-            f"{url}: obs column {column!r} has {text!r}, and {foreign[0]!r} is neither a node of the base graph "
+            f"{where} has {text!r}, and {foreign[0]!r} is neither a node of the base graph "
             f"nor a control ({', '.join(how.control)})" + (f"; {report.hint}" if report.hint else ""),
             path=url,
             fix='separator=..., control=..., aliases={"old name": "node name"}, or unknown="skip" to leave such cells out',

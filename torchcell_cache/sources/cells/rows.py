@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.files import CellFile
-from torchcell_cache.sources.cells.h5ad import kind_of, shape_of
+from torchcell_cache.sources.cells.h5ad import form_of
 from torchcell_cache.sources.cells.transpose import Rows, Transposed, canonical
 
 MAX_CELLS = 2_048
@@ -33,7 +33,7 @@ class Matrix:
         self.file, self.layer, self.raw = file, layer, raw
         with file.open() as opened:
             found = file.matrix(opened, layer, raw)
-            self.kind, self.shape = kind_of(found), shape_of(found)
+            self.kind, self.shape = form_of(found, file.url)
             dtype = found["data"].dtype if self.kind != "dense" else found.dtype
         if dtype.kind not in "fiub":
             raise SourceContractError(

@@ -179,10 +179,10 @@ def _with_column(given: Any, field: str, column: int | None, num_nodes: int) -> 
                 f"column={column}, but the base graph has no node field {field!r}", fix="leave it out"
             )
         return torch.zeros(num_nodes, 1, dtype=torch.float32, device="cpu"), 0
-    if not isinstance(given, torch.Tensor) or given.dim() != 2 or given.dtype != torch.float32:
-        got = (
-            f"{given.dtype} {list(given.shape)}" if isinstance(given, torch.Tensor) else type(given).__name__
-        )
+    is_tensor = isinstance(given, torch.Tensor)
+    if not is_tensor or given.dim() != 2 or given.dtype != torch.float32 or given.layout != torch.strided:
+        layout = "" if is_tensor and given.layout == torch.strided else f" {getattr(given, 'layout', '')}"
+        got = f"{given.dtype} {list(given.shape)}{layout}" if is_tensor else type(given).__name__
         raise SourceContractError(
             f"the base graph's {field!r} is {got}, expected float32 [{num_nodes}, k]",
             fix='convert it, or pass field="expression" for a field of its own',

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch_geometric.data.data import BaseData
 
 from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
-from torchcell_cache.core.checks import choice
+from torchcell_cache.core.checks import choice, real_number, truth, whole_number
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.graph.topology import perturbable_type
-from torchcell_cache.sources.cells.alignment import align, gene_names
+from torchcell_cache.sources.cells.alignment import align
 from torchcell_cache.sources.cells.categories import whole
 from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
 from torchcell_cache.sources.cells.files import cell_files
@@ -26,8 +27,8 @@ from torchcell_cache.sources.cells.labels import Labels, read_labels
 from torchcell_cache.sources.cells.perturbed import Perturbations
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
-from torchcell_cache.sources.cells.variable import HighlyVariable, choose
-from torchcell_cache.sources.names import UNKNOWN, read_aliases
+from torchcell_cache.sources.cells.variable import FLAVORS, HighlyVariable, choose
+from torchcell_cache.sources.names import UNKNOWN, NodeNames, read_aliases
 from torchcell_cache.store.columns import categories_of
 
 if TYPE_CHECKING:
@@ -114,14 +115,24 @@ class AnnDataSource:
         aliases: Mapping[str, str] | str | Path | None = None,
     ) -> None:
         choice("unknown", unknown, UNKNOWN)
-        phenotypes, categories = _several(phenotypes), _several(categories)
-        how = Perturbations(_several(perturbation), separator, _several(control), unknown)
-        _check(layer, raw, target_sum, phenotypes, categories, y, separator)
+        choice("flavor", flavor, FLAVORS)
+        phenotypes, categories = _several("phenotypes", phenotypes), _several("categories", categories)
+        columns = _several("perturbation", perturbation)
+        how = Perturbations(columns, separator, _several("control", control), unknown)
+        raw, log1p = truth("raw", raw), truth("log1p", log1p)
+        target_sum = None if target_sum is None else _target(target_sum)
+        column = None if column is None else whole_number("column", column)
+        _check(layer, raw, phenotypes, categories, y, field, separator, version)
         self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
         self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
+        if base_graph is not None and not isinstance(base_graph, BaseData):
+            raise SourceContractError(
+                f"base_graph is {type(base_graph).__name__}, expected a Data or HeteroData",
+                fix="the graph of genes",
+            )
         self.node_type = perturbable_type(base_graph, node_type)
         self._aliases = read_aliases(aliases) or None
-        named = gene_names(base_graph, self.node_type, self._aliases)
+        named = NodeNames.of_graph(base_graph, self.node_type, self._aliases)
         self._names = named.names
         self.files = cell_files(files, storage_options)
         self.matrices = [Matrix(file, layer, raw) for file in self.files]
@@ -282,7 +293,7 @@ class AnnDataSource:
             if not len(chosen):
                 continue
             for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1):
-                values = transformed(rows, target, log1p)
+                values = transformed(rows, target, log1p, matrix.file.url)
                 found = on_nodes(rows, values, nodes[number], self._names, matrix.file.url)
                 yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
 
@@ -315,25 +326,45 @@ class AnnDataSource:
         return out
 
 
-def _several(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    """Names in their order; none for ``None``."""
+    found = [value] if isinstance(value, str) else () if value is None else value
+    ordered = isinstance(found, Sequence) or hasattr(found, "tolist")
+    if not ordered or not all(isinstance(each, str) for each in found):
+        raise SettingError(
+            f"{name} is {value!r:.200}, expected text or a list of texts", fix=f'{name}=["..."]'
+        )
+    return tuple(map(str, found))
+
+
+def _target(value: Any) -> float:
+    wanted = "a positive number that float32 holds, 1e4 for instance"
+    found = real_number("target_sum", value, wanted, above=True)
+    with np.errstate(over="ignore"):
+        if not 0 < np.float32(found) < np.inf:
+            raise SettingError(f"target_sum={value!r}: expected {wanted}")
+    return value if type(value) in (int, float) else found  # as fingerprints have it
 
 
 def _check(
     layer: str | None,
     raw: bool,
-    target_sum: float | None,
     phenotypes: tuple[str, ...],
     categories: tuple[str, ...],
     y: str | None,
+    field: str,
     separator: str,
+    version: str | None,
 ) -> None:
     if layer is not None and raw:
         raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
-    if target_sum is not None and not (bool(np.isreal(target_sum)) and 0 < target_sum < np.inf):
-        raise SettingError(f"target_sum={target_sum!r} must be a positive number, 1e4 for instance")
-    if not separator:
-        raise SettingError("separator is empty", fix='separator="+"')
+    for name, text in (("field", field), ("separator", separator)):
+        if not isinstance(text, str) or not text:
+            raise SettingError(
+                f"{name} is {'empty' if text == '' else repr(text)}, expected text", fix="leave it out"
+            )
+    if isinstance(version, str) and not version.strip():
+        raise SettingError(f"{version=} names no content", fix="leave it out, then the files are digested")
     columns = (*phenotypes, *categories)
     if len(set(columns)) != len(columns):
         raise SettingError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import choice
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.cells.expression import Expression
@@ -35,11 +35,8 @@ class HighlyVariable:
     num_cells: int
 
     def __post_init__(self) -> None:
-        choice("flavor", self.flavor, FLAVORS)
-        if self.n_top_genes < 1 or self.num_cells < 2:
-            raise SettingError(
-                f"n_top_genes={self.n_top_genes} must be at least 1 and hvg_cells={self.num_cells} at least 2"
-            )
+        whole_number("n_top_genes", self.n_top_genes, 1)
+        whole_number("hvg_cells", self.num_cells, 2)
 
 
 def sampled_runs(count: int, wanted: int) -> list[tuple[int, int]]:
@@ -101,6 +98,6 @@ def _ask(scanpy: Any, cells: Any, how: HighlyVariable) -> npt.NDArray[np.bool_]:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise SourceContractError(
             f"scanpy.pp.highly_variable_genes(flavor={how.flavor!r}) on {cells.n_obs} cells: {error}",
-            fix="'seurat' and 'cell_ranger' expect log1p=True, 'seurat_v3' whole counts",
+            fix="'seurat' and 'cell_ranger' expect logarithms (log1p=True), 'seurat_v3' whole counts; all three many cells",
         ) from None
     return np.asarray(found["highly_variable"], dtype=np.bool_)
