@@ -139,6 +139,10 @@ def checked_options(options: Mapping[str, Any] | None, protocol: str) -> dict[st
     Raises:
         SettingError: If one of them is or looks like a credential.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise SettingError(
+            f"storage_options is {type(options).__name__}, expected a mapping", fix="{'anon': True}"
+        )
     found = _secret_in(dict(options or {}))
     if found is not None:
         raise SettingError(
@@ -146,6 +150,30 @@ def checked_options(options: Mapping[str, Any] | None, protocol: str) -> dict[st
             fix=how_to_log_in(protocol),
         )
     return dict(options or {})
+
+
+def refuse_inside(place: Path, store: Any, what: str) -> None:
+    """Refuse a place in the directory of a store, whose files belong to what wrote them.
+
+    Args:
+        place: Where something is to be written.
+        store: Root of the store, or its address, which is elsewhere unless it is ``file://``.
+        what: The argument's name, for the message.
+
+    Raises:
+        SettingError: If ``place`` is the store's directory or below it.
+    """
+    text = os.fspath(store)
+    if is_url(text):
+        if protocol_of(text) != "file":
+            return
+        text = text.partition("://")[2]
+    root = Path(text).resolve()
+    if place.resolve().is_relative_to(root):
+        raise SettingError(
+            f"{what}={place} is in the store {store} itself",
+            fix=f"choose a place beside it, {root.parent / 'copies'}",
+        )
 
 
 def how_to_log_in(protocol: str) -> str:

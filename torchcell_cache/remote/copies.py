@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.files import (
     fsync_dir,
     make_dirs_durable,
@@ -29,8 +30,8 @@ from torchcell_cache.core.files import (
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import BuilderLock, read_status
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
-from torchcell_cache.core.urls import is_url, local_path
-from torchcell_cache.errors import CacheError, SettingError, UnsafeContentError
+from torchcell_cache.core.urls import checked_url, is_url, local_path, refuse_inside
+from torchcell_cache.errors import CacheError, UnsafeContentError
 from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
@@ -75,10 +76,10 @@ def stage(
         StorageError: If there is no room, or a file system refuses.
         SettingError: If an argument has no such value.
     """
-    if keep is not None and keep < 1:
-        raise SettingError(f"keep={keep}, expected at least 1: the copy just staged always stays")
-    say = Console(progress)
-    place = local_path(to, "to")
+    if keep is not None:
+        keep = whole_number("keep", keep, 1, fix="keep=1, the copy just staged always stays")
+    say, place = Console(truth("progress", progress)), local_path(to, "to")
+    refuse_inside(place, checked_url(root) if is_url(root) else local_path(root), "to")
     with _source(root, wait, storage_options) as source:
         return _copied(*source, place, keep, say)
 

@@ -14,7 +14,7 @@ import numpy as np
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Progress
-from torchcell_cache.core.urls import local_path, name_of
+from torchcell_cache.core.urls import local_path, name_of, refuse_inside
 from torchcell_cache.errors import (
     CacheError,
     CacheNotFoundError,
@@ -144,9 +144,9 @@ def open_url(
             f"download='all' needs {total:,} bytes, cache_bytes is {limit:,}",
             fix=f"cache_bytes={total}, or download='lazy'",
         )
-    place = make_dirs_durable(
-        default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
-    )
+    place = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+    refuse_inside(place, bucket.url, "cache_dir")
+    make_dirs_durable(place)
     cache = cache_at(place / copy_name(Path(name_of(bucket.url)), manifest), manifest)
     files = RemoteFiles(bucket, cache, limit)
     files.bring_everything([*manifest.files, *(shards if download == "all" else ())], f"pull {bucket.url}")

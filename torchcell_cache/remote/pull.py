@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.steps import acquire
+from torchcell_cache.core.checks import truth
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
-from torchcell_cache.core.urls import local_path
+from torchcell_cache.core.urls import local_path, refuse_inside
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
@@ -50,11 +51,9 @@ def pull(
         StorageError: If there is no room, or the object store cannot be reached.
         SettingError: If the address or an option cannot be used.
     """
-    where, bucket, say = (
-        local_path(root),
-        Bucket(url, storage_options),
-        Console(progress),
-    )
+    overwrite, progress = truth("overwrite", overwrite), truth("progress", progress)
+    where, bucket, say = local_path(root), Bucket(url, storage_options), Console(progress)
+    refuse_inside(where, bucket.url, "root")
     manifest = remote_manifest(bucket, wait)
     _current(where, manifest, overwrite)
     make_dirs_durable(processed_dir(where))

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from torchcell_cache.core.checks import truth
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
-from torchcell_cache.core.urls import local_path
+from torchcell_cache.core.urls import local_path, refuse_inside
 from torchcell_cache.errors import (
     CacheError,
     CorruptManifestError,
@@ -73,11 +75,14 @@ def push(
         RemoteUnavailableError: If it does not answer; the same call goes on where it was.
         SettingError: If the address or an option cannot be used.
     """
-    where, bucket, say = (
-        local_path(root),
-        Bucket(url, storage_options),
-        Console(progress),
+    overwrite, force, progress = (
+        truth("overwrite", overwrite),
+        truth("force", force),
+        truth("progress", progress),
     )
+    where, bucket, say = local_path(root), Bucket(url, storage_options), Console(progress)
+    if bucket.protocol == "file":
+        refuse_inside(Path(bucket.url.partition("://")[2]), where, "url")
     generation = open_with_lease(where)
     return _Push(bucket, generation, force, progress, say).run(overwrite)
 
