@@ -125,11 +125,9 @@ class AnnDataSource:
         _check(layer, raw, phenotypes, categories, y, field, separator, version)
         self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
         self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
-        if base_graph is not None and not isinstance(base_graph, BaseData):
-            raise SourceContractError(
-                f"base_graph is {type(base_graph).__name__}, expected a Data or HeteroData",
-                fix="the graph of genes",
-            )
+        if not isinstance(base_graph, BaseData):
+            got = "None: cells need a graph of genes" if base_graph is None else type(base_graph).__name__
+            raise SourceContractError(f"base_graph is {got}, expected a Data or HeteroData with node_ids")
         self.node_type = perturbable_type(base_graph, node_type)
         self._aliases = read_aliases(aliases) or None
         named = NodeNames.of_graph(base_graph, self.node_type, self._aliases)
