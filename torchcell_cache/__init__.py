@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchcell_cache.builder.array import build_part as build_part
     from torchcell_cache.builder.check.repair import repair as repair
     from torchcell_cache.builder.check.verify import verify as verify
-    from torchcell_cache.builder.cleanup import gc as gc
+    from torchcell_cache.builder.generations import gc as gc
     from torchcell_cache.core.samples import Sample as Sample
     from torchcell_cache.data.api import build as build
     from torchcell_cache.data.api import finalize as finalize
@@ -83,7 +83,7 @@ _PLACES = {
     "errors": "",
     "finalize": "data.api",
     "nn": "",
-    "gc": "builder.cleanup",
+    "gc": "builder.generations",
     "load_base_graph": "graph.records",
     "load_indices": "data.index_file",
     "pull": "remote.pull",

@@ -93,9 +93,11 @@ class CorruptRecordError(CacheError):
 
     Attributes:
         place: Which one of those read together it is, where known.
+        what: What is wrong with it, without the name of the sample.
     """
 
     place: int | None = None
+    what: str = ""
     code = EXIT_CORRUPT_OR_STALE
 
 

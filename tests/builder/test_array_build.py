@@ -19,8 +19,8 @@ from loading import build, make_source
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.builder.array_check import ranges
 from torchcell_cache.cli import main
+from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.errors import (

@@ -101,8 +101,8 @@ def test_an_empty_source_needs_to_be_meant(tmp_path: Path) -> None:
     [
         ({"storage": "deltas"}, "'perturbation', 'delta', 'full', 'auto'"),
         ({"on_stale": "ignore"}, "'error', 'rebuild', 'warn'"),
-        ({"num_workers": -1}, "at least 0"),
-        ({"shard_size": 0}, "at least 1"),
+        ({"num_workers": -1}, "from 0 on"),
+        ({"shard_size": 0}, "from 1 on"),
         ({"processor": 3}, "processor must be"),
     ],
 )

@@ -387,11 +387,11 @@ sys.path.insert(0, sys.argv[2])
 import torch, os
 torch.set_num_threads(1)
 import torchcell_cache as tc
-from torchcell_cache.builder import reuse as adopt
+from torchcell_cache.builder import reuse
 from test_growing import cell_graph, knockouts, table
 genes, labels = knockouts(60)
 calls = [0]
-original = adopt.Adoption._link if sys.argv[3] == "link" else adopt.build_shard
+original = reuse.ShardReuse._link if sys.argv[3] == "link" else reuse.build_shard
 def killing(*args, **kwargs):
     out = original(*args, **kwargs)
     calls[0] += 1
@@ -399,9 +399,9 @@ def killing(*args, **kwargs):
         os.kill(os.getpid(), int(sys.argv[4]))
     return out
 if sys.argv[3] == "link":
-    adopt.Adoption._link = killing
+    reuse.ShardReuse._link = killing
 else:
-    adopt.build_shard = killing
+    reuse.build_shard = killing
 tc.append(sys.argv[1], table(cell_graph(), genes[44:], labels[44:]), progress=False)
 """
 

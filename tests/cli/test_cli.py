@@ -564,8 +564,8 @@ def test_the_installed_program_in_a_process_of_its_own(store: Path, tmp_path: Pa
     [
         ("preprocess task=5 tasks=3", "expected task=0 to task=2"),
         ("preprocess finalize=true tasks=0", "tasks=0"),
-        ("preprocess num_workers=-1", "num_workers=-1 must be at least 0"),
-        ("preprocess shard_size=0", "shard_size=0 must be at least 1"),
+        ("preprocess num_workers=-1", "num_workers=-1: expected a whole number from 0 on"),
+        ("preprocess shard_size=0", "shard_size=0: expected a whole number from 1 on"),
         ("append", "no complete store"),
         ("update", "no complete store"),
     ],

@@ -260,7 +260,7 @@ def test_a_store_of_a_notebook_built_before_is_not_stale(
 ) -> None:
     """Earlier versions noted methods of such a cell a second time."""
     from torchcell_cache.builder import plan
-    from torchcell_cache.builder.codehash.parts import legacy_processor_part
+    from torchcell_cache.builder.codehash import legacy_processor_part
 
     session = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", session)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from torchcell_cache.builder.publishing import insist_same
 from torchcell_cache.codec.chunks import FieldChunk
-from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.samples import Sample, SampleTable, UnknownNames
-from torchcell_cache.errors import SourceContractError, StaleCacheError
-from torchcell_cache.graph.records import graph_digests
+from torchcell_cache.errors import SourceContractError
+from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.store.generation import Generation
@@ -90,8 +90,8 @@ class AppendedFields(AppendedRuns):
         return self.tail.field_chunks(self._within(start), stop - self.first)
 
 
-def appended(old: Generation, tail: Source) -> Source:
-    """The source of a store that has grown by ``tail``.
+def appended(old: Generation, tail: Source, digests: dict[str, str] | None) -> Source:
+    """The source of a store that has grown by ``tail``, whose base graph has ``digests``.
 
     Where both are ``PerturbationTable``, it is the table of all samples, so that a build from that table finds the grown
     store up to date.
@@ -100,18 +100,19 @@ def appended(old: Generation, tail: Source) -> Source:
         StaleCacheError: If the tail stands on another base graph.
         SourceContractError: If store and tail do not hold the same kind of samples.
     """
-    continued = getattr(tail, "continued", None)
+    continued, before = getattr(tail, "continued", None), tail.base_graph
     tail = continued(old.base_graph) if callable(continued) else tail
     graph = tail.base_graph
-    stored = {"base_graph": old.manifest.fingerprint["base_graph"]}
-    wanted = {"base_graph": {} if graph is None else graph_digests(graph)}
-    if stored != wanted:
-        raise StaleCacheError(
-            f"the samples to append stand on another base graph than the store at {old.root}:\n    "
-            + "\n    ".join(explain(stored, wanted)),
-            path=old.root,
-            fix=_FIX_CELLS if getattr(tail, "gives_graphs", False) else _FIX_GRAPH,
-        )
+    if graph is not None and graph is not before:
+        digests = graph_digests(graph)
+    gives_graphs = getattr(tail, "gives_graphs", False)
+    insist_same(
+        {"base_graph": old.manifest.fingerprint["base_graph"]},
+        {"base_graph": digests or {}},
+        f"the samples to append stand on another base graph than the store at {old.root}",
+        old.root,
+        _FIX_CELLS if gives_graphs else _FIX_GRAPH,
+    )
     _check_settings(old, tail)
     table = getattr(tail, "table", None)
     if (old.table is None) != (not isinstance(table, SampleTable)):
@@ -121,9 +122,9 @@ def appended(old: Generation, tail: Source) -> Source:
         )
     whole = None
     if old.table is not None and isinstance(table, SampleTable):
-        if getattr(tail, "gives_graphs", False):  # cells: plates may share barcodes, and old stores kept none
+        if gives_graphs:  # cells: plates may share barcodes, and old stores kept none
             table = replace(table, source_ids=None) if old.table.source_ids is None else table
-        whole = _joined(old.table, table, unique=not getattr(tail, "gives_graphs", False))
+        whole = _joined(old.table, table, unique=not gives_graphs)
     if whole is None or (len(tail) and type(tail[0]) is not Sample):
         kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
         kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
@@ -137,11 +138,7 @@ def appended(old: Generation, tail: Source) -> Source:
 
 
 def _check_settings(old: Generation, tail: Source) -> None:
-    """Refuse samples that are made in another way than the store's own of the same kind of source.
-
-    Raises:
-        StaleCacheError: Naming what differs.
-    """
+    """Refuse samples that are made in another way than the store's own of the same kind of source."""
     settings = getattr(tail, "settings", None)
     identity = old.manifest.fingerprint["source"]
     while identity.get("class") == "AppendedSource":
@@ -149,14 +146,13 @@ def _check_settings(old: Generation, tail: Source) -> None:
     if not callable(settings) or identity.get("class") != type(tail).__name__:
         return
     wanted = settings()
-    stored = {name: identity.get(name) for name in wanted}
-    if stored != wanted:
-        raise StaleCacheError(
-            f"the store at {old.root} and the samples to append are made in different ways:\n    "
-            + "\n    ".join(explain({"source": stored}, {"source": wanted})),
-            path=old.root,
-            fix=f"{type(tail).__name__}(...) with the settings of the store, or update with all samples",
-        )
+    insist_same(
+        {"source": {name: identity.get(name) for name in wanted}},
+        {"source": wanted},
+        f"the store at {old.root} and the samples to append are made in different ways",
+        old.root,
+        f"{type(tail).__name__}(...) with the settings of the store, or update with all samples",
+    )
 
 
 def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:

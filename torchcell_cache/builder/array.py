@@ -7,38 +7,46 @@ writes the manifest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from torchcell_cache.builder.array_check import Finished
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild
-from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
-from torchcell_cache.builder.resume import tidy
-from torchcell_cache.builder.run import plan_build
-from torchcell_cache.builder.shards import ShardPlan, new_generation_name
-from torchcell_cache.builder.steps import acquire, begun_storage, look, publish, settle_storage
+from torchcell_cache.builder.publishing import Publisher, begun_storage, publishing, settle_storage
+from torchcell_cache.builder.run import BuildRequest
+from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
-from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors
-from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.checks import whole_number
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
+from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.process import this_process
-from torchcell_cache.core.progress import Console, Progress
+from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import SettingError
+from torchcell_cache.errors import (
+    BuildIncompleteError,
+    CorruptManifestError,
+    CorruptShardError,
+    FormatError,
+    SettingError,
+)
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import processed_dir, sidecar_path
-from torchcell_cache.store.status import task_status_path
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_sidecar, shard_name, sidecar_path
+from torchcell_cache.store.stamps import ensure_verified
+from torchcell_cache.store.status import TASKS_NAME, task_states, task_status_path
 
 SCRIPT = "slurm/preprocess_array.slurm"
+_THREADS = 4
+_LONGEST_LIST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,6 @@ class Part:
     shards: tuple[int, ...]
     built: int
     published: bool
-
-
-def share_of(task: int, tasks: int, num_shards: int) -> range:
-    """Shards of one task: every ``tasks``-th, so that a slow stretch of the source is spread over all."""
-    return range(task, num_shards, tasks)
 
 
 def build_part(
@@ -109,41 +112,43 @@ def build_part(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
-    check_task(task, tasks)
-    where = local_path(root)
-    plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
-    say = Console(progress)
-    opened = look(where, plan, storage, on_stale, say)[1]
+    task, tasks = check_task(task, tasks)
+    workers = whole_number("num_workers", num_workers, 0)
+    request = BuildRequest.from_arguments(
+        root, source, processor, storage, shard_size, on_stale, allow_empty, max_record_bytes, progress
+    )
+    where, plan, console = request.root, request.plan, request.console
+    opened = request.find_existing()
     if opened is not None:
-        say(f"task {task} of {tasks}: {opened.manifest.generation} is published, nothing to do")
+        console(f"task {task} of {tasks}: {opened.manifest.generation} is published, nothing to do")
         return Part(task, tasks, opened.manifest.generation, (), 0, True)
     if task == 0:
-        say.notes(plan.notes)
+        console.notes(plan.notes)
     place = None if scratch is None else make_dirs_durable(local_path(scratch, "scratch"))
-    with _locked(where, True, say):
-        storage = (
-            settle_storage(where, plan, partial(choose_storage, plan, say)) if storage == "auto" else storage
-        )
-        work = _work(where, plan, storage, shard_size, max_record_bytes, False, say)
-        share = share_of(task, tasks, work.shards.num_shards)
+    with publishing(where, console, shared=True):
+        if storage == "auto":
+            storage = settle_storage(where, plan, partial(choose_storage, plan, console))
+        work = request.work(storage, exclusive=False)
+        count, name = work.shards.num_shards, work.directory.name
+        share = range(task, count, tasks)  # so that a slow stretch of the source is spread over all
         if not share:
-            say(
-                f"{work.shards.num_shards} shards for {tasks} tasks: none for task {task} (shard_size=... makes more)"
-            )
-            return Part(task, tasks, work.directory.name, (), 0, False)
+            console(f"{count} shards for {tasks} tasks: none for task {task} (shard_size=... makes more)")
+            return Part(task, tasks, name, (), 0, False)
+        status = task_status_path(where, task)
+        remove_stale_temps(make_dirs_durable(status.parent))
         report = partial(
             Progress,
-            status_path=_status_file(where, task),
-            enabled=progress,
+            status_path=status,
+            enabled=console.enabled,
             what=f"task {task} of {tasks}",
             facts=_facts(task, tasks, work, len(share)),
         )
         with StopRequest().listening() as stop:
             work.prepare(place, together=True)
-            _, built = work.build(share, num_workers, place, stop, report)
-        if all(sidecar_path(work.directory, k).exists() for k in range(work.shards.num_shards)):
-            say(f"all {work.shards.num_shards} shards are there; finalize=true publishes the store")
-    return Part(task, tasks, work.directory.name, tuple(share), built, False)
+            _, built = work.build(share, workers, place, stop, report)
+        if all(sidecar_path(work.directory, k).exists() for k in range(count)):
+            console(f"all {count} shards are there; finalize=true publishes the store")
+    return Part(task, tasks, name, tuple(share), built, False)
 
 
 def finalize(
@@ -179,76 +184,47 @@ def finalize(
         BuildIncompleteError: Naming the shards that are missing or damaged, their tasks, and the line that repairs them.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
     """
-    check_task(0, tasks)
-    where = local_path(root)
-    plan = plan_build(source, processor, storage, 0, on_stale, allow_empty)
-    say = Console(progress)
-    opened = look(where, plan, storage, on_stale, say)[1]
-    if opened is not None:
-        say(f"{opened.manifest.generation} is published already")
-        return opened
-    if storage == "auto":
-        storage = begun_storage(where, plan) or "auto"
-    finished = Finished(where, tasks, script, progress)
-    if storage == "auto":
-        raise finished.nothing_there()
-    shards = make_shard_plan(plan, storage, shard_size, max_record_bytes)
-    finished.check(
-        processed_dir(where) / new_generation_name(plan.fingerprint(storage).digest, shards), shards
+    _, tasks = check_task(0, tasks)
+    request = BuildRequest.from_arguments(
+        root, source, processor, storage, shard_size, on_stale, allow_empty, max_record_bytes, progress
     )
-    with _locked(where, False, say) as lock:
-        current, opened = look(where, plan, storage, on_stale, say)
-        if opened is not None:
-            return opened
-        work = _work(where, plan, storage, shard_size, max_record_bytes, lock.exclusive, say)
-        work.prepare(None, together=True)
-        manifest = work.finish(finished.seconds(work.directory.name), shards.num_samples)
-        tidy(where, work.directory, None, lock.exclusive)
-        published = publish(where, manifest, current, say)
-        finished.forget()
-    return published
+    check = ArrayCheck(request.root, tasks, script, request.console.enabled)
+
+    def generation(exclusive: bool) -> GenerationBuild:
+        begun = begun_storage(request.root, request.plan) if storage == "auto" else storage
+        if begun is None:
+            what = f"no task has begun at {request.root} with this source and processor"
+            raise check.incomplete(what, request.root, range(tasks))
+        return request.work(begun, exclusive)
+
+    def begin() -> None:  # without the lock, so that it waits for no task
+        work = generation(False)
+        check.check(work.directory, work.shards)
+
+    def make(publisher: Publisher) -> Manifest:
+        work = generation(publisher.lock.exclusive)
+        work.prepare(together=True)
+        # Seconds of the task that took longest, for the manifest's information.
+        said = [state.get("seconds") for state in task_states(request.root, work.directory.name)]
+        seconds = max((float(s) for s in said if isinstance(s, int | float)), default=0.0)
+        manifest = work.finish(seconds, work.shards.num_samples)
+        work.tidy()
+        said_by_tasks = processed_dir(request.root) / TASKS_NAME
+        shutil.rmtree(said_by_tasks, ignore_errors=True)
+        return manifest
+
+    return request.opened_or_made(make, begin)
 
 
-def check_task(task: int, tasks: int) -> None:
-    """Raise ``SettingError`` unless ``task`` is one of ``tasks``."""
-    if not all(isinstance(number, int | np.integer) for number in (task, tasks)):
-        raise SettingError(f"task={task!r} of tasks={tasks!r}: expected whole numbers")
+def check_task(task: int, tasks: int) -> tuple[int, int]:
+    """``task`` and ``tasks``, unless the one is not one of the other: a ``SettingError``."""
+    try:
+        task, tasks = whole_number("task", task), whole_number("tasks", tasks)
+    except SettingError:
+        raise SettingError(f"task={task!r} of tasks={tasks!r}: expected whole numbers") from None
     if tasks < 1 or not 0 <= task < tasks:
         raise SettingError(f"task={task} of tasks={tasks}: expected task=0 to task={max(tasks, 1) - 1}")
-
-
-@contextmanager
-def _locked(root: Path, shared: bool, say: Console) -> Iterator[BuilderLock]:
-    """The builder lock: shared among tasks, so that a plain build, a repair or ``gc`` waits for all of them."""
-    with storage_errors(processed_dir(root)):
-        make_dirs_durable(processed_dir(root))
-    lock = BuilderLock(processed_dir(root) / LOCK_NAME, shared)
-    acquire(lock, say)
-    try:
-        yield lock
-    finally:
-        lock.release()
-
-
-def _work(
-    root: Path,
-    plan: BuildPlan,
-    storage: str,
-    shard_size: int | None,
-    max_record_bytes: int,
-    exclusive: bool,
-    say: Console,
-) -> GenerationBuild:
-    shards: ShardPlan = make_shard_plan(plan, storage, shard_size, max_record_bytes)
-    name = new_generation_name(plan.fingerprint(storage).digest, shards)
-    return GenerationBuild(root, name, plan, shards, storage, exclusive, say)
-
-
-def _status_file(root: Path, task: int) -> Path:
-    path = task_status_path(root, task)
-    make_dirs_durable(path.parent)
-    remove_stale_temps(path.parent)
-    return path
+    return task, tasks
 
 
 def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[str, Any]:
@@ -266,3 +242,56 @@ def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[st
         "job": job,
         "process": me,
     }
+
+
+class ArrayCheck:
+    """The check before an array build is published: which shards are there and whole, and which tasks have to run again."""
+
+    def __init__(self, root: Path, tasks: int, script: str, progress: bool) -> None:
+        self.root, self.tasks, self.script, self.progress = root, tasks, script, progress
+
+    def check(self, directory: Path, plan: ShardPlan) -> None:
+        """Look at every shard's side file, size and digest.
+
+        Raises:
+            BuildIncompleteError: If one is missing or damaged.
+        """
+        with contextlib.suppress(OSError):
+            os.listdir(directory)  # noqa: PTH208 - asks a network file system for names it may still believe missing
+        problems: dict[int, str] = {}
+        shards, what = range(plan.num_shards), "check shards"
+        on_progress = Progress(plan.num_samples, 0, None, enabled=self.progress, what=what)
+        with on_progress, ThreadPoolExecutor(_THREADS) as pool:
+            for shard, text in zip(
+                shards, pool.map(lambda k: _problem(directory, plan, k), shards), strict=True
+            ):
+                on_progress(len(range(*plan.span(shard))))
+                if text is not None:
+                    problems[shard] = text
+        if not problems:
+            return
+        lines = [f"{len(problems)} of {plan.num_shards} shards are missing or damaged"]
+        listed = list(problems.items())
+        lines += [f"    shard {k} (task {k % self.tasks}): {text}" for k, text in listed[:_LONGEST_LIST]]
+        if len(listed) > _LONGEST_LIST:
+            lines.append(f"    and {len(listed) - _LONGEST_LIST} more")
+        raise self.incomplete("\n".join(lines), directory, (shard % self.tasks for shard in problems))
+
+    def incomplete(self, message: str, path: Path, tasks: Iterable[int]) -> BuildIncompleteError:
+        """The error that names the tasks to run again."""
+        fix = f"sbatch --array={ranges(tasks)} {shlex.quote(str(self.script))}"
+        return BuildIncompleteError(message, path=path, fix=fix)
+
+
+def _problem(directory: Path, plan: ShardPlan, shard: int) -> str | None:
+    """What is wrong with a shard, ``None`` if nothing is; a digest found right is remembered on this node."""
+    try:
+        entry = read_sidecar(directory, shard)
+        if entry is None:
+            return "missing"
+        if (entry.start, entry.stop) != plan.span(shard) or entry.seed != plan.seed:
+            return "its side file is of another build"
+        ensure_verified(directory / shard_name(shard), entry.file.size, entry.file.xxh3)
+    except (CorruptManifestError, CorruptShardError, FormatError) as error:
+        return str(error).splitlines()[0]
+    return None

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.builder.chance import random_state_kept
-from torchcell_cache.builder.generic import GenericMaker
+from torchcell_cache.builder.generic import GenericMaker, random_state_kept
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.codec import deletions as structured
@@ -38,13 +37,13 @@ class StorageCost:
     num_bytes: float
 
 
-def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
+def choose_storage(plan: BuildPlan, console: Callable[[str], None]) -> str:
     """Measure, print the comparison, and name the storage with the fewest bytes among those that read fast.
 
     "Fast" is within 1.5 times of the quickest read, below which differences are noise on a shared machine. Where ids can
     be stored, ``full`` is shown for comparison but never chosen: shared batches need ids.
     """
-    count = len(plan.source)
+    count = plan.num_samples
     if count == 0:
         return "perturbation" if plan.can_be_structured else "full"
     costs = [
@@ -56,10 +55,10 @@ def choose_storage(plan: BuildPlan, say: Callable[[str], None]) -> str:
     eligible = [c for c in costs if c.storage != "full" or not plan.can_be_structured]
     quickest = min(cost.read_us for cost in eligible)
     chosen = min((c for c in eligible if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
-    say("storage       make/sample  read/sample  bytes/sample")
+    console("storage       make/sample  read/sample  bytes/sample")
     for cost in costs:
         mark = "  <- chosen" if cost is chosen else ""
-        say(
+        console(
             f"{cost.storage:<12} {cost.make_us:>9.1f} us {cost.read_us:>9.1f} us {cost.num_bytes:>13,.0f}{mark}"
         )
     return chosen.storage
@@ -71,13 +70,14 @@ def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
     schema = StructuredSchema.from_dict(
         make_shard_plan(plan, storage, None, MAX_RECORD_BYTES).schema["structured"]
     )
-    graph = plan.source.base_graph
     stop = min(_PROBE, count)
     maker = StructuredMaker(schema, plan.table, plan.removal if schema.has_removed else None)
     names = plan.table.phenotypes, plan.table.statistics
-    assembler = Assembler(plan.processor, graph, plan.topology, plan.removal, *names, schema.has_removed)
+    assembler = Assembler(
+        plan.processor, plan.base_graph, plan.topology, plan.removal, *names, schema.has_removed
+    )
     begun = time.perf_counter()
-    bodies = [body for chunk in maker.bodies(0, stop) for body in chunk]
+    bodies = [body for chunk in maker.chunks(0, stop) for body in chunk.bodies]
     made = time.perf_counter()
     for body in bodies:
         assembler.graphs(structured.decode(schema, [bytes(8) + body]))
@@ -101,6 +101,7 @@ def _on_trial(plan: BuildPlan, modes: tuple[str, ...], count: int) -> list[Stora
 
 def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], count: int) -> list[StorageCost]:
     """Costs of several storages of the same graphs: the processor makes each graph once for all of them."""
+    assert plan.source is not None
     maker = GenericMaker(plan.source, processor, modes[0], plan.parts["base_graph"])
     bodies: dict[str, list[bytes]] = {mode: [] for mode in modes}
     made = dict.fromkeys(modes, 0.0)

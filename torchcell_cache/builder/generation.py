@@ -12,35 +12,39 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.chance import seeding
-from torchcell_cache.builder.generic import GenericMaker, label_columns
+from torchcell_cache.builder.generic import GenericMaker, label_column, seeding
 from torchcell_cache.builder.plan import BuildPlan
-from torchcell_cache.builder.resume import finished_shards, tidy
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
     RecordMaker,
+    Report,
     ShardPlan,
     StructuredMaker,
     build_shard,
     content_sums,
+    finished_shards,
+    labels_in,
+    new_generation_name,
 )
-from torchcell_cache.builder.shared_files import SharedFiles
+from torchcell_cache.builder.shared_files import write_shared_files
 from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
 from torchcell_cache.core.files import (
     file_digest,
     free_bytes,
     make_dirs_durable,
+    remove_stale_temps,
     storage_errors,
     write_atomic,
 )
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
-from torchcell_cache.errors import CacheError, StorageFullError
+from torchcell_cache.errors import StorageFullError
 from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import (
+    GRAPH_FILES,
     FileEntry,
     Manifest,
     ShardEntry,
@@ -49,59 +53,64 @@ from torchcell_cache.store.manifest import (
     read_sidecar,
 )
 
-_PROBE = 64
-
 
 class GenerationBuild:
     """The work between the decision to build and the manifest.
 
     Args:
         root: Root of the store.
-        name: The generation's directory name.
         plan: Source, processor and fingerprint.
         shards: The plan all workers share.
         storage: The storage built.
         exclusive: Whether the builder lock keeps others out.
-        say: Prints a line.
+        console: Prints a line.
     """
 
     def __init__(
         self,
         root: Path,
-        name: str,
         plan: BuildPlan,
         shards: ShardPlan,
         storage: str,
         exclusive: bool,
-        say: Callable[[str], None],
+        console: Callable[[str], None],
     ) -> None:
-        self.root, self.plan, self.shards, self.storage, self.say = root, plan, shards, storage, say
+        self.root, self.plan, self.shards, self.storage = root, plan, shards, storage
+        self.exclusive, self.console = exclusive, console
+        name = new_generation_name(plan.fingerprint(storage).digest, shards)
         self.directory = processed_dir(root) / name
-        self.exclusive = exclusive
         self.index_ms = 0.0
 
     def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
         """Build everything that is not there yet and return the manifest, not yet published."""
         begun = time.perf_counter()
-        self.prepare(scratch, together=False)
+        self.prepare(scratch)
+        built = self.build_all(num_workers, scratch, stop, progress)
+        return self.finish(time.perf_counter() - begun, built, stop)
+
+    def prepare(self, scratch: Path | None = None, together: bool = False) -> None:
+        """Make the directory, remove what the dead left, write what all samples share; ``together`` with other tasks."""
+        make_dirs_durable(self.directory)
+        self.tidy(scratch)
+        with storage_errors(self.directory):
+            self.write_shared_files(together)
+
+    def write_shared_files(self, together: bool) -> None:
+        """Write what all samples share."""
+        self.index_ms = write_shared_files(self.plan, self.shards, self.directory, together, self.console)
+
+    def tidy(self, scratch: Path | None = None) -> None:
+        """Remove what killed builders and workers left; from ``scratch``, which others may use, only what the dead left."""
+        for place in (self.directory, processed_dir(self.root)):
+            remove_stale_temps(place, exclusive=self.exclusive)
+        if scratch is not None:
+            remove_stale_temps(scratch)
+
+    def build_all(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> int:
+        """Build all shards that are not there yet; returns the number of samples built."""
         status = processed_dir(self.root) / STATUS_NAME
         report = partial(Progress, status_path=status, enabled=progress)
-        built, _ = self.build(range(self.shards.num_shards), num_workers, scratch, stop, report)
-        return self.finish(time.perf_counter() - begun, built)
-
-    def prepare(self, scratch: Path | None, together: bool) -> None:
-        """Make the directory, remove what the dead left, write what all samples share.
-
-        Args:
-            scratch: Node-local directory, or ``None``.
-            together: Whether several tasks do this at once.
-        """
-        make_dirs_durable(self.directory)
-        tidy(self.root, self.directory, scratch, self.exclusive)
-        with storage_errors(self.directory):
-            files = SharedFiles(self.plan, self.shards, self.directory, together, self.say)
-            files.write()
-            self.index_ms = files.index_ms
+        return self.build(range(self.shards.num_shards), num_workers, scratch, stop, report)[0]
 
     def build(
         self,
@@ -111,53 +120,45 @@ class GenerationBuild:
         stop: StopRequest,
         progress: Callable[[int, int], Progress],
     ) -> tuple[int, int]:
-        """Build those shards of ``share`` that are not there yet.
+        """Build those shards of ``share`` that are not there yet; returns how many samples and shards that were.
 
-        Args:
-            share: Numbers of shards.
-            num_workers: Worker processes; 0 builds in this one.
-            scratch: Node-local directory to write in first, or ``None``.
-            stop: Notes signals.
-            progress: Makes the reporter, from the number of samples and of those done before.
-
-        Returns:
-            Samples and shards built now.
+        ``progress`` makes the reporter, from the number of samples and of those done before.
         """
         done = {entry.index: entry for entry in finished_shards(self.directory, self.shards, share)}
         todo = [k for k in share if k not in done]
         if done and todo:
-            self.say(f"resuming: {len(done)}/{len(share)} shards complete")
-        maker = self.maker()
-        space = partial(self._check_space, sum(b - a for a, b in map(self.shards.span, todo)))
+            self.console(f"resuming: {len(done)}/{len(share)} shards complete")
         total = sum(b - a for a, b in map(self.shards.span, share))
-        report = progress(total, sum(e.stop - e.start for e in done.values()))
-        state = "failed"
-        try:
-            self._build(todo, maker, num_workers, scratch, report, stop, len(share), space)
-            state = "complete"
-        except CacheError as error:
-            state = "interrupted" if error.code == 75 else "failed"
-            raise
-        finally:
-            report.close(state)
-        tidy(self.root, self.directory, scratch, self.exclusive)
-        return report.done - report.initial, len(todo)
+        on_progress = progress(total, sum(e.stop - e.start for e in done.values()))
+        missing, is_first = total - on_progress.done, True
+
+        def report(count: int, size: int) -> None:
+            nonlocal is_first
+            if is_first and count:
+                self._check_space(missing, size / count)
+                is_first = False
+            on_progress(count)
+
+        with on_progress:
+            self._build(todo, num_workers, scratch, report, stop, len(share))
+        self.tidy(scratch)
+        return on_progress.done - on_progress.initial, len(todo)
 
     def maker(self) -> RecordMaker:
         """What makes the records."""
         if self.shards.records == "structured":
             return StructuredMaker.open(self.directory, self.shards)
+        assert self.plan.source is not None
         mode = "full" if self.storage == "full" else "delta"
         return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"])
 
     # Shards
 
-    def _check_space(self, missing: int, bodies: Sequence[bytes]) -> None:
-        """Estimate from the first bodies of ``missing`` samples and refuse if the others cannot fit."""
-        size = sum(map(len, bodies)) / max(len(bodies), 1)
+    def _check_space(self, missing: int, size: float) -> None:
+        """Refuse if ``missing`` samples of the ``size`` of the first ones cannot fit; nothing is written yet."""
         per_sample = size + 30 if size < 2000 else -(-(size + 24) // 4096) * 4096
         need, free = int(missing * per_sample * 1.1), free_bytes(self.directory)
-        self.say(
+        self.console(
             f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free"
         )
         if need > free:
@@ -170,62 +171,53 @@ class GenerationBuild:
     def _build(
         self,
         todo: list[int],
-        maker: RecordMaker,
         num_workers: int,
         scratch: Path | None,
-        report: Progress,
+        report: Report,
         stop: StopRequest,
         total: int,
-        space: Callable[[Sequence[bytes]], None],
     ) -> None:
-        structured = self.shards.records == "structured"
-        if structured and todo:  # quick to make twice, and its workers are light
-            start, end = self.shards.span(todo[0])
-            space(next(maker.bodies(start, min(start + _PROBE, end)), []))
+        if self.shards.records == "structured" and num_workers and len(todo) > 1:
+            run_workers(todo, lambda: light_worker(self.directory, scratch), num_workers, report, stop, total)
+            return
+        maker = self.maker()
 
-        def one(shard: int, note: Callable[[int], None]) -> None:
-            measure = space if shard == todo[0] and not structured else None
-            build_shard(self.directory, self.shards, maker, shard, note, scratch, measure)
+        def one(shard: int, report: Report) -> None:
+            build_shard(self.directory, self.shards, maker, shard, report, scratch)
 
         if num_workers == 0 or len(todo) < 2:
             run_here(todo, one, report, stop, total)
-        elif structured:
-            run_workers(todo, lambda: light_worker(self.directory, scratch), num_workers, report, stop, total)
-        else:
-            seed = seeding()
+            return
+        seed = seeding()
 
-            def apart(shard: int, note: Callable[[int], None]) -> None:
-                seed(shard)
-                one(shard, note)
+        def apart(shard: int, report: Report) -> None:
+            seed(shard)
+            fresh = maker.fresh() if isinstance(maker, GenericMaker) else maker
+            build_shard(self.directory, self.shards, fresh, shard, report, scratch)
 
-            run_workers(todo, lambda: forked_worker(apart), num_workers, report, stop, total)
+        run_workers(todo, lambda: forked_worker(apart), num_workers, report, stop, total)
 
     # The manifest
 
-    def finish(self, seconds: float, built: int) -> Manifest:
-        """The manifest of a generation whose shards are all there, not yet published.
+    def finish(self, seconds: float, built: int, stop: StopRequest | None = None) -> Manifest:
+        """The manifest of a generation whose shards are all there; ``built`` samples took ``seconds``, for information.
 
-        Args:
-            seconds: How long the build took, for information.
-            built: Samples built in that time.
+        Raises:
+            BuildInterruptedError: If a signal came too late to stop a shard: it is obeyed all the same.
         """
-        entries = [read_sidecar(self.directory, k) for k in range(self.shards.num_shards)]
+        count = self.shards.num_shards
+        entries = [read_sidecar(self.directory, k) for k in range(count)]
         shards = [entry for entry in entries if entry is not None]
         schema = dict(self.shards.schema)
         if self.shards.records == "generic":
             schema["layouts"] = {k: v for e in shards for k, v in e.stats["layouts"].items()}
             if self.plan.table is None:
-                labels = label_columns([e.stats for e in shards])
+                labels = label_column([labels_in(e.stats) for e in shards])
                 write_atomic(self.directory / COLUMNS_FILE, columns_bytes(labels))
-            shards = [_without_stats(entry) for entry in shards]
-        names = (
-            ["base_graph.safetensors", "base_graph.json"] if self.plan.source.base_graph is not None else []
-        )
+            shards = [replace(entry, stats={}) for entry in shards]
+        names = [*GRAPH_FILES] if self.plan.base_graph is not None else []
         names += [INCIDENCE_FILE] if (self.directory / INCIDENCE_FILE).exists() else []
-        files = []
-        for name in (*names, COLUMNS_FILE):
-            size, sha256, xxh3 = file_digest(self.directory / name)
-            files.append(FileEntry(name=name, size=size, sha256=sha256, xxh3=xxh3))
+        files = [(name, file_digest(self.directory / name)) for name in (*names, COLUMNS_FILE)]
         manifest = Manifest(
             generation=self.directory.name,
             num_samples=self.shards.num_samples,
@@ -234,13 +226,15 @@ class GenerationBuild:
             schema=schema,
             fingerprint=self.plan.fingerprint(self.storage).to_dict(),
             content_digest=content_digest(schema, self.plan.graph_digest, self.shards.num_samples, shards),
-            files=tuple(files),
+            files=tuple(FileEntry(name, *digest) for name, digest in files),
             shards=tuple(shards),
             created=self._created(seconds),
             format_version=format_of(schema),
         )
         write_atomic(self.directory / GENERATION_MANIFEST, manifest.to_bytes())
         self._summary(manifest, seconds, built)
+        if stop is not None and stop.signal is not None:
+            stop.raise_interrupted(count, count)
         return manifest
 
     def _created(self, seconds: float) -> dict[str, Any]:
@@ -259,15 +253,11 @@ class GenerationBuild:
         records = sum(s.file.size for s in manifest.shards)
         total = records + sum(f.size for f in manifest.files)
         count = max(manifest.num_samples, 1)
-        self.say(
+        self.console(
             f"{manifest.num_samples:,} samples as '{self.storage}' in {human_seconds(seconds)} "
             f"({built / max(seconds, 1e-9):,.0f}/s), {human_bytes(total)} in all, {records / count:,.1f} bytes per sample "
             f"in {len(manifest.shards)} shards"
         )
-
-
-def _without_stats(entry: ShardEntry) -> ShardEntry:
-    return replace(entry, stats={})
 
 
 def content_digest(
@@ -275,11 +265,5 @@ def content_digest(
 ) -> str:
     """Digest of what is stored: schema, base graph and every record under its index, in any order of work."""
     low, high = content_sums(shards)
-    return sha256_json(
-        {
-            "schema": schema,
-            "base_graph": graph_digest,
-            "samples": num_samples,
-            "sums": [f"{low:016x}", f"{high:016x}"],
-        }
-    )
+    sums = [f"{low:016x}", f"{high:016x}"]
+    return sha256_json({"schema": schema, "base_graph": graph_digest, "samples": num_samples, "sums": sums})

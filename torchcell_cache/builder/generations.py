@@ -1,14 +1,23 @@
-"""What a root holds besides the published generation, and what a published one says about its making."""
+"""What a root holds besides the published generation, what a published one says about its making, and ``gc``."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.codehash.registered import registered
-from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan
+from torchcell_cache.builder.codehash.place import registered
+from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan, new_generation_name
+from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.files import fsync_dir, remove_stale_temps, storage_errors, temp_path
+from torchcell_cache.core.fingerprint import Fingerprint
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
+from torchcell_cache.store.lease import is_in_use
 from torchcell_cache.store.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -18,6 +27,7 @@ from torchcell_cache.store.manifest import (
     read_manifest,
 )
 from torchcell_cache.store.shard_entry import GENERATION
+from torchcell_cache.store.status import seconds_of
 
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
 
@@ -91,9 +101,6 @@ def read_plan(directory: Path, manifest: Manifest) -> ShardPlan:
         FormatError: If it is damaged.
         FileNotFoundError: If it is missing.
     """
-    from torchcell_cache.builder.shards import new_generation_name
-    from torchcell_cache.core.fingerprint import Fingerprint
-
     data = (directory / PLAN_FILE).read_bytes()
     plan = ShardPlan.from_bytes(data)
     name = new_generation_name(Fingerprint(manifest.fingerprint).digest, plan)
@@ -102,7 +109,7 @@ def read_plan(directory: Path, manifest: Manifest) -> ShardPlan:
     return plan
 
 
-def plan_of(manifest: Manifest) -> ShardPlan:
+def plan_from_manifest(manifest: Manifest) -> ShardPlan:
     """A plan that makes the same shards, from the manifest alone."""
     generic = manifest.schema["records"] == "generic"
     return ShardPlan(
@@ -137,3 +144,61 @@ def stored_processor(manifest: Manifest) -> Any:
         f"the store was made with the processor {tree.get('name', tree)!r}, which only its owner has",
         fix="pass it: processor=...",
     )
+
+
+def gc(
+    root: str | os.PathLike[str],
+    keep: int = 2,
+    unfinished: bool = False,
+    dry_run: bool = False,
+    wait: bool | float = 60,
+) -> list[str]:
+    """Remove old generations of a store.
+
+    The published generation stays, and so do the ``keep`` youngest finished ones, the published one counted, and those that
+    a process reads, as far as the file system tells (local disks; NFS does not). Unfinished builds stay too, because the
+    same command resumes them.
+
+    Args:
+        root: Root of the store.
+        keep: How many finished generations stay; at least 1.
+        unfinished: Also remove what interrupted builds and repairs left. (Damaged generations count as unfinished.)
+        dry_run: Only say what would be removed.
+        wait: Seconds to wait for a process that writes to this store; a generation that is read is never waited for.
+
+    Returns:
+        Names of the generations removed.
+
+    Raises:
+        CacheNotFoundError: If there is no store: then nothing is safe to remove.
+        CorruptManifestError: If its manifest is damaged, likewise.
+        BuildInProgressError: If a build or repair is running, also after ``wait`` seconds.
+        SettingError: If ``keep`` is less than 1 or ``wait`` no number of seconds.
+    """
+    if whole_number("keep", keep) < 1:
+        raise SettingError(f"keep={keep}, expected at least 1: the published generation always stays")
+    unfinished, dry_run = truth("unfinished", unfinished), truth("dry_run", dry_run)
+    where, seconds = local_path(root), seconds_of(wait)
+    read_manifest(where)
+    lock = BuilderLock(processed_dir(where) / LOCK_NAME)
+    lock.acquire(seconds)
+    with lock, storage_errors(processed_dir(where), "clean"):
+        published = read_manifest(where).generation
+        others = [directory for directory in generation_dirs(where) if directory.name != published]
+        finished = [directory for directory in others if own_manifest(directory) is not None]
+        finished.sort(key=lambda d: (d / MANIFEST_NAME).stat().st_mtime_ns, reverse=True)
+        doomed = finished[keep - 1 :]
+        if unfinished:
+            doomed += [directory for directory in others if directory not in finished]
+        in_use = [directory for directory in doomed if is_in_use(directory)]
+        for directory in in_use:
+            print(f"kept {directory.name}: a process reads it", file=sys.stderr)
+        doomed = [directory for directory in doomed if directory not in in_use]
+        if not dry_run:
+            remove_stale_temps(processed_dir(where), exclusive=lock.exclusive)
+            # Under a temporary name first: what a killed gc leaves is cleared by the next writer or gc.
+            moved = [directory.rename(temp_path(directory)) for directory in doomed]
+            fsync_dir(processed_dir(where))
+            for directory in moved:
+                shutil.rmtree(directory)
+    return sorted(directory.name for directory in doomed)

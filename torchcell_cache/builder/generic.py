@@ -1,22 +1,26 @@
-"""Record bodies of any processor on any source."""
+"""Records of any processor on any source."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import random
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from torchcell_cache.builder.shards import CHUNK
+from torchcell_cache.builder.shards import CHUNK, Chunk, Labels, joined_labels
 from torchcell_cache.codec.chunks import encode_many
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.records import BaseFields, encode_graph
 from torchcell_cache.graph.values import REINTERPRETED, to_array
-from torchcell_cache.processors.base import Processing
+from torchcell_cache.processors.base import Processing, is_interrupt, said
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.store.columns import Arrays
@@ -27,7 +31,7 @@ _END = object()
 
 
 class GenericMaker:
-    """Bodies of typed fields, one sample at a time.
+    """Records of typed fields, one sample at a time.
 
     Args:
         source: The source.
@@ -39,14 +43,22 @@ class GenericMaker:
     def __init__(
         self, source: Source, processor: Any, mode: str, digests: Mapping[str, str] | None = None
     ) -> None:
-        self.source, self.processor, self.mode = source, processor, mode
+        self.source, self.processor, self.mode, self.digests = source, processor, mode, digests
         self.processing = Processing(processor, source.base_graph, digests)
         self.base = BaseFields(self.processing.base_graph)
         # A quicker way to the same graphs, which verification does not take.
         indexed = type(processor) is KHopSubgraph
         self._apply = processor.with_index(source.base_graph) if indexed else self.processing
-        self._layouts: dict[str, Any] = {}
-        self._labels: list[Any] = []
+
+    def fresh(self) -> GenericMaker:
+        """One whose processor is a copy as it is now: what it counts or gathers does not depend on who builds which shard."""
+        if self.processing.trusted:
+            return self
+        try:
+            processor = copy.deepcopy(self.processor)
+        except Exception:
+            return self
+        return GenericMaker(self.source, processor, self.mode, self.digests)
 
     def graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
@@ -62,20 +74,23 @@ class GenericMaker:
                 if item is _END:
                     raise _ended(self.source, start, stop, index)
                 graph = self._apply(item)
-            except Exception as error:
+            except BaseException as error:
                 raise self._failed(f"sample {index}", error) from None
-            self.processing.look()
+            self.processing.check_writes()
             yield index, graph
 
-    def _failed(self, where: str, error: Exception) -> SampleError:
+    def _failed(self, where: str, error: BaseException) -> BaseException:
+        """What to raise for what a user's code raised, which may even have asked the process to end."""
+        if is_interrupt(error):
+            return error
         name = type(self.processor).__name__
         return SampleError(
-            f"{where}: {type(error).__name__} in the source or in {name}: {error}\n{traceback.format_exc()}",
+            f"{where}: {type(error).__name__} in the source or in {name}: {said(error)}\n{traceback.format_exc()}",
             fix="correct the sample or the processor and run the same command again; finished shards are kept",
         )
 
-    def _field_bodies(self, source: FieldSource, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies from whole chunks of fields."""
+    def _field_chunks(self, source: FieldSource, start: int, stop: int) -> Iterator[Chunk]:
+        """Records from whole chunks of fields."""
         chunks, at = source.field_chunks(start, stop), start
         while at < stop:
             try:
@@ -83,32 +98,33 @@ class GenericMaker:
                 if chunk is None or at + chunk.count > stop:
                     raise _ended(source, start, stop, at if chunk is None else at + chunk.count)
                 bodies = encode_many(chunk, self.mode)
-            except Exception as error:
+            except BaseException as error:
                 raise self._failed(f"samples from {at} on", error) from None
-            self._layouts[f"{chunk.layout.id:016x}"] = chunk.layout.to_dict()
             at += len(bodies)
-            yield bodies
+            yield Chunk(bodies, {f"{chunk.layout.id:016x}": chunk.layout.to_dict()})
 
-    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies of samples ``start`` to ``stop``, in chunks of bounded size."""
-        self._layouts, self._labels = {}, []
+    def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Records of samples ``start`` to ``stop``, in chunks of bounded size."""
         if self.processor is None and isinstance(self.source, FieldSource):
-            yield from self._field_bodies(self.source, start, stop)
+            yield from self._field_chunks(self.source, start, stop)
             return
-        chunk: list[bytes] = []
+        layouts: dict[str, Any] = {}
+        bodies: list[bytes] = []
+        labels: list[Labels] = []
         size, begun = 0, time.monotonic()
         for index, graph in self.graphs(start, stop):
             layout, body = self.encoded(index, graph, self.mode)
-            self._layouts[f"{layout.id:016x}"] = layout.to_dict()
-            self._labels.append(_label(graph))
-            chunk.append(body)
+            if (key := f"{layout.id:016x}") not in layouts:
+                layouts[key] = layout.to_dict()
+            labels.append(label_of(graph))
+            bodies.append(body)
             size += len(body)
-            if len(chunk) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
-                yield chunk
-                chunk, size, begun = [], 0, time.monotonic()
+            if len(bodies) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
+                yield Chunk(bodies, layouts, joined_labels(labels))
+                layouts, bodies, labels, size, begun = {}, [], [], 0, time.monotonic()
         self.processing.check_base_graph()
-        if chunk:
-            yield chunk
+        if bodies:
+            yield Chunk(bodies, layouts, joined_labels(labels))
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
         """Layout and body of one processed graph.
@@ -126,22 +142,6 @@ class GenericMaker:
                 f"({error})"
             ) from None
 
-    def extras(self, start: int, stop: int) -> dict[str, Any]:
-        """Layouts seen and, where every sample has one of the same shape, the labels ``y``."""
-        labels = self._labels
-        stats: dict[str, Any] = {"layouts": dict(sorted(self._layouts.items()))}
-        first = labels[0] if labels else None
-        if first is not None and all(
-            v is not None and v.shape == first.shape and v.dtype == first.dtype for v in labels
-        ):
-            stacked = np.stack(labels)
-            stats["y"] = {
-                "dtype": stacked.dtype.str,
-                "shape": list(stacked.shape),
-                "hex": stacked.tobytes().hex(),
-            }
-        return {"layouts": self._layouts, "stats": stats}
-
 
 def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractError:
     return SourceContractError(
@@ -149,28 +149,44 @@ def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractErro
     )
 
 
-def _label(graph: Any) -> Any:
+def label_of(graph: Any) -> Labels:
+    """A graph's own small ``y`` as a row, ``[1, ...]``; a copy, since the processor may write the next one over it."""
     y = getattr(graph, "_global_store", graph._store if hasattr(graph, "_store") else {}).get("y")
-    if isinstance(y, torch.Tensor) and y.numel() <= _MAX_LABEL and y.layout == torch.strided:
-        if y.is_complex() or y.dtype in REINTERPRETED:
-            return None
-        return to_array(
-            y.detach(), "y"
-        ).array.copy()  # the processor may write the next one to the same memory
-    return None
+    if not isinstance(y, torch.Tensor) or y.numel() > _MAX_LABEL or y.layout != torch.strided:
+        return None
+    if y.is_complex() or y.dtype in REINTERPRETED:
+        return None
+    return to_array(y.detach(), "y").array[None].copy()
 
 
-def label_columns(stats: list[dict[str, Any]]) -> Arrays:
-    """The ``y`` column of a whole store from the shards' side files, if every shard has the same kind of label."""
-    found = [s.get("y") for s in stats]
-    if not found or any(y is None for y in found):
+def label_column(parts: list[Labels]) -> Arrays:
+    """The ``y`` column of a whole store, if all its parts have the same kind of label."""
+    column = joined_labels(parts)
+    if column is None:
         return {}
-    arrays = [
-        np.frombuffer(bytes.fromhex(y["hex"]), dtype=np.dtype(y["dtype"])).reshape(y["shape"])
-        for y in found
-        if y is not None
-    ]
-    if len({(a.dtype, a.shape[1:]) for a in arrays}) != 1:
-        return {}
-    column = np.concatenate(arrays)
     return {"y": column.reshape(len(column)) if column.shape[1:] in ((), (1,)) else column}
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the generators of torch, numpy and ``random`` as they were."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def seeding() -> Callable[[int], None]:
+    """What a forked worker calls before each shard: other numbers for each, the same whichever worker builds it."""
+    begun = (torch.initial_seed(), random.getstate(), np.random.get_state(legacy=False))
+    torch_seed, *others = (zlib.crc32(repr(state).encode()) for state in begun)
+
+    def seed(shard: int) -> None:
+        torch.manual_seed(torch_seed + shard)
+        random.seed(others[0] + shard)
+        np.random.seed((others[1] + shard) % (1 << 32))
+
+    return seed

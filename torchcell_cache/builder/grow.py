@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.appended import appended
-from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
-from torchcell_cache.builder.difference import same_samples
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.builder.plan import make_shard_plan
-from torchcell_cache.builder.reuse import Adoption
-from torchcell_cache.builder.run import plan_build
-from torchcell_cache.builder.shards import StructuredMaker, new_generation_name
-from torchcell_cache.builder.steps import acquire, publish
+from torchcell_cache.builder.plan import make_plan, make_shard_plan
+from torchcell_cache.builder.publishing import (
+    Publisher,
+    in_stored_words,
+    insist_same,
+    on_stored_graph,
+    publishing,
+)
+from torchcell_cache.builder.reuse import ShardReuse, same_samples
+from torchcell_cache.builder.run import checked_plan
+from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
-from torchcell_cache.core.fingerprint import explain
-from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock
+from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import StaleCacheError
+from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
@@ -126,81 +129,68 @@ def update(
 
 
 def _grow(
-    root: Path,
-    given: Source,
-    processor: Any,
-    is_append: bool,
-    num_workers: int,
-    progress: bool,
+    root: Path, given: Source, processor: Any, is_append: bool, num_workers: int, progress: bool
 ) -> Growth:
-    say = Console(progress)
+    workers, console = whole_number("num_workers", num_workers, 0), Console(truth("progress", progress))
     Generation.open(root)  # nothing to grow is an error before a lock is taken
-    lock = BuilderLock(processed_dir(root) / LOCK_NAME)
-    acquire(lock, say)
-    try:
+    with publishing(root, console) as publisher:
         old = Generation.open(root)
         storage = old.manifest.storage
         used = stored_processor(old.manifest) if processor is STORED else processor
-        source, order = on_stored_graph(given, old)
-        source = appended(old, source) if is_append else source
-        plan = plan_build(source, used, storage, num_workers, "rebuild", False)
+        digests = None if given.base_graph is None else graph_digests(given.base_graph)
+        source, order = on_stored_graph(given, old, digests)
+        digests = digests if source is given else old.manifest.fingerprint["base_graph"]
+        if is_append:
+            source = appended(old, source, digests)
+            digests = old.manifest.fingerprint["base_graph"]
+        plan = checked_plan(make_plan(source, used, digests), storage)
         words = {"processor": plan.parts["processor"]}
         words, _ = in_stored_words(old.manifest.fingerprint, words, used, None, lambda: None)
         plan = replace(plan, parts={**plan.parts, **words})
         if is_append:
-            _check_processor(old, plan.parts["processor"])
+            insist_same(
+                {"processor": old.manifest.fingerprint["processor"]},
+                words,
+                f"the store at {old.root} was built with another processor",
+                old.root,
+                "append with that processor, or update with the whole source",
+            )
         if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
-            say(f"{old.manifest.generation} is up to date")
+            console(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
             return Growth(open_with_lease(root), len(old), 0, count, count)
         notes = notes_of(given)
-        say.notes([*notes, *order])
+        console.notes([*notes, *order])
         before = old.manifest.created.get("notes", []) if is_append else []
         plan = replace(plan, notes=tuple(dict.fromkeys([*before, *notes])))
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)
-        name = new_generation_name(plan.fingerprint(storage).digest, shards)
-        work = GenerationBuild(root, name, plan, shards, storage, lock.exclusive, say)
-        return _build(work, old, num_workers, progress, say)
-    finally:
-        lock.release()
+        work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console)
+        return _build(work, old, workers, publisher)
 
 
-def _check_processor(old: Generation, digest: Any) -> None:
-    stored, wanted = {"processor": old.manifest.fingerprint["processor"]}, {"processor": digest}
-    if stored != wanted:
-        raise StaleCacheError(
-            f"the store at {old.root} was built with another processor:\n    "
-            + "\n    ".join(explain(stored, wanted)),
-            path=old.root,
-            fix="append with that processor, or update with the whole source",
-        )
-
-
-def _build(work: GenerationBuild, old: Generation, num_workers: int, progress: bool, say: Console) -> Growth:
-    begun = time.perf_counter()
+def _build(work: GenerationBuild, old: Generation, num_workers: int, publisher: Publisher) -> Growth:
+    begun, console, count = time.perf_counter(), publisher.console, work.shards.num_shards
     with StopRequest().listening() as stop:
-        work.prepare(None, together=False)
+        work.prepare()
         maker = work.maker()
         removal = maker.removal if isinstance(maker, StructuredMaker) else None
         same = same_samples(old, work.plan, work.shards, removal)
         kept = int(same.sum())
-        say(f"{kept:,} of {work.shards.num_samples:,} samples are the same as in {old.manifest.generation}")
+        console(
+            f"{kept:,} of {work.shards.num_samples:,} samples are the same as in {old.manifest.generation}"
+        )
         status = processed_dir(work.root) / STATUS_NAME
-        meter = Progress(kept, 0, status, enabled=progress, what="take over samples")
-        adoption = Adoption(old, work.directory, work.shards, same)
-        adoption.run(maker, meter, lambda: stop.signal is not None)
-        meter.close("complete")
+        reuse = ShardReuse(old, work.directory, work.shards, same)
+        with Progress(kept, 0, status, enabled=console.enabled, what="take over samples") as on_progress:
+            reuse.run(maker, on_progress, lambda: stop.signal is not None)
         if stop.signal is not None:
-            stop.raise_interrupted(adoption.linked, work.shards.num_shards)
-        report = partial(Progress, status_path=status, enabled=progress)
-        work.build(range(work.shards.num_shards), num_workers, None, stop, report)
-        recomputed = work.shards.num_samples - adoption.kept
-        manifest = work.finish(time.perf_counter() - begun, recomputed)
-        if stop.signal is not None:
-            stop.raise_interrupted(work.shards.num_shards, work.shards.num_shards)
-    now = publish(work.root, manifest, old.manifest, say)
-    growth = Growth(now, len(now), recomputed, adoption.linked, len(manifest.shards))
-    say(str(growth))
+            stop.raise_interrupted(reuse.linked, count)
+        work.build_all(num_workers, None, stop, console.enabled)
+        recomputed = work.shards.num_samples - reuse.kept
+        manifest = work.finish(time.perf_counter() - begun, recomputed, stop)
+    now = publisher.publish(manifest, old.manifest)
+    growth = Growth(now, len(now), recomputed, reuse.linked, len(manifest.shards))
+    console(str(growth))
     return growth

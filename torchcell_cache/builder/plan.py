@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.builder.codehash.parts import processor_part
+from torchcell_cache.builder.codehash import processor_part
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.checks import choice
@@ -34,27 +34,34 @@ class BuildPlan:
     """A build before its storage is fixed.
 
     Attributes:
-        source: The source.
+        source: Where the samples come from; ``None`` where a store's own records are copied.
         processor: The processor, or ``None``.
-        graph_digest: Content hash of the base graph, empty without one.
+        base_graph: The graph all samples share, or ``None``.
+        num_samples: Number of samples.
         parts: Fingerprint tree without ``storage``.
         table: All samples as columns, if the source has them.
         topology: The position space, for node-deleting processors on such a source.
         notes: What the source has to say of itself.
     """
 
-    source: Source
+    source: Source | None
     processor: Any
-    graph_digest: str
+    base_graph: Any
+    num_samples: int
     parts: dict[str, Any]
     table: SampleTable | None
     topology: Topology | None
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def graph_digest(self) -> str:
+        """Content hash of the base graph, empty without one."""
+        return "" if self.base_graph is None else digest_of_parts(self.parts["base_graph"])
+
+    @cached_property
     def removal(self) -> Removal:
         """Incidence index and rules of the base graph, built once."""
-        removal: Removal = self.processor.build_removal(self.source.base_graph, self.graph_digest)
+        removal: Removal = self.processor.build_removal(self.base_graph, self.graph_digest)
         return removal
 
     @property
@@ -67,8 +74,8 @@ class BuildPlan:
         return Fingerprint({**self.parts, "storage": storage})
 
 
-def make_plan(source: Source, processor: Any) -> BuildPlan:
-    """Look at source and processor, hash them, and find out what can be stored.
+def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = None) -> BuildPlan:
+    """Look at source and processor, hash them, and find out what can be stored; ``digests`` are the base graph's, if known.
 
     Raises:
         SourceContractError: If the base graph is not fit for the processor.
@@ -78,9 +85,8 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
     table = getattr(source, "table", None)
     table = table if isinstance(table, SampleTable) else None
     topology = None
-    built_in = (
-        type(processor) in BUILT_IN.values()
-    )  # a subclass may assemble otherwise: its graphs are stored whole
+    # A subclass may assemble otherwise: its graphs are stored whole.
+    built_in = type(processor) in BUILT_IN.values()
     takes_ids = built_in or type(processor) is KHopSubgraph
     if takes_ids and getattr(source, "gives_graphs", False):
         raise SourceContractError(
@@ -101,16 +107,16 @@ def make_plan(source: Source, processor: Any) -> BuildPlan:
             f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs",
             fix="use a PerturbationTable as source, or a transform of your own as processor",
         )
-    digests = {} if graph is None else graph_digests(graph)
+    if digests is None:
+        digests = {} if graph is None else graph_digests(graph)
     parts = {
         "format": FORMAT_VERSION,
         "base_graph": digests,
         "processor": processor_part(processor),
         "source": source_part(source),
     }
-    digest = "" if graph is None else digest_of_parts(digests)
     notes = (*notes_of(source), *_on_statistics(processor, table))
-    return BuildPlan(source, processor, digest, parts, table, topology, notes)
+    return BuildPlan(source, processor, graph, len(source), parts, table, topology, notes)
 
 
 def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]:
@@ -148,22 +154,15 @@ def check_storage(plan: BuildPlan, storage: str) -> str:
 def make_shard_plan(
     plan: BuildPlan, storage: str, shard_size: int | None, max_record_bytes: int
 ) -> ShardPlan:
-    """The plan that all workers share.
-
-    Raises:
-        SettingError: If ``shard_size`` is not positive.
-    """
+    """The plan that all workers share."""
     size = SHARD_SIZES[storage] if shard_size is None else shard_size
-    if size < 1:
-        raise SettingError(f"shard_size={shard_size} must be at least 1")
-    structured = plan.can_be_structured and storage != "full"
-    schema = _structured_schema(plan, storage) if structured else _generic_schema(plan, storage)
+    structured = _structured_schema(plan, storage) if plan.can_be_structured and storage != "full" else None
     return ShardPlan(
-        num_samples=len(plan.source),
+        num_samples=plan.num_samples,
         shard_size=size,
         seed=int(plan.fingerprint(storage).digest[:16], 16),
-        records="structured" if structured else "generic",
-        schema=schema,
+        records="generic" if structured is None else "structured",
+        schema=_schema(plan, structured),
         max_record_bytes=max_record_bytes,
     )
 
@@ -173,15 +172,24 @@ def unknown_part(table: SampleTable | None) -> dict[str, Any]:
     return {} if table is None or table.unknown is None else {"unknown_names": table.unknown.digest()}
 
 
-def _names(table: SampleTable | None) -> dict[str, Any]:
+def _schema(plan: BuildPlan, structured: StructuredSchema | None) -> dict[str, Any]:
+    table, topology, processor = plan.table, plan.topology, plan.processor
+    named = (
+        None if structured is None else {"name": type(processor).__name__, "settings": processor.settings()}
+    )
     return {
+        "records": "generic" if structured is None else "structured",
+        "structured": None if structured is None else structured.to_dict(),
+        "topology": None if topology is None else topology.to_dict(),
+        "processor": named,
+        "layouts": {},
         "phenotypes": [] if table is None else list(table.phenotypes),
         "statistics": [] if table is None else list(table.statistics),
         **unknown_part(table),
     }
 
 
-def _structured_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
+def _structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:
     table, topology = plan.table, plan.topology
     assert table is not None
     assert topology is not None
@@ -192,23 +200,4 @@ def _structured_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
     removed = storage == "delta" and not isinstance(plan.processor, Perturbation)
     columns = len(table.phenotypes) + len(table.statistics)
     wide = most_perturbed > 0xFFFF or most_measured > 0xFF
-    return {
-        "records": "structured",
-        "structured": StructuredSchema(topology.num_nodes, columns, removed, wide).to_dict(),
-        "topology": topology.to_dict(),
-        "processor": {"name": type(plan.processor).__name__, "settings": plan.processor.settings()},
-        "layouts": {},
-        **_names(table),
-    }
-
-
-def _generic_schema(plan: BuildPlan, storage: str) -> dict[str, Any]:
-    topology = None if plan.topology is None else plan.topology.to_dict()
-    return {
-        "records": "generic",
-        "structured": None,
-        "topology": topology,
-        "processor": None,
-        "layouts": {},
-        **_names(plan.table),
-    }
+    return StructuredSchema(topology.num_nodes, columns, removed, wide)

@@ -1,28 +1,168 @@
-"""Taking over what is the same from a store's generation into the one that follows it."""
+"""Which samples of a store are the same after its source changed, and taking them over into the generation that follows.
+
+A structured record holds a sample's ids and measurements and, in ``delta`` storage, the positions that go with its nodes.
+So it is the same if its row of the table is the same and none of its nodes has another slice in the incidence index. What
+cannot be proven to be the same counts as changed; no processor runs to find out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from torchcell_cache.builder.difference import Flags
-from torchcell_cache.builder.resume import finished_shards
-from torchcell_cache.builder.shards import RecordMaker, ShardPlan, StructuredMaker, build_shard, shard_name
+from torchcell_cache.builder.appended import AppendedSource
+from torchcell_cache.builder.plan import BuildPlan
+from torchcell_cache.builder.shards import (
+    Chunk,
+    RecordMaker,
+    ShardPlan,
+    StructuredMaker,
+    build_shard,
+    finished_shards,
+    labels_in,
+    own_sidecar,
+)
+from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.files import share_file
-from torchcell_cache.errors import CacheError
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange, segments
+from torchcell_cache.core.samples import Sample, SampleTable
+from torchcell_cache.graph.incidence import IncidenceIndex
+from torchcell_cache.graph.removal import ReactionRemoval, Removal
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import ShardEntry, read_sidecar, write_sidecar
+from torchcell_cache.store.manifest import ShardEntry, shard_name, write_sidecar
 
 _RUN = 512
 """Samples of which records are read and made together."""
 
+Flags = npt.NDArray[np.bool_]
 
-class Adoption:
+
+def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: Removal | None) -> Flags:
+    """Samples whose stored record is what a full build would store, ``[num_samples of the new store] bool``.
+
+    ``removal`` is of the new base graph, for ``delta`` storage; else ``None``.
+    """
+    same = np.zeros(shards.num_samples, dtype=bool)
+    common = min(len(old), shards.num_samples)
+    stored = old.manifest.fingerprint
+    if old.schema["records"] != shards.records or stored.get("processor") != plan.parts["processor"]:
+        return same
+    graph_is_same = stored.get("base_graph") == plan.parts["base_graph"]
+    structured = shards.records == "structured"
+    if isinstance(plan.source, AppendedSource) and graph_is_same and not structured:
+        same[:common] = True
+        return same
+    if plan.table is None or old.table is None or not common:
+        return same
+    if structured:
+        if _format(old.structured) != _format(StructuredSchema.from_dict(shards.schema["structured"])):
+            return same
+    elif not graph_is_same or not _tells_all(plan, old.table):
+        return same
+    rows = _same_rows(old.table, plan.table, common)
+    if not structured:
+        rows &= _same_names(old.table, plan.table, common) & _same_unknown(old.table, plan.table, common)
+    if removal is not None and not graph_is_same:
+        assert old.removal is not None
+        rows &= _same_removals(old.removal, removal, plan.table, common)
+    same[:common] = rows
+    return same
+
+
+def _format(schema: StructuredSchema) -> tuple[Any, ...]:
+    """What the bytes of a record depend on besides its sample."""
+    return schema.num_columns, schema.has_removed, schema.kind, schema.id_dtype
+
+
+def _tells_all(plan: BuildPlan, old: SampleTable) -> bool:
+    """Whether rows of the table say everything a processor gets. Cells have expression that their labels do not show."""
+    assert plan.table is not None
+    if plan.source is None or type(plan.source[0]) is not Sample:
+        return False
+    return (old.phenotypes, old.statistics) == (plan.table.phenotypes, plan.table.statistics)
+
+
+def _same_names(old: SampleTable, new: SampleTable, common: int) -> Flags:
+    """Whether samples have the same ``source_id``, which a processor may read, ``[common] bool``."""
+    if old.source_ids is None or new.source_ids is None:
+        return np.full(common, old.source_ids is new.source_ids)
+    pairs = zip(islice(old.source_ids, common), islice(new.source_ids, common), strict=True)
+    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=common)
+
+
+def _same_unknown(old: SampleTable, new: SampleTable, common: int) -> Flags:
+    """Whether samples perturb the same names that no node has, ``[common] bool``."""
+    if old.unknown is None and new.unknown is None:
+        return np.ones(common, dtype=bool)
+    a, b = (table.unknown or [()] * common for table in (old, new))
+    return np.array([a[k] == b[k] for k in range(common)], dtype=bool)
+
+
+def _same_rows(old: SampleTable, new: SampleTable, common: int) -> Flags:
+    ids = _same_segments(old.ids, old.ptr, new.ids, new.ptr, common)
+    if old.values.shape[1] != new.values.shape[1]:
+        return np.zeros(common, dtype=bool)
+    bits = [np.ascontiguousarray(t.values).view(np.uint32) for t in (old, new)]
+    return ids & _same_segments(bits[0], old.value_ptr, bits[1], new.value_ptr, common)
+
+
+def _same_segments(
+    a: npt.NDArray[Any], a_ptr: Int64Array, b: npt.NDArray[Any], b_ptr: Int64Array, count: int
+) -> Flags:
+    """Whether segment ``k`` of both ragged arrays is the same, ``[count] bool``."""
+    a_start, b_start = a_ptr[:count].astype(np.int64), b_ptr[:count].astype(np.int64)
+    lengths = a_ptr[1 : count + 1] - a_start
+    same: Flags = lengths == b_ptr[1 : count + 1] - b_start
+    rows = np.flatnonzero(same & (lengths > 0))
+    where = [ragged_arange(start[rows], lengths[rows]) for start in (a_start, b_start)]
+    differs = a[where[0]] != b[where[1]]
+    if differs.ndim == 2:
+        differs = differs.any(axis=1)
+    ends, found = offsets(lengths[rows]), offsets(differs)
+    same[rows] &= found[ends[1:]] == found[ends[:-1]]
+    return same
+
+
+def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) -> Flags:
+    """Samples of which no node removes other positions than before, ``[common] bool``."""
+    node_is_same = same_nodes(old.index, new.index)
+    first = table.slice(0, common)
+    touched = offsets(~node_is_same[first.ids])
+    same: Flags = touched[first.ptr[1:]] == touched[first.ptr[:-1]]
+    if (old.by_rule is None) != (new.by_rule is None):
+        return np.zeros(common, dtype=bool)
+    if old.by_rule is not None and new.by_rule is not None:
+        rows = np.flatnonzero(same)
+        same[rows] = _same_by_rule(old.by_rule, new.by_rule, first, rows)
+    return same
+
+
+def same_nodes(old: IncidenceIndex, new: IncidenceIndex) -> Flags:
+    """Nodes of the new base graph that take the same positions with them as before, ``[num_nodes] bool``."""
+    same = np.zeros(new.topology.num_nodes, dtype=bool)
+    common = min(len(same), old.topology.num_nodes)
+    # Slices lie one after the other, so where a node begins and ends is all the pointers say here.
+    ptrs = [
+        np.append(index.ptr[:common, 0], index.ptr[common - 1, -1] if common else 0) for index in (old, new)
+    ]
+    same[:common] = _same_segments(old.positions, ptrs[0], new.positions, ptrs[1], common)
+    return same
+
+
+def _same_by_rule(old: ReactionRemoval, new: ReactionRemoval, table: SampleTable, rows: Int64Array) -> Flags:
+    """Samples whose genes switch off the same reactions with the same entries, ``[len(rows)] bool``."""
+    ids, ptr = segments(table.ids, table.ptr, rows)
+    (a, a_ptr), (b, b_ptr) = old.removed(ids, ptr), new.removed(ids, ptr)
+    return _same_segments(a, a_ptr, b, b_ptr, len(rows))
+
+
+class ShardReuse:
     """Shards of a new generation that need not, or not wholly, be made again.
 
     Args:
@@ -36,14 +176,10 @@ class Adoption:
         self.old, self.directory, self.shards, self.same = old, directory, shards, same
         self.kept = self.linked = 0
 
-    def run(self, maker: RecordMaker, report: Callable[[int], None], stopped: Callable[[], bool]) -> None:
-        """Link shards that are the same, and rebuild those that are so in part from their records.
-
-        Args:
-            maker: Makes the records of samples that are not the same.
-            report: Called with the number of samples done since the last call.
-            stopped: Asked before each shard whether to leave the others to the next run.
-        """
+    def run(
+        self, maker: RecordMaker, on_progress: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> None:
+        """Link shards that are the same, and rebuild those that are so in part from their records, until ``stopped``."""
         done = {e.index for e in finished_shards(self.directory, self.shards, range(self.shards.num_shards))}
         for shard in range(self.shards.num_shards):
             if stopped():
@@ -60,10 +196,10 @@ class Adoption:
                 self._link(shard, entry)
                 self.linked += 1
                 self.kept += kept
-                report(kept)
+                on_progress(kept)
             elif self._can_mix(maker, start, stop, entry):
                 mixed = MixedMaker(self.old, maker, self.same, entry)
-                build_shard(self.directory, self.shards, mixed, shard, report)
+                build_shard(self.directory, self.shards, mixed, shard, lambda count, size: on_progress(count))
                 self.kept += kept
 
     def _entry(self, shard: int) -> ShardEntry | None:
@@ -71,12 +207,8 @@ class Adoption:
         if shard >= len(self.old.manifest.shards):
             return None
         stored = self.old.manifest.shards[shard]
-        try:
-            entry = read_sidecar(self.old.directory, shard)
-        except (CacheError, OSError):
-            entry = None
-        whole = entry is not None and replace(entry, stats={}) == replace(stored, stats={})
-        return entry if whole else (stored if self.shards.records == "structured" else None)
+        entry = own_sidecar(self.old.directory, stored)
+        return stored if entry is None and self.shards.records == "structured" else entry
 
     def _link(self, shard: int, entry: ShardEntry) -> None:
         name = shard_name(shard)
@@ -87,12 +219,9 @@ class Adoption:
         """Structured records stand for themselves; of others the side file must tell what all the kept ones hold."""
         if isinstance(maker, StructuredMaker):
             return True
-        kept = np.flatnonzero(self.same[start:stop])
-        return (
-            entry is not None
-            and len(kept) == entry.stop - entry.start
-            and bool((kept == np.arange(len(kept))).all())
-        )
+        count = 0 if entry is None else entry.stop - entry.start
+        same = self.same[start:stop]
+        return count > 0 and int(same.sum()) == count and bool(same[:count].all())
 
 
 class MixedMaker:
@@ -102,54 +231,32 @@ class MixedMaker:
         old: The store's generation.
         maker: Makes the others.
         same: Samples whose record is the same.
-        entry: The old shard's side file, for records that are not structured.
+        entry: The old shard's side file, for records that are not structured: there the kept ones are its first.
     """
 
     def __init__(self, old: Generation, maker: RecordMaker, same: Flags, entry: ShardEntry | None) -> None:
-        self.old, self.maker, self.same, self.entry = old, maker, same, entry
-        self._made: tuple[int, int] | None = None
+        self.old, self.maker, self.same = old, maker, same
+        self.stats = {} if entry is None else entry.stats
 
-    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies of samples ``start`` to ``stop``."""
+    def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Records of samples ``start`` to ``stop``."""
         if isinstance(self.maker, StructuredMaker):
             for at in range(start, stop, _RUN):
-                yield self._mixed(self.maker, at, min(at + _RUN, stop))
+                yield Chunk(self._mixed(self.maker, np.arange(at, min(at + _RUN, stop))))
             return
         first = start + int(self.same[start:stop].sum())
+        labels = labels_in(self.stats)
         for at in range(start, first, _RUN):
-            yield self._stored(np.arange(at, min(at + _RUN, first)))
-        self._made = (first, stop)
+            rows = np.arange(at, min(at + _RUN, first))
+            known = None if labels is None else labels[rows - start]
+            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known)
         if first < stop:
-            yield from self.maker.bodies(first, stop)
+            yield from self.maker.chunks(first, stop)
 
-    def _stored(self, indices: Any) -> list[bytes]:
-        return [record[CHECKSUM_BYTES:] for record in self.old.read(indices)]
+    def _stored(self, rows: Int64Array) -> list[bytes]:
+        return [record[CHECKSUM_BYTES:] for record in self.old.read(rows)]
 
-    def _mixed(self, maker: StructuredMaker, start: int, stop: int) -> list[bytes]:
-        same = self.same[start:stop]
-        out: list[bytes] = [b""] * (stop - start)
-        kept, made = np.flatnonzero(same), np.flatnonzero(~same)
-        for rows, bodies in (
-            (kept, self._stored(kept + start)),
-            (made, maker.bodies_of(made + start) if len(made) else []),
-        ):
-            for row, body in zip(rows.tolist(), bodies, strict=True):
-                out[row] = body
-        return out
-
-    def extras(self, start: int, stop: int) -> dict[str, Any]:
-        """Facts of kept and new records together."""
-        if isinstance(self.maker, StructuredMaker) or self.entry is None or self._made is None:
-            return {"layouts": {}, "stats": {}}
-        first, last = self._made
-        stored = self.entry.stats
-        if first == last:
-            return {"layouts": stored.get("layouts", {}), "stats": stored}
-        new = self.maker.extras(first, last)
-        layouts = dict(sorted({**stored.get("layouts", {}), **new["layouts"]}.items()))
-        stats: dict[str, Any] = {"layouts": layouts}
-        a, b = stored.get("y"), new["stats"].get("y")
-        if a is not None and b is not None and a["dtype"] == b["dtype"] and a["shape"][1:] == b["shape"][1:]:
-            shape = [a["shape"][0] + b["shape"][0], *a["shape"][1:]]
-            stats["y"] = {"dtype": a["dtype"], "shape": shape, "hex": a["hex"] + b["hex"]}
-        return {"layouts": layouts, "stats": stats}
+    def _mixed(self, maker: StructuredMaker, rows: Int64Array) -> list[bytes]:
+        same = self.same[rows]
+        kept, made = iter(self._stored(rows[same])), iter(maker.bodies(rows[~same]) if not same.all() else ())
+        return [next(kept if flag else made) for flag in same.tolist()]

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.as_stored import in_stored_words
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
-from torchcell_cache.builder.shards import new_generation_name
-from torchcell_cache.builder.steps import acquire, begun_storage, look, publish
+from torchcell_cache.builder.publishing import (
+    Publisher,
+    begun_storage,
+    compared,
+    find_existing,
+    insist_same,
+    opened_or_made,
+)
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
-from torchcell_cache.core.checks import choice, rank_and_world_size
-from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
-from torchcell_cache.core.fingerprint import explain, source_part
-from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
+from torchcell_cache.core.checks import choice, rank_and_world_size, truth, whole_number
+from torchcell_cache.core.files import make_dirs_durable
+from torchcell_cache.core.locks import BuilderLock
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import BuildInProgressError, SettingError, SourceContractError, StaleCacheError
-from torchcell_cache.graph.fields import graph_digests
+from torchcell_cache.errors import BuildInProgressError, SourceContractError
+from torchcell_cache.processors.base import no_exit
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import Manifest, processed_dir
+from torchcell_cache.store.manifest import Manifest
 
 ON_STALE = ("error", "rebuild", "warn")
 
@@ -71,54 +76,87 @@ def build(
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         SettingError: If an argument has no such value.
     """
-    where = local_path(root)
     place = None if scratch is None else local_path(scratch, "scratch")
-    plan = plan_build(source, processor, storage, num_workers, on_stale, allow_empty)
-    say = Console(progress)
-    _, opened = look(where, plan, storage, on_stale, say)
-    if opened is not None:
-        remove_stale_temps(processed_dir(where))  # of a builder killed between publishing and tidying up
-        return opened
-    say.notes(plan.notes)
-    make_dirs_durable(processed_dir(where))
-    if place is not None:
-        make_dirs_durable(place)
-    lock = BuilderLock(processed_dir(where) / LOCK_NAME)
-    acquire(lock, say)
-    try:
-        _one_rank_only(lock)
-        current, opened = look(where, plan, storage, on_stale, say)
-        if opened is not None:
-            say(f"another builder published {opened.manifest.generation}; using it")
-            return opened
-        if storage == "auto":
-            storage = begun_storage(where, plan) or choose_storage(plan, say)
-        shard_plan = make_shard_plan(plan, storage, shard_size, max_record_bytes)
-        name = new_generation_name(plan.fingerprint(storage).digest, shard_plan)
-        work = GenerationBuild(where, name, plan, shard_plan, storage, lock.exclusive, say)
+    workers = whole_number("num_workers", num_workers, 0)
+    request = BuildRequest.from_arguments(
+        root, source, processor, storage, shard_size, on_stale, allow_empty, max_record_bytes, progress
+    )
+    plan, console = request.plan, request.console
+
+    def begin() -> None:
+        console.notes(plan.notes)
+        if place is not None:
+            make_dirs_durable(place)
+
+    def make(publisher: Publisher) -> Manifest:
+        _one_rank_only(publisher.lock)
+        chosen = storage
+        if chosen == "auto":
+            chosen = begun_storage(request.root, plan) or choose_storage(plan, console)
+        work = request.work(chosen, publisher.lock.exclusive)
         with StopRequest().listening() as stop:
-            manifest = work.run(num_workers, place, stop, progress)
-            if stop.signal is not None:  # it came too late to stop a shard, not too late to be obeyed
-                stop.raise_interrupted(shard_plan.num_shards, shard_plan.num_shards)
-        return publish(where, manifest, current, say)
-    finally:
-        lock.release()
+            return work.run(workers, place, stop, console.enabled)
+
+    return request.opened_or_made(make, begin)
 
 
-def plan_build(
-    source: Any, processor: Any, storage: str, num_workers: int, on_stale: str, allow_empty: bool
-) -> BuildPlan:
-    """Check the arguments that a build and an array build have in common, and look at the source.
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What a build, a task of an array build and its end are asked for, checked: the arguments they have in common."""
 
-    Raises:
-        SettingError: If an argument has no such value.
-        SourceContractError: If the source breaks its contract.
-    """
-    choice("on_stale", on_stale, ON_STALE)
-    if num_workers < 0:
-        raise SettingError(f"num_workers={num_workers} must be at least 0")
-    plan = make_plan(as_source(source), processor)
-    if len(plan.source) == 0 and not allow_empty:
+    root: Path
+    plan: BuildPlan
+    storage: str
+    shard_size: int | None
+    on_stale: str
+    max_record_bytes: int
+    console: Console
+
+    @classmethod
+    def from_arguments(
+        cls,
+        root: Any,
+        source: Any,
+        processor: Any,
+        storage: str,
+        shard_size: int | None,
+        on_stale: str,
+        allow_empty: bool,
+        max_record_bytes: int,
+        progress: bool,
+    ) -> BuildRequest:
+        """Check the arguments and look at the source.
+
+        Raises:
+            SettingError: If an argument has no such value.
+            SourceContractError: If the source breaks its contract.
+        """
+        where, console = local_path(root), Console(truth("progress", progress))
+        choice("on_stale", on_stale, ON_STALE)
+        size = None if shard_size is None else whole_number("shard_size", shard_size, 1)
+        most = whole_number("max_record_bytes", max_record_bytes, 1)
+        empty = truth("allow_empty", allow_empty)
+        with no_exit("the source or the processor, asked what it is,"):
+            plan = checked_plan(make_plan(as_source(source), processor), storage, empty)
+        return cls(where, plan, storage, size, on_stale, most, console)
+
+    def find_existing(self) -> Generation | None:
+        """The published store, if it may be used rather than built again."""
+        return find_existing(self.root, self.plan, self.storage, self.on_stale, self.console)[1]
+
+    def opened_or_made(self, make: Callable[[Publisher], Manifest], begin: Callable[[], None]) -> Generation:
+        """The published store, or the one that is made now."""
+        return opened_or_made(self.root, self.plan, self.storage, self.on_stale, self.console, make, begin)
+
+    def work(self, storage: str, exclusive: bool) -> GenerationBuild:
+        """The work on the generation that ``storage`` makes."""
+        shards = make_shard_plan(self.plan, storage, self.shard_size, self.max_record_bytes)
+        return GenerationBuild(self.root, self.plan, shards, storage, exclusive, self.console)
+
+
+def checked_plan(plan: BuildPlan, storage: str, allow_empty: bool = False) -> BuildPlan:
+    """The plan, if it has samples and ``storage`` can hold them."""
+    if plan.num_samples == 0 and not allow_empty:
         raise SourceContractError("the source has 0 samples", fix="pass allow_empty=True if that is right")
     check_storage(plan, storage)
     return plan
@@ -143,21 +181,7 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
     Raises:
         StaleCacheError: Naming each part that differs.
     """
-    source = as_source(source)
-    graph = source.base_graph
-    wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source_part(source)}
-    stored = {part: manifest.fingerprint[part] for part in wanted}
-    if stored != wanted:
-        load = partial(_stored_graph, root, manifest)
-        wanted, _ = in_stored_words(manifest.fingerprint, wanted, None, graph, load)
-    if stored != wanted:
-        raise StaleCacheError(
-            f"the store at {root} was built from another source:\n    "
-            + "\n    ".join(explain(stored, wanted)),
-            path=root,
-            fix="build(..., on_stale='rebuild'), or open the store without source_dataset",
-        )
-
-
-def _stored_graph(root: Path, manifest: Manifest) -> Any:
-    return Generation(root, manifest).base_graph
+    load = Generation(root, manifest)
+    stored, wanted = compared(manifest.fingerprint, lambda: load.base_graph, as_source(source))
+    fix = "build(..., on_stale='rebuild'), or open the store without source_dataset"
+    insist_same(stored, wanted, f"the store at {root} was built from another source", root, fix)

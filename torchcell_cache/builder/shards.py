@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from torchcell_cache.codec.deletions import StructuredSchema, encode
 from torchcell_cache.codec.delta_code import encode_gaps_ragged
@@ -23,17 +24,22 @@ from torchcell_cache.core.files import (
     temp_path,
 )
 from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.errors import FormatError
+from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import arrays_to_table, load_columns
 from torchcell_cache.store.manifest import (
     FileEntry,
     ShardEntry,
+    read_sidecar,
+    shard_name,
+    sidecar_path,
     write_sidecar,
 )
 from torchcell_cache.store.records import write_shard
+from torchcell_cache.store.stamps import quick_digest
 
 CHUNK = 512
 """Samples encoded together: enough to amortise numpy calls, few enough to stay in the processor's cache."""
@@ -42,7 +48,9 @@ COLUMNS_FILE = "columns.safetensors"
 INCIDENCE_FILE = "incidence.safetensors"
 PLAN_FILE = "build.json"
 
-Report = Callable[[int], None]
+Report = Callable[[int, int], None]
+"""Called with the number of samples made since the last call and the bytes of their records."""
+Labels = npt.NDArray[Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +101,26 @@ class ShardPlan:
             raise FormatError(f"the build plan is malformed: {error}") from None
 
 
+@dataclass(slots=True)
+class Chunk:
+    """Records of consecutive samples, with the facts that go into their shard's side file.
+
+    Attributes:
+        bodies: Bodies of the records.
+        layouts: Layouts they use, by id in hexadecimal.
+        labels: Their labels ``y``, ``[len(bodies), ...]``, where each has one of the same kind.
+    """
+
+    bodies: list[bytes]
+    layouts: dict[str, Any] = field(default_factory=dict)
+    labels: Labels = None
+
+
 class RecordMaker(Protocol):
-    """Makes the record bodies of consecutive samples."""
+    """Makes the records of consecutive samples."""
 
-    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies of samples ``start`` to ``stop``, chunk by chunk."""
-
-    def extras(self, start: int, stop: int) -> dict[str, Any]:
-        """Facts gathered on the way, for the side file: ``layouts`` and ``stats``."""
+    def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Records of samples ``start`` to ``stop``."""
 
 
 class StructuredMaker:
@@ -119,12 +139,12 @@ class StructuredMaker:
         removal = Removal.load(directory / INCIDENCE_FILE, topology) if schema.has_removed else None
         return cls(schema, table, removal)
 
-    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies of samples ``start`` to ``stop``."""
-        for chunk in self.table.slice(start, stop).chunks(CHUNK):
-            yield self._encoded(chunk)
+    def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Records of samples ``start`` to ``stop``."""
+        for part in self.table.slice(start, stop).chunks(CHUNK):
+            yield Chunk(self._encoded(part))
 
-    def bodies_of(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[bytes]:
+    def bodies(self, rows: Int64Array) -> list[bytes]:
         """Bodies of any samples, ``rows`` being ``[n] int64``."""
         return self._encoded(self.table.take(rows))
 
@@ -134,15 +154,6 @@ class StructuredMaker:
         positions, ptr = self.removal.removed(table.ids, table.ptr)
         return encode(self.schema, table, *encode_gaps_ragged(positions, ptr))
 
-    def extras(self, start: int, stop: int) -> dict[str, Any]:
-        """Nothing: the columns hold it all already."""
-        return {"layouts": {}, "stats": {}}
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:05d}.lmdb"
-
 
 def build_shard(
     directory: Path,
@@ -151,44 +162,34 @@ def build_shard(
     shard: int,
     report: Report,
     scratch: Path | None = None,
-    measure: Callable[[Sequence[bytes]], None] | None = None,
 ) -> ShardEntry:
     """Build, digest and publish one shard; its side file is the shard's commit.
 
-    Args:
-        directory: The generation being built.
-        plan: The build's plan.
-        maker: Makes the record bodies.
-        shard: Number of the shard.
-        report: Called with the number of samples done since the last call.
-        scratch: Node-local directory to write in first; LMDB files are never written on network file systems.
-        measure: Called with the first bodies before anything is written.
+    LMDB files are never written on network file systems, hence ``scratch``, a node-local directory to write in first.
 
     Raises:
         StorageError: If the file system refuses.
         CacheError: Whatever the source or processor raised, with the sample named.
     """
     start, stop = plan.span(shard)
-    name = shard_name(shard)
-    target = directory / name
-    temporary = temp_path((scratch or directory) / name)
-    sums = [0, 0]
+    target = directory / shard_name(shard)
+    temporary = temp_path((scratch or directory) / target.name)
+    sums, layouts, labels = [0, 0], dict[str, Any](), list[Labels]()
 
-    def chunks() -> Iterator[Sequence[bytes]]:
+    def records() -> Iterator[Sequence[bytes]]:
         at = start
-        for bodies in maker.bodies(start, stop):
-            if measure is not None and at == start:
-                measure(bodies)
-            records, (low, high) = seal(bodies, at, plan.seed, plan.max_record_bytes)
-            sums[0] = (sums[0] + low) % (1 << 64)
-            sums[1] = (sums[1] + high) % (1 << 64)
-            at += len(bodies)
-            yield records
-            report(len(bodies))
+        for chunk in maker.chunks(start, stop):
+            report(len(chunk.bodies), sum(map(len, chunk.bodies)))
+            sealed, parts = seal(chunk.bodies, at, plan.seed, plan.max_record_bytes)
+            sums[:] = ((a + b) % (1 << 64) for a, b in zip(sums, parts, strict=True))
+            at += len(sealed)
+            layouts.update(chunk.layouts)
+            labels.append(chunk.labels)
+            yield sealed
 
     try:
         with storage_errors(target):
-            write_shard(temporary, start, chunks(), plan.map_bytes)
+            write_shard(temporary, start, records(), plan.map_bytes)
             if scratch is not None:
                 temporary = _carry_over(temporary, temp_path(target))
             size, sha256, xxh3 = file_digest(temporary)
@@ -199,19 +200,76 @@ def build_shard(
     finally:
         with contextlib.suppress(OSError):  # must not hide the error that brought us here
             temporary.unlink(missing_ok=True)
-    extras = maker.extras(start, stop)
     entry = ShardEntry(
         index=shard,
         start=start,
         stop=stop,
-        file=FileEntry(name=name, size=size, sha256=sha256, xxh3=xxh3),
+        file=FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3),
         seed=plan.seed,
         sums=(sums[0], sums[1]),
-        layouts=tuple(sorted(extras["layouts"])),
-        stats=extras["stats"],
+        layouts=tuple(sorted(layouts)),
+        stats=_stats(layouts, labels) if plan.records == "generic" else {},
     )
     write_sidecar(directory, entry)
     return entry
+
+
+def _stats(layouts: dict[str, Any], labels: list[Labels]) -> dict[str, Any]:
+    """What only the side file says of a shard: its layouts and, where every sample has one of the same kind, the labels."""
+    stats: dict[str, Any] = {"layouts": dict(sorted(layouts.items()))}
+    y = joined_labels(labels)
+    if y is not None:
+        stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}
+    return stats
+
+
+def labels_in(stats: dict[str, Any]) -> Labels:
+    """The labels that a side file holds."""
+    y = stats.get("y")
+    return (
+        None
+        if y is None
+        else np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
+    )
+
+
+def joined_labels(parts: Sequence[Labels]) -> Labels:
+    """Labels one behind the other, ``None`` unless all are there and of one kind."""
+    there = [part for part in parts if part is not None]
+    if not parts or len(there) < len(parts) or len({(part.dtype, part.shape[1:]) for part in there}) != 1:
+        return None
+    return np.concatenate(there)
+
+
+def own_sidecar(directory: Path, entry: ShardEntry) -> ShardEntry | None:
+    """A shard as its own side file has it, which knows more than the manifest; ``None`` if it is damaged or another's."""
+    try:
+        found = read_sidecar(directory, entry.index)
+    except (CacheError, OSError):
+        return None
+    return found if found is not None and replace(found, stats={}) == replace(entry, stats={}) else None
+
+
+def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> list[ShardEntry]:
+    """Shards of an earlier run that are whole, their digests checked; anything doubtful is built again."""
+    whole = []
+    for shard in share:
+        entry = None
+        with contextlib.suppress(OSError):  # a file that cannot be read is replaced
+            try:
+                entry = read_sidecar(directory, shard)
+            except CacheError:
+                sidecar_path(directory, shard).unlink(missing_ok=True)
+            if entry is None or (entry.start, entry.stop, entry.seed) != (*plan.span(shard), plan.seed):
+                continue
+            path = directory / shard_name(shard)
+            if (
+                path.is_file()
+                and path.stat().st_size == entry.file.size
+                and quick_digest(path) == entry.file.xxh3
+            ):
+                whole.append(entry)
+    return whole
 
 
 def _carry_over(scratch_file: Path, target: Path) -> Path:

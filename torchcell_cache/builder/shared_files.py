@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,97 +20,93 @@ from torchcell_cache.core.files import (
     write_atomic,
 )
 from torchcell_cache.core.ragged import smallest_unsigned
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import BuildFailedError
 from torchcell_cache.graph.records import write_base_graph
+from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
+from torchcell_cache.store.manifest import GRAPH_FILES
 from torchcell_cache.store.stamps import quick_digest
 
 
-class SharedFiles:
-    """Writes the files beside the shards.
+def write_shared_files(
+    plan: BuildPlan, shards: ShardPlan, directory: Path, together: bool, console: Callable[[str], None]
+) -> float:
+    """Write the files beside the shards; returns how many milliseconds the index took.
 
-    Args:
-        plan: Source, processor and fingerprint.
-        shards: The plan all workers share.
-        directory: The generation being built; it exists.
-        together: Whether several tasks build it at once. Whoever is first writes a file; the others make the same bytes
-            and compare. Otherwise every file is written anew.
-        say: Prints a line.
+    ``together``, several tasks do it at once: whoever is first writes a file, the others make the same bytes and compare.
+    Otherwise every file is written anew.
+
+    Raises:
+        BuildFailedError: If another task wrote other bytes.
+        StorageError: If the file system refuses.
     """
 
-    def __init__(
-        self, plan: BuildPlan, shards: ShardPlan, directory: Path, together: bool, say: Callable[[str], None]
-    ) -> None:
-        self.plan, self.shards, self.directory, self.say = plan, shards, directory, say
-        self.together = together
-        self.index_ms = 0.0
-
-    def write(self) -> None:
-        """Write them all.
-
-        Raises:
-            BuildFailedError: If another task wrote other bytes.
-            StorageError: If the file system refuses.
-        """
-        graph = self.plan.source.base_graph
-        if graph is not None:
-            self._write_base_graph(graph)
-        table, topology = self.plan.table, self.plan.topology
-        if table is not None and topology is not None:
-            self._write_incidence()
-        if table is not None:
-            nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
-            columns: Arrays = table_to_arrays(table, nodes)
-            if topology is not None:
-                removed = count_removed_edges(graph, topology, table)
-                columns["removed_edges"] = removed.astype(smallest_unsigned(int(removed.max(initial=0))))
-            self._write(COLUMNS_FILE, columns_bytes(columns))
-        self._write(PLAN_FILE, self.shards.to_bytes())
-
-    def _write_incidence(self) -> None:
-        removal = self.plan.removal
-        index = removal.index
-        self.index_ms = index.build_ms
-        edges, types = index.num_edges, len(index.edge_types)
-        self.say(f"incidence index: {index.build_ms:.0f} ms for {edges:,} edges of {types} edge types")
-        self._write(INCIDENCE_FILE, removal.to_bytes())
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = self.directory / name
-        if not self.together:
+    def write(name: str, data: bytes) -> None:
+        path = directory / name
+        if not together:
             write_atomic(path, data)
         elif path.exists() or not write_atomic(path, data, replace=False):
-            self._compare(path, xxhash.xxh3_128_hexdigest(data))
+            _compare(path, xxhash.xxh3_128_hexdigest(data))
 
-    def _write_base_graph(self, graph: Any) -> None:
-        """Two files by a library that writes plainly: in a directory of their own first, then renamed."""
-        place = temp_path(self.directory / "base_graph")
-        place.mkdir()
-        try:
-            write_base_graph(graph, place)
-            for name in ("base_graph.safetensors", "base_graph.json"):
-                self._publish(place / name, self.directory / name)
-            fsync_dir(self.directory)
-        finally:
-            for leftover in place.iterdir():
-                leftover.unlink()
-            place.rmdir()
+    graph, table, topology, index_ms = plan.base_graph, plan.table, plan.topology, 0.0
+    if graph is not None:
+        with base_graph_files(graph, directory) as place:
+            for name in GRAPH_FILES:
+                publish_graph_file(place / name, directory / name, together)
+    if table is not None and topology is not None:
+        index, index_ms = plan.removal.index, plan.removal.index.build_ms
+        edges, types = index.num_edges, len(index.edge_types)
+        console(f"incidence index: {index_ms:.0f} ms for {edges:,} edges of {types} edge types")
+        write(INCIDENCE_FILE, plan.removal.to_bytes())
+    if table is not None:
+        removed = None if topology is None else count_removed_edges(graph, topology, table)
+        write(COLUMNS_FILE, columns_bytes(table_columns(table, topology, removed)))
+    write(PLAN_FILE, shards.to_bytes())
+    return index_ms
 
-    def _publish(self, ours: Path, target: Path) -> None:
-        fsync_file(ours)
-        ours.chmod(0o444)
-        if not self.together:
-            replace_file(ours, target)
-            return
-        digest = quick_digest(ours)
-        if target.exists() or not publish_new(ours, target):
-            self._compare(target, digest)
 
-    def _compare(self, path: Path, ours: str) -> None:
-        theirs = quick_digest(path)
-        if theirs != ours:
-            raise BuildFailedError(
-                f"another task wrote {path} with digest {theirs}, this one makes {ours} of the same source and settings",
-                path=path,
-                fix=f"use the same versions of everything on all nodes; else remove {os.fspath(path)} and run the tasks again",
-            )
+def table_columns(table: SampleTable, topology: Topology | None, removed: Any) -> Arrays:
+    """Samples as columns in the smallest dtypes; ``removed`` are numbers of edges, ``[n]``, if any can go."""
+    nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
+    columns = table_to_arrays(table, nodes)
+    if removed is not None:
+        columns["removed_edges"] = removed.astype(smallest_unsigned(int(removed.max(initial=0))))
+    return columns
+
+
+@contextmanager
+def base_graph_files(graph: Any, directory: Path) -> Iterator[Path]:
+    """The two files of a base graph, by a library that writes plainly: in a directory of their own, to be renamed from there."""
+    place = temp_path(directory / "base_graph")
+    place.mkdir()
+    try:
+        write_base_graph(graph, place)
+        yield place
+        fsync_dir(directory)
+    finally:
+        for leftover in place.iterdir():
+            leftover.unlink()
+        place.rmdir()
+
+
+def publish_graph_file(ours: Path, target: Path, together: bool = False) -> None:
+    """Give a file its place, or compare it with the one that another task put there."""
+    fsync_file(ours)
+    ours.chmod(0o444)
+    if not together:
+        replace_file(ours, target)
+        return
+    digest = quick_digest(ours)
+    if target.exists() or not publish_new(ours, target):
+        _compare(target, digest)
+
+
+def _compare(path: Path, ours: str) -> None:
+    theirs = quick_digest(path)
+    if theirs != ours:
+        raise BuildFailedError(
+            f"another task wrote {path} with digest {theirs}, this one makes {ours} of the same source and settings",
+            path=path,
+            fix=f"use the same versions of everything on all nodes; else remove {path} and run the tasks again",
+        )

@@ -7,44 +7,36 @@ new one; the bodies themselves are the same bytes. Base graph and incidence inde
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, unknown_part
-from torchcell_cache.builder.resume import tidy
+from torchcell_cache.builder.publishing import Publisher, opened_or_made
+from torchcell_cache.builder.run import ON_STALE
 from torchcell_cache.builder.shards import (
     CHUNK,
     COLUMNS_FILE,
     INCIDENCE_FILE,
     PLAN_FILE,
+    Chunk,
     RecordMaker,
     ShardPlan,
-    new_generation_name,
 )
-from torchcell_cache.builder.steps import acquire, look, publish
+from torchcell_cache.builder.shared_files import table_columns
 from torchcell_cache.builder.workers import StopRequest
-from torchcell_cache.core.checks import whole_number
+from torchcell_cache.core.checks import choice, truth, whole_number
 from torchcell_cache.core.digests import digest_of
-from torchcell_cache.core.files import (
-    make_dirs_durable,
-    remove_stale_temps,
-    share_file,
-    storage_errors,
-    write_atomic,
-)
+from torchcell_cache.core.files import share_file, write_atomic
 from torchcell_cache.core.fingerprint import Fingerprint
-from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Console
-from torchcell_cache.core.ragged import Int64Array, smallest_unsigned
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.records import graph_digest
-from torchcell_cache.store.columns import Arrays, columns_bytes, table_to_arrays
+from torchcell_cache.store.columns import Arrays, columns_bytes
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import GRAPH_FILES, processed_dir
+from torchcell_cache.store.manifest import GRAPH_FILES, Manifest
 
 _TABLE = (
     "perturbed",
@@ -76,54 +68,24 @@ def copy_samples(
     """Samples of a store, ``positions`` ``[n] int64``, as a store of their own; see ``save_subset``."""
     if len(positions) == 0:
         raise SettingError("the selection is empty: no sample fulfils it")
-    where = local_path(root)
+    where, console = local_path(root), Console(truth("progress", progress))
+    choice("on_stale", on_stale, ON_STALE)
     if where.resolve() == generation.root.resolve():
         raise SettingError(f"store={where} is the store that is selected from", fix="another directory")
     plan, storage = _plan(generation, positions, made_by or {}), generation.manifest.storage
-    shards = _shard_plan(generation, plan, len(positions), shard_size)
-    say = Console(progress)
-    _, opened = look(where, plan, storage, on_stale, say)
-    if opened is not None:
-        remove_stale_temps(processed_dir(where))
-        return opened
-    with storage_errors(processed_dir(where)):
-        make_dirs_durable(processed_dir(where))
-    lock = BuilderLock(processed_dir(where) / LOCK_NAME)
-    acquire(lock, say)
-    try:
-        current, opened = look(where, plan, storage, on_stale, say)
-        if opened is not None:
-            return opened
-        name = new_generation_name(plan.fingerprint(storage).digest, shards)
-        work = _SubsetBuild(where, name, plan, shards, storage, lock.exclusive, say, generation, positions)
+    shards = _shard_plan(generation, plan, shard_size)
+
+    def make(publisher: Publisher) -> Manifest:
+        work = _SubsetBuild(where, plan, shards, storage, publisher.lock.exclusive, console)
+        work.origin, work.positions = generation, positions
         with StopRequest().listening() as stop:
-            manifest = work.run(0, None, stop, progress)
-            if stop.signal is not None:
-                stop.raise_interrupted(shards.num_shards, shards.num_shards)
-        return publish(where, manifest, current, say)
-    finally:
-        lock.release()
+            return work.run(0, None, stop, console.enabled)
 
-
-class _Origin:
-    """What the new store's plan knows of its source."""
-
-    def __init__(self, base_graph: Any, identity: dict[str, Any], count: int) -> None:
-        self.base_graph, self._identity, self.count = base_graph, identity, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        raise IndexError(index)
-
-    def identity(self) -> dict[str, Any]:
-        """The old store and the selection."""
-        return self._identity
+    return opened_or_made(where, plan, storage, on_stale, console, make)
 
 
 def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]) -> BuildPlan:
-    manifest, graph = generation.manifest, generation.base_graph
+    manifest = generation.manifest
     identity = {
         "class": "Subset",
         "of": {
@@ -137,9 +99,10 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
     parts = {name: manifest.fingerprint[name] for name in ("format", "base_graph", "processor")}
     table = generation.table
     return BuildPlan(
-        source=_Origin(graph, identity, len(positions)),
+        source=None,
         processor=None,
-        graph_digest="" if graph is None else graph_digest(graph),
+        base_graph=generation.base_graph,
+        num_samples=len(positions),
         parts={**parts, "source": identity},
         table=None if table is None else table.take(positions),
         topology=generation.topology,
@@ -147,14 +110,14 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
     )
 
 
-def _shard_plan(generation: Generation, plan: BuildPlan, count: int, shard_size: int | None) -> ShardPlan:
+def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
     size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
     schema = {name: value for name, value in manifest.schema.items() if name != "unknown_names"}
     if not generation.is_structured:
         schema["layouts"] = {}
     return ShardPlan(
-        num_samples=count,
+        num_samples=plan.num_samples,
         shard_size=size,
         seed=int(plan.fingerprint(manifest.storage).digest[:16], 16),
         records=manifest.schema["records"],
@@ -167,77 +130,49 @@ def subset_columns(generation: Generation, table: SampleTable | None, rows: Int6
     stored = generation.columns
     out: Arrays = {name: column[rows] for name, column in stored.items() if name not in _TABLE}
     if table is not None:
-        topology = generation.topology
-        num_nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
-        out |= table_to_arrays(table, num_nodes)
-    if "removed_edges" in stored:
-        removed = stored["removed_edges"][rows]
-        out["removed_edges"] = removed.astype(smallest_unsigned(int(removed.max(initial=0))))
+        removed = stored["removed_edges"][rows] if "removed_edges" in stored else None
+        out |= table_columns(table, generation.topology, removed)
     return out
 
 
 class _CopyMaker:
-    """Bodies of chosen records of another store."""
+    """Chosen records of another store."""
 
     def __init__(self, generation: Generation, positions: Int64Array) -> None:
         self.generation, self.positions = generation, positions
         sizes = sum(shard.file.size for shard in generation.manifest.shards)
         per_sample = max(sizes // max(len(generation), 1), 1)
         self.step = int(min(max(_READ_BYTES // per_sample, 1), CHUNK))
-        self._layouts: set[str] = set()
 
-    def bodies(self, start: int, stop: int) -> Iterator[list[bytes]]:
-        """Bodies of samples ``start`` to ``stop`` of the new store, their old checksums verified."""
-        self._layouts = set()
+    def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Records of samples ``start`` to ``stop`` of the new store, their old checksums verified."""
         for first in range(start, stop, self.step):
-            records = self.generation.read(self.positions[first : min(first + self.step, stop)])
-            bodies = [record[8:] for record in records]
-            if not self.generation.is_structured:
-                self._layouts |= {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
-            yield bodies
+            rows = self.positions[first : min(first + self.step, stop)]
+            bodies = [record[8:] for record in self.generation.read(rows)]
+            yield Chunk(bodies) if self.generation.is_structured else self._generic(bodies, rows)
 
-    def extras(self, start: int, stop: int) -> dict[str, Any]:
-        """Layouts of the records and, where samples have labels only there, their labels ``y``."""
-        if self.generation.is_structured:
-            return {"layouts": {}, "stats": {}}
-        known = self.generation.manifest.schema["layouts"]
-        layouts = {name: known[name] for name in sorted(self._layouts)}
-        stats: dict[str, Any] = {"layouts": layouts}
-        if self.generation.table is None and "y" in self.generation.columns:
-            y = self.generation.columns["y"][self.positions[start:stop]]
-            stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}
-        return {"layouts": layouts, "stats": stats}
+    def _generic(self, bodies: list[bytes], rows: Int64Array) -> Chunk:
+        """With the layouts of the records and, where samples have labels only there, their labels ``y``."""
+        known, columns = self.generation.manifest.schema["layouts"], self.generation.columns
+        used = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
+        only_there = self.generation.table is None and "y" in columns
+        return Chunk(bodies, {name: known[name] for name in used}, columns["y"][rows] if only_there else None)
 
 
 class _SubsetBuild(GenerationBuild):
     """A build whose records and shared files come from another generation."""
 
-    def __init__(
-        self,
-        root: Path,
-        name: str,
-        plan: BuildPlan,
-        shards: ShardPlan,
-        storage: str,
-        exclusive: bool,
-        say: Callable[[str], None],
-        origin: Generation,
-        positions: Int64Array,
-    ) -> None:
-        super().__init__(root, name, plan, shards, storage, exclusive, say)
-        self.origin, self.positions = origin, positions
+    origin: Generation
+    positions: Int64Array
 
-    def prepare(self, scratch: Path | None, together: bool) -> None:
+    def write_shared_files(self, together: bool) -> None:
         """Share the old store's files, write the columns of the chosen samples and the plan."""
-        make_dirs_durable(self.directory)
-        tidy(self.root, self.directory, scratch, self.exclusive)
-        with storage_errors(self.directory):
-            for name in (*GRAPH_FILES, INCIDENCE_FILE):
-                if self.origin.has_file(name):
-                    share_file(self.origin.file(name), self.directory / name)
-            columns = subset_columns(self.origin, self.plan.table, self.positions)
-            write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
-            write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
+        for name in (*GRAPH_FILES, INCIDENCE_FILE):
+            if self.origin.has_file(name):
+                share_file(self.origin.file(name), self.directory / name)
+        columns = subset_columns(self.origin, self.plan.table, self.positions)
+        write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
+        write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
 
     def maker(self) -> RecordMaker:
         """Copies records."""

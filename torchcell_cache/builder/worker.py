@@ -27,16 +27,14 @@ def serve(connection: Connection, build: Callable[[int, Report], None]) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent decides; a shard in work is finished or dropped
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def report(count: int) -> None:
-        connection.send_bytes(json.dumps({"samples": count}).encode())
+    def report(count: int, size: int) -> None:
+        connection.send_bytes(json.dumps({"samples": count, "bytes": size}).encode())
 
     parent = os.getppid()
     while True:
         try:
             while not connection.poll(0.25):
-                if (
-                    os.getppid() != parent
-                ):  # a forked sibling may keep the pipe open after the parent was killed
+                if os.getppid() != parent:  # killed; a forked sibling may keep the pipe open
                     return
             request = connection.recv_bytes()
         except (EOFError, OSError):
@@ -67,14 +65,12 @@ def main(arguments: list[str]) -> None:
     plan = ShardPlan.from_bytes((directory / PLAN_FILE).read_bytes())
     maker = StructuredMaker.open(directory, plan)
     where = Path(scratch) if scratch else None
+
+    def build(shard: int, report: Report) -> None:
+        build_shard(directory, plan, maker, shard, report, where)
+
     with Connection(descriptor) as connection:
-        serve(connection, lambda shard, report: _build(directory, plan, maker, shard, report, where))
-
-
-def _build(
-    directory: Path, plan: ShardPlan, maker: StructuredMaker, shard: int, report: Report, scratch: Path | None
-) -> None:
-    build_shard(directory, plan, maker, shard, report, scratch)
+        serve(connection, build)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def run_here(
 ) -> None:
     """Build the shards in this process, stopping between chunks once the grace period is over."""
 
-    def watched(count: int) -> None:
-        report(count)
+    def watched(count: int, size: int) -> None:
+        report(count, size)
         if stop.expired:
             stop.raise_interrupted(total - len(shards) + finished, total)
 
@@ -101,10 +101,6 @@ class _Worker:
         self.shard = shard
         with contextlib.suppress(OSError):
             self.connection.send_bytes(str(shard).encode())
-
-    def dismiss(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(b"")
 
 
 @contextlib.contextmanager
@@ -187,14 +183,17 @@ def run_workers(
                 break
             for ready in wait([w.connection for w in busy], timeout=0.5):
                 worker = next(w for w in busy if w.connection is ready)
-                message = _receive(worker)
+                try:
+                    message: dict[str, Any] | None = json.loads(worker.connection.recv_bytes())
+                except (EOFError, OSError):
+                    message = None
                 if message is None and stop.signal is not None:
                     worker.shard = None  # whoever asked us to stop may have killed it: its shard is dropped
                 elif message is None:
                     workers.remove(worker)
                     workers.append(_replace(worker, deaths, start))
                 elif "samples" in message:
-                    report(int(message["samples"]))
+                    report(int(message["samples"]), int(message["bytes"]))
                 elif "failed" in message:
                     raise _rebuilt(message)
                 else:
@@ -206,14 +205,6 @@ def run_workers(
             stop.raise_interrupted(total - len(shards) + finished, total)
     finally:
         _dismiss(workers)
-
-
-def _receive(worker: _Worker) -> dict[str, Any] | None:
-    try:
-        message: dict[str, Any] = json.loads(worker.connection.recv_bytes())
-    except (EOFError, OSError):
-        return None
-    return message
 
 
 def _replace(worker: _Worker, deaths: dict[int, int], start: Callable[[], _Worker]) -> _Worker:
@@ -249,7 +240,8 @@ def _rebuilt(message: dict[str, Any]) -> CacheError:
 def _dismiss(workers: list[_Worker]) -> None:
     for worker in workers:
         if worker.shard is None:
-            worker.dismiss()
+            with contextlib.suppress(OSError):
+                worker.connection.send_bytes(b"")  # nothing more to do
         else:
             worker.kill()
     for worker in workers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.array_check import ranges
+from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.progress import human_seconds
 from torchcell_cache.store.status import Unfinished, process_of, task_states
 

@@ -228,7 +228,7 @@ def gc(*, dry_run: bool = False, **settings: Any) -> None:
     Example:
         torchcell-cache gc root=demo/ecoli dry_run=true
     """
-    from torchcell_cache.builder.cleanup import gc
+    from torchcell_cache.builder.generations import gc
 
     removed = gc(dry_run=dry_run, **settings)
     what = "would remove" if dry_run else "removed"

@@ -27,7 +27,7 @@ COMMANDS = {
     "stage": ("cli.commands:stage", "remote.copies:stage"),
     "push": ("cli.commands:push", "remote.push:push"),
     "pull": ("cli.commands:pull", "remote.pull:pull"),
-    "gc": ("cli.commands:gc", "builder.cleanup:gc"),
+    "gc": ("cli.commands:gc", "builder.generations:gc"),
     "select": (
         "cli.choosing:select",
         "data.select:select - dataset listed",

@@ -69,7 +69,7 @@ def check(values: Sequence[Buffer], indices: Sequence[int], shard_seeds: Sequenc
         bad = int(np.argmin(good))
         what = f"checksum {int(computed[bad]):016x} does not match the stored {int(stored[bad]):016x}"
     error = CorruptRecordError(f"sample {indices[bad]}: {what}")
-    error.place = bad
+    error.place, error.what = bad, what
     raise error
 
 

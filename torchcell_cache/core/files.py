@@ -118,9 +118,7 @@ def replace_file(temporary: StrPath, path: StrPath) -> None:
             if not _landed(ours, temporary, path):
                 raise
         else:
-            if os.path.lexists(
-                temporary
-            ):  # both were names of one file already, and rename(2) then does nothing
+            if os.path.lexists(temporary):  # two names of one file: rename(2) does nothing
                 os.unlink(temporary)  # noqa: PTH108
         fsync_dir(Path(path).parent)
 

@@ -92,22 +92,11 @@ class Fingerprint:
         copy: dict[str, Any] = json.loads(canonical_json(self.tree))
         return copy
 
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> Fingerprint:
-        """The fingerprint that :meth:`to_dict` wrote."""
-        return cls(tree)
-
-    def explain(self, current: Fingerprint | Mapping[str, Any]) -> list[str]:
-        """How ``current`` differs from this stored fingerprint, see :func:`explain`."""
-        return explain(self, current)
-
 
 Tree = Fingerprint | Mapping[str, Any]
 
 
-def diff(
-    stored: Fingerprint | Mapping[str, Any], current: Fingerprint | Mapping[str, Any]
-) -> list[Difference]:
+def diff(stored: Tree, current: Tree) -> list[Difference]:
     """The parts that differ, in order of their names; empty if the two are equal."""
     return [part for part in _compare("", _tree(stored), _tree(current)) if part is not None]
 

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 StrPath = str | os.PathLike[str]
-
-
 PROCESSED_NAME = "processed"
-
-
 RAW_NAME = "raw"
-
-
 USED_NAME = ".used"
 """In the cache directory of an address: what was used last."""
 
@@ -36,3 +31,14 @@ def repair_hint(path: StrPath | None) -> str:
         return f"rm -r {shlex.quote(str(place.parent))}, then open the dataset again: it is a cache of an address"
     root = root_argument(place.parent)
     return f"torchcell-cache repair {root}  (or build again: torchcell-cache preprocess {root} ...)"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as ``sbatch --array`` takes them, such as ``3,7-9``."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

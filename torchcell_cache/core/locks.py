@@ -18,6 +18,7 @@ import stat
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,7 @@ _NO_LOCKS = {
     errno.EBADF,  # NFS, for a file that could only be opened for reading
 }
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.5
+_LINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,18 @@ class BuilderLock:
             time.sleep(min(wait, left))
             wait = min(2 * wait, _LONGEST_WAIT_S)
 
+    def wait(self, console: Callable[[str], None], waits_for: Callable[[str], str]) -> None:
+        """Take the lock however long it takes; says so at once and every 30 s, by what ``waits_for`` makes of its holder."""
+        timeout = 0.0
+        while not self.acquire(timeout):
+            console(f"waiting for {waits_for(str(self.owner() or ''))}")
+            timeout = _LINE_SECONDS
+
     def release(self) -> None:
         """Give the lock back; harmless if it is not held."""
         self._unsupported = False
         if self._descriptor is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # the record is a hint; a full disk must not fail a finished build
+            with contextlib.suppress(OSError):  # a hint: a full disk must not fail a finished build
                 if not self.shared:
                     os.ftruncate(self._descriptor, 0)
             with contextlib.suppress(OSError):  # frees it even if a child that knows no fork hooks has a copy
@@ -160,9 +167,7 @@ class BuilderLock:
                 raise
             return self._go_without(os.strerror(error.errno))
         if not self._is_still_there(descriptor):
-            os.close(
-                descriptor
-            )  # somebody removed the file between open and flock: a lock on it excludes nobody
+            os.close(descriptor)  # removed between open and flock: a lock on it excludes nobody
             return self._try_once()
         self._descriptor = descriptor
         _HELD.add(self)
@@ -216,9 +221,7 @@ class BuilderLock:
 
     def _write_owner(self, descriptor: int) -> None:
         record = {**asdict(this_process()), "nonce": self.nonce}
-        with contextlib.suppress(
-            OSError
-        ):  # read-only descriptor, full disk: the lock holds without its label
+        with contextlib.suppress(OSError):  # read-only, full disk: the lock holds without its label
             os.ftruncate(descriptor, 0)
             if not self.shared:  # one record cannot name several holders
                 os.pwrite(descriptor, json.dumps(record).encode(), 0)

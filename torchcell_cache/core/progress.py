@@ -7,13 +7,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from torchcell_cache.core.checks import rank_and_world_size
 from torchcell_cache.core.locks import write_status
-from torchcell_cache.errors import (
-    SettingError,
-)
+from torchcell_cache.errors import EXIT_INTERRUPTED, SettingError
 
 _LINE_SECONDS = 30.0
 _LINE_SHARE = 0.05
@@ -114,6 +112,13 @@ class Progress:
             elapsed = time.monotonic() - self.begun
             status = {"state": state, "samples": self.done, "total": self.total, "seconds": round(elapsed, 1)}
             write_status(self.status_path, {**self.facts, **status, "initial": self.initial})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        stopped = "interrupted" if getattr(error, "code", 0) == EXIT_INTERRUPTED else "failed"
+        self.close("complete" if error is None else stopped)
 
     def close(self, state: str) -> None:
         """Finish with a last state: ``complete``, ``interrupted`` or ``failed``."""

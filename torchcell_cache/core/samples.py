@@ -35,19 +35,19 @@ class UnknownNames:
     ptr: Int64Array
 
     @classmethod
-    def of(cls, names: Sequence[str], codes: Int64Array, ptr: Int64Array) -> UnknownNames | None:
+    def from_codes(cls, names: Sequence[str], codes: Int64Array, ptr: Int64Array) -> UnknownNames | None:
         """Without the names that nobody names; ``None`` if none is left, which is how most tables are."""
         used, codes = np.unique(codes.astype(np.int64), return_inverse=True)
         return cls(tuple(names[k] for k in used.tolist()), codes.reshape(-1), ptr) if len(used) else None
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Iterable[str]]) -> UnknownNames | None:
+    def from_rows(cls, rows: Sequence[Iterable[str]]) -> UnknownNames | None:
         """From the names of each sample, in any order."""
         names = sorted({name for row in rows for name in row})
         code = {name: k for k, name in enumerate(names)}
         codes = [sorted({code[name] for name in row}) for row in rows]
         flat = np.array([k for row in codes for k in row], dtype=np.int64)
-        return cls.of(names, flat, offsets(np.array([len(row) for row in codes], dtype=np.int64)))
+        return cls.from_codes(names, flat, offsets(np.array([len(row) for row in codes], dtype=np.int64)))
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[UnknownNames | None, int]]) -> UnknownNames | None:
@@ -59,7 +59,7 @@ class UnknownNames:
         counts = [
             np.zeros(count, dtype=np.int64) if part is None else np.diff(part.ptr) for part, count in parts
         ]
-        return cls.of(
+        return cls.from_codes(
             names, np.concatenate([np.empty(0, dtype=np.int64), *codes]), offsets(np.concatenate(counts))
         )
 
@@ -73,7 +73,7 @@ class UnknownNames:
 
     def take(self, rows: Int64Array) -> UnknownNames | None:
         """Those of some samples, ``[n] int64``, in that order."""
-        return UnknownNames.of(self.names, *segments(self.codes, self.ptr, rows))
+        return UnknownNames.from_codes(self.names, *segments(self.codes, self.ptr, rows))
 
     def with_ids(self, ids: Int64Array, ptr: Int64Array, first: int) -> tuple[Int64Array, Int64Array]:
         """Perturbed ids with a number from ``first`` on for each name, so that sets of both can be compared."""
@@ -92,7 +92,7 @@ def without_names(
     """Inverse of :meth:`UnknownNames.with_ids`: ids of nodes, their offsets, and the names."""
     node = ids < first
     before = offsets(node)[ptr]
-    return ids[node], before, UnknownNames.of(names, ids[~node] - first, ptr - before)
+    return ids[node], before, UnknownNames.from_codes(names, ids[~node] - first, ptr - before)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

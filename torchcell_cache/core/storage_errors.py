@@ -49,7 +49,10 @@ def storage_error(number: int | None, path: StrPath, action: str = "write") -> S
     text = f"cannot {action} {os.fspath(path)}: {os.strerror(number)}"
     kind: type[StorageError]
     if number in _FULL or (number == errno.EIO and _is_full(path)):
-        kind, text = StorageFullError, f"{text} ({_free_text(path)})"
+        free = "free space unknown"
+        with contextlib.suppress(OSError):
+            free = f"{free_bytes(path):,} bytes free"
+        kind, text = StorageFullError, f"{text} ({free})"
         fix = "free space or raise the quota, then run the same command again; finished shards are kept"
     elif number in _READ_ONLY:
         kind = StorageReadOnlyError
@@ -111,10 +114,3 @@ def _at_size_limit(path: StrPath) -> bool:
         and target.is_file()
         and target.stat().st_size + _NEARLY_FULL_BYTES > limit
     )
-
-
-def _free_text(path: StrPath) -> str:
-    try:
-        return f"{free_bytes(path):,} bytes free"
-    except OSError:
-        return "free space unknown"

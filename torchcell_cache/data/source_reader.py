@@ -63,7 +63,7 @@ class SourceReader:
             if self.assembler is not None and isinstance(item, Sample):
                 return self.assembler.graphs(_columns(item), [item.unknown])[0]
             graph = self._processing(item)
-            self._processing.look()
+            self._processing.check_writes()
             return graph
 
     @cached_property

@@ -195,6 +195,20 @@ def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
     return sorted({valid[t] for t in wanted})
 
 
+def new_ids(nodes: Tensor, size: int) -> Tensor:
+    """Numbers of ``size`` nodes of which ``nodes``, ``[k] int64``, stay, ``[size] int64``: -1 for the others."""
+    table = torch.full((size,), -1, dtype=torch.int64, device=nodes.device)
+    return table.index_copy_(0, nodes, torch.arange(len(nodes), device=nodes.device))
+
+
+def cut_index(index: Tensor, at: Tensor, numbers: Sequence[Tensor | None]) -> Tensor:
+    """Columns ``at`` of an edge list, ``[2, len(at)]``, each end by its new number where such numbers are given."""
+    rows = zip(index.index_select(1, at).unbind(0), numbers, strict=True)
+    return torch.stack(
+        [row if new is None else new.index_select(0, row).to(index.dtype) for row, new in rows]
+    )
+
+
 def subset(graph: Any, whole: Topology, selection: Selection) -> Any:
     """A graph cut to a selection, on the graph's device; tensors and lists that stay whole are the graph's own."""
     cut = _Cut(graph, whole, selection)
@@ -220,8 +234,7 @@ class _Cut:
         self.whole, self.selection = whole, selection
         self.nodes = self._there(selection.nodes)
         self.rows: Rows = selection.nodes, self.nodes
-        new_id = torch.full((whole.num_nodes,), -1, dtype=torch.int64, device=self.device)
-        self.new_id = new_id.index_copy_(0, self.nodes, torch.arange(len(self.nodes), device=self.device))
+        self.new_id = new_ids(self.nodes, whole.num_nodes)
 
     def _there(self, array: Int64Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
@@ -247,11 +260,8 @@ class _Cut:
         wanted = self._there(local)
         out = self.rows_of(fields, domain.size, (local, wanted), "num_edges")
         name = "edge_index" if domain.role == "edge" else "hyperedge_index"
-        index = fields[name].index_select(1, wanted)
-        rows = list(index.unbind(0))
-        for row in ends_of(self.whole, domain):
-            rows[row] = self.new_id.index_select(0, rows[row]).to(index.dtype)
-        out[name] = torch.stack(rows)
+        ends = ends_of(self.whole, domain)
+        out[name] = cut_index(fields[name], wanted, [self.new_id if row in ends else None for row in (0, 1)])
         return out
 
     def homogeneous(self, fields: dict[str, Any]) -> dict[str, Any]:

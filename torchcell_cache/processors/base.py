@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from torchcell_cache.errors import SettingError, UnsupportedValueError
+from torchcell_cache.errors import SettingError, SourceContractError, UnsupportedValueError
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.processors.private import PrivateCopies
 
@@ -74,7 +77,7 @@ class Processing:
         self.base_graph, self._shared = base_graph, PrivateCopies()
         self._digests: Mapping[str, str] = digests or {}
         if not self.trusted and base_graph is not None:
-            self.base_graph = self._shared.of(base_graph)
+            self.base_graph = self._shared.copied(base_graph)
             self._digests = digests or graph_digests(base_graph)
         self._written: list[int] | None = (
             None  # how often each of the base graph's tensors was written in place
@@ -86,17 +89,23 @@ class Processing:
 
     def own(self, item: Any) -> Any:
         """What the processor gets for an item: all its own, except for what is the base graph's."""
-        return item if self.trusted else PrivateCopies(self._shared).of(item)
+        return item if self.trusted else PrivateCopies(self._shared).copied(item)
 
-    def look(self) -> None:
-        """After a sample: a quick look whether the processor wrote to the base graph, even if it will take it back.
+    def check_writes(self) -> None:
+        """After a sample: quickly, whether torch counted writes to the base graph, even if they will be taken back.
 
         Raises:
             SettingError: As :meth:`check_base_graph`, which sees all of it, does.
         """
         if self.trusted or self._given is None:
             return
-        written = [_times_written(t) for graph in (self.base_graph, self._given) for t in _tensors(graph)]
+        written = [
+            -1 if value.is_inference() else value._version
+            for graph in (self.base_graph, self._given)
+            for store in graph.stores
+            for value in store._mapping.values()
+            if isinstance(value, Tensor)
+        ]
         if written != self._written:
             self.check_base_graph()
             self._written = written
@@ -124,13 +133,38 @@ class Processing:
                 )
 
 
-def _tensors(graph: Any) -> Iterator[Tensor]:
-    for store in graph.stores:
-        yield from (value for value in store._mapping.values() if isinstance(value, Tensor))
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it can be a Ctrl-C: it is none where nobody turns the signal into this error, as while a build listens itself."""
+    here = threading.current_thread() is threading.main_thread()
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, KeyboardInterrupt) and here and heard
 
 
-def _times_written(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+@contextlib.contextmanager
+def no_exit(what: str) -> Iterator[None]:
+    """What would end the process, raised by a user's code in the body, becomes an error like any other.
+
+    Raises:
+        SourceContractError: Saying ``what`` ended it.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise SourceContractError(f"{what} raised {type(error).__name__}: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """What an error of a user's code says, also one that would have ended the process."""
+    if isinstance(error, SystemExit):
+        return f"exited with {error.code}"
+    try:
+        return str(error)
+    except Exception:
+        return "(what it says cannot be printed)"
 
 
 def _name(processor: Any) -> str:

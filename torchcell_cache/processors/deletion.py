@@ -50,7 +50,51 @@ class Deletion:
     unknown: tuple[str, ...] = ()
 
 
-class DeletionProcessor(abc.ABC):
+class SampleProcessor(abc.ABC):
+    """What processors of perturbed ids have in common."""
+
+    cache_version: ClassVar[int] = 1
+    statistics: str = STATISTICS[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
+
+    def __call__(self, sample: Sample) -> Data | HeteroData:
+        """Process a sample with the base graph it carries.
+
+        Raises:
+            SourceContractError: If ``sample`` is not a :class:`Sample` with a base graph.
+        """
+        return self.process(getattr(sample, "base_graph", None), sample)
+
+    @abc.abstractmethod
+    def process(self, base_graph: Data | HeteroData | None, sample: Sample) -> Data | HeteroData:
+        """The sample's graph, by definition and without an index."""
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the result."""
+
+    def check(self, base_graph: Any, sample: Any) -> None:
+        """Raise ``SourceContractError`` unless there is a base graph and a :class:`Sample` of it."""
+        if not isinstance(sample, Sample) or base_graph is None:
+            raise SourceContractError(
+                f"{type(self).__name__} processes a torchcell_cache Sample on a base graph, got "
+                f"{type(sample).__name__} and base_graph={'missing' if base_graph is None else 'given'}",
+                fix="use a PerturbationTable source, or a processor of your own for graph samples",
+            )
+
+    @property
+    def always_statistics(self) -> bool:
+        """Whether a sample without a statistic has the fields all the same, empty."""
+        return self.statistics == "always"
+
+    def labels(self, sample: Sample | Deletion) -> dict[str, Any]:
+        """The ``phenotype_*`` fields of a sample."""
+        return phenotype_fields(sample.values, sample.phenotypes, sample.statistics, self.always_statistics)
+
+
+class DeletionProcessor(SampleProcessor):
     """Deletes a sample's perturbed nodes from the base graph.
 
     Args:
@@ -64,7 +108,6 @@ class DeletionProcessor(abc.ABC):
         SettingError: If ``gpr`` or ``statistics`` is none of these.
     """
 
-    cache_version: ClassVar[int] = 1
     gpr_by: ClassVar[str]
 
     def __init__(
@@ -75,9 +118,6 @@ class DeletionProcessor(abc.ABC):
         self.node_type = node_type
         self._seen: tuple[Any, Topology, Any] | None = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}
 
@@ -85,26 +125,14 @@ class DeletionProcessor(abc.ABC):
         """Settings that change the result; one that is newer than the first stores, only where it is not the default."""
         return {"gpr": self.gpr, "node_type": self.node_type, **statistics_setting(self.statistics)}
 
-    def __call__(self, sample: Sample) -> Data | HeteroData:
-        """Process a sample with the base graph it carries.
-
-        Raises:
-            SourceContractError: If ``sample`` is not a :class:`Sample` with a base graph.
-        """
-        return self.process(getattr(sample, "base_graph", None), sample)
-
     def process(self, base_graph: Data | HeteroData | None, sample: Sample) -> Data | HeteroData:
         """The sample's graph, by definition and without an index.
 
         Raises:
             SourceContractError: If the sample or its base graph is missing, or an id is out of range.
         """
-        if not isinstance(sample, Sample) or base_graph is None:
-            raise SourceContractError(
-                f"{type(self).__name__} processes a torchcell_cache Sample on a base graph, got "
-                f"{type(sample).__name__} and base_graph={'missing' if base_graph is None else 'given'}",
-                fix="use a PerturbationTable source, or a processor of your own for graph samples",
-            )
+        self.check(base_graph, sample)
+        assert base_graph is not None
         topology, shell = self._prepared(base_graph)
         if (
             len(sample.perturbed)
@@ -132,17 +160,6 @@ class DeletionProcessor(abc.ABC):
         """The index that answers, for this processor, what a sample removes."""
         return Removal.build(
             base_graph, node_type=self.node_type, gpr=self.gpr, gpr_by=self.gpr_by, graph_digest=graph_digest
-        )
-
-    @property
-    def always_statistics(self) -> bool:
-        """Whether a sample without a statistic has the fields all the same, empty."""
-        return getattr(self, "statistics", STATISTICS[0]) == "always"
-
-    def labels(self, deletion: Deletion) -> dict[str, Any]:
-        """The ``phenotype_*`` fields of a sample."""
-        return phenotype_fields(
-            deletion.values, deletion.phenotypes, deletion.statistics, self.always_statistics
         )
 
     def _prepared(self, base_graph: Any) -> tuple[Topology, Any]:

@@ -9,7 +9,6 @@ import torch
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.graph.topology import Topology, count_nodes
-from torchcell_cache.processors.cloning import clone_stores
 from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
@@ -17,6 +16,7 @@ from torchcell_cache.processors.deletion import (
     node_names,
     perturbation_fields,
 )
+from torchcell_cache.processors.private import clone_stores
 
 NODE_FIELDS = ("node_ids", "num_nodes", "x", "w_growth", "mask", "pert_mask")
 EDGE_FIELDS = ("edge_index", "hyperedge_index", "num_edges", "stoichiometry", "mask", "pert_mask")

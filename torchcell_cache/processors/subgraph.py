@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.graph.induced_subgraph import cut_index, new_ids
 from torchcell_cache.graph.topology import Domain, Topology, count_nodes
 from torchcell_cache.processors.deletion import (
     Deletion,
@@ -18,6 +21,8 @@ from torchcell_cache.processors.deletion import (
     perturbation_fields,
 )
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
+
+_KNOWN = (*NODE_FIELDS, *EDGE_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,112 +53,107 @@ class SubgraphRepresentation(DeletionProcessor):
         self, base_graph: Any, topology: Topology, shell: SubgraphShell, deletion: Deletion
     ) -> Data | HeteroData:
         """Filter and relabel the base graph by what is kept."""
+        own = topology.node_type
+        base = base_graph._store if own is None else base_graph[own]
         pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
         pert_mask[torch.from_numpy(deletion.perturbed)] = True
-        base = base_graph._store if topology.node_type is None else base_graph[topology.node_type]
-        mapping = _kept_nodes(base, shell, pert_mask, deletion, self.labels(deletion))
-        if topology.node_type is None:
-            return _homogeneous(base_graph, topology, deletion, mapping, pert_mask)
-        mapping.update(
-            {k: v[~pert_mask] for k, v in extra_tensors(base, NODE_FIELDS, topology.num_nodes).items()}
+        stay = _where(~pert_mask)
+        mapping = cut_nodes(
+            base, shell.names, stay, deletion.perturbed, deletion.unknown, self.labels(deletion)
         )
+        mapping["pert_mask"] = pert_mask
+        numbers = {own: new_ids(stay, topology.num_nodes)}
+        kept_of = dict(zip(topology.domains, deletion.kept, strict=True))
+        if own is None:
+            data = Data()
+            data._store._mapping = mapping | _rows(extra_tensors(base, _KNOWN, topology.num_nodes), stay)
+            for domain, kept in kept_of.items():
+                cut, extras = cut_edges(base, domain, _where(kept), numbers, _KNOWN)
+                own_fields = {"edge_index": cut["edge_index"], "edge_pert_mask": ~kept}
+                data._store._mapping = _added(data._store._mapping | own_fields, extras)
+            return data
+        mapping |= _rows(extra_tensors(base, NODE_FIELDS, topology.num_nodes), stay)
         graph = HeteroData()
-        graph[topology.node_type]._mapping = mapping
-        kept_of = {
-            d.role: k for d, k in zip(topology.domains, deletion.kept, strict=True) if d.role != "edge"
-        }
-        new_id = {topology.node_type: relabelling(~pert_mask)}
+        graph[own]._mapping = mapping
+        reactions = next((kept for domain, kept in kept_of.items() if domain.role == "reaction"), None)
         for node_type, size in shell.counts.items():
-            if node_type != topology.node_type:
-                kept = kept_of.get("reaction") if node_type == "reaction" else None
-                graph[node_type]._mapping = _other_nodes(base_graph[node_type], node_type, size, kept)
-                if kept is not None:
-                    new_id[node_type] = relabelling(kept)
-        for domain, kept in zip(topology.domains, deletion.kept, strict=True):
+            if node_type != own:
+                left = reactions if node_type == "reaction" else None
+                graph[node_type]._mapping = _other_nodes(base_graph[node_type], node_type, size, left)
+                if left is not None:
+                    numbers[node_type] = new_ids(_where(left), size)
+        for domain, kept in kept_of.items():
             if domain.role != "reaction":
-                graph[domain.key]._mapping = _kept_edges(base_graph[domain.key], domain, kept, new_id)
+                fields, extras = cut_edges(base_graph[domain.key], domain, _where(kept), numbers, EDGE_FIELDS)
+                mask = {} if domain.role == "rmr" else {"pert_mask": ~kept}
+                graph[domain.key]._mapping = {**fields, **mask, **extras}
         return graph
 
 
-def relabelling(kept: Tensor) -> Tensor:
-    """New id of every kept node, -1 for the others, ``[num_nodes] int64``."""
-    new_id = torch.cumsum(kept, 0) - 1
-    return new_id.masked_fill_(~kept, -1)
+def _where(kept: Tensor) -> Tensor:
+    return torch.nonzero(kept).flatten()
 
 
-def _kept_nodes(
-    base: Any, shell: SubgraphShell, pert_mask: Tensor, deletion: Deletion, labels: dict[str, Any]
+def _rows(fields: Mapping[str, Any], at: Tensor | None) -> dict[str, Any]:
+    """Chosen rows of each field, or all of them."""
+    return {name: value if at is None else value[at] for name, value in fields.items()}
+
+
+def cut_nodes(
+    base: Any,
+    names: list[str] | None,
+    stay: Tensor,
+    perturbed: Int64Array,
+    unknown: tuple[str, ...],
+    labels: dict[str, Any],
 ) -> dict[str, Any]:
-    kept = ~pert_mask
-    fields: dict[str, Any] = {}
-    if "node_ids" in base:
-        gone = set(deletion.perturbed.tolist())
-        names = shell.names or []
-        fields["node_ids"] = [name for k, name in enumerate(names) if k not in gone]
-    fields["num_nodes"] = int(kept.sum())
-    fields.update(perturbation_fields(shell.names, deletion.perturbed, deletion.unknown))
+    """Fields of the perturbed node type with the nodes ``stay``, ``[k] int64``, and what a sample says of them."""
+    fields: dict[str, Any] = {} if names is None else {"node_ids": [names[k] for k in stay.tolist()]}
+    fields["num_nodes"] = len(stay)
+    fields |= perturbation_fields(names, perturbed, unknown)
     if base._mapping.get("x") is not None:
-        fields["x"] = base.x[kept]
-        fields["x_pert"] = base.x[pert_mask]
-    fields.update(labels)
-    fields["pert_mask"] = pert_mask
-    return fields
+        fields["x"], fields["x_pert"] = base.x[stay], base.x[torch.from_numpy(perturbed)]
+    return fields | labels
+
+
+def cut_edges(
+    store: Any,
+    domain: Domain,
+    at: Tensor | None,
+    numbers: Mapping[str | None, Tensor],
+    known: tuple[str, ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of an edge type with the edges ``at``, ``[k] int64`` (``None``: all), and the rows of what is not ``known``."""
+    name = "edge_index" if domain.role == "edge" else "hyperedge_index"
+    index = store._mapping[name]
+    if at is not None:
+        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+        index = cut_index(index, at, [numbers.get(end) for end in ends])
+    fields = {name: index}
+    if domain.role == "rmr" and "stoichiometry" in store and "stoichiometry" in known:
+        fields |= _rows({"stoichiometry": store.stoichiometry}, at)
+    fields["num_edges"] = int(index.size(1))
+    return fields, _rows(extra_tensors(store, known, domain.size), at)
 
 
 def _other_nodes(store: Any, node_type: str, size: int, kept: Tensor | None) -> dict[str, Any]:
     """A node type whose nodes go only with a reaction rule, or not at all (``kept`` is ``None``)."""
-    everything = torch.ones(size, dtype=torch.bool, device="cpu") if kept is None else kept
+    at = None if kept is None else _where(kept)
     fields: dict[str, Any] = {}
     if node_type == "reaction":
-        fields["num_nodes"] = int(everything.sum())
-        fields["node_ids"] = torch.nonzero(everything).flatten().tolist()
+        ids = torch.arange(size, device="cpu") if at is None else at
+        fields |= {"num_nodes": len(ids), "node_ids": ids.tolist()}
         if "w_growth" in store:
-            fields["w_growth"] = store.w_growth if kept is None else store.w_growth[kept]
-        known: tuple[str, ...] = tuple(name for name in NODE_FIELDS if name != "x")
+            fields |= _rows({"w_growth": store.w_growth}, at)
     else:
         if "node_ids" in store:
             fields["node_ids"] = store.node_ids
         fields["num_nodes"] = size
-        known = tuple(name for name in NODE_FIELDS if name != "x")
-    fields["pert_mask"] = ~everything
-    for name, value in extra_tensors(store, known, size).items():
-        fields.setdefault(name, value if kept is None else value[kept])
-    return fields
+    fields["pert_mask"] = torch.zeros(size, dtype=torch.bool, device="cpu") if kept is None else ~kept
+    known = tuple(name for name in NODE_FIELDS if name != "x")
+    return _added(fields, _rows(extra_tensors(store, known, size), at))
 
 
-def _kept_edges(store: Any, domain: Domain, kept: Tensor, new_id: dict[str, Tensor]) -> dict[str, Any]:
-    name = "edge_index" if domain.role == "edge" else "hyperedge_index"
-    assert isinstance(domain.key, tuple)
-    index = store._mapping[name][:, kept]
-    rows = [
-        new_id[end][index[row]] if end in new_id else index[row]
-        for row, end in enumerate((domain.key[0], domain.key[2]))
-    ]
-    fields: dict[str, Any] = {name: torch.stack(rows)}
-    if domain.role == "rmr":
-        if "stoichiometry" in store:
-            fields["stoichiometry"] = store.stoichiometry[kept]
-        fields["num_edges"] = int(index.size(1))
-    else:
-        fields["num_edges"] = int(index.size(1))
-        fields["pert_mask"] = ~kept
-    fields.update({k: v[kept] for k, v in extra_tensors(store, EDGE_FIELDS, domain.size).items()})
-    return fields
-
-
-def _homogeneous(
-    base_graph: Any, topology: Topology, deletion: Deletion, mapping: dict[str, Any], pert_mask: Tensor
-) -> Data:
-    known = (*NODE_FIELDS, *EDGE_FIELDS)
-    store = base_graph._store
-    for name, value in extra_tensors(store, known, topology.num_nodes).items():
-        mapping[name] = value[~pert_mask]
-    if topology.domains:
-        kept = deletion.kept[0]
-        mapping["edge_index"] = relabelling(~pert_mask)[store.edge_index[:, kept]]
-        mapping["edge_pert_mask"] = ~kept
-        for name, value in extra_tensors(store, known, topology.size).items():
-            mapping.setdefault(name, value[kept])
-    data = Data()
-    data._store._mapping = mapping
-    return data
+def _added(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Fields, and after them those of the others that are not there yet."""
+    return fields | {name: value for name, value in more.items() if name not in fields}

@@ -41,7 +41,6 @@ KEPT_SECONDS = 3600.0
 """A copy staged less than this ago stays: whoever staged it may not have opened it yet."""
 
 _COPY = re.compile(r"(\.partial-)?.{1,80}-[0-9a-f]{16}")
-_WAIT_SECONDS = 30.0
 
 
 def stage(
@@ -96,15 +95,14 @@ def _copied(
             f"{target} is a symbolic link, expected a directory", path=target, fix="remove it"
         )
     lock = _lock_of(target)
-    _acquire(lock, target, say)
-    try:
+    # One copier per node; the kernel frees the lock of one that died.
+    lock.wait(say, lambda owner: f"{owner or 'another process'}, which copies to {target}")
+    with lock:
         _ensure(manifest, where, origin, target, lock.exclusive, say)
         with contextlib.suppress(OSError):  # somebody else's copy
             os.utime(target / LEASE_NAME)
         if keep is not None:
             _remove_old(where, target, keep, say)
-    finally:
-        lock.release()
     return target
 
 
@@ -141,14 +139,6 @@ def _lock_of(target: Path) -> BuilderLock:
     return BuilderLock(target.with_name(f".{target.name}.lock"))
 
 
-def _acquire(lock: BuilderLock, target: Path, say: Console) -> None:
-    """One copier per node; the kernel frees the lock of one that died."""
-    timeout = 0.0
-    while not lock.acquire(timeout):
-        say(f"waiting for {lock.owner() or 'another process'}, which copies to {target}")
-        timeout = _WAIT_SECONDS
-
-
 def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Console) -> None:
     """Make the copy, complete what is missing of one, or find it whole."""
     begun = time.perf_counter()
@@ -164,11 +154,8 @@ def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: 
     make_dirs_durable(processed_dir(work))
     source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
     write_atomic(work / LEASE_NAME, json.dumps(source).encode())
-    meter = Progress(total, 0, None, enabled=say.enabled, what=f"stage {target.name}", unit="bytes")
-    try:
+    with Progress(total, 0, None, enabled=say.enabled, what=f"stage {target.name}", unit="bytes") as meter:
         fill(manifest, work, wanted, origin, meter)
-    finally:
-        meter.close("complete")
     write_rest(manifest, work)
     if work != target:
         _publish(manifest, work, target)

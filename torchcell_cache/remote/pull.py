@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.steps import acquire
+from torchcell_cache.builder.publishing import Publisher, publishing
 from torchcell_cache.core.checks import truth
-from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.fingerprint import explain
-from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path, refuse_inside
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
 from torchcell_cache.remote.transfer import check_space, fill, missing_files, write_rest
-from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
+from torchcell_cache.store.manifest import Manifest, read_manifest
 
 
 def pull(
@@ -56,32 +54,21 @@ def pull(
     refuse_inside(where, bucket.url, "root")
     manifest = remote_manifest(bucket, wait)
     _current(where, manifest, overwrite)
-    make_dirs_durable(processed_dir(where))
-    lock = BuilderLock(processed_dir(where) / LOCK_NAME)
-    acquire(lock, say)
-    try:
-        _bring(bucket, manifest, where, overwrite, progress, say)
-    finally:
-        lock.release()
+    with publishing(where, say) as publisher:
+        _bring(bucket, manifest, publisher, overwrite)
     return where
 
 
-def _bring(
-    bucket: Bucket, manifest: Manifest, root: Path, overwrite: bool, progress: bool, say: Console
-) -> None:
-    begun = time.perf_counter()
+def _bring(bucket: Bucket, manifest: Manifest, publisher: Publisher, overwrite: bool) -> None:
+    begun, root, say = time.perf_counter(), publisher.root, publisher.console
     current = _current(root, manifest, overwrite)
     wanted = missing_files(manifest, root)
     check_space(wanted, root)
     total = sum(entry.size for entry in wanted)
-    meter = Progress(total, 0, None, enabled=progress, what=f"pull {bucket.url}", unit="bytes")
-    try:
+    with Progress(total, 0, None, enabled=say.enabled, what=f"pull {bucket.url}", unit="bytes") as meter:
         fill(manifest, root, wanted, remote_origin(bucket, manifest), meter)
-    finally:
-        meter.close("complete")
     write_rest(manifest, root, publish=False)
-    expect = None if current is None else current.generation
-    if not write_manifest(root, manifest, expect_generation=expect, replace_damaged=True):
+    if not publisher.replace(manifest, current):
         _current(root, manifest, overwrite=False)  # without locks somebody else may have been first
     seconds = time.perf_counter() - begun
     say(

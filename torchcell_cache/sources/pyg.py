@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.fields import item_digest
+from torchcell_cache.processors.base import is_interrupt, said
 from torchcell_cache.sources.base import Source
 
 FULL_IDENTITY_LIMIT = 20_000
@@ -83,9 +84,11 @@ class PygSource:
             return item_digest(self[index])
         except CacheError as error:
             raise type(error)(f"sample {index}: {error}") from None
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             raise SampleError(
-                f"sample {index}: {type(error).__name__} in {type(self.dataset).__name__}: {error}\n"
+                f"sample {index}: {type(error).__name__} in {type(self.dataset).__name__}: {said(error)}\n"
                 f"{traceback.format_exc()}",
                 fix="correct the sample and run the same command again",
             ) from None

@@ -105,7 +105,7 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         unknown = None
         if "unknown" in arrays:
             known = Names(arrays["unknown_names"], arrays["unknown_name_length"])
-            unknown = UnknownNames.of(known, arrays["unknown"], offsets(arrays["unknown_count"]))
+            unknown = UnknownNames.from_codes(known, arrays["unknown"], offsets(arrays["unknown_count"]))
         return SampleTable(
             arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names, unknown
         )

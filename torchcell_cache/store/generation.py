@@ -27,7 +27,7 @@ from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.deletion import DeletionProcessor
-from torchcell_cache.processors.shared_fields import SharedFields
+from torchcell_cache.processors.private import SharedFields
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.manifest import Manifest, load_manifest, processed_dir, read_manifest
 from torchcell_cache.store.records import ShardFiles

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.digests import canonical_json
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import CacheError, SettingError, UnsupportedValueError
 from torchcell_cache.graph.compare import first_difference, stores_of, value_difference
 from torchcell_cache.graph.fields import item_digest
 from torchcell_cache.graph.records import graph_digest
-from torchcell_cache.processors.base import Processing, apply_processor
+from torchcell_cache.processors.base import Processing, apply_processor, is_interrupt, said
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.testing import elsewhere
 from torchcell_cache.testing.tiny import tiny_graph, tiny_source
@@ -81,9 +82,11 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
         try:
             items[index] = source[index]
             graphs.append(_run(processing, items[index], index, problems))
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             kind = "" if isinstance(error, CacheError) else f"{type(error).__name__}: "
-            return [*problems, f"sample {index}: {kind}{error}"]
+            return [*problems, f"sample {index}: {kind}{said(error)}"]
     try:
         processing.check_base_graph()
     except SettingError as error:
@@ -107,7 +110,7 @@ def _run(processing: Processing, item: Any, index: int, problems: list[str]) -> 
     except UnsupportedValueError as error:
         problems.append(f"could not be checked whether the processor changes its input: {error}")
         graph = processing(item)
-    processing.look()
+    processing.check_base_graph()  # now: the next run may take back what this one wrote
     graph_digest(graph)
     graph = processing.own(graph)  # the processor may write the next one to the same memory
     text = first_difference(processing(item), graph)
@@ -158,7 +161,7 @@ def check_source(source: Any, n: int = 8) -> list[str]:
 
 
 def _spread(count: int, n: int) -> list[int]:
-    n = min(n, count)
+    n = min(whole_number("n", n), count)
     return sorted({k * (count - 1) // max(n - 1, 1) for k in range(n)})
 
 

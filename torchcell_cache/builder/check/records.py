@@ -54,7 +54,7 @@ class RecordChecker:
         self.built_in, self.base_is_sound = built_in, base_is_sound
         self.layouts_seen: set[str] = set()
 
-    def check(self, entry: ShardEntry, report: Report, note: Callable[[int], None]) -> None:
+    def check(self, entry: ShardEntry, report: Report, on_progress: Callable[[int], None]) -> None:
         """Check all records of one shard, problem by problem."""
         file = f"{self.generation.manifest.generation}/{entry.file.name}"
         count = entry.stop - entry.start
@@ -74,7 +74,7 @@ class RecordChecker:
             for sample, text in self._problems(records, start, entry.seed, layouts):
                 report.add(file, text, entry.index, sample)
             report.count("records", stop - start)
-            note(stop - start)
+            on_progress(stop - start)
         if (low, high) != entry.sums:
             report.add(file, "the sums of its records are not those of the manifest", entry.index)
         if layouts != set(entry.layouts):
@@ -92,7 +92,7 @@ class RecordChecker:
                 envelope.check([record], [start + k], seed)
                 good.append(k)
             except CorruptRecordError as error:
-                yield start + k, str(error).split(": ", 1)[-1]
+                yield start + k, error.what
         if self.generation.is_structured:
             yield from self._structured(records, start, good)
             return
@@ -103,7 +103,10 @@ class RecordChecker:
     # Structured records
 
     def _structured(self, records: list[bytes], start: int, good: list[int]) -> Iterator[tuple[int, str]]:
-        expected = self._expected(start, len(records))
+        expected = None
+        if self.maker is not None:
+            chunks = self.maker.chunks(start, start + len(records))
+            expected = [body for chunk in chunks for body in chunk.bodies]
         for k in good:
             if expected is not None and records[k][8:] == expected[k]:
                 continue  # decoding would only say the same again: the expected bytes come from checked columns
@@ -113,11 +116,6 @@ class RecordChecker:
                 yield start + k, str(error)
                 continue
             yield from ((start + k, text) for text in self._decoded(columns, start + k, expected is not None))
-
-    def _expected(self, start: int, count: int) -> list[bytes] | None:
-        if self.maker is None:
-            return None
-        return [body for chunk in self.maker.bodies(start, start + count) for body in chunk]
 
     def _decoded(self, columns: StructuredColumns, index: int, differs: bool) -> Iterator[str]:
         if self.table is not None:

@@ -9,25 +9,32 @@ processors of somebody's own, take the source.
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.check.parts import PartMaker
+from torchcell_cache.builder.check.report import file_problem
 from torchcell_cache.builder.generations import (
     own_manifest,
-    plan_of,
+    plan_from_manifest,
     read_or_recover,
     read_plan,
     split_name,
 )
-from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, build_shard
+from torchcell_cache.builder.publishing import publishing
+from torchcell_cache.builder.shards import (
+    COLUMNS_FILE,
+    INCIDENCE_FILE,
+    PLAN_FILE,
+    Report,
+    build_shard,
+    own_sidecar,
+)
 from torchcell_cache.builder.workers import StopRequest, run_here
+from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.files import (
-    file_digest,
     fsync_dir,
     make_dirs_durable,
     remove_stale_temps,
@@ -35,7 +42,6 @@ from torchcell_cache.core.files import (
     storage_errors,
     write_atomic,
 )
-from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
@@ -47,9 +53,7 @@ from torchcell_cache.store.manifest import (
     Manifest,
     ShardEntry,
     processed_dir,
-    read_sidecar,
     sidecar_path,
-    write_manifest,
     write_sidecar,
 )
 from torchcell_cache.store.stamps import stamp
@@ -121,10 +125,12 @@ def repair(
         StorageError: If the file system refuses.
     """
     begun = time.perf_counter()
-    where = local_path(root)
+    where, progress = local_path(root), truth("progress", progress)
+    shard = None if shard is None else whole_number("shard", shard)
     read_or_recover(where)  # a missing store is said before anything is written
-    with BuilderLock(processed_dir(where) / LOCK_NAME) as lock, storage_errors(processed_dir(where)):
-        remove_stale_temps(processed_dir(where), exclusive=lock.exclusive)
+    turn = publishing(where, Console(progress), wait=False)
+    with turn as publisher, storage_errors(processed_dir(where)):
+        remove_stale_temps(processed_dir(where), exclusive=publisher.lock.exclusive)
         manifest, damage = read_or_recover(where)
         if shard is not None and not 0 <= shard < len(manifest.shards):
             raise SettingError(f"shard={shard}, the store has shards 0 to {len(manifest.shards) - 1}")
@@ -135,13 +141,8 @@ def repair(
             report.damaged.insert(0, MANIFEST_NAME)
         published = manifest
         if work.report.damaged != [MANIFEST_NAME][: damage is not None]:
-            published = work.build(source, processor, lock.exclusive)
-        if report.damaged and not write_manifest(
-            where,
-            published,
-            expect_generation=None if damage is not None else manifest.generation,
-            replace_damaged=True,
-        ):
+            published = work.build(source, processor, publisher.lock.exclusive)
+        if report.damaged and not publisher.replace(published, manifest if damage is None else None):
             raise StaleCacheError(
                 f"another process published a generation at {where} meanwhile", fix="verify it"
             )
@@ -161,44 +162,30 @@ class _Repair:
 
     def find_damage(self) -> None:
         """Read every file once and compare it with the manifest."""
-        meter = Progress(
-            self.manifest.num_samples, 0, None, enabled=self.progress, what="repair, looking for damage"
-        )
-        for entry in self.manifest.files:
-            if not self._is_whole(entry):
-                self.bad_files.add(entry.name)
-                self.report.damaged.append(entry.name)
-        for shard in self.manifest.shards:
-            if self.only in (None, shard.index):
-                if not self._is_whole(shard.file):
-                    self.bad_shards.append(shard)
-                    self.report.damaged.append(shard.file.name)
-                if self._sidecar(shard) is None:
-                    self.report.damaged.append(sidecar_path("", shard.index).name)
-            meter(shard.stop - shard.start)
-        if own_manifest(self.old) != self.manifest:
-            self.report.damaged.append(GENERATION_MANIFEST)
-        if (self.old / PLAN_FILE).exists() and self._plan_bytes() is None:
-            self.report.damaged.append(PLAN_FILE)
-        meter.close("complete")
+        count, what = self.manifest.num_samples, "repair, looking for damage"
+        with Progress(count, 0, None, enabled=self.progress, what=what) as on_progress:
+            for entry in self.manifest.files:
+                if not self._is_whole(entry):
+                    self.bad_files.add(entry.name)
+                    self.report.damaged.append(entry.name)
+            for shard in self.manifest.shards:
+                if self.only in (None, shard.index):
+                    if not self._is_whole(shard.file):
+                        self.bad_shards.append(shard)
+                        self.report.damaged.append(shard.file.name)
+                    if own_sidecar(self.old, shard) is None:
+                        self.report.damaged.append(sidecar_path("", shard.index).name)
+                on_progress(shard.stop - shard.start)
+            if own_manifest(self.old) != self.manifest:
+                self.report.damaged.append(GENERATION_MANIFEST)
+            if (self.old / PLAN_FILE).exists() and self._plan_bytes() is None:
+                self.report.damaged.append(PLAN_FILE)
 
     def _is_whole(self, entry: FileEntry) -> bool:
-        path = self.old / entry.name
         try:
-            info = path.lstat()
-            if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
-                return False
-            return file_digest(path) == (entry.size, entry.sha256, entry.xxh3)
+            return file_problem(self.old / entry.name, entry, lambda size: None) is None
         except (OSError, CacheError):
             return False
-
-    def _sidecar(self, shard: ShardEntry) -> ShardEntry | None:
-        """The shard's side file, with what the manifest leaves out, or ``None`` if it is damaged."""
-        try:
-            found = read_sidecar(self.old, shard.index)
-        except (CacheError, OSError):
-            return None
-        return found if found is not None and replace(found, stats={}) == replace(shard, stats={}) else None
 
     def _plan_bytes(self) -> bytes | None:
         try:
@@ -225,7 +212,7 @@ class _Repair:
         made = {shard.index for shard in self.bad_shards}
         for shard in self.manifest.shards:
             if shard.index not in made:
-                write_sidecar(directory, self._sidecar(shard) or shard)
+                write_sidecar(directory, own_sidecar(self.old, shard) or shard)
         if (plan := self._plan_bytes()) is not None:
             write_atomic(directory / PLAN_FILE, plan)
         new = replace(new, shards=tuple(shards))
@@ -268,12 +255,12 @@ class _Repair:
         """Build the damaged shards; returns all shards."""
         if not self.bad_shards:
             return list(self.manifest.shards)
-        plan = plan_of(self.manifest)
+        plan = plan_from_manifest(self.manifest)
         maker = parts.shard_maker(plan, whole_columns)
         made = {shard.index: shard for shard in self.manifest.shards}
 
-        def one(index: int, note: Callable[[int], None]) -> None:
-            entry = build_shard(generation.directory, plan, maker, index, note)
+        def one(index: int, report: Report) -> None:
+            entry = build_shard(generation.directory, plan, maker, index, report)
             before = made[index]
             if (entry.sums, entry.seed, entry.layouts) != (before.sums, before.seed, before.layouts):
                 raise StaleCacheError(
@@ -287,8 +274,10 @@ class _Repair:
             self.report.rebuilt.append(entry.file.name)
 
         total = sum(s.stop - s.start for s in self.bad_shards)
-        meter = Progress(total, 0, None, enabled=self.progress, what="repair")
-        with StopRequest().listening() as stop:
-            run_here([s.index for s in self.bad_shards], one, meter, stop, len(self.bad_shards))
-        meter.close("complete")
+        todo, progress = (
+            [s.index for s in self.bad_shards],
+            Progress(total, 0, None, enabled=self.progress, what="repair"),
+        )
+        with progress as on_progress, StopRequest().listening() as stop:
+            run_here(todo, one, lambda count, size: on_progress(count), stop, len(todo))
         return [made[k] for k in range(len(made))]

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from torchcell_cache.core.files import file_digest
+from torchcell_cache.store.manifest import FileEntry
 
 _SHOWN = 20
 _PER_PLACE = 50
@@ -107,3 +113,19 @@ class Report:
             lines.append(f"  ... and {len(self.problems) - _SHOWN:,} more")
         count = len(self.problems)
         return "\n".join([head, f"{count:,} problem{'' if count == 1 else 's'}:", *lines])
+
+
+def file_problem(path: Path, entry: FileEntry, on_read: Callable[[int], None] | None) -> str | None:
+    """What is wrong with a file by its size and, where ``on_read`` takes the bytes read, by its digests; ``None`` for nothing."""
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode):
+        return "is not a regular file"
+    if info.st_size != entry.size:
+        return f"has {info.st_size:,} bytes, the manifest says {entry.size:,}"
+    if on_read is None:
+        return None
+    found = file_digest(path)
+    on_read(found.size)
+    if found != (entry.size, entry.sha256, entry.xxh3):
+        return f"has SHA-256 {found.sha256}, the manifest says {entry.sha256}"
+    return None

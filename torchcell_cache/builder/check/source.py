@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch_geometric.data import Batch
 
-from torchcell_cache.builder.as_stored import in_stored_words, on_stored_graph
 from torchcell_cache.builder.check.report import Report
-from torchcell_cache.builder.codehash.parts import processor_part
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.core.fingerprint import Difference, diff, source_part
+from torchcell_cache.builder.publishing import compared, on_stored_graph
+from torchcell_cache.core.fingerprint import diff
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.compare import first_difference
-from torchcell_cache.graph.records import graph_digests
-from torchcell_cache.processors.base import Processing
+from torchcell_cache.processors.base import Processing, is_interrupt, said
 from torchcell_cache.sources.base import Source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME
@@ -32,23 +31,15 @@ def compare_with_source(
     num_samples: int,
     seed: int,
     report: Report,
-    note: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
-    """Compare fingerprint, samples and one batch.
-
-    Args:
-        generation: The open generation.
-        source: The source it should stand for.
-        processor: The processor, or ``None`` for the one the store names.
-        num_samples: Samples drawn, without repeats.
-        seed: Seed of the draw.
-        report: Takes the findings.
-        note: Called with the number of samples done.
+    """Compare fingerprint, samples drawn without repeats and one batch; findings go into the report.
 
     Raises:
         SettingError: If the store's processor is somebody's own and was not given.
     """
-    for difference in _differences(generation, source, processor):
+    load = partial(getattr, generation, "base_graph")
+    for difference in diff(*compared(generation.manifest.fingerprint, load, source, processor)):
         report.add(MANIFEST_NAME, f"built from something else: {difference}")
     if processor is None:
         processor = stored_processor(generation.manifest)
@@ -69,7 +60,7 @@ def compare_with_source(
             file = f"{generation.manifest.generation}/{generation.manifest.shards[shard].file.name}"
             report.add(file, text, shard, index)
         report.count("samples against the source")
-        note(1)
+        on_progress(1)
     text = _batch_difference(generation, same)
     if text is not None:
         report.add(MANIFEST_NAME, f"a batch of samples {list(same)}: {text}")
@@ -79,27 +70,16 @@ def compare_with_source(
         report.add(MANIFEST_NAME, str(error))
 
 
-def _differences(generation: Generation, source: Source, processor: Any) -> list[Difference]:
-    graph = source.base_graph
-    wanted: dict[str, Any] = {
-        "base_graph": {} if graph is None else graph_digests(graph),
-        "source": source_part(source),
-    }
-    if processor is not None:
-        wanted["processor"] = processor_part(processor)
-    stored = generation.manifest.fingerprint
-    wanted, _ = in_stored_words(stored, wanted, processor, graph, lambda: generation.base_graph)
-    return diff({part: stored.get(part, {}) for part in wanted}, wanted)
-
-
 def _compared(
     generation: Generation, source: Source, processing: Processing, index: int
 ) -> tuple[Any, str | None]:
     """What a sample should be, and how the stored one differs from it."""
     try:
         expected = processing(source[index])
-    except Exception as error:
-        return None, f"the processor fails on it now: {type(error).__name__}: {error}"
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return None, f"the processor fails on it now: {type(error).__name__}: {said(error)}"
     try:
         text = first_difference(generation.graphs([index])[0], expected)
     except CacheError as error:

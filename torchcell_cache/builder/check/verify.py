@@ -8,7 +8,6 @@ process down, and neither stops at the first problem.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,25 +17,26 @@ from typing import Any
 
 from torchcell_cache.builder.check.pages import outline
 from torchcell_cache.builder.check.records import RecordChecker, check_table
-from torchcell_cache.builder.check.report import Problem, Report
+from torchcell_cache.builder.check.report import Problem, Report, file_problem
 from torchcell_cache.builder.check.source import compare_with_source
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
 from torchcell_cache.builder.plan import unknown_part
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
-from torchcell_cache.core.checks import choice
-from torchcell_cache.core.files import file_digest
+from torchcell_cache.core.checks import choice, seed_number, truth, whole_number
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError
-from torchcell_cache.graph.records import graph_digest, graph_digests, load_base_graph
+from torchcell_cache.graph.fields import digest_of_parts, graph_digests
+from torchcell_cache.graph.records import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import keeping
 from torchcell_cache.store.manifest import (
+    GRAPH_FILES,
     MANIFEST_NAME,
     FileEntry,
     Manifest,
@@ -49,7 +49,6 @@ from torchcell_cache.store.stamps import stamp
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
 
 LEVELS = ("quick", "full")
-_GRAPH_FILES = ("base_graph.safetensors", "base_graph.json")
 
 
 def verify(
@@ -82,6 +81,8 @@ def verify(
         SettingError: If an argument has no such value.
     """
     choice("level", level, LEVELS)
+    num_samples, seed = whole_number("num_samples", num_samples, 0), seed_number(seed)
+    progress = truth("progress", progress)
     if processor is not None and source is None:
         raise SettingError("processor= is for comparing with a source", fix="pass source=... too")
     begun = time.perf_counter()
@@ -93,11 +94,9 @@ def verify(
         work.run()
         if source is not None:
             chosen = min(num_samples, manifest.num_samples)
-            meter = Progress(chosen, 0, None, enabled=progress, what="compare with source")
-            compare_with_source(
-                work.generation, as_source(source), processor, chosen, seed, work.report, meter
-            )
-            meter.close("complete")
+            given, report = as_source(source), work.report
+            with Progress(chosen, 0, None, enabled=progress, what="compare with source") as on_progress:
+                compare_with_source(work.generation, given, processor, chosen, seed, report, on_progress)
     return work.report.finish(time.perf_counter() - begun)
 
 
@@ -109,6 +108,7 @@ class _Verifier:
         self.report = Report(str(root), level, manifest.generation)
         self.sound: set[str] = set()
         self.graph: Any = None
+        self.graph_digest = ""
         self.columns: Arrays = {}
         self.table: SampleTable | None = None
         self.removal: Removal | None = None
@@ -120,19 +120,17 @@ class _Verifier:
         if self.level == "full":
             for name, check in (
                 (PLAN_FILE, self._plan),
-                (_GRAPH_FILES[1], self._base_graph),
+                (GRAPH_FILES[1], self._base_graph),
                 (COLUMNS_FILE, self._columns),
                 (INCIDENCE_FILE, self._incidence),
             ):
                 self._guarded(name, check)
         checker = self._record_checker()
-        meter = Progress(
-            self.manifest.num_samples, 0, None, enabled=self.progress, what=f"verify {self.level}"
-        )
-        for shard in self.manifest.shards:
-            self._file(shard.file, shard.index)
-            self._guarded(shard.file.name, partial(self._shard, shard, checker, meter), shard.index)
-        meter.close("complete")
+        count, what = self.manifest.num_samples, f"verify {self.level}"
+        with Progress(count, 0, None, enabled=self.progress, what=what) as on_progress:
+            for shard in self.manifest.shards:
+                self._file(shard.file, shard.index)
+                self._guarded(shard.file.name, partial(self._shard, shard, checker, on_progress), shard.index)
         if self.level == "full":
             self._guarded(MANIFEST_NAME, lambda: self._contents(checker))
 
@@ -163,24 +161,15 @@ class _Verifier:
         path = self.directory / entry.name
 
         def check() -> None:
-            info = path.lstat()
+            full = self.level == "full"
+            problem = file_problem(path, entry, partial(self.report.count, "bytes") if full else None)
             self.report.count("files")
-            if not stat.S_ISREG(info.st_mode):
-                self._add(entry.name, "is not a regular file", shard)
-            elif info.st_size != entry.size:
-                self._add(entry.name, f"has {info.st_size:,} bytes, the manifest says {entry.size:,}", shard)
-            elif self.level == "full":
-                found = file_digest(path)
-                self.report.count("bytes", found.size)
-                if found != (entry.size, entry.sha256, entry.xxh3):
-                    self._add(
-                        entry.name, f"has SHA-256 {found.sha256}, the manifest says {entry.sha256}", shard
-                    )
-                else:
-                    stamp(path, entry.xxh3)
-                    self.sound.add(entry.name)
-            else:
-                self.sound.add(entry.name)
+            if problem is not None:
+                self._add(entry.name, problem, shard)
+                return
+            if full:
+                stamp(path, entry.xxh3)
+            self.sound.add(entry.name)
 
         self._guarded(entry.name, check, shard)
 
@@ -194,11 +183,13 @@ class _Verifier:
     # What all samples share
 
     def _base_graph(self) -> None:
-        if not self.sound.issuperset(_GRAPH_FILES):
+        if not self.sound.issuperset(GRAPH_FILES):
             return
         self.graph = load_base_graph(self.directory)
-        if graph_digests(self.graph) != self.manifest.fingerprint.get("base_graph"):
-            self._add(_GRAPH_FILES[0], "holds another base graph than the fingerprint names")
+        digests = graph_digests(self.graph)
+        self.graph_digest = digest_of_parts(digests)
+        if digests != self.manifest.fingerprint.get("base_graph"):
+            self._add(GRAPH_FILES[0], "holds another base graph than the fingerprint names")
 
     def _columns(self) -> None:
         if COLUMNS_FILE not in self.sound:
@@ -234,9 +225,8 @@ class _Verifier:
         path = self.directory / INCIDENCE_FILE
         removal = Removal.load(path, topology)
         if self.graph is not None:
-            digest = graph_digest(self.graph)
-            removal.index.check_graph(digest)
-            again = stored_processor(self.manifest).build_removal(self.graph, digest)
+            removal.index.check_graph(self.graph_digest)
+            again = stored_processor(self.manifest).build_removal(self.graph, self.graph_digest)
             if again.to_bytes() != path.read_bytes():
                 self._add(INCIDENCE_FILE, "is not the index of the stored base graph")
         self.removal = removal
@@ -254,10 +244,10 @@ class _Verifier:
             built_in = generation.topology is not None and stored_processor(self.manifest) is not None
         except CacheError:
             built_in = False
-        base_is_sound = self.graph is not None or not generation.has_file(_GRAPH_FILES[0])
+        base_is_sound = self.graph is not None or not generation.has_file(GRAPH_FILES[0])
         return RecordChecker(generation, self.columns, self.table, maker, built_in, base_is_sound)
 
-    def _shard(self, entry: ShardEntry, checker: RecordChecker, note: Callable[[int], None]) -> None:
+    def _shard(self, entry: ShardEntry, checker: RecordChecker, on_progress: Callable[[int], None]) -> None:
         if self.level == "full":
             self._guarded(sidecar_path("", entry.index).name, lambda: self._sidecar(entry), entry.index)
         if entry.file.name not in self.sound:
@@ -269,9 +259,9 @@ class _Verifier:
             text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {wanted[0]:,}"
             self._add(entry.file.name, f"{text}, {wanted[1]} to {wanted[2]}", entry.index)
         elif self.level == "full":
-            checker.check(entry, self.report, note)
+            checker.check(entry, self.report, on_progress)
         else:
-            note(entry.stop - entry.start)
+            on_progress(entry.stop - entry.start)
 
     def _sidecar(self, entry: ShardEntry) -> None:
         found = read_sidecar(self.directory, entry.index)
@@ -290,10 +280,10 @@ class _Verifier:
             and self.report.ok
         ):
             self.report.add(MANIFEST_NAME, "names other record layouts than the records use")
-        if self.graph is None and generation.has_file(_GRAPH_FILES[0]):
+        if self.graph is None and generation.has_file(GRAPH_FILES[0]):
             return  # damaged; without it the digest cannot be computed again
-        digest = "" if self.graph is None else graph_digest(self.graph)
-        again = content_digest(manifest.schema, digest, manifest.num_samples, list(manifest.shards))
+        shards = list(manifest.shards)
+        again = content_digest(manifest.schema, self.graph_digest, manifest.num_samples, shards)
         if again != manifest.content_digest:
             self.report.add(
                 MANIFEST_NAME, f"content digest {manifest.content_digest}, its contents have {again}"

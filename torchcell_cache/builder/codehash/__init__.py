@@ -5,6 +5,24 @@ user's own modules from libraries, ``values`` turns settings and constants into 
 from one definition to the next, ``collect`` puts it together.
 """
 
-from torchcell_cache.builder.codehash.collect import code_digest
+from __future__ import annotations
 
-__all__ = ["code_digest"]
+from typing import Any
+
+from torchcell_cache.builder.codehash.collect import code_digest
+from torchcell_cache.core.digests import storable_json
+
+__all__ = ["code_digest", "legacy_processor_part", "processor_part"]
+
+
+def processor_part(processor: object, by_statement: bool = True) -> dict[str, Any]:
+    """What a fingerprint says of a processor."""
+    if processor is None:
+        return {"class": "none"}
+    part: dict[str, Any] = storable_json(code_digest(processor, by_statement))
+    return part
+
+
+def legacy_processor_part(processor: object) -> dict[str, Any]:
+    """What earlier versions said of a processor from a notebook."""
+    return processor_part(processor, by_statement=False)

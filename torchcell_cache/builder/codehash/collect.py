@@ -15,10 +15,10 @@ from torchcell_cache.builder.codehash.place import (
     LIBRARIES,
     installed_version,
     is_installed,
+    registered,
     short_name,
     top_level,
 )
-from torchcell_cache.builder.codehash.registered import registered
 from torchcell_cache.builder.codehash.source import Definition, attribute_nodes, default_nodes
 from torchcell_cache.builder.codehash.tree import names_in, says
 from torchcell_cache.builder.codehash.values import Json, cannot_identify
@@ -84,9 +84,7 @@ class _Collector(NameFollower):
     def declared_version(self, value: object) -> Json:
         version = getattr(value, "__dict__", {}).get("cache_version")
         if isinstance(value, type) and self.is_library(globals_of(value)):
-            version = getattr(
-                value, "cache_version", None
-            )  # a built-in processor may share its base's version
+            version = getattr(value, "cache_version", None)  # a built-in one may share its base's
         if version is None:
             return None if isinstance(value, type) else self.declared_version(type(value))
         if isinstance(version, (int, str)) and not isinstance(version, bool):

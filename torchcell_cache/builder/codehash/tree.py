@@ -31,9 +31,7 @@ def says(node: ast.AST | None, value: object) -> bool:
 def _same_literal(one: object, other: object) -> bool:
     if type(one) is not type(other):
         return False
-    if isinstance(one, (set, frozenset)) and isinstance(
-        other, (set, frozenset)
-    ):  # their repr has no fixed order
+    if isinstance(one, (set, frozenset)) and isinstance(other, (set, frozenset)):  # whose repr has no order
         return sorted(map(repr, one)) == sorted(map(repr, other))
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same_literal, one, other))

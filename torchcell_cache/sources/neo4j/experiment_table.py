@@ -186,5 +186,5 @@ class TableBuilder:
             phenotypes=tuple(phenotypes),
             statistics=tuple(statistics),
             source_ids=[first[sample] for sample in range(len(self._counts))],
-            unknown=UnknownNames.of_rows(self._kept),
+            unknown=UnknownNames.from_rows(self._kept),
         )

@@ -1,0 +1,262 @@
+"""Publishing: find what is there, take the builder lock, look again, work, make the result the store.
+
+Whatever makes or replaces a store goes through :func:`publishing`; what is built from a plan goes through :func:`opened_or_made`.
+
+What says the same as a published store in other words leaves it standing, and it goes on with its own words: a base graph made
+from Python sets has its edges in another order in every process. The store's own graph is served, and computed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchcell_cache.builder.codehash import legacy_processor_part, processor_part
+from torchcell_cache.builder.plan import BuildPlan
+from torchcell_cache.builder.shards import generation_prefix
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
+from torchcell_cache.core.fingerprint import explain, sha256_json, source_part
+from torchcell_cache.core.locks import LOCK_NAME, BuilderLock, read_status
+from torchcell_cache.core.progress import Console
+from torchcell_cache.core.samples import Sample, SampleTable
+from torchcell_cache.errors import (
+    BuildFailedError,
+    CacheError,
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+    StaleCacheError,
+)
+from torchcell_cache.graph.fields import graph_digests
+from torchcell_cache.graph.order import reordered_parts
+from torchcell_cache.sources.base import Source
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.manifest import STORAGES as STORED_AS
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
+from torchcell_cache.store.stamps import stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """What whoever holds the builder lock of a store has.
+
+    Attributes:
+        root: Root of the store.
+        lock: The lock.
+        console: Prints a line.
+    """
+
+    root: Path
+    lock: BuilderLock
+    console: Console
+
+    def publish(self, manifest: Manifest, current: Manifest | None) -> Generation:
+        """Make a finished generation the store, unless somebody else was first, and open what is published."""
+        begun = time.perf_counter()
+        if not self.replace(manifest, current):
+            self.console(f"another builder published {read_manifest(self.root).generation}; using it")
+        directory = processed_dir(self.root) / manifest.generation
+        for entry in (*manifest.files, *(s.file for s in manifest.shards)):
+            stamp(directory / entry.name, entry.xxh3)  # digests were taken while writing
+        self.console(f"published {manifest.generation} in {(time.perf_counter() - begun) * 1e3:.0f} ms")
+        return open_with_lease(self.root)
+
+    def replace(self, manifest: Manifest, current: Manifest | None) -> bool:
+        """Put a manifest in the place of ``current`` (a damaged one, or none); without locks somebody may have been first."""
+        expect = None if current is None else current.generation
+        return write_manifest(self.root, manifest, expect_generation=expect, replace_damaged=True)
+
+
+@contextlib.contextmanager
+def publishing(
+    root: Path, console: Console, *, shared: bool = False, wait: bool = True
+) -> Iterator[Publisher]:
+    """The builder lock of a store, whose directories are made.
+
+    ``shared`` is for tasks of one array build, so that all others wait for all of them; without ``wait`` another holder is a
+    ``BuildInProgressError``.
+    """
+    directory = processed_dir(root)
+    make_dirs_durable(directory)
+    lock = BuilderLock(directory / LOCK_NAME, shared)
+    if wait:
+        unknown = "tasks of an array build, or an unknown process"
+        lock.wait(console, lambda owner: f"another builder of this store ({owner or unknown})")
+    with lock:
+        yield Publisher(root, lock, console)
+
+
+def opened_or_made(
+    root: Path,
+    plan: BuildPlan,
+    storage: str,
+    on_stale: str,
+    console: Console,
+    make: Callable[[Publisher], Manifest],
+    begin: Callable[[], None] = lambda: None,
+) -> Generation:
+    """The store that stands for a plan: what is published, or what ``make`` builds under the lock, after ``begin``."""
+    opened = find_existing(root, plan, storage, on_stale, console)[1]
+    if opened is not None:
+        remove_stale_temps(processed_dir(root))  # of a builder killed between publishing and tidying up
+        return opened
+    begin()
+    with publishing(root, console) as publisher:
+        current, opened = find_existing(root, plan, storage, on_stale, console)
+        if opened is not None:
+            console(f"another builder published {opened.manifest.generation}; using it")
+            return opened
+        return publisher.publish(make(publisher), current)
+
+
+def find_existing(
+    root: Path, plan: BuildPlan, storage: str, on_stale: str, console: Console
+) -> tuple[Manifest | None, Generation | None]:
+    """The published manifest, if any, and the opened store, if it may be used rather than built again."""
+    try:
+        manifest = read_manifest(root)
+    except CacheNotFoundError:
+        return None, None
+    except (CorruptManifestError, FormatError):
+        if on_stale == "rebuild":
+            return None, None
+        raise
+    wanted = plan.fingerprint(manifest.storage if storage == "auto" else storage).to_dict()
+    if manifest.fingerprint != wanted:
+        wanted, notes = in_stored_words(
+            manifest.fingerprint,
+            wanted,
+            plan.processor,
+            plan.base_graph,
+            lambda: Generation.open(root).base_graph,
+        )
+        if manifest.fingerprint == wanted:
+            console.notes(notes)
+    if manifest.fingerprint == wanted:
+        return manifest, open_with_lease(root)
+    what = f"the store at {root} was built from something else"
+    if on_stale == "warn":
+        lines = "\n    ".join([f"{what}:", *explain(manifest.fingerprint, wanted)])
+        warnings.warn(f"{lines}\n  using it all the same (on_stale='warn')", stacklevel=5)
+        return manifest, open_with_lease(root)
+    fix = "build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild"
+    if on_stale == "error":
+        insist_same(manifest.fingerprint, wanted, what, root, fix)
+    return manifest, None
+
+
+def begun_storage(root: Path, plan: BuildPlan) -> str | None:
+    """What ``auto`` chose in an interrupted run: measuring again could choose otherwise and start from nothing."""
+    noted = (read_status(_storage_note(root, plan)) or {}).get("storage")
+    if noted in STORED_AS:
+        return str(noted)
+    for storage in STORED_AS:
+        prefix = generation_prefix(plan.fingerprint(storage).digest)
+        if any(processed_dir(root).glob(f"{prefix}*")):
+            return storage
+    return None
+
+
+def settle_storage(root: Path, plan: BuildPlan, choose: Callable[[], str]) -> str:
+    """What ``auto`` means for all tasks of an array build: the first to measure writes it down, the others follow."""
+    known = begun_storage(root, plan)
+    if known is not None:
+        return known
+    note = _storage_note(root, plan)
+    write_atomic(note, json.dumps({"storage": choose()}).encode(), replace=False)
+    settled = begun_storage(root, plan)
+    if settled is None:
+        raise BuildFailedError(
+            f"{note} does not hold a storage", path=note, fix=f"remove {note}, or pass storage=..."
+        )
+    return settled
+
+
+def _storage_note(root: Path, plan: BuildPlan) -> Path:
+    return processed_dir(root) / f".storage-{sha256_json(plan.parts)[:16]}.json"
+
+
+def in_stored_words(
+    stored: dict[str, Any], wanted: dict[str, Any], processor: Any, graph: Any, load: Callable[[], Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Parts of a fingerprint, in the stored ones' words where they mean the same, and a line if an order was passed over.
+
+    ``processor`` and ``graph`` are what ``wanted`` speaks of; ``load`` gives the store's base graph.
+    """
+    out: dict[str, Any] = dict(wanted)
+    notes: tuple[str, ...] = ()
+    differs = "processor" in wanted and wanted["processor"] != stored.get("processor")
+    if differs and stored.get("processor") == legacy_processor_part(processor):
+        out["processor"] = stored["processor"]
+    if "base_graph" in wanted and wanted["base_graph"] != stored.get("base_graph"):
+        notes = _order_note(stored, wanted["base_graph"], graph, load)
+        if notes:
+            out["base_graph"] = stored["base_graph"]
+    return out, notes
+
+
+def compared(
+    stored: dict[str, Any], load: Callable[[], Any], source: Source | None = None, processor: Any = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts of a store's fingerprint, and those of a source and a processor, where given, in the store's words."""
+    wanted: dict[str, Any] = {}
+    graph = None if source is None else source.base_graph
+    if source is not None:
+        wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source_part(source)}
+    if processor is not None:
+        wanted["processor"] = processor_part(processor)
+    wanted, _ = in_stored_words(stored, wanted, processor, graph, load)
+    return {part: stored.get(part, {}) for part in wanted}, wanted
+
+
+def _order_note(
+    stored: dict[str, Any], digests: dict[str, str], graph: Any, load: Callable[[], Any]
+) -> tuple[str, ...]:
+    known = stored.get("base_graph", {})
+    if graph is None or set(known) != set(digests):
+        return ()
+    try:
+        parts = reordered_parts(load(), graph)
+    except CacheError:  # the stored graph cannot be read: whoever reads it will say so
+        return ()
+    if not parts:
+        return ()
+    return (
+        f"base graph: {', '.join(parts)} in another order than in the store (made from a set?); the store's own graph is "
+        "used",
+    )
+
+
+def on_stored_graph(
+    source: Source, old: Generation, digests: dict[str, str] | None = None
+) -> tuple[Source, tuple[str, ...]]:
+    """The source, on the store's own base graph if its own (of ``digests``) is the same but for the order of edges.
+
+    Only a source of ids and measurements moves; other samples may depend on the order themselves.
+    """
+    graph = source.base_graph
+    if graph is None or not isinstance(getattr(source, "table", None), SampleTable):
+        return source, ()
+    wanted = {"base_graph": digests or graph_digests(graph)}
+    _, notes = in_stored_words(old.manifest.fingerprint, wanted, None, graph, lambda: old.base_graph)
+    moved = copy.copy(source)
+    if notes:
+        with contextlib.suppress(AttributeError):  # a property of its own
+            moved.base_graph = old.base_graph
+            if not len(moved) or (type(moved[0]) is Sample and moved[0].base_graph is old.base_graph):
+                return moved, notes
+    return source, ()
+
+
+def insist_same(stored: dict[str, Any], wanted: dict[str, Any], what: str, root: Path, fix: str) -> None:
+    """Refuse parts of a fingerprint that differ from the stored ones, naming each."""
+    if stored != wanted:
+        raise StaleCacheError(f"{what}:\n    " + "\n    ".join(explain(stored, wanted)), path=root, fix=fix)
