@@ -54,7 +54,7 @@ class Labels:
         values = np.ascontiguousarray(np.concatenate([self.values, codes], axis=1))
         once = np.arange(len(values) + 1, dtype=np.int64)
         found, cells = self.perturbed, range(len(values))
-        unknown = UnknownNames.of_rows([found.foreign.get(k, ()) for k in cells]) if found.foreign else None
+        unknown = UnknownNames.from_rows([found.foreign.get(k, ()) for k in cells]) if found.foreign else None
         return SampleTable(
             found.ids, found.ptr, values, once, names, source_ids=self.barcodes, unknown=unknown
         )
