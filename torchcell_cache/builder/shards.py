@@ -39,7 +39,7 @@ from torchcell_cache.store.manifest import (
     write_sidecar,
 )
 from torchcell_cache.store.records import write_shard
-from torchcell_cache.store.stamps import quick_digest
+from torchcell_cache.store.stamps import is_whole
 
 CHUNK = 512
 """Samples encoded together: enough to amortise numpy calls, few enough to stay in the processor's cache."""
@@ -262,12 +262,7 @@ def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> l
                 sidecar_path(directory, shard).unlink(missing_ok=True)
             if entry is None or (entry.start, entry.stop, entry.seed) != (*plan.span(shard), plan.seed):
                 continue
-            path = directory / shard_name(shard)
-            if (
-                path.is_file()
-                and path.stat().st_size == entry.file.size
-                and quick_digest(path) == entry.file.xxh3
-            ):
+            if is_whole(directory / shard_name(shard), entry.file):
                 whole.append(entry)
     return whole
 

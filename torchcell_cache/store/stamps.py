@@ -82,6 +82,13 @@ def stat_whole(path: str | Path, size: int) -> os.stat_result:
     return info
 
 
+def is_whole(path: Path, entry: FileEntry) -> bool:
+    """Whether a file has the size and digest of its entry, read now, whatever stamps say."""
+    with contextlib.suppress(OSError):
+        return path.is_file() and path.stat().st_size == entry.size and quick_digest(path) == entry.xxh3
+    return False
+
+
 def insist_digest(path: str | Path, actual: str, digest: str) -> None:
     """Insist that a file's xxh3_128 is the one in the manifest.
 

@@ -41,7 +41,7 @@ from torchcell_cache.store.shard_entry import (
     sidecar_path,
     write_sidecar,
 )
-from torchcell_cache.store.stamps import ensure_verified, quick_digest, stamp
+from torchcell_cache.store.stamps import ensure_verified, is_whole, stamp
 
 MANIFEST_NAME = "manifest.json"
 _VERSION = 1
@@ -102,7 +102,12 @@ class RawWriter:
             except CacheError:
                 entry = None
             start = entries[-1].stop if entries else 0
-            if entry is None or entry.start != start or entry.seed != self.seed or not self._is_whole(entry):
+            if (
+                entry is None
+                or entry.start != start
+                or entry.seed != self.seed
+                or not is_whole(self.directory / entry.file.name, entry.file)
+            ):
                 break
             entries.append(entry)
         for path in self.directory.glob(
@@ -111,12 +116,6 @@ class RawWriter:
             if path not in {sidecar_path(self.directory, entry.index) for entry in entries}:
                 path.unlink()
         return entries
-
-    def _is_whole(self, entry: ShardEntry) -> bool:
-        path = self.directory / entry.file.name
-        with contextlib.suppress(OSError):
-            return path.stat().st_size == entry.file.size and quick_digest(path) == entry.file.xxh3
-        return False
 
     def append(self, bodies: Sequence[bytes], last_id: Any) -> None:
         """Commit records as one more shard.
