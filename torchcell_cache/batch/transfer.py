@@ -33,8 +33,9 @@ class PackedBatch(abc.ABC):
 
     _kinds: ClassVar[dict[str, Any]] = {}
 
-    def __init_subclass__(cls, records: str = "") -> None:
-        PackedBatch._kinds[records] = cls
+    def __init_subclass__(cls, records: str | None = None) -> None:
+        if records is not None:  # of a schema: the kind makes itself known
+            PackedBatch._kinds[records] = cls
 
     def __init__(self, context: GraphContext, sections: Sections) -> None:
         self.context, self.sections = context, sections
