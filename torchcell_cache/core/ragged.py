@@ -84,7 +84,7 @@ def means(values: npt.NDArray[Any], owner: Int64Array, count: int) -> npt.NDArra
 
 def ascends(flat: npt.NDArray[Any], ptr: Int64Array) -> bool:
     """Whether each list of a ragged array rises strictly."""
-    rises = np.ones(len(flat), dtype=bool)
-    np.greater(flat[1:], flat[:-1], out=rises[1:])
-    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
-    return bool(rises.all())
+    falls = (flat[1:] <= flat[:-1]).nonzero()[0] + 1
+    return len(falls) == 0 or bool(
+        (ptr[ptr.searchsorted(falls)] == falls).all()
+    )  # only from one list to the next
