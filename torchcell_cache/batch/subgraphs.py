@@ -125,7 +125,8 @@ class FilteredFields(SampleFields):
             if own is not None:
                 return own
             if name == "x_pert":
-                x = self.context.tensor(self._base(key)["x"])
+                base = self.context.base_graph
+                x = self.context.tensor((base[key] if self.hetero else base._store)._mapping["x"])
                 return self.ragged(x.index_select(0, self.tensors["perturbed"]), self.host["perturbed_ptr"])
         if name == "pert_mask":
             return self.flags(self._removed_nodes(key))
@@ -142,10 +143,6 @@ class FilteredFields(SampleFields):
             return True
         sized = isinstance(value, Tensor) and name not in ("x_pert", "pert_mask", *OWN_FIELDS)
         return sized and not name.startswith("phenotype_") and value.size(0) != self.topology.num_nodes
-
-    def _base(self, key: Any) -> dict[str, Any]:
-        graph = self.context.base_graph
-        return dict((graph[key] if self.hetero else graph._store)._mapping)
 
     def _removed_nodes(self, key: Any) -> Tensor:
         if key == self.topology.node_type:

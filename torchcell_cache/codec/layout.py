@@ -111,7 +111,7 @@ class Layout:
     stores: tuple[tuple[StoreKey, tuple[tuple[str, str], ...]], ...]
 
     def __post_init__(self) -> None:
-        ranks = [_rank(store) for store, _ in self.stores]
+        ranks = [0 if store is None else 1 if isinstance(store, str) else 2 for store, _ in self.stores]
         if (
             self.graph not in ("Data", "HeteroData")
             or ranks[:1] != [0]
@@ -178,10 +178,6 @@ class Layout:
                 raise FormatError("a layout's field must be two strings, name and kind")
             stores.append((store_from_json(store), tuple(named)))
         return cls(data["graph"], tuple(stores))
-
-
-def _rank(store: StoreKey) -> int:
-    return 0 if store is None else 1 if isinstance(store, str) else 2
 
 
 def store_to_json(store: StoreKey) -> Any:

@@ -119,7 +119,8 @@ def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
 
     An element takes its own bytes (DIFF), or one byte and a place in a table of the distinct ones (PALETTE).
     """
-    positions, size = _changed(value.array, base), value.array.itemsize
+    changed, size = _bits(value.array) != _bits(base), value.array.itemsize
+    positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
     words: bytes | None = None
     best: Encoded | None = None
     if len(positions) * (2 + size) < limit:
@@ -145,11 +146,6 @@ def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
 
 def _words(positions: Int64Array) -> bytes:
     return encode_gaps(positions).astype("<u2", copy=False).tobytes()
-
-
-def _changed(array: Array, base: Array) -> Int64Array:
-    changed = _bits(array) != _bits(base)
-    return np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
 
 
 def decoded_size(field: StoredField, max_bytes: int) -> int:
@@ -224,11 +220,12 @@ def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Ar
     first = end + -end % 8
     if first > len(stored) or any(stored[end:first]) or (field.encoding == DIFF and entries):
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
-    new = (
-        _new_elements(stored[first:], field)
-        if field.encoding == DIFF
-        else _looked_up(stored[first:], entries, field)
-    )
+    if field.encoding == PALETTE:
+        new = _looked_up(stored[first:], entries, field)
+    elif (len(stored) - first) % DTYPES[field.dtype].carrier.itemsize == 0:
+        new = _native(stored[first:], field)
+    else:
+        raise CorruptRecordError(f"{field.label} has a malformed list of changes")
     flat: Array = base.array.reshape(-1).copy()
     done = 0
     for positions in _positions(stored[_DIFF_HEAD.size : end], flat.size, field.label):
@@ -239,12 +236,6 @@ def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Ar
     if done != len(new):
         raise CorruptRecordError(f"{field.label} changes {done} positions and has {len(new)} new elements")
     return flat
-
-
-def _new_elements(stored: memoryview, field: StoredField) -> Array:
-    if len(stored) % DTYPES[field.dtype].carrier.itemsize:
-        raise CorruptRecordError(f"{field.label} has a malformed list of changes")
-    return _native(stored, field)
 
 
 def _looked_up(stored: memoryview, num_entries: int, field: StoredField) -> Array:

@@ -198,11 +198,6 @@ def _raw(text: Any) -> bytes:
     return base64.b64decode(text.encode("ascii"), validate=True)
 
 
-def _untag_float(content: str) -> float:
-    value: float = struct.unpack("<d", _unhex(content, 8))[0]
-    return value
-
-
 def _unhex(content: Any, length: int | None = None) -> bytes:
     raw = binascii.unhexlify(content)
     if not isinstance(content, str) or (length is not None and len(raw) != length):
@@ -259,7 +254,7 @@ def _shaped(dtype: np.dtype[Any], shape: Any, text: Any) -> np.ndarray[Any, np.d
 
 
 _UNTAG: dict[str, Callable[[Any], Any]] = {
-    "f": _untag_float,
+    "f": lambda content: struct.unpack("<d", _unhex(content, 8))[0],
     "i": _untag_int,
     "s": lambda content: _unhex(content).decode("utf-8", "surrogatepass"),
     "b": _raw,

@@ -33,6 +33,8 @@ _SPARE_PAGES = 64
 _MOVED_BYTES = 16 << 20
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 _TRIES = 5
+_FORMAT = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+"""LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
 T = TypeVar("T")
 Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
 Buffer: TypeAlias = bytes | memoryview
@@ -77,19 +79,8 @@ def _write(
     path: Path, first_index: int, chunks: Iterator[Sequence[bytes]], map_bytes: int
 ) -> tuple[int, Sequence[bytes]]:
     """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
-    env = lmdb.open(
-        str(path),
-        map_size=min(map_bytes, _MAX_MAP_BYTES),
-        subdir=False,
-        lock=False,
-        sync=False,
-        metasync=False,
-        writemap=False,
-        meminit=True,
-        readahead=False,
-        max_dbs=0,
-        **_format_argument(),
-    )
+    unsynced = {"sync": False, "metasync": False, "writemap": False, "meminit": True}
+    env = _opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
     index, room = first_index, _Room(map_bytes, env.stat()["psize"])
     try:
         with env.begin(write=True) as txn:
@@ -132,9 +123,7 @@ class _Room:
 
 def _records(path: Path) -> Iterator[Sequence[bytes]]:
     """Records of a file, in order, in chunks of bounded size."""
-    env = lmdb.open(
-        str(path), subdir=False, readonly=True, lock=False, readahead=False, map_size=path.stat().st_size
-    )
+    env = _opened(path, path.stat().st_size, readonly=True)
     try:
         with env.begin() as txn:
             chunk: list[bytes] = []
@@ -151,9 +140,8 @@ def _records(path: Path) -> Iterator[Sequence[bytes]]:
         env.close()
 
 
-def _format_argument() -> dict[str, Any]:
-    """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
-    return {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
+def _opened(path: str | Path, map_bytes: int, **options: Any) -> lmdb.Environment:
+    return lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False, readahead=False, **options)
 
 
 def _errno_of(error: lmdb.Error) -> int:
@@ -167,16 +155,8 @@ class _Env:
 
     def __init__(self, path: str, size: int) -> None:
         try:
-            self.env = lmdb.open(
-                path,
-                subdir=False,
-                readonly=True,
-                lock=False,
-                create=False,
-                readahead=False,
-                max_spare_txns=1,
-                map_size=max(size, _MIN_MAP_BYTES),
-            )
+            map_bytes = max(size, _MIN_MAP_BYTES)
+            self.env = _opened(path, map_bytes, readonly=True, create=False, max_spare_txns=1)
             self.entries = int(self.env.stat()["entries"])
         except lmdb.Error as error:
             for numbers, fix in _NOT_THE_FILES_FAULT:

@@ -29,7 +29,7 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
         may_lack = records == "generic" and name != "layouts"
         if not isinstance(value, dict) and not (may_lack and value is None):
             bad.append(name)
-    bad += [name for name in ("phenotypes", "statistics") if not _is_names(schema.get(name))]
+    bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
     unknown = schema.get("unknown_names", "")
     bad += [] if isinstance(unknown, str) else ["unknown_names"]
     processor = schema.get("processor")
@@ -46,7 +46,7 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
     return schema
 
 
-def _is_names(value: Any) -> bool:
+def _all_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 

@@ -155,7 +155,8 @@ def waiting(
             waited = time.monotonic() - begun
         if waited >= seconds:
             raise missing(waited, there) from None
-        if waited - last_line >= _LINE_SECONDS and _is_first_rank():
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        if waited - last_line >= _LINE_SECONDS and rank == "0":
             last_line = waited
             text = f"waiting for {place} since {waited:,.0f} s{there and ': '}{there}"
             print(text, file=sys.stderr, flush=True)
@@ -172,7 +173,3 @@ def seconds_of(wait: bool | float) -> float:
             f"wait={wait!r}: expected seconds, True (no limit) or False (not at all)", fix="wait=3600"
         )
     return float(wait)
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
