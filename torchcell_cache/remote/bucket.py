@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torchcell_cache.core.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
 from torchcell_cache.core.files import (
     fsync_file,
     make_dirs_durable,
@@ -34,7 +35,6 @@ from torchcell_cache.errors import (
     StorageLostError,
     install_line,
 )
-from torchcell_cache.remote.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
 
 ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
