@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 
 import pytest
 import torch
@@ -111,6 +112,8 @@ def as_one_graph(layer: nn.Module, drawn: Drawn, fields: dict[str, Tensor]) -> T
     nodes = drawn.x.size(1)
     index = torch.cat([drawn.edge_index[:, m] + k * nodes for k, m in enumerate(drawn.mask)], dim=1)
     each = {name: torch.cat([value[m] for m in drawn.mask]) for name, value in fields.items()}
+    if "batch" in signature(getattr(layer, "forward", layer)).parameters:
+        each.setdefault("batch", torch.arange(len(drawn.x)).repeat_interleave(nodes))
     return torch.stack(layer(torch.cat(list(drawn.x)), index, **each).split(nodes))
 
 

@@ -11,7 +11,7 @@ from test_nn_shared_input import TOLERANCE, assert_close, edges_of, gradients, g
 from torch import Tensor, nn
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn import attention, chunks, shared_conv
+from torchcell_cache.nn import again, attention, shared_conv
 
 WIDTH, OUT = 5, 4
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -98,6 +98,19 @@ def test_derivatives_of_derivatives(name: str) -> None:
     assert_close(seconds[:1], seconds[1:], 1e-11)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_several_gradients_at_once(name: str) -> None:
+    torch.manual_seed(0)
+    layer, index, kept = LAYERS[name]().double(), torch.randint(0, 6, (2, 20)), torch.rand(2, 6) > 0.2
+    x = torch.randn(2, 6, WIDTH, dtype=torch.float64, requires_grad=True)
+    learned, found = (x, *layer.parameters()), []
+    for out in (shared_conv(layer, x, edges_of(index, kept), route="fast"), plain(layer, x, index, kept)):
+        seeds = torch.randn(3, *out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        grads = torch.autograd.grad(out, learned, seeds, is_grads_batched=True, allow_unused=True)
+        found.append([torch.zeros(()) if g is None else g for g in grads])
+    assert_close(*found, 1e-12)
+
+
 def test_what_a_deleted_node_holds_reaches_nobody() -> None:
     index, kept = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), torch.ones(2, 4, dtype=torch.bool)
     kept[:, 0] = False
@@ -125,18 +138,17 @@ def test_dropout_and_edge_attributes_are_left_to_the_layer() -> None:
 @pytest.mark.parametrize("name", PIECES)
 @pytest.mark.parametrize("at_once", [1, 130])
 def test_any_layer_in_pieces(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "EDGES_AT_ONCE", at_once)
+    monkeypatch.setattr(again, "EDGES_AT_ONCE", at_once)
     torch.manual_seed(0)
     layer, index, kept = PIECES[name]().double(), torch.randint(0, 20, (2, 60)), torch.rand(5, 20) > 0.1
     x = torch.randn(5, 20, WIDTH, dtype=torch.float64, requires_grad=True)
     attr = torch.randn(60, 2, dtype=torch.float64, requires_grad=True) if name != "pna" else None
-    edges, calls = edges_of(index, kept), []
-    original = type(layer).forward
+    edges, calls, listed = edges_of(index, kept), [], again.kept_edges
     monkeypatch.setattr(
-        type(layer), "forward", lambda self, x, *a, **k: calls.append(len(x)) or original(self, x, *a, **k)
+        again, "kept_edges", lambda mask, *ends: calls.append(len(mask)) or listed(mask, *ends)
     )
     actual = shared_conv(layer, x, edges, **({} if attr is None else {"edge_attr": attr}))
-    assert calls == ([20] * 5 if at_once == 1 else [40, 40, 20])
+    assert calls == ([1] * 5 if at_once == 1 else [2, 2, 1])
     expected = plain(layer, x, index, kept, attr)
     assert_close([actual], [expected], 1e-12)
     learned = x, *layer.parameters(), *([] if attr is None else [attr])
@@ -145,7 +157,7 @@ def test_any_layer_in_pieces(name: str, at_once: int, monkeypatch: pytest.Monkey
 
 def test_layers_that_look_at_all_samples_get_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norm in training, a module nobody knows, arguments that number nodes."""
-    monkeypatch.setattr(chunks, "EDGES_AT_ONCE", 1)
+    monkeypatch.setattr(again, "EDGES_AT_ONCE", 1)
 
     class Own(nn.Module):
         def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:

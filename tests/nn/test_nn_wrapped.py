@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn import shared_conv
+from torchcell_cache.nn import again, product, shared_conv
 
 CACHING = {
     "gcn": lambda cached: G.GCNConv(WIDTH, WIDTH, cached=cached),
@@ -240,3 +240,137 @@ def test_lazy_layers_and_layers_in_training() -> None:
         torch.testing.assert_close(shared, as_one_graph(layer, drawn, {}))
         assert len(gradients(shared, layer, drawn.x)) == len(list(layer.parameters())) + 1
         assert shared.shape == (BATCH, drawn.x.size(1), OUT)
+
+
+# What is computed again in the backward pass is what it was in the forward pass
+
+AGAIN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "rows": (
+        lambda: G.GINConv(nn.Sequential(nn.Linear(WIDTH, 7), nn.Dropout(0.5), nn.Linear(7, OUT))),
+        1 << 21,
+    ),
+    "attention": (lambda: G.GATv2Conv(WIDTH, OUT, heads=2), 1 << 21),
+    "samples": (
+        lambda: G.GINConv(nn.Sequential(nn.Linear(WIDTH, 7), nn.Dropout(0.5), nn.Linear(7, OUT)), aggr="max"),
+        1,
+    ),
+    "attention of some samples": (lambda: G.GATConv(WIDTH, OUT, aggr="max"), 1),
+}
+"""A layer, and how many edges of it are looked at together."""
+
+
+@pytest.fixture(params=AGAIN)
+def again_layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    make, at_once = AGAIN[request.param]
+    monkeypatch.setattr(again, "EDGES_AT_ONCE", at_once)
+    monkeypatch.setattr(product, "WIDE_BELOW", 0)
+    torch.manual_seed(0)
+    return make().double().eval()
+
+
+def shared_and_plain(drawn: Drawn) -> list[Callable[[nn.Module, Tensor], Tensor]]:
+    def plain(layer: nn.Module, x: Tensor) -> Tensor:
+        return as_one_graph(layer, Drawn(drawn.edge_index, drawn.kept, drawn.mask, x, {}), {})
+
+    return [lambda layer, x: shared_conv(layer, x, drawn.edges), plain]
+
+
+class Called(nn.Module):
+    def __init__(self, layer: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.run = layer, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.layer, x)
+
+
+def test_parameters_that_are_lent_for_one_call(again_layer: nn.Module) -> None:
+    """As inner loops of meta-learning do: they are gone again when the gradient is made."""
+    drawn, found = draw(10), []
+    lent = {f"layer.{k}": (3 * v).detach().requires_grad_() for k, v in again_layer.named_parameters()}
+    for run in shared_and_plain(drawn):
+        out = torch.func.functional_call(Called(again_layer, run), lent, (drawn.x,))
+        found.append(torch.autograd.grad(out.square().sum(), [drawn.x, *lent.values()]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("later", ["train", "replaced", "autocast"])
+def test_whatever_becomes_of_the_layer_before_the_backward_pass(again_layer: nn.Module, later: str) -> None:
+    drawn, found = draw(11), []
+    known = list(again_layer.parameters())
+    for run in shared_and_plain(drawn):
+        layer = again_layer.eval()
+        total = run(layer, drawn.x).square().sum()
+        if later == "train":
+            layer.train()
+        elif later == "replaced":
+            first = next(m for m in layer.modules() if hasattr(m, "weight"))
+            before, first.weight = first.weight, nn.Parameter(torch.zeros_like(first.weight))
+        with torch.autocast("cpu", torch.bfloat16, enabled=later == "autocast"):
+            found.append(torch.autograd.grad(total, [drawn.x, *known]))
+        if later == "replaced":
+            first.weight = before
+    torch.testing.assert_close(*found)
+
+
+def test_hooks_of_parameters_see_the_gradient_once(again_layer: nn.Module) -> None:
+    drawn, found, seen = draw(12), [], []
+    parameters = list(again_layer.parameters())
+    for run in shared_and_plain(drawn):
+        calls: list[int] = []
+        handles = [
+            p.register_hook(lambda g, calls=calls: calls.append(1) or g.clamp(-0.1, 0.1)) for p in parameters
+        ]
+        again_layer.zero_grad()
+        run(again_layer, drawn.x.detach()).square().sum().backward()
+        found.append([p.grad for p in parameters])
+        seen.append(len(calls))
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(*found)
+    assert seen == [len(parameters)] * 2
+
+
+def test_parameters_changed_before_the_backward_pass_are_refused_as_by_autograd(
+    again_layer: nn.Module,
+) -> None:
+    drawn = draw(13)
+    for run in shared_and_plain(drawn):
+        total = run(again_layer, drawn.x).square().sum()
+        with torch.no_grad():
+            for parameter in again_layer.parameters():
+                parameter.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+
+
+def test_norms_that_look_at_the_whole_batch_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in evaluation, where they keep no statistics."""
+    monkeypatch.setattr(again, "EDGES_AT_ONCE", 1)
+    layer = G.GINConv(
+        nn.Sequential(nn.Linear(WIDTH, OUT), nn.BatchNorm1d(OUT, track_running_stats=False)), aggr="max"
+    )
+    same_values(layer.double().eval(), draw(14), shared_conv(layer, draw(14).x, draw(14).edges))
+
+
+OF_GRAPHS: dict[str, Callable[[], nn.Module]] = {
+    "global attention": lambda: G.GPSConv(WIDTH, G.SAGEConv(WIDTH, WIDTH), heads=1, norm="layer"),
+    "linear attention": lambda: G.GPSConv(WIDTH, None, heads=1, norm=None, attn_type="performer"),
+    **{
+        norm: lambda norm=norm: G.GraphSAGE(WIDTH, 6, 2, OUT, norm=norm)
+        for norm in ("graph_norm", "instance_norm", "pair_norm", "layer_norm")
+    },
+}
+
+
+@pytest.mark.parametrize("name", OF_GRAPHS)
+def test_layers_that_look_at_a_whole_graph_look_at_one_sample(name: str) -> None:
+    """PyG's are told by ``batch``; without it they take all samples for one graph."""
+    torch.manual_seed(0)
+    layer, drawn = OF_GRAPHS[name]().double().eval(), draw(15)
+    actual = shared_conv(layer, drawn.x, drawn.edges)
+    for k, mask in enumerate(drawn.mask):
+        one = layer(drawn.x[k], drawn.edge_index[:, mask])
+        torch.testing.assert_close(actual[k], one, rtol=1e-3, atol=1e-4)  # PyG adds its epsilon elsewhere
+    batch = torch.arange(BATCH).repeat_interleave(drawn.x.size(1))
+    torch.testing.assert_close(shared_conv(layer, drawn.x, drawn.edges, batch=batch), actual)

@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerConv
 from torch_geometric.nn.aggr import SumAggregation
 
 from torchcell_cache.nn.adjacency import Compressed, known_of
+from torchcell_cache.nn.again import run_again
 from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, snapshot
 from torchcell_cache.nn.product import gather_sum, hidden_rows
-from torchcell_cache.nn.rowwise import in_transform, is_autocast
-from torchcell_cache.nn.seen import Seen, is_altered
 from torchcell_cache.nn.segments import offsets_of, ranges
 
 ATTENTION = (GATConv, GATv2Conv, TransformerConv)
@@ -100,6 +99,12 @@ class SortedEdges:
         return out
 
 
+def _is_batched(*values: Tensor) -> bool:
+    """Whether several gradients come at once, as one tensor that only plain operations can take."""
+    known = torch._C._functorch
+    return any(known.is_legacy_batchedtensor(v) or known.is_batchedtensor(v) for v in values)
+
+
 class _Spread(torch.autograd.Function):
     """``[n]`` to edges, by target (``end`` 0) or by source (1)."""
 
@@ -119,6 +124,8 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, edges: SortedEdges, end: int) -> Tensor:
         ctx.edges, ctx.end = edges, end
+        if _is_batched(x):
+            return x.new_zeros(edges.shape[end]).index_add(0, edges.column if end else edges.row, x)
         x = x.index_select(0, edges.by_source) if end else x.contiguous()
         return torch.segment_reduce(
             x, "sum", offsets=edges.ptr_t if end else edges.ptr, initial=0, unsafe=True
@@ -136,6 +143,10 @@ class _Weighted(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, x: Tensor, edges: SortedEdges, transposed: bool) -> Tensor:
         ctx.edges, ctx.transposed = edges, transposed
         ctx.save_for_backward(weight, x)
+        if _is_batched(weight, x):
+            ends = (edges.column, edges.row) if transposed else (edges.row, edges.column)
+            terms = x.index_select(0, ends[1]) * weight.unsqueeze(-1)
+            return terms.new_zeros((edges.shape[int(transposed)], x.size(1))).index_add(0, ends[0], terms)
         return gather_sum(edges.csr(weight, transposed=transposed), x.contiguous())
 
     @staticmethod
@@ -156,7 +167,8 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, target: Tensor, source: Tensor, edges: SortedEdges) -> Tensor:
         ctx.edges = edges
         ctx.save_for_backward(target, source)
-        if len(edges.column) > edges.shape[0] * edges.shape[1]:  # torch has no such pattern
+        too_many = len(edges.column) > edges.shape[0] * edges.shape[1]  # torch has no such pattern
+        if too_many or _is_batched(target, source):
             return (target.index_select(0, edges.row) * source.index_select(0, edges.column)).sum(1)
         pattern = edges.csr(target.new_zeros(len(edges.column))).sparse
         out: Tensor = torch.sparse.sampled_addmm(pattern, target.contiguous(), source.t(), beta=0).values()
@@ -174,6 +186,7 @@ class _PairScores(torch.autograd.Function):
     """``leaky_relu(source + target) . att`` of each edge, a block of edges at a time."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, source: Tensor, target: Tensor, att: Tensor, edges: SortedEdges, slope: float
     ) -> Tensor:
@@ -187,14 +200,21 @@ class _PairScores(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         source, target, att = ctx.saved_tensors
         edges, slope = ctx.edges, ctx.slope
-        if torch.is_grad_enabled():  # the gradient is differentiated itself: in plain operations
-            whole = F.leaky_relu(source[edges.column.long()] + target[edges.row.long()], slope) @ att
-            wanted = [t for t in (source, target, att) if t.requires_grad]
-            found = iter(torch.autograd.grad(whole, wanted, grad, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (source, target, att)), None, None
+        if torch.is_grad_enabled() or _is_batched(grad):  # in plain operations
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                given = [
+                    t if again else t.detach().requires_grad_(t.requires_grad) for t in (source, target, att)
+                ]
+                both = given[0][edges.column.long()] + given[1][edges.row.long()]
+                whole = F.leaky_relu(both, slope) @ given[2]
+            wanted = [t for t in given if t.requires_grad]
+            found = iter(torch.autograd.grad(whole, wanted, grad, create_graph=again))
+            return *(next(found) if t.requires_grad else None for t in given), None, None
         outs = torch.zeros_like(source), torch.zeros_like(target), torch.zeros_like(att)
         for begin in range(0, len(grad), BLOCK):
             part = slice(begin, begin + BLOCK)
@@ -277,7 +297,8 @@ class _Attend:
     """Stand-ins for ``edge_updater`` and ``propagate`` on ``[batch * num_nodes, heads, k]``."""
 
     def __init__(self, layer: Any, by_target: SortedEdges, edges: SharedEdges, batch: int) -> None:
-        self.layer, self.edges, self.batch = layer, by_target, batch
+        self.layer, self.edges, self.batch = snapshot(layer), by_target, batch
+        self.needs = [layer.att] if isinstance(layer, GATv2Conv) else []
         self.lost = [
             hidden_rows(None if k is None else ~k, batch) for k in (edges.source_kept, edges.target_kept)
         ]
@@ -305,10 +326,7 @@ class _Attend:
         for sample in range(self.batch):
             hidden = self.edges.hidden(self.lost[0][sample], self.lost[1][sample])
             args = (score, hidden, *(part[sample] for part in split))
-            if torch.is_grad_enabled():
-                outs.append(checkpoint(self._sample, *args, use_reentrant=False, preserve_rng_state=False))
-            else:
-                outs.append(self._sample(*args))
+            outs.append(run_again(self._sample, *args, needs=self.needs))
         return torch.cat(outs)
 
     def _sample(

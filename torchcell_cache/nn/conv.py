@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
+from torchcell_cache.nn.again import pieces, run_in_pieces
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
-from torchcell_cache.nn.chunks import pieces, run_in_pieces
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
 from torchcell_cache.nn.shared_input import Differing
@@ -44,7 +45,8 @@ def shared_conv(
             memory is meant for, and run again in the backward pass. ``auto`` is fast where that is exact.
         **arguments: The layer's further arguments. Those of edges (``edge_weight [num_edges]``, ``edge_attr
             [num_edges, k]``, ...) have one row per edge of the shared list; all others are handed on as they are, with
-            nodes numbered as in a PyG batch (``batch [batch * num_nodes]``, ``lambda_max [batch]``).
+            nodes numbered as in a PyG batch (``lambda_max [batch]``). ``batch [batch * num_nodes]``, which says whose
+            each node is, a layer that has such a parameter is given without being told.
 
     Returns:
         ``[batch, num_target, ...]``.
@@ -96,10 +98,14 @@ def run(
     if size < len(x[0]):
         return per_sample(layer, run_in_pieces(layer, x, edges, arguments.of_edges, size), x[1])
     kept = edges.kept(x[0].size(1), x[1].size(1))
-    of_edges = {name: value[kept.edge] for name, value in arguments.of_edges.items()}
+    given = {name: value[kept.edge] for name, value in arguments.of_edges.items()} | arguments.others
+    if x[0] is x[1] and "batch" not in given and "batch" in signature(layer.forward).parameters:
+        # Without it, global attention and norms of graphs would take all samples for one graph.
+        samples = torch.arange(len(x[0]), device=x[0].device)
+        given["batch"] = samples.repeat_interleave(x[0].size(1))
     flat = x[0].flatten(0, 1)
     both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
-    return per_sample(layer, layer(both, kept.index, **of_edges, **arguments.others), x[1])
+    return per_sample(layer, layer(both, kept.index, **given), x[1])
 
 
 def per_sample(layer: Any, out: Any, x: Tensor) -> Tensor:

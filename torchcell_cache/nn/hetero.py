@@ -17,7 +17,7 @@ from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.nn.seen import is_altered
+from torchcell_cache.nn.modules import is_altered
 from torchcell_cache.nn.shared_input import Differing, sum_of
 
 Dicts = Mapping[str, Mapping[Any, Any]]

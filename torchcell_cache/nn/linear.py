@@ -18,10 +18,10 @@ from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGE
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
+from torchcell_cache.nn.again import RowWise
 from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, is_rowwise
 from torchcell_cache.nn.product import degrees, multiply
-from torchcell_cache.nn.rowwise import RowWise, in_transform, is_autocast, is_rowwise
-from torchcell_cache.nn.seen import Seen, is_altered
 from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)

@@ -1,0 +1,127 @@
+"""What is known of modules: whether they are still what their class says, and what of a batch they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_geometric.nn as G
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch_geometric.nn.dense import Linear
+
+# fmt: off
+_PLAIN = (
+    nn.Identity, nn.Linear, Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.CELU, nn.SELU, nn.Mish, nn.Softsign, nn.Hardtanh, nn.ReLU6, nn.PReLU,
+)
+_SEPARATE = (
+    G.GATConv, G.GATv2Conv, G.TransformerConv, G.PNAConv, G.GINConv, G.GINEConv, G.SAGEConv, G.GraphConv, G.GCNConv,
+    G.ResGatedGraphConv, G.NNConv, G.CGConv, G.EdgeConv, G.LEConv, G.TAGConv, G.SGConv, G.FiLMConv,
+)
+# fmt: on
+_METHODS = ("forward", "message", "aggregate", "update", "message_and_aggregate", "edge_update")
+_AS_PYG_HAS_THEM = {kind: [getattr(kind, name, None) for name in _METHODS] for kind in _SEPARATE}
+
+
+def is_rowwise(module: Any) -> bool:
+    """Whether it is known of a module that each row of its output is a function of that row alone, every time the same."""
+    if not isinstance(module, nn.Module) or is_hooked(module) or "forward" in vars(module):
+        return False
+    if type(module) is nn.Sequential:
+        return all(map(is_rowwise, module))
+    if type(module) is nn.Dropout:
+        return module.p == 0 or not module.training
+    if type(module) is nn.LayerNorm:
+        return len(module.normalized_shape) == 1
+    return type(module) in _PLAIN
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks see or change what a module does."""
+    return bool(
+        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        or any(
+            value
+            for name, value in vars(module).items()
+            if name.endswith("_hooks") and "state_dict" not in name
+        )
+    )
+
+
+def in_transform() -> bool:
+    """Whether ``torch.func``, forward derivatives or a compiler look on, which know plain operations only."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+    )
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether operations on a tensor change precision by themselves."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def is_separate(module: Any) -> bool:
+    """Whether it is known of a layer that it looks at each graph of a batch by itself and remembers nothing of it."""
+    if not isinstance(module, nn.Module) or is_altered(module) or getattr(module, "explain", False):
+        return False
+    if is_rowwise(module) or type(module) is nn.Dropout:
+        return True
+    known = type(module) in (*_SEPARATE, nn.Sequential, nn.ModuleList)
+    is_aggregation = type(module).__module__.removeprefix("torch_geometric.nn.aggr.") in (
+        "basic",
+        "multi",
+        "fused",
+    )
+    is_scaler = type(module).__module__ == "torch_geometric.nn.aggr.scaler" and not list(module.parameters())
+    is_norm = type(module) is G.BatchNorm or (
+        type(module) is nn.BatchNorm1d and not module.training and module.track_running_stats
+    )
+    return (known or is_aggregation or is_scaler or is_norm) and all(map(is_separate, module.children()))
+
+
+def is_altered(module: torch.nn.Module) -> bool:
+    """Whether hooks or patches make a module do other things than its class says."""
+    own, known = vars(module), _AS_PYG_HAS_THEM.get(type(module), [])
+    return bool(
+        is_hooked(module)
+        or any(callable(getattr(type(module), name, None)) for name in own)
+        or any(getattr(type(module), name, None) is not it for name, it in zip(_METHODS, known, strict=False))
+    )
+
+
+def snapshot(module: Any, instead: Mapping[int, torch.Tensor] | None = None) -> Any:
+    """A module with the parameters, buffers and modes it has now, whatever becomes of the module later.
+
+    ``torch.func.functional_call`` puts its own back after the call, ``train()`` and ``eval()`` switch what runs again in
+    the backward pass; ``instead`` are tensors by the ``id`` of those they stand in for.
+    """
+    known: dict[int, Any] = {}
+
+    def copy(part: Any) -> Any:
+        if not isinstance(part, torch.nn.Module):
+            return part
+        if id(part) not in known:
+            new = known[id(part)] = object.__new__(type(part))
+            new.__dict__.update(part.__dict__)
+            for kind in ("_parameters", "_buffers"):
+                tensors = {name: (instead or {}).get(id(t), t) for name, t in vars(part)[kind].items()}
+                new.__dict__[kind] = tensors
+            new.__dict__["_modules"] = {name: copy(child) for name, child in part._modules.items()}
+        return known[id(part)]
+
+    return copy(module)
+
+
+class Seen:
+    """A layer as its own ``forward`` sees it, some attributes replaced."""
+
+    def __init__(self, layer: torch.nn.Module, **instead: Any) -> None:
+        self._layer = layer
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
