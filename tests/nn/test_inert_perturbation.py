@@ -16,7 +16,7 @@ import torchcell_cache as tc
 from experiments.train.model import HeteroGin
 from torchcell_cache.errors import CacheError, SettingError
 
-GENES, REPEATS, CAUSE = 10, 4, 2
+GENES, REPEATS, CAUSE = 10, 1, 2
 WAYS = ["shared", "to_pyg", "stock"]
 
 
@@ -79,8 +79,8 @@ def test_message_passing_alone_sees_the_deletion(dataset: Any, way: str) -> None
     assert bool(((wild - without)[neighbours].abs().sum(-1) > 1e-5).all())
 
 
-def fit(model: HeteroGin, batch: Any, labels: Tensor, steps: int = 60) -> float:
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+def fit(model: HeteroGin, batch: Any, labels: Tensor, steps: int = 40) -> float:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     for _ in range(steps):
         loss = nn.functional.mse_loss(model(batch), labels)
         optimizer.zero_grad()
