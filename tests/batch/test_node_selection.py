@@ -1,8 +1,10 @@
 """Batches restricted to some nodes: PyG's own ``subgraph`` of the same nodes is the oracle."""
 
 import copy
+import gc
 import pickle
 import tempfile
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -412,3 +414,22 @@ def test_it_travels_like_any_batch_and_is_not_taken_for_one_of_the_store(tmp_pat
         part.select_nodes("gene", 4, values=0)
     with pytest.raises(KeyError, match="physical"):
         part.edge_mask(("gene", "unknown", "gene"))
+
+
+def test_what_a_selection_made_goes_with_its_batch(tmp_path):
+    """One per step of a training run, each with a graph of its own: nothing waits for the garbage collector."""
+    ds = stored(tmp_path, Case(cell_graph(), [[0], [1, 3]]), storage="delta")
+
+    def used():
+        batch = ds.read_batch([0, 1])
+        part = batch.restrict("gene", [0, 1, 2, 3])
+        part.to_pyg(), part[0], part.edge_mask(PHYSICAL)
+        return [weakref.ref(made) for made in (batch, part, part.context, part.on_device, part.base_graph)]
+
+    used()
+    gc.collect()
+    gc.disable()
+    try:
+        assert [made() for made in used()] == [None] * 5
+    finally:
+        gc.enable()
