@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from torchcell_cache.graph.incidence import IncidenceIndex as IncidenceIndex
     from torchcell_cache.graph.records import load_base_graph as load_base_graph
     from torchcell_cache.graph.records import save_base_graph as save_base_graph
+    from torchcell_cache.processors import DCellGraphProcessor as DCellGraphProcessor
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import KHopSubgraph as KHopSubgraph
     from torchcell_cache.processors import LazySubgraphRepresentation as LazySubgraphRepresentation
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
+    from torchcell_cache.processors import Unperturbed as Unperturbed
     from torchcell_cache.remote.copies import stage as stage
     from torchcell_cache.remote.pull import pull as pull
     from torchcell_cache.remote.push import push as push
@@ -60,6 +62,7 @@ _PLACES = {
     "AnnDataSource": "sources.cells.source",
     "BalancedCostBatchSampler": "data.samplers.balanced",
     "CacheLoader": "data.loader",
+    "DCellGraphProcessor": "processors",
     "DistributedCacheSampler": "data.samplers.order",
     "DistributedShardSampler": "data.samplers.shards",
     "GraphProcessor": "processors",
@@ -76,6 +79,7 @@ _PLACES = {
     "Splits": "data.splits",
     "StreamingCacheDataset": "data.streaming",
     "SubgraphRepresentation": "processors",
+    "Unperturbed": "processors",
     "WeightedCacheSampler": "data.samplers.weighted",
     "append": "data.api",
     "build": "data.api",

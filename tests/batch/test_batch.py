@@ -83,8 +83,7 @@ def test_labels_are_means_over_measurements(store) -> None:
             known = [v for v in column[at] if not math.isnan(v)]
             assert value == pytest.approx(sum(known) / len(known)) if known else math.isnan(value)
     assert list(batch.phenotypes) == ["fitness", "growth"]
-    frame = ds.label_df.iloc[POSITIONS]
-    assert np.array_equal(batch.labels("growth").numpy(), frame["growth"].to_numpy(), equal_nan=True)
+    assert np.array_equal(batch.labels("growth").numpy(), ds.columns["growth"][POSITIONS], equal_nan=True)
     with pytest.raises(
         SettingError, match=r"no phenotype or statistic 'size'; there are \['fitness', 'growth', 'se'\]"
     ):

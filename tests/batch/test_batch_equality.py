@@ -213,8 +213,9 @@ def test_a_processor_of_your_own_goes_through_pyg(tmp_path) -> None:
     batch = ds.read_batch([3, 0, 3])
     assert_same_batch(batch.to_pyg(["y"]), pyg_batch(source, processor, [3, 0, 3], follow_batch=["y"]))
     assert batch.labels("fitness").tolist() == [2.0, 1.0, 2.0]
-    with pytest.raises(SettingError, match="has no mask of 'gene'"):
-        batch.node_mask("gene")
+    assert batch.node_mask("gene").equal(torch.stack([ds[k]["gene"].mask for k in (3, 0, 3)]))
+    with pytest.raises(KeyError, match="reaction"):
+        batch.node_mask("reaction")
     with pytest.raises(KeyError, match="physical"):
         batch.edge_mask(("gene", "physical", "gene"))
 

@@ -200,8 +200,10 @@ def perturbation(base, perturbed, measurements, phenotypes, statistics, gpr="any
     return {
         "gene": {
             "num_nodes": gene.num_nodes,
-            "ids_pert": [gene.node_ids[k] for k in sorted(perturbed)],
+            "perturbed_genes": [gene.node_ids[k] for k in sorted(perturbed)],
             "perturbation_indices": torch.tensor(sorted(perturbed), dtype=torch.int64),
+            "pert_mask": bools(k in perturbed for k in range(gene.num_nodes)),
+            "mask": bools(k not in perturbed for k in range(gene.num_nodes)),
             **phenotype_fields(measurements, phenotypes, statistics, always=True),
         }
     }

@@ -284,9 +284,9 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
             return collated(list(self), self.device, follow, exclude, drop)
         self._check_removals()
         filters = isinstance(context.processor, SubgraphRepresentation)
-        kind = FilteredFields if filters else SampleFields
-        if self._mask_names():
-            kind = KeptEdgeFields if drop else MaskFields
+        kind: type[SampleFields] = FilteredFields if filters else MaskFields
+        if drop and self._mask_names():
+            kind = KeptEdgeFields
         return collate(context.template, kind(self), len(self), self.device, follow, exclude)
 
 

@@ -37,7 +37,7 @@ _OF_SAMPLES = {
 
 
 class SampleFields:
-    """Fields that hold what is the sample's own; all there is to the ``Perturbation`` representation."""
+    """Fields that hold what is the sample's own, and those that all samples share."""
 
     def __init__(self, batch: DeletionBatch) -> None:
         self.batch, self.context = batch, batch.on_device
@@ -73,13 +73,13 @@ class SampleFields:
             return self.ragged(self.tensors["perturbed"].clone(), self.host["perturbed_ptr"])
         if name in _OF_SAMPLES:
             kind, part = _OF_SAMPLES[name]
-            found = (self.batch.phenotype_coordinates, self.batch.statistic_coordinates)[kind]
+            found = self.batch._moved_coordinates[kind]  # empty where statistics have no names
             return self.ragged(getattr(found, part).clone(), self.batch.host_coordinates[kind][-1])
         if name == "phenotype_types":
             return listed([list(self.context.phenotypes) for _ in range(self.count)])
         if name == "phenotype_stat_types":
             return listed([list(self.context.statistics) for _ in range(self.count)])
-        if name == "ids_pert":
+        if name in ("ids_pert", "perturbed_genes"):
             ids, at = self.host["perturbed"].tolist(), self.host["perturbed_ptr"].tolist()
             graph = self.context.base_graph
             names = node_names(graph[self.topology.node_type] if self.hetero else graph._store)
@@ -126,7 +126,7 @@ class SampleFields:
 
 
 class MaskFields(SampleFields):
-    """``LazySubgraphRepresentation``: everything shared, and masks."""
+    """``LazySubgraphRepresentation``: everything shared, and masks; ``Perturbation``: masks of nodes alone."""
 
     _regions: Regions | None = None
 

@@ -12,6 +12,7 @@ import numpy as np
 from torchcell_cache.builder.publishing import insist_same
 from torchcell_cache.codec.chunks import FieldChunk
 from torchcell_cache.core.hints import root_argument
+from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.samples import Sample, SampleTable, UnknownNames
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.fields import graph_digests
@@ -184,4 +185,5 @@ def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:
         statistics=first.statistics,
         source_ids=names,
         unknown=UnknownNames.joined([(first.unknown, len(first)), (then.unknown, len(then))]),
+        origins=Origins.joined(first.origins, then.origins),
     )

@@ -18,10 +18,10 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology, topology_of
-from torchcell_cache.processors import BUILT_IN
-from torchcell_cache.processors.khop import KHopSubgraph
+from torchcell_cache.processors import BUILT_IN, NAMED
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.sources.base import Source, notes_of
+from torchcell_cache.sources.torchcell_processors import paired
 
 FORMAT_VERSION = 1
 STORAGES = ("perturbation", "delta", "full", "auto")
@@ -81,13 +81,14 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         SourceContractError: If the base graph is not fit for the processor.
         SettingError: If the processor's code or settings cannot be identified.
     """
+    source, processor, said = paired(source, processor)
     graph = source.base_graph
     table = getattr(source, "table", None)
     table = table if isinstance(table, SampleTable) else None
     topology = None
     # A subclass may assemble otherwise: its graphs are stored whole.
     built_in = type(processor) in BUILT_IN.values()
-    takes_ids = built_in or type(processor) is KHopSubgraph
+    takes_ids = type(processor) in NAMED.values()
     if takes_ids and getattr(source, "gives_graphs", False):
         raise SourceContractError(
             f"{type(processor).__name__} makes samples from perturbed ids alone; those of {type(source).__name__} are "
@@ -115,7 +116,7 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         "processor": processor_part(processor),
         "source": source_part(source),
     }
-    notes = (*notes_of(source), *_on_statistics(processor, table))
+    notes = (*notes_of(source), *said, *_on_statistics(processor, table))
     return BuildPlan(source, processor, graph, len(source), parts, table, topology, notes)
 
 
@@ -167,9 +168,10 @@ def make_shard_plan(
     )
 
 
-def unknown_part(table: SampleTable | None) -> dict[str, Any]:
-    """What a schema says of names that no node has: they are in no structured record, and samples have them."""
-    return {} if table is None or table.unknown is None else {"unknown_names": table.unknown.digest()}
+def columns_part(table: SampleTable | None) -> dict[str, Any]:
+    """What a schema says of columns that are in no structured record, and samples or the dataset have."""
+    parts = {} if table is None else {"unknown_names": table.unknown, "origins": table.origins}
+    return {name: part.digest() for name, part in parts.items() if part is not None}
 
 
 def _schema(plan: BuildPlan, structured: StructuredSchema | None) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def _schema(plan: BuildPlan, structured: StructuredSchema | None) -> dict[str, A
         "layouts": {},
         "phenotypes": [] if table is None else list(table.phenotypes),
         "statistics": [] if table is None else list(table.statistics),
-        **unknown_part(table),
+        **columns_part(table),
     }
 
 

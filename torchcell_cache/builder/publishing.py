@@ -240,8 +240,12 @@ def on_stored_graph(
 ) -> tuple[Source, tuple[str, ...]]:
     """The source, on the store's own base graph if its own (of ``digests``) is the same but for the order of edges.
 
-    Only a source of ids and measurements moves; other samples may depend on the order themselves.
+    Only a source of ids and measurements moves; other samples may depend on the order themselves. A source whose labels have
+    an order of their own in each process gives them in the store's.
     """
+    in_order = getattr(source, "in_order", None)
+    if callable(in_order):
+        source = in_order(old.schema["phenotypes"], old.schema["statistics"])
     graph = source.base_graph
     if graph is None or not isinstance(getattr(source, "table", None), SampleTable):
         return source, ()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
-from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, unknown_part
+from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part
 from torchcell_cache.builder.publishing import Publisher, opened_or_made
 from torchcell_cache.builder.run import ON_STALE
 from torchcell_cache.builder.shards import (
@@ -34,7 +34,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import Arrays, columns_bytes
+from torchcell_cache.store.columns import ORIGIN, Arrays, columns_bytes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import GRAPH_FILES, Manifest
 
@@ -113,7 +113,9 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
     size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
-    schema = {name: value for name, value in manifest.schema.items() if name != "unknown_names"}
+    schema = {
+        name: value for name, value in manifest.schema.items() if name not in ("unknown_names", "origins")
+    }
     if not generation.is_structured:
         schema["layouts"] = {}
     return ShardPlan(
@@ -121,14 +123,18 @@ def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None)
         shard_size=size,
         seed=int(plan.fingerprint(manifest.storage).digest[:16], 16),
         records=manifest.schema["records"],
-        schema={**schema, **unknown_part(plan.table)},
+        schema={**schema, **columns_part(plan.table)},
     )
 
 
 def subset_columns(generation: Generation, table: SampleTable | None, rows: Int64Array) -> Arrays:
     """The columns of chosen samples, in the dtypes a build of them alone would choose."""
     stored = generation.columns
-    out: Arrays = {name: column[rows] for name, column in stored.items() if name not in _TABLE}
+    out: Arrays = {
+        name: column[rows]
+        for name, column in stored.items()
+        if name not in _TABLE and not name.startswith(ORIGIN)
+    }
     if table is not None:
         removed = stored["removed_edges"][rows] if "removed_edges" in stored else None
         out |= table_columns(table, generation.topology, removed)

@@ -63,6 +63,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "lazy": ("processors.lazy:LazySubgraphRepresentation", _DELETION),
         "subgraph": ("processors.subgraph:SubgraphRepresentation", _DELETION),
         "perturbation": ("processors.perturbation:Perturbation",),
+        "unperturbed": ("processors.perturbation:Unperturbed",),
+        "dcell": ("processors.dcell:DCellGraphProcessor",),
         "khop": ("processors.khop:KHopSubgraph",),
         "python": ("cli.makers:python_processor",),
         "none": ("cli.makers:no_processor",),

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.digests import array_digest, sha256_json
+from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SourceContractError
 
@@ -134,6 +135,7 @@ class SampleTable:
         statistics: Names of the remaining columns of ``values``.
         source_ids: One name per sample, or ``None`` where the position is the name.
         unknown: Perturbed names that no node has, or ``None`` where there are none.
+        origins: What a database says of the measurements beyond their values, or ``None``.
     """
 
     ids: npt.NDArray[np.integer[Any]]
@@ -144,6 +146,7 @@ class SampleTable:
     statistics: tuple[str, ...] = ()
     source_ids: Sequence[str] | None = None
     unknown: UnknownNames | None = None
+    origins: Origins | None = None
 
     def __post_init__(self) -> None:
         width = len(self.phenotypes) + len(self.statistics)
@@ -209,7 +212,9 @@ class SampleTable:
         values, value_ptr = segments(self.values, self.value_ptr, rows)
         names = None if self.source_ids is None else [self.source_ids[k] for k in rows.tolist()]
         unknown = None if self.unknown is None else self.unknown.take(rows)
-        return SampleTable(ids, ptr, values, value_ptr, self.phenotypes, self.statistics, names, unknown)
+        origins = None if self.origins is None else self.origins.take(rows, self.value_ptr)
+        labels = self.phenotypes, self.statistics
+        return SampleTable(ids, ptr, values, value_ptr, *labels, names, unknown, origins)
 
     def chunks(self, size: int) -> Iterator[SampleTable]:
         """Consecutive slices of at most ``size`` samples."""

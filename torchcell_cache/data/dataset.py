@@ -16,7 +16,7 @@ from torchcell_cache.core.checks import truth
 from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path
-from torchcell_cache.data.facts import StoredFacts
+from torchcell_cache.data.torchcell import TorchcellNames
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchcell_cache.batch import SharedGraphBatch
 
 
-class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
+class PreprocessedDataset(TorchcellNames, Dataset):  # type: ignore[misc]
     """Samples of a store, read in microseconds, equal to ``processor(source[i])`` field by field.
 
     Opening never builds. The dataset keeps reading the generation it opened, also while a new one is published, and
@@ -145,7 +145,7 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
         return dataset
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k != "_positions"}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_positions", "_made_indices")}
         return {**state, "_source_dataset": None}
 
     @property
@@ -254,6 +254,9 @@ class PreprocessedDataset(StoredFacts, Dataset):  # type: ignore[misc]
         from torchcell_cache.store.records import close_all
 
         close_all()
+
+    close_lmdb = close
+    """torchcell's name of it."""
 
 
 class Neo4jPreprocessedCellDataset(PreprocessedDataset):

@@ -10,18 +10,20 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import categories_of, named, names_apart, names_in
+from torchcell_cache.store.columns import ORIGIN, categories_of, named, names_apart, names_in
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from torchcell_cache.store.generation import Generation
 
 
 _RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"}) | {
     *("unknown", "unknown_names", "unknown_name_length")
 }
-"""Stored arrays that do not have one value or row per sample, or say how others are divided."""
+
+
+def _per_sample(name: str) -> bool:
+    """Whether a stored array has one value or row per sample, and does not say how others are divided."""
+    return name not in _RAGGED and not name.startswith(ORIGIN)
 
 
 class StoredFacts(abc.ABC):
@@ -47,11 +49,6 @@ class StoredFacts(abc.ABC):
         return self.base_graph
 
     @property
-    def phenotype_info(self) -> list[str]:
-        """Names of the phenotypes."""
-        return list(self.generation.schema["phenotypes"])
-
-    @property
     def statistic_info(self) -> list[str]:
         """Names of the statistics."""
         return list(self.generation.schema["statistics"])
@@ -74,7 +71,7 @@ class StoredFacts(abc.ABC):
         of :attr:`label_columns`.
         """
         rows = self.positions()
-        own = {name: column[rows] for name, column in self.generation.columns.items() if name not in _RAGGED}
+        own = {name: column[rows] for name, column in self.generation.columns.items() if _per_sample(name)}
         return {**own, **self._labels(rows)}
 
     @property
@@ -84,8 +81,8 @@ class StoredFacts(abc.ABC):
         Its own, but ``label.<name>`` where that is the name of a column of the store (``label.removed_edges``) or
         ``index``, the position.
         """
-        own = (name for name in self.generation.columns if name not in _RAGGED)
-        return names_apart((*self.phenotype_info, *self.statistic_info), own)
+        own = (name for name in self.generation.columns if _per_sample(name))
+        return names_apart((*self.generation.schema["phenotypes"], *self.statistic_info), own)
 
     @property
     def categories(self) -> dict[str, list[str]]:
@@ -143,26 +140,6 @@ class StoredFacts(abc.ABC):
         owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
         labels = ((name, means(table.values[:, k], owner, len(table))) for k, name in enumerate(names))
         return {name: mean[rows].astype(np.float32) for name, mean in labels}
-
-    @property
-    def label_df(self) -> pd.DataFrame:
-        """Labels as a table: ``index`` (position in the store) and a column per phenotype and statistic.
-
-        Columns are named by :attr:`label_columns`. The mean over the measurements of a sample; NaN where it has no value.
-
-        Raises:
-            SettingError: If pandas is not installed; ``columns`` needs none.
-        """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise SettingError(
-                "label_df is a pandas table, and pandas cannot be imported",
-                fix="pip install pandas, or dataset.columns, which gives numpy arrays",
-            ) from None
-
-        rows = self.positions()
-        return pd.DataFrame({"index": rows, **self._labels(rows)})
 
     @property
     def num_classes(self) -> int:

@@ -1,20 +1,24 @@
-"""``Perturbation``: the deleted ids and the phenotypes, and nothing of the graph."""
+"""``Perturbation`` and ``Unperturbed``: what a sample says, without removing anything from a graph."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch_geometric.data import Data, HeteroData
 
-from torchcell_cache.graph.topology import Topology
+from torchcell_cache.core.samples import Sample
+from torchcell_cache.graph.topology import Topology, perturbable_type
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor, node_names, perturbation_fields
 
 
 class Perturbation(DeletionProcessor):
-    """Ids and phenotypes only; the model takes the graph from ``dataset.base_graph``.
+    """Perturbed nodes and phenotypes only, as torchcell has it; the model takes the graph from ``dataset.base_graph``.
 
-    Fields of the perturbed node type: ``num_nodes``, ``ids_pert``, ``perturbation_indices [P] int64`` and the
-    ``phenotype_*`` fields; those of statistics always, empty where a sample has none.
+    Fields of the perturbed node type: ``num_nodes``, ``perturbed_genes`` (names), ``perturbation_indices [P] int64``,
+    ``pert_mask`` and ``mask [num_nodes] bool``, and the ``phenotype_*`` fields; those of statistics always, empty where a
+    sample has none.
 
     Args:
         node_type: Perturbed node type; ``gene``, or the only one, by default.
@@ -30,7 +34,7 @@ class Perturbation(DeletionProcessor):
         return {"node_type": self.node_type}
 
     def process(self, base_graph: Any, sample: Any) -> Data | HeteroData:
-        """The sample's ids and phenotypes."""
+        """The sample's perturbed nodes and phenotypes."""
         return super().process(base_graph, sample)
 
     def make_shell(self, base_graph: Any, topology: Topology) -> list[str] | None:
@@ -41,9 +45,15 @@ class Perturbation(DeletionProcessor):
         self, base_graph: Any, topology: Topology, shell: list[str] | None, deletion: Deletion
     ) -> Data | HeteroData:
         """The sample's fields on an otherwise empty graph."""
+        fields = perturbation_fields(shell, deletion.perturbed, deletion.unknown)
+        pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
+        pert_mask[fields["perturbation_indices"]] = True
         mapping = {
             "num_nodes": topology.num_nodes,
-            **perturbation_fields(shell, deletion.perturbed, deletion.unknown),
+            "perturbed_genes": fields["ids_pert"],
+            "perturbation_indices": fields["perturbation_indices"],
+            "pert_mask": pert_mask,
+            "mask": ~pert_mask,
             **self.labels(deletion),
         }
         if topology.node_type is None:
@@ -52,4 +62,57 @@ class Perturbation(DeletionProcessor):
             return data
         graph = HeteroData()
         graph[topology.node_type]._mapping = mapping
+        return graph
+
+
+class Unperturbed:
+    """The base graph as it is, and beside it what the sample perturbs, as torchcell has it.
+
+    Of a ``HeteroData``: ``x``, ``node_ids`` and ``num_nodes`` of the perturbed node type with ``perturbed_genes`` (names) and
+    ``perturbation_indices [P] int64``, then a tensor named after each label and statistic (its measurements, one NaN if there
+    is none); the edge types ``physical_interaction`` and ``regulatory_interaction``; the names of metabolites. A ``Data``
+    keeps all of its fields.
+
+    Args:
+        node_type: Perturbed node type; ``gene``, or the only one, by default.
+    """
+
+    cache_version: ClassVar[int] = 1
+    _EDGES = ("physical_interaction", "regulatory_interaction")
+
+    def __init__(self, *, node_type: str | None = None) -> None:
+        self.node_type = node_type
+
+    def __repr__(self) -> str:
+        return f"Unperturbed(node_type={self.node_type!r})"
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that change the result."""
+        return {"node_type": self.node_type}
+
+    def process(self, base_graph: Any, sample: Sample) -> Data | HeteroData:
+        """The base graph and the sample's own fields; tensors are the base graph's own."""
+        node_type = perturbable_type(base_graph, self.node_type)
+        store = base_graph._store if node_type is None else base_graph[node_type]
+        perturbed = perturbation_fields(node_names(store), sample.perturbed, sample.unknown)
+        own: dict[str, Any] = {"perturbed_genes": perturbed.pop("ids_pert"), **perturbed}
+        for k, name in enumerate((*sample.phenotypes, *sample.statistics)):
+            known = sample.values[:, k][~np.isnan(sample.values[:, k])]
+            own[name] = torch.from_numpy(known if len(known) else np.full(1, np.nan, dtype=np.float32))
+        if node_type is None:
+            data = Data()
+            data._store._mapping = {**store._mapping, **own}
+            return data
+        graph = HeteroData()
+        kept = {name: store[name] for name in ("x", "node_ids") if name in store}
+        graph[node_type]._mapping = {**kept, "num_nodes": store.num_nodes, **own}
+        for edge_type in base_graph.edge_types:
+            if edge_type[1] in self._EDGES:
+                edges = base_graph[edge_type]
+                fields = {"edge_index": edges.edge_index, "num_edges": int(edges.edge_index.size(1))}
+                graph[edge_type]._mapping = fields
+        if "metabolite" in base_graph.node_types:
+            names = base_graph["metabolite"]
+            own_names = {"node_ids": names.node_ids} if "node_ids" in names else {}
+            graph["metabolite"]._mapping = {"num_nodes": names.num_nodes, **own_names}
         return graph

@@ -54,7 +54,7 @@ def phenotype_fields(
         "phenotype_sample_indices": sample,
         "phenotype_types": list(phenotypes),
     }
-    if statistics:
+    if statistics or always:
         value, kind, sample = _coordinates(values[:, split:])
         if len(value) or always:
             out["phenotype_stat_values"] = value

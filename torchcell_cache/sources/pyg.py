@@ -137,4 +137,7 @@ def as_source(source: Any, base_graph: Any = None) -> Source:
     """``source`` itself if it is one, else a :class:`PygSource` around it."""
     if isinstance(source, Source) and hasattr(source, "identity"):
         return source
-    return PygSource(source, base_graph)
+    from torchcell_cache.sources.torchcell import torchcell_source  # no other source needs processors
+
+    found = torchcell_source(source)
+    return PygSource(source, base_graph) if found is None else found

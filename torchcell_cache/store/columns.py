@@ -3,8 +3,8 @@
 Held in ``columns.safetensors``: ``perturbed`` (ragged, with ``perturbed_count``), ``values`` (with ``value_count`` only
 where some sample does not have exactly one measurement), ``removed_edges`` and, if the source names its samples,
 ``source_ids`` (UTF-8 bytes with ``source_id_length``). If samples perturb names that no node has: the distinct ones
-``unknown_names`` (as ``source_ids``) and, ragged, ``unknown`` with ``unknown_count``. Further
-columns of a generic store keep their own names.
+``unknown_names`` (as ``source_ids``) and, ragged, ``unknown`` with ``unknown_count``. What a database says of measurements
+beyond their values stands in ``origin_*``. Further columns of a generic store keep their own names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.ragged import (
     Int64Array,
     offsets,
@@ -30,6 +31,7 @@ from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.topology import Topology, endpoints
 
 Arrays = dict[str, npt.NDArray[Any]]
+ORIGIN = "origin_"
 
 _FEW_PAIRS = 64
 
@@ -64,6 +66,12 @@ def table_to_arrays(table: SampleTable, num_nodes: int) -> Arrays:
         out["unknown"] = table.unknown.codes.astype(smallest_unsigned(len(table.unknown.names) - 1))
         out["unknown_count"] = counts.astype(smallest_unsigned(int(counts.max(initial=0))))
         out["unknown_names"], out["unknown_name_length"] = _encoded(table.unknown.names)
+    if table.origins is not None:
+        for name, array in table.origins.arrays().items():
+            whole = np.issubdtype(array.dtype, np.integer)
+            small = smallest_unsigned(int(array.max(initial=0))) if whole else array.dtype
+            out[f"{ORIGIN}{name}"] = array.astype(small)
+        out[f"{ORIGIN}words"], out[f"{ORIGIN}word_length"] = _encoded(table.origins.words)
     return out
 
 
@@ -106,8 +114,16 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         if "unknown" in arrays:
             known = Names(arrays["unknown_names"], arrays["unknown_name_length"])
             unknown = UnknownNames.from_codes(known, arrays["unknown"], offsets(arrays["unknown_count"]))
+        origins = None
+        if f"{ORIGIN}words" in arrays:
+            words = list(Names(arrays[f"{ORIGIN}words"], arrays[f"{ORIGIN}word_length"]))
+            own = {
+                name.removeprefix(ORIGIN): array for name, array in arrays.items() if name.startswith(ORIGIN)
+            }
+            origins = Origins.from_arrays(words, own)
+        labels = phenotypes, statistics
         return SampleTable(
-            arrays["perturbed"], ptr, arrays["values"], value_ptr, phenotypes, statistics, names, unknown
+            arrays["perturbed"], ptr, arrays["values"], value_ptr, *labels, names, unknown, origins
         )
     except (KeyError, IndexError, UnicodeDecodeError, SourceContractError) as error:
         raise CorruptShardError(f"the stored columns do not fit together: {error}") from None

@@ -29,7 +29,7 @@ from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.private import SharedFields
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
-from torchcell_cache.store.manifest import Manifest, load_manifest, processed_dir, read_manifest
+from torchcell_cache.store.manifest import SECOND, Manifest, load_manifest, processed_dir, read_manifest
 from torchcell_cache.store.records import ShardFiles
 from torchcell_cache.store.schema import check_schema, decoding
 from torchcell_cache.store.stamps import Fetcher, have_file, have_shard
@@ -168,8 +168,8 @@ class Generation:
             return None
         labels = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])
         table = arrays_to_table(self.columns, *labels)
-        if ("unknown_names" in self.schema) != (table.unknown is not None):
-            raise FormatError(f"{self.directory}: schema and columns differ in unknown names")
+        if [table.unknown is None, table.origins is None] != [name not in self.schema for name in SECOND]:
+            raise FormatError(f"{self.directory}: schema and columns differ in {' or '.join(SECOND)}")
         return table
 
     def unknown_names(self, positions: npt.NDArray[np.int64] | Sequence[int]) -> list[tuple[str, ...]]:

@@ -30,8 +30,7 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
         if not isinstance(value, dict) and not (may_lack and value is None):
             bad.append(name)
     bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
-    unknown = schema.get("unknown_names", "")
-    bad += [] if isinstance(unknown, str) else ["unknown_names"]
+    bad += [name for name in ("unknown_names", "origins") if not isinstance(schema.get(name, ""), str)]
     processor = schema.get("processor")
     if isinstance(processor, dict) and not (
         isinstance(processor.get("name"), str) and isinstance(processor.get("settings"), dict)

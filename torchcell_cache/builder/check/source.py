@@ -17,6 +17,7 @@ from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.compare import first_difference
 from torchcell_cache.processors.base import Processing, is_interrupt, said
 from torchcell_cache.sources.base import Source
+from torchcell_cache.sources.torchcell_processors import paired
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME
 
@@ -38,6 +39,7 @@ def compare_with_source(
     Raises:
         SettingError: If the store's processor is somebody's own and was not given.
     """
+    source, processor, _ = paired(source, processor)
     load = partial(getattr, generation, "base_graph")
     for difference in diff(*compared(generation.manifest.fingerprint, load, source, processor)):
         report.add(MANIFEST_NAME, f"built from something else: {difference}")

@@ -21,7 +21,7 @@ from torchcell_cache.builder.check.report import Problem, Report, file_problem
 from torchcell_cache.builder.check.source import compare_with_source
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
-from torchcell_cache.builder.plan import unknown_part
+from torchcell_cache.builder.plan import columns_part
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
 from torchcell_cache.core.checks import choice, seed_number, truth, whole_number
 from torchcell_cache.core.progress import Progress
@@ -214,8 +214,8 @@ class _Verifier:
             topology = self.generation.topology
             num_nodes = None if topology is None else topology.num_nodes
             check_table(table, num_nodes, self.manifest.fingerprint.get("source", {}))
-            if unknown_part(table) != {k: v for k, v in schema.items() if k == "unknown_names"}:
-                self._add(COLUMNS_FILE, "holds other unknown names than the schema says")
+            if columns_part(table) != {k: schema[k] for k in ("unknown_names", "origins") if k in schema}:
+                self._add(COLUMNS_FILE, "holds other unknown names or origins than the schema says")
             self.table = table
 
     def _incidence(self) -> None:

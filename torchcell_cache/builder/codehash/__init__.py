@@ -19,7 +19,9 @@ def processor_part(processor: object, by_statement: bool = True) -> dict[str, An
     """What a fingerprint says of a processor."""
     if processor is None:
         return {"class": "none"}
-    part: dict[str, Any] = storable_json(code_digest(processor, by_statement))
+    named = getattr(processor, "stands_for", processor)
+    what = named if isinstance(named, dict) else code_digest(named, by_statement)
+    part: dict[str, Any] = storable_json(what)
     return part
 
 

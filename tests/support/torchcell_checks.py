@@ -1,0 +1,536 @@
+"""What must hold with torchcell itself, in a process of its own: ``python torchcell_checks.py build|read FOLDER``.
+
+``build`` and ``read`` run under different hash seeds. Each check's outcome is a line of ``FOLDER/<stage>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torchcell_client as client
+
+CHECKS: dict[str, dict[str, Callable[[Any], None]]] = {"build": {}, "read": {}}
+
+
+def check(*stages: str) -> Callable[[Any], Any]:
+    def note(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        for stage in stages:
+            CHECKS[stage][function.__name__] = function
+        return function
+
+    return note
+
+
+GPR = {("gene", "gpr", "reaction")}
+NAMES = (
+    *("LazySubgraphRepresentation", "SubgraphRepresentation", "IncidenceSubgraphRepresentation"),
+    *("Perturbation", "Unperturbed"),
+)
+
+
+class Place:
+    """Stores of one folder, and torchcell's dataset that they are made from."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder, self.stage = folder, stage
+        self.rooted = folder / "torchcell"
+        if stage == "build":
+            client.write_records(self.rooted, client.sample_records())
+        self.source = client.opened(self.rooted)
+
+    def theirs(self, name: str) -> Any:
+        """torchcell's processor."""
+        from torchcell.data import graph_processor
+
+        return getattr(graph_processor, name)()
+
+    def wanted(self, name: str) -> list[Any]:
+        """What torchcell's own dataset serves through its processor."""
+        self.source.process_graph = self.theirs(name)
+        out = []
+        for k in range(len(self.source)):
+            try:
+                out.append(self.source.get(k))
+            except ValueError:
+                out.append(None)
+        self.source.process_graph = None
+        self.source.close_lmdb()
+        return out
+
+    def built(self, name: str, processor: Any) -> Any:
+        """Our store, built or found."""
+        import torchcell_cache as tc
+
+        root = self.folder / f"{name}-{type(processor).__module__.partition('.')[0]}"
+        dataset = tc.Neo4jPreprocessedCellDataset(root=str(root))
+        dataset.preprocess_from_source(source_dataset=self.source, graph_processor=processor, progress=False)
+        return dataset
+
+    def training(self) -> tuple[Any, Any]:
+        """torchcell's dataset of one interaction per sample, and our store of it."""
+        import torchcell_cache as tc
+
+        root, store = self.folder / "one-label", self.folder / "one-label-store"
+        if not root.exists():
+            records = [items[:1] for items in client.sample_records(60)]
+            kept = [i for i in records if i[0]["experiment"]["experiment_type"] == "gene interaction"]
+            kept = [
+                i for i in kept if i[0]["experiment"]["phenotype"]["gene_interaction_p_value"] is not None
+            ]
+            client.write_records(root, kept)
+        theirs = client.opened(root, phenotype_labels=["gene_interaction"])
+        dataset = tc.Neo4jPreprocessedCellDataset(str(store), theirs)
+        dataset.preprocess_from_source(theirs, self.theirs("LazySubgraphRepresentation"), progress=False)
+        return theirs, dataset
+
+    def model(self) -> Any:
+        """torchcell's lazy model, small."""
+        import torch
+        from sortedcontainers import SortedDict
+        from torchcell.data.cell_data import GENE_GRAPH_EDGE_RELATION as NAMES_OF
+        from torchcell.graph import GeneMultiGraph
+        from torchcell.models.hetero_cell_bipartite_dango_gi_lazy import GeneInteractionDango
+
+        torch.manual_seed(0)
+        graphs = {NAMES_OF.get(name, name): graph for name, graph in client.small_graphs()[0].items()}
+        return GeneInteractionDango(
+            gene_num=len(client.GENES),
+            hidden_channels=16,
+            num_layers=2,
+            gene_multigraph=GeneMultiGraph(graphs=SortedDict(graphs)),
+            dropout=0.0,
+            gene_encoder_config={"encoder_type": "gin"},
+        )
+
+    def learnt(self, batch: Any) -> dict[str, Any]:
+        """Output, loss and gradients of one step."""
+        import torch
+
+        model = self.model()
+        torch.manual_seed(1)
+        output, _more = model(self.graph, batch)
+        loss = torch.nn.functional.mse_loss(output.flatten(), batch["gene"].phenotype_values)
+        loss.backward()
+        found = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {"output": output.detach(), "loss": loss.detach(), **found}
+
+    @property
+    def graph(self) -> Any:
+        """torchcell's own cell graph."""
+        return self.source.cell_graph
+
+    def same_batch(self, got: Any, want: Any) -> None:
+        """Every tensor of two batches, ``num_graphs``, and lists of names in any order."""
+        assert got.num_graphs == want.num_graphs
+        assert set(got.node_types) == set(want.node_types)
+        assert set(got.edge_types) == set(want.edge_types)
+        for store in want.stores:
+            mine = got._global_store if store._key is None else got[store._key]
+            names = {name for name in store if name != "num_graphs"}
+            assert names <= set(mine.keys()), (store._key, names - set(mine.keys()))
+            for name in names:
+                value = store[name]
+                if self.stage == "read" and store._key in GPR:  # the store's order, and this process's
+                    assert name in (
+                        "hyperedge_index",
+                        "mask",
+                        "num_edges",
+                        *("num_edges_batch", "num_edges_ptr"),
+                    )
+                    kept = [s.hyperedge_index[:, s.mask].T.tolist() for s in (mine, store)]
+                    assert sorted(kept[0]) == sorted(kept[1])
+                elif hasattr(value, "dtype"):
+                    assert mine[name].dtype == value.dtype, (store._key, name)
+                    assert mine[name].numpy().tobytes() == value.numpy().tobytes(), (store._key, name)
+                elif name in ("ids_pert", "perturbed_genes"):
+                    assert [sorted(row) for row in mine[name]] == [sorted(row) for row in value]
+                else:
+                    assert mine[name] == value, (store._key, name)
+
+    def lazy(self) -> Any:
+        """The store that most checks are about."""
+        return self.built("LazySubgraphRepresentation", self.theirs("LazySubgraphRepresentation"))
+
+
+def described(graph: Any, by_name: bool = False) -> dict[Any, Any]:
+    """Every field with type, dtype, shape and value; names in any order, and with them what is in their order."""
+    out: dict[Any, Any] = {}
+    for store in graph.stores:
+        fields = dict(store._mapping)
+        for name in {"ids_pert", "perturbed_genes"} & fields.keys():
+            fields[name] = sorted(fields[name])
+            fields["perturbation_indices"] = fields["perturbation_indices"].sort().values
+        for name, value in fields.items():
+            key = store._key, name
+            if hasattr(value, "dtype"):
+                out[key] = str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+            else:
+                out[key] = type(value).__name__, value
+    return out
+
+
+def assert_same(got: Any, want: Any, where: str) -> None:
+    got, want = described(got), described(want)
+    assert got.keys() == want.keys(), (where, got.keys() ^ want.keys())
+    for key in want:
+        assert got[key] == want[key], (where, key, got[key], want[key])
+
+
+@check("build")
+def every_field_is_theirs(place: Place) -> None:
+    """Each processor of theirs and ours: keys, types, dtypes, values; several measurements, no statistics, damped genes."""
+    import torchcell_cache as tc
+
+    for name in NAMES:
+        wanted = place.wanted(name)
+        assert sum(graph is None for graph in wanted) == (2 if name == "Unperturbed" else 0)
+        if name == "Unperturbed":  # raises on names of no node, ours keeps them
+            chosen = [tc.Unperturbed()]
+        else:
+            chosen = [place.theirs(name), *([getattr(tc, name)()] if hasattr(tc, name) else [])]
+        for processor in chosen:
+            dataset = place.built(name, processor)
+            assert len(dataset) == len(wanted) == 40
+            for k, want in enumerate(wanted):
+                if want is not None:
+                    assert_same(dataset[k], want, f"{name} {k}")
+        if name in ("LazySubgraphRepresentation", "IncidenceSubgraphRepresentation"):
+            assert dataset.storage in ("perturbation", "delta"), dataset.storage
+
+
+@check("build", "read")
+def a_name_outside_the_graph_is_kept(place: Place) -> None:
+    dataset = place.lazy()
+    for k in (9, 30):
+        assert client.OUTSIDE in dataset[k]["gene"].ids_pert
+        assert len(dataset[k]["gene"].perturbation_indices) == len(dataset[k]["gene"].ids_pert) - 1
+    assert dataset.is_any_perturbed_gene_index[client.OUTSIDE] == [9, 30]
+    assert client.OUTSIDE not in dataset.gene_set
+
+
+@check("build")
+def the_source_is_the_second_argument(place: Place) -> None:
+    import torchcell_cache as tc
+
+    root = str(place.lazy().root)
+    for dataset in (
+        tc.Neo4jPreprocessedCellDataset(root, place.source),
+        tc.Neo4jPreprocessedCellDataset(root=root, source_dataset=place.source),
+    ):
+        assert dataset.transform is None
+        assert len(dataset) == 40
+        assert dataset.phenotype_info == place.source.phenotype_info
+
+
+@check("read")
+def another_hash_seed_is_not_stale(place: Place) -> None:
+    """Other order of gpr, of its dicts and of labels: opened with its source, built again, verified, and still right."""
+    import torchcell_cache as tc
+
+    before = {path.name for path in place.folder.glob("*/processed/gen-*")}
+    dataset = place.lazy()
+    stored = dataset.cell_graph["gene", "gpr", "reaction"].hyperedge_index
+    now = place.source.cell_graph["gene", "gpr", "reaction"].hyperedge_index
+    assert not stored.equal(now), "the same order by chance: choose another hash seed"
+    assert (
+        tc.Neo4jPreprocessedCellDataset(str(dataset.root), place.source).content_digest
+        == dataset.content_digest
+    )
+    turned = client.opened(place.rooted, phenotype_labels=[*reversed(dataset.label_df.columns[1:])])
+    assert len(tc.Neo4jPreprocessedCellDataset(str(dataset.root), turned)) == 40
+    again = tc.Neo4jPreprocessedCellDataset(root=str(dataset.root))
+    again.preprocess_from_source(turned, place.theirs("LazySubgraphRepresentation"), progress=False)
+    assert tc.verify(dataset.root, "full", source=turned, progress=False).ok
+    assert {path.name for path in place.folder.glob("*/processed/gen-*")} == before
+    for k, want in enumerate(place.wanted("LazySubgraphRepresentation")):
+        kept = [
+            set(map(tuple, graph[key].hyperedge_index[:, graph[key].mask].T.tolist()))
+            for graph in (dataset[k], want)
+            for key in [("gene", "gpr", "reaction")]
+        ]
+        assert kept[0] == kept[1], k
+        of_types = {
+            (dataset[k]["gene"].phenotype_types[t], round(v, 6))
+            for t, v in zip(
+                dataset[k]["gene"].phenotype_type_indices.tolist(),
+                dataset[k]["gene"].phenotype_values.tolist(),
+                strict=True,
+            )
+        }
+        theirs = {
+            (want["gene"].phenotype_types[t], round(v, 6))
+            for t, v in zip(
+                want["gene"].phenotype_type_indices.tolist(),
+                want["gene"].phenotype_values.tolist(),
+                strict=True,
+            )
+        }
+        assert of_types == theirs, k
+
+
+@check("build")
+def dcell_is_theirs(place: Place) -> None:
+    """States of terms field by field, as a delta; opened again where the ontology's sets have another order."""
+    from torch_geometric.loader import DataLoader
+
+    import torchcell_cache as tc
+
+    source = client.opened(place.rooted, place.theirs("DCellGraphProcessor"), ontology=True)
+    wanted = [source[k] for k in range(40)]
+    source.close_lmdb()
+    for processor in (place.theirs("DCellGraphProcessor"), tc.DCellGraphProcessor()):
+        root = place.folder / f"dcell-{type(processor).__module__[:12]}"
+        dataset = tc.Neo4jPreprocessedCellDataset(str(root))
+        dataset.preprocess_from_source(source, processor, progress=False, storage="delta")
+        assert dataset.generation.manifest.shards[0].file.size < 60_000
+        for k, want in enumerate(wanted):
+            got, states = dataset[k], []
+            for graph in (got, want):
+                states.append(sorted(map(tuple, graph["gene_ontology"].go_gene_strata_state.tolist())))
+                if place.stage == "read":
+                    del graph["gene_ontology"]["go_gene_strata_state"]
+            assert states[0] == states[1]
+            assert_same(got, want, f"DCell {k}")
+    if place.stage == "read":
+        return
+    follow = {"follow_batch": ["go_gene_strata_state"]}
+    chosen = [k for k, want in enumerate(wanted) if "phenotype_stat_values" in want["gene"]]
+    for mine, other in zip(
+        DataLoader(dataset[chosen], 4, **follow),
+        DataLoader([wanted[k] for k in chosen], 4, **follow),
+        strict=True,
+    ):
+        place.same_batch(mine, other)
+
+
+INDICES = (
+    *("phenotype_label_index", "dataset_name_index", "perturbation_count_index"),
+    *("is_any_perturbed_gene_index", "is_any_deletion_gene_index"),
+)
+
+
+@check("build", "read")
+def indices_are_theirs(place: Place) -> None:
+    """Keys in the same order, positions, types."""
+    dataset = pickle.loads(pickle.dumps(place.lazy()))
+    for name in INDICES:
+        got, want = getattr(dataset, name), getattr(place.source, name)
+        assert got == want, name
+        assert list(got) == list(want), name
+        assert all(type(k) is int for row in got.values() for k in row)
+    assert type(next(iter(dataset.perturbation_count_index))) is int
+    assert list(dataset.gene_set) == list(place.source.gene_set)
+
+
+@check("build", "read")
+def labels_are_theirs(place: Place) -> None:
+    """``label_df`` to the bit, ``phenotype_info`` in classes, ``cell_graph`` as theirs, ``close_lmdb`` twice."""
+    import torchcell_cache as tc
+
+    dataset = tc.Neo4jPreprocessedCellDataset(str(place.lazy().root))
+    got, want = dataset.label_df, place.source.label_df
+    assert set(got.columns) == set(want.columns)
+    assert dict(got.dtypes) == dict(want.dtypes[got.columns])
+    want = want.set_index("index")
+    for column in got.columns[1:]:
+        assert got[column].to_numpy().tobytes() == want[column].loc[got["index"]].to_numpy().tobytes()
+    assert [cls.model_fields["label_name"].default for cls in dataset.phenotype_info] == list(got.columns[1:])
+    assert set(dataset.phenotype_info) == set(place.source.phenotype_info)
+    dataset.close_lmdb()
+    dataset.close_lmdb()
+    assert dataset[3]["gene"].phenotype_types == list(got.columns[1:])
+    assert all(Path(path).exists() for path in dataset.processed_paths)
+    assert dataset.cell_graph.clone().to("cpu")["gene"].num_nodes == len(client.GENES)
+
+
+def split_of(module: Any) -> dict[str, Any]:
+    """A data module's split as its files have it."""
+    folder = Path(module.cache_dir)
+    files = sorted(path for path in folder.rglob("*.json"))
+    return {str(path.relative_to(folder)): json.loads(path.read_text()) for path in files}
+
+
+@check("build", "read")
+def data_modules_give_their_split(place: Place) -> None:
+    """Both data modules: indices, details, JSON files, the first batch of an epoch."""
+    import torch
+    from torchcell.datamodules import CellDataModule
+    from torchcell.datamodules.lazy_collate import LazyCollater
+    from torchcell.datamodules.perturbation_subset import PerturbationSubsetDataModule
+    from torchcell.sequence import GeneSet
+
+    for label, ours in (("cell", place.lazy()), ("train", place.training()[1])):
+        theirs = place.source if label == "cell" else place.training()[0]
+        theirs.process_graph = place.theirs("LazySubgraphRepresentation")
+        found = []
+        for who, dataset in (("theirs", theirs), ("ours", ours)):
+            folder = place.folder / f"split-{place.stage}-{label}-{who}"
+            keys = ["phenotype_label_index", "perturbation_count_index"]
+            module = CellDataModule(
+                dataset, str(folder), split_indices=keys, batch_size=4, collate_fn=LazyCollater(dataset)
+            )
+            genes = GeneSet(sorted(client.GENES)[:45])
+            part = PerturbationSubsetDataModule(
+                module, size=8, batch_size=4, gene_subsets={"some": genes}, collate_fn=LazyCollater(dataset)
+            )
+            module.setup()
+            part.setup()
+            torch.manual_seed(5)
+            batches = [next(iter(module.train_dataloader()))] if label == "train" else []
+            found.append((split_of(module), module.index, module.index_details, part.index, batches))
+        theirs.process_graph = None
+        theirs.close_lmdb()
+        for got, want in zip(*reversed(found), strict=True):
+            if isinstance(got, list):
+                for mine, other in zip(got, want, strict=True):
+                    place.same_batch(mine, other)
+            else:
+                assert got == want
+        assert any("perturbation_subset" in name for name in found[0][0])
+
+
+@check("build", "read")
+def the_model_learns_the_same(place: Place) -> None:
+    """Output, loss and every gradient to the bit: to_pyg, an expanding loader, and torchcell's collater on our samples."""
+    import torch
+    from torch_geometric.data import Batch
+    from torchcell.datamodules.lazy_collate import LazyCollater
+
+    import torchcell_cache as tc
+
+    theirs, ours = place.training()
+    theirs.process_graph = place.theirs("LazySubgraphRepresentation")
+    rows, follow = list(range(6)), ["perturbation_indices"]
+    samples = [theirs[k] for k in rows]
+    theirs.process_graph = None
+    theirs.close_lmdb()
+    (packed,) = tc.CacheLoader(ours[rows], batch_size=6)
+    (expanded,) = tc.CacheLoader(ours[rows], batch_size=6, expand=True, follow_batch=follow)
+    for collated, batches in (
+        (
+            LazyCollater(theirs, follow_batch=follow)(samples),
+            [LazyCollater(ours, follow_batch=follow)([ours[k] for k in rows])],
+        ),
+        (
+            Batch.from_data_list(samples, follow_batch=follow),
+            [packed.to_pyg(follow), expanded, Batch.from_data_list(list(ours[rows]), follow_batch=follow)],
+        ),
+    ):
+        want = place.learnt(collated)
+        assert len(want) > 40
+        for batch in batches:
+            place.same_batch(batch, collated)
+            got = place.learnt(batch)
+            assert got.keys() == want.keys()
+            for name, value in want.items():
+                assert torch.equal(got[name], value), name
+
+
+@check("build")
+def lightning_trains_the_same(place: Place) -> None:
+    """Three steps of torchcell's task on both datasets, also through its data module."""
+    import lightning
+    import torch
+    from torch.utils.data import DataLoader
+    from torchcell.datamodules import CellDataModule
+    from torchcell.datamodules.lazy_collate import LazyCollater
+    from torchcell.trainers.int_hetero_cell import RegressionTask
+
+    theirs, ours = place.training()
+    theirs.process_graph = place.theirs("LazySubgraphRepresentation")
+    logged: dict[str, list[Any]] = {}
+
+    class Noted(RegressionTask):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.noted.append(loss.detach().clone())
+            return loss
+
+    for who, dataset in (("theirs", theirs), ("ours", ours)):
+        for way in ("loader", "module"):
+            torch.manual_seed(11)
+            optimizer = {"type": "AdamW", "lr": 1e-3}
+            task = Noted(
+                place.model(), dataset.cell_graph, optimizer, None, loss_func=torch.nn.MSELoss(), device="cpu"
+            )
+            task.noted = logged.setdefault(f"{way}-{who}", [])
+            trainer = lightning.Trainer(
+                max_steps=3,
+                accelerator="cpu",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=0,
+                default_root_dir=str(place.folder),
+            )
+            collater = LazyCollater(dataset, follow_batch=["perturbation_indices"])
+            if way == "loader":
+                trainer.fit(task, DataLoader(dataset, batch_size=4, collate_fn=collater))
+            else:
+                folder = place.folder / f"fit-{who}"
+                keys = ["perturbation_count_index"]
+                module = CellDataModule(dataset, str(folder), 4, split_indices=keys, collate_fn=collater)
+                trainer.fit(task, datamodule=module)
+    theirs.process_graph = None
+    theirs.close_lmdb()
+    for way in ("loader", "module"):
+        got, want = logged[f"{way}-ours"], logged[f"{way}-theirs"]
+        assert len(want) == 3
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), (got, want)
+
+
+@check("build")
+def labels_are_normalised_the_same(place: Place) -> None:
+    """The same statistics and samples, also through a loader; what is stored stays as it is."""
+    import torch
+    from torchcell.transforms.coo_regression_to_classification import COOLabelNormalizationTransform
+
+    import torchcell_cache as tc
+
+    theirs, ours = place.training()
+    theirs.process_graph = place.theirs("LazySubgraphRepresentation")
+    before = [ours[k]["gene"].phenotype_values.clone() for k in range(len(ours))]
+    for strategy in ("standard", "minmax", "robust"):
+        configs = {"gene_interaction": {"strategy": strategy}}
+        mine, other = (COOLabelNormalizationTransform(d, configs) for d in (ours, theirs))
+        assert mine.stats == other.stats
+        ours.transform, theirs.transform = mine, other
+        for k in range(len(ours)):
+            assert_same(ours[k], theirs[k], f"{strategy} {k}")
+        (batch,) = tc.CacheLoader(ours, batch_size=len(ours), expand=True)
+        wanted = torch.cat([theirs[k]["gene"].phenotype_values for k in range(len(ours))])
+        assert batch["gene"].phenotype_values.equal(wanted)
+        ours.transform = theirs.transform = None
+    theirs.process_graph = None
+    theirs.close_lmdb()
+    assert all(ours[k]["gene"].phenotype_values.equal(value) for k, value in enumerate(before))
+
+
+def run(stage: str, folder: Path) -> None:
+    place_path = client.fetched()
+    assert place_path is not None
+    client.put_on_path(place_path)
+    began = time.perf_counter()
+    place = Place(folder, stage)
+    outcome: dict[str, str] = {"(imports)": f"{time.perf_counter() - began:.1f} s"}
+    for name, function in CHECKS[stage].items():
+        began = time.perf_counter()
+        try:
+            function(place)
+            outcome[name] = "ok"
+        except BaseException:
+            outcome[name] = traceback.format_exc()
+        outcome[f"({name})"] = f"{time.perf_counter() - began:.1f} s"
+    (folder / f"{stage}.json").write_text(json.dumps(outcome, indent=1))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,266 @@
+"""What code written for torchcell asks of a dataset: its indices by name, its gene set, its phenotype classes."""
+
+from __future__ import annotations
+
+import abc
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.data.facts import StoredFacts
+from torchcell_cache.errors import SettingError
+from torchcell_cache.processors.deletion import node_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchcell_cache.core.samples import SampleTable
+
+
+class GeneSet(Set[str], Sequence[str]):
+    """Names of genes, sorted; a set that also has positions and slices.
+
+    Args:
+        names: The names, in any order, repeats counting once.
+
+    Example:
+        >>> GeneSet(["YBR001C", "YAL001C"])[0]
+        'YAL001C'
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = tuple(sorted(set(names)))
+        self._known = frozenset(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._names[index]
+
+    def __hash__(self) -> int:
+        return hash(self._known)
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(repr, self._names[:3])) + (", ..." if len(self) > 3 else "")
+        return f"GeneSet({len(self)}: {names})"
+
+
+class TorchcellNames(StoredFacts):
+    """The part of :class:`~torchcell_cache.PreprocessedDataset` that answers as torchcell's datasets do.
+
+    Indices are dicts of a key to the ascending positions, in this view, of the samples that have it. Keys come in the order in
+    which torchcell meets them, which walks samples in the order of their numbers as text: 0, 1, 10, 100, ..., 2, ...: its data
+    modules draw their split in the order of keys.
+    """
+
+    _source_dataset: Any
+
+    @property
+    @abc.abstractmethod
+    def _positions(self) -> Int64Array | None:
+        """Store positions of this view, ``None`` for the whole store."""
+
+    @property
+    def phenotype_info(self) -> list[Any]:
+        """Phenotype classes of torchcell, in the order of the store's labels; names, where there are none.
+
+        Classes are those of the source that was given, or of torchcell if this process has imported it.
+        """
+        labels = list(self.generation.schema["phenotypes"])
+        table = self.generation.table
+        known = getattr(self._source_dataset, "phenotype_info", None)
+        if known is None and table is not None and table.origins is not None:
+            schema = sys.modules.get("torchcell.datamodels.schema")
+            known = [getattr(schema, name, None) for name in table.origins.texts("classes")]
+        by_label: dict[Any, Any] = {}
+        for cls in known or ():
+            field = getattr(cls, "model_fields", {}).get("label_name")
+            if field is not None:
+                by_label.setdefault(field.default, cls)
+        return [by_label[label] for label in labels] if by_label.keys() >= set(labels) else labels
+
+    @property
+    def phenotype_label_index(self) -> dict[str, list[int]]:
+        """Samples by the name of a label that was measured."""
+        return self._made("label", lambda table: _by_label(table))
+
+    @property
+    def dataset_name_index(self) -> dict[str, list[int]]:
+        """Samples by the name of a dataset that measured them.
+
+        Raises:
+            SettingError: If the source did not say.
+        """
+        return self._made("dataset", _by_dataset)
+
+    @property
+    def perturbation_count_index(self) -> dict[int, list[int]]:
+        """Samples by number of perturbations, as each measurement counts them, repeats and names of no node too."""
+        return self._made("count", _by_count)
+
+    @property
+    def is_any_perturbed_gene_index(self) -> dict[str, list[int]]:
+        """Samples by perturbed gene, names of no node too."""
+        return self._made("gene", lambda table: _by_gene(table, self._node_names(), ""))
+
+    @property
+    def is_any_deletion_gene_index(self) -> dict[str, list[int]]:
+        """Samples by deleted gene: those of a type that ends in ``deletion``, all of them where the source has no types."""
+        return self._made("deletion", lambda table: _by_gene(table, self._node_names(), "deletion"))
+
+    @property
+    def gene_set(self) -> GeneSet:
+        """All genes that were asked for; those of the base graph, if the source did not say."""
+        table = self.generation.table
+        if table is not None and table.origins is not None:
+            return GeneSet(table.origins.texts("gene_set"))
+        return GeneSet(map(str, self._node_names()))
+
+    @property
+    def label_df(self) -> pd.DataFrame:
+        """Labels as torchcell's table: ``index`` (position in the store), and a float64 column per label.
+
+        Of several measurements the last one that is a number; NaN where there is none. ``columns`` has means and statistics.
+        Rows of torchcell's records come in torchcell's order, of the numbers as text; ``index`` says which is which.
+
+        Raises:
+            SettingError: If pandas is not installed; ``columns`` needs none.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise SettingError(
+                "label_df is a pandas table, and pandas cannot be imported",
+                fix="pip install pandas, or dataset.columns, which gives numpy arrays",
+            ) from None
+        rows, table = self.positions(), self.generation.table
+        if table is not None and table.origins is not None and self._positions is None:
+            rows = np.argsort(
+                _as_text(len(table))
+            )  # torchcell's own order: sums in it are torchcell's to the bit
+        last = np.empty((len(self.generation), 0)) if table is None else _last(table)
+        names = list(self.label_columns.values())[: last.shape[1]]
+        return pd.DataFrame({"index": rows, **{name: last[rows, k] for k, name in enumerate(names)}})
+
+    @property
+    def raw_file_names(self) -> list[str]:
+        """None: a store needs nothing of what it was made from."""
+        return []
+
+    @property
+    def processed_file_names(self) -> list[str]:
+        """The file that makes the store exist."""
+        return ["manifest.json"]
+
+    def _node_names(self) -> list[Any]:
+        graph, topology = self.generation.base_graph, self.generation.topology
+        if graph is None:
+            return []
+        node_type = (
+            ("gene" if topology is None else topology.node_type) if hasattr(graph, "node_types") else None
+        )
+        store = graph._store if node_type is None else graph[node_type]
+        return node_names(store) or list(range(store.num_nodes))
+
+    def _made(self, name: str, make: Callable[[SampleTable], dict[Any, list[int]]]) -> dict[Any, list[int]]:
+        """An index of this view, made once; views and pickles leave it behind."""
+        table, at = self.generation.table, self.positions()
+        if table is None:
+            raise SettingError(
+                "this store's samples are graphs: it does not know what they perturb", fix="dataset.columns"
+            )
+        kept = self.__dict__.get("_made_indices")
+        if kept is None or kept[0] is not table or not np.array_equal(kept[1], at):
+            made: dict[str, dict[Any, list[int]]] = {}
+            kept = self.__dict__["_made_indices"] = (table, at, made)
+        if name not in kept[2]:
+            whole = len(at) == len(table) and bool((at == np.arange(len(at))).all())
+            kept[2][name] = make(table if whole else table.take(at))
+        found: dict[Any, list[int]] = kept[2][name]
+        return found
+
+
+def _last(table: SampleTable) -> np.ndarray[Any, Any]:
+    """The last number of each sample and phenotype, ``[num_samples, num_phenotypes] float64``."""
+    if table.origins is not None:
+        return table.origins.last
+    out = np.full((len(table), len(table.phenotypes)), np.nan)
+    owner = _owners(table.value_ptr)
+    for k in range(out.shape[1]):
+        known = ~np.isnan(table.values[:, k])
+        out[owner[known], k] = table.values[known, k]
+    return out
+
+
+def _owners(ptr: Int64Array) -> Int64Array:
+    return np.repeat(np.arange(len(ptr) - 1, dtype=np.int64), np.diff(ptr))
+
+
+def _by_label(table: SampleTable) -> dict[str, list[int]]:
+    owner = _owners(table.value_ptr)
+    if table.origins is not None:
+        return _grouped(table.origins.label, owner, len(table), table.origins.words)
+    row, column = np.nonzero(~np.isnan(table.values[:, : len(table.phenotypes)]))
+    return _grouped(column, owner[row], len(table), table.phenotypes)
+
+
+def _by_dataset(table: SampleTable) -> dict[str, list[int]]:
+    if table.origins is None:
+        raise SettingError("the source of this store did not say which dataset a sample is of")
+    return _grouped(table.origins.dataset, _owners(table.value_ptr), len(table), table.origins.words)
+
+
+def _by_count(table: SampleTable) -> dict[int, list[int]]:
+    if table.origins is not None:
+        counts, owner = np.diff(table.origins.ptr), _owners(table.value_ptr)
+    else:
+        counts, owner = np.diff(table.ptr), np.arange(len(table))
+        counts = counts if table.unknown is None else counts + np.diff(table.unknown.ptr)
+    return _grouped(counts, owner, len(table), range(int(counts.max(initial=0)) + 1))
+
+
+def _by_gene(table: SampleTable, nodes: Sequence[Any], suffix: str) -> dict[str, list[int]]:
+    origins = table.origins
+    if origins is not None:
+        owner = np.repeat(_owners(table.value_ptr), np.diff(origins.ptr))
+        chosen = np.array([word.endswith(suffix) for word in origins.words], dtype=bool)[origins.kind]
+        return _grouped(origins.gene[chosen], owner[chosen], len(table), origins.words)
+    if table.unknown is None:
+        return _grouped(table.ids, _owners(table.ptr), len(table), nodes)
+    ids, ptr = table.unknown.with_ids(table.ids.astype(np.int64), table.ptr, len(nodes))
+    return _grouped(ids, _owners(ptr), len(table), [*nodes, *table.unknown.names])
+
+
+def _grouped(codes: Any, owner: Int64Array, count: int, words: Sequence[Any]) -> dict[Any, list[int]]:
+    """Ascending samples by word, words in the order in which the samples' numbers as text meet them."""
+    codes = np.asarray(codes, dtype=np.int64)
+    walk = codes[np.argsort(_as_text(count)[owner], kind="stable")]
+    _, first = np.unique(walk, return_index=True)
+    pairs = np.unique(codes * count + owner)
+    met = walk[np.sort(first)]
+    spans = np.searchsorted(pairs, np.stack([met * count, (met + 1) * count]))
+    return {
+        words[code]: (pairs[a:b] - code * count).tolist()
+        for code, a, b in zip(met.tolist(), *spans.tolist(), strict=True)
+    }
+
+
+def _as_text(count: int) -> Int64Array:
+    """Where each of ``0..count - 1`` stands among them in the order of text, ``[count] int64``."""
+    numbers = np.arange(count, dtype=np.int64)
+    most = len(str(max(count - 1, 0)))
+    digits = 1 + np.searchsorted(10 ** np.arange(1, most, dtype=np.int64), numbers, side="right")
+    order = np.lexsort((digits, numbers * 10 ** (most - digits)))
+    rank = np.empty(count, dtype=np.int64)
+    rank[order] = numbers
+    return rank
