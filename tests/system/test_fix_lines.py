@@ -211,6 +211,7 @@ def test_no_fix_holds_a_placeholder_or_an_unpublished_package():
 
 PLATFORM = """
 import sys
+import shutil, subprocess, tempfile  # which ask for the platform themselves
 sys.platform = sys.argv[1]
 import torchcell_cache
 try:
