@@ -146,7 +146,7 @@ def test_children_of_children_read_and_inherit_no_pile_of_handles(many: Path) ->
 def read_for(root: Path, seed: int, seconds: float) -> bytes:
     chance, count, until = random.Random(seed), 0, time.monotonic() + seconds
     dataset = tc.PreprocessedDataset(root)
-    while time.monotonic() < until or count <= 400 // threads:  # a busy machine takes longer
+    while time.monotonic() < until or count == 0:
         indices = [chance.randrange(2 * MANY) for _ in range(32)]
         count += check(dataset.__getitems__(indices), indices)
     return str(count).encode()
