@@ -122,6 +122,95 @@ def test_in_the_source_while_it_is_identified(tmp_path: Path, way: str) -> None:
         tc.build(tmp_path, source=Ended(action), storage="full", progress=False)
 
 
+class Asked(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A source whose every answer can fail."""
+
+    base_graph = None
+
+    def __init__(self, what: str, action: Callable[[], None]) -> None:
+        self.what, self.action, self.graphs = what, action, graphs()
+
+    def _answer(self, what: str, value: Any) -> Any:
+        if what == self.what:
+            self.action()
+        return value
+
+    def __len__(self) -> int:
+        return int(self._answer("len", COUNT))
+
+    def __getitem__(self, index: int) -> Data:
+        return self.graphs[index]
+
+    def identity(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self._answer("identity", {"class": "Asked"})
+        return answer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._answer("notes", ()))
+
+    def items(self, start: int, stop: int) -> Any:
+        return self._answer("items", iter(self.graphs[start:stop]))
+
+
+@pytest.mark.parametrize("what", ["len", "identity", "notes"])
+@pytest.mark.parametrize(
+    ("action", "text"), [(leave(3), "SystemExit: exited with 3"), (give(OSError("gone")), "OSError: gone")]
+)
+def test_a_source_that_cannot_say_what_it_is(
+    tmp_path: Path, what: str, action: Callable[[], None], text: str
+) -> None:
+    with pytest.raises(tc.errors.SourceContractError, match=f"asked what it is, raised {text}"):
+        tc.build(tmp_path, source=Asked(what, action), storage="full", progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("action", "text"), [(leave(4), "exited with 4"), (give(OSError("gone")), "gone")])
+def test_a_run_that_does_not_begin(
+    tmp_path: Path, workers: int, action: Callable[[], None], text: str
+) -> None:
+    settings = {"storage": "full", "num_workers": workers, "shard_size": 3, "progress": False}
+    with pytest.raises(SampleError, match=rf"sample \d: \w+ in the source: {text}"):
+        tc.build(tmp_path, source=Asked("items", action), **settings)
+    tc.build(tmp_path, source=Asked("", action), **settings)
+
+
+class Copied(Ends):
+    """A processor whose copies are none."""
+
+    def __init__(self, copied: Callable[[], Any]) -> None:
+        super().__init__(None)
+        self.copied = copied
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copied()
+
+
+@pytest.mark.parametrize("copied", [leave(1), lambda: None, lambda: 5, give(OSError())])
+def test_a_processor_that_cannot_be_copied_is_used_itself(tmp_path: Path, copied: Callable[[], Any]) -> None:
+    for storage, workers in (("auto", 0), ("full", 2)):
+        settings = {"storage": storage, "num_workers": workers, "shard_size": 3, "progress": False}
+        dataset = tc.build(tmp_path / storage, source=graphs(), processor=Copied(copied), **settings)
+        assert [int(graph.y) for graph in dataset] == list(range(COUNT))
+
+
+def test_a_class_is_no_processor(tmp_path: Path) -> None:
+    with pytest.raises(tc.errors.SettingError, match="is a class, expected an object of it"):
+        tc.build(tmp_path, source=tc.testing.tiny_source(3), processor=tc.Perturbation, progress=False)
+
+
+class Silent(Ends):
+    """A processor that cannot say what its settings are."""
+
+    def settings(self) -> dict[str, Any]:
+        raise OSError("no settings")
+
+
+def test_a_processor_that_cannot_say_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(tc.errors.SourceContractError, match="OSError: no settings"):
+        tc.build(tmp_path, source=graphs(), processor=Silent(None), progress=False)
+
+
 def test_checks_find_it(tmp_path: Path) -> None:
     for way in ("exit 3", "own", "cancelled"):
         action, text = WAYS[way]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torchcell_cache.codec.layout import Layout
 from torchcell_cache.errors import SampleError
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.assemble import Assembler
+from torchcell_cache.processors.base import copy_of
 
 _PROBE = 64
 _FULL_PROBE = 4
@@ -86,10 +86,7 @@ def _structured_cost(plan: BuildPlan, storage: str, count: int) -> StorageCost:
 
 def _on_trial(plan: BuildPlan, modes: tuple[str, ...], count: int) -> list[StorageCost]:
     """Costs by a copy of the processor: what it counts, gathers or draws is not to begin with the trial's samples."""
-    try:
-        processor = copy.deepcopy(plan.processor)
-    except Exception:
-        processor = plan.processor
+    processor = copy_of(plan.processor)
     with random_state_kept():
         try:
             return _generic_costs(plan, processor, modes, count)

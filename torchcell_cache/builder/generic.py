@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import time
 import traceback
@@ -20,7 +19,7 @@ from torchcell_cache.codec.layout import Layout
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.records import BaseFields, encode_graph
 from torchcell_cache.graph.values import REINTERPRETED, to_array
-from torchcell_cache.processors.base import Processing, is_interrupt, said
+from torchcell_cache.processors.base import Processing, copy_of, is_interrupt, said
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
 from torchcell_cache.store.columns import Arrays
@@ -54,11 +53,7 @@ class GenericMaker:
         """One whose processor is a copy as it is now: what it counts or gathers does not depend on who builds which shard."""
         if self.processing.trusted:
             return self
-        try:
-            processor = copy.deepcopy(self.processor)
-        except Exception:
-            return self
-        return GenericMaker(self.source, processor, self.mode, self.digests)
+        return GenericMaker(self.source, copy_of(self.processor), self.mode, self.digests)
 
     def graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
@@ -67,9 +62,11 @@ class GenericMaker:
             SampleError: If the source or the processor raised; carries the original traceback.
             SourceContractError: If the source gave too few.
         """
-        run = self.source.items(start, stop) if isinstance(self.source, RunSource) else None
+        run = None
         for index in range(start, stop):
             try:
+                if run is None and isinstance(self.source, RunSource):
+                    run = self.source.items(start, stop)
                 item = self.source[index] if run is None else next(run, _END)
                 if item is _END:
                     raise _ended(self.source, start, stop, index)
@@ -83,17 +80,20 @@ class GenericMaker:
         """What to raise for what a user's code raised, which may even have asked the process to end."""
         if is_interrupt(error):
             return error
-        name = type(self.processor).__name__
+        place = (
+            "the source" if self.processor is None else f"the source or in {type(self.processor).__name__}"
+        )
         return SampleError(
-            f"{where}: {type(error).__name__} in the source or in {name}: {said(error)}\n{traceback.format_exc()}",
+            f"{where}: {type(error).__name__} in {place}: {said(error)}\n{traceback.format_exc()}",
             fix="correct the sample or the processor and run the same command again; finished shards are kept",
         )
 
     def _field_chunks(self, source: FieldSource, start: int, stop: int) -> Iterator[Chunk]:
         """Records from whole chunks of fields."""
-        chunks, at = source.field_chunks(start, stop), start
+        chunks, at = None, start
         while at < stop:
             try:
+                chunks = source.field_chunks(start, stop) if chunks is None else chunks
                 chunk = next(chunks, None)
                 if chunk is None or at + chunk.count > stop:
                     raise _ended(source, start, stop, at if chunk is None else at + chunk.count)

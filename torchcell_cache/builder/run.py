@@ -27,7 +27,7 @@ from torchcell_cache.core.locks import BuilderLock
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import BuildInProgressError, SourceContractError
-from torchcell_cache.processors.base import no_exit
+from torchcell_cache.processors.base import asked
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest
@@ -136,7 +136,7 @@ class BuildRequest:
         size = None if shard_size is None else whole_number("shard_size", shard_size, 1)
         most = whole_number("max_record_bytes", max_record_bytes, 1)
         empty = truth("allow_empty", allow_empty)
-        with no_exit("the source or the processor, asked what it is,"):
+        with asked("the source or the processor, asked what it is,"):
             plan = checked_plan(make_plan(as_source(source), processor), storage, empty)
         return cls(where, plan, storage, size, on_stale, most, console)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from torchcell_cache.errors import SettingError, SourceContractError, UnsupportedValueError
+from torchcell_cache.errors import CacheError, SettingError, SourceContractError, UnsupportedValueError
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.processors.private import PrivateCopies
 
@@ -141,20 +142,29 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def no_exit(what: str) -> Iterator[None]:
-    """What would end the process, raised by a user's code in the body, becomes an error like any other.
+def asked(what: str) -> Iterator[None]:
+    """Ask a user's code what it is: whatever it raises, even what would end the process, becomes an error of ours.
 
     Raises:
-        SourceContractError: Saying ``what`` ended it.
+        SourceContractError: Saying ``what`` raised what.
     """
     try:
         yield
-    except Exception:
+    except CacheError:
         raise
     except BaseException as error:
         if is_interrupt(error):
             raise
         raise SourceContractError(f"{what} raised {type(error).__name__}: {said(error)}") from error
+
+
+def copy_of(processor: Any) -> Any:
+    """A copy of a processor, itself where it cannot be copied."""
+    with contextlib.suppress(BaseException):
+        made = copy.deepcopy(processor)
+        if type(made) is type(processor):
+            return made
+    return processor
 
 
 def said(error: BaseException) -> str:
