@@ -160,11 +160,13 @@ def asked(what: str) -> Iterator[None]:
 
 def copy_of(processor: Any) -> Any:
     """A copy of a processor, itself where it cannot be copied."""
-    with contextlib.suppress(BaseException):
+    try:
         made = copy.deepcopy(processor)
-        if type(made) is type(processor):
-            return made
-    return processor
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return processor
+    return made if type(made) is type(processor) else processor
 
 
 def said(error: BaseException) -> str:
