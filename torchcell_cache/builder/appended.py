@@ -30,13 +30,7 @@ _FIX_CELLS = (
 
 
 class AppendedSource:
-    """The samples of a store, followed by those of another source. The store's own are never made again.
-
-    Args:
-        old: The store's generation.
-        tail: The samples that follow, on the same base graph.
-        table: Perturbed ids and measurements of all samples, if store and tail have them.
-    """
+    """The samples of a store, followed by those of another source. The store's own are never made again."""
 
     def __init__(self, old: Generation, tail: Source, table: SampleTable | None = None) -> None:
         self.base_graph, self.table = old.base_graph, table

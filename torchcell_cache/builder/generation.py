@@ -55,16 +55,7 @@ from torchcell_cache.store.manifest import (
 
 
 class GenerationBuild:
-    """The work between the decision to build and the manifest.
-
-    Args:
-        root: Root of the store.
-        plan: Source, processor and fingerprint.
-        shards: The plan all workers share.
-        storage: The storage built.
-        exclusive: Whether the builder lock keeps others out.
-        console: Prints a line.
-    """
+    """The work between the decision to build and the manifest."""
 
     def __init__(
         self,

@@ -55,10 +55,6 @@ def own_manifest(directory: Path) -> Manifest | None:
 def recover_manifest(root: Path, error: CacheError) -> Manifest:
     """The manifest to go on with when ``manifest.json`` is damaged: every generation carries a copy of its own.
 
-    Args:
-        root: Root of the store.
-        error: What is wrong with ``manifest.json``.
-
     Raises:
         CacheError: ``error``, if no generation or several different ones could be the published one.
     """

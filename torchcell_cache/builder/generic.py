@@ -30,14 +30,7 @@ _END = object()
 
 
 class GenericMaker:
-    """Records of typed fields, one sample at a time.
-
-    Args:
-        source: The source.
-        processor: A ``GraphProcessor``, a callable, or ``None``.
-        mode: ``full`` or ``delta``.
-        digests: Those of the base graph, part by part, where they are known.
-    """
+    """Records of typed fields, one sample at a time."""
 
     def __init__(
         self, source: Source, processor: Any, mode: str, digests: Mapping[str, str] | None = None

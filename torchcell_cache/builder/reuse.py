@@ -163,14 +163,7 @@ def _same_by_rule(old: ReactionRemoval, new: ReactionRemoval, table: SampleTable
 
 
 class ShardReuse:
-    """Shards of a new generation that need not, or not wholly, be made again.
-
-    Args:
-        old: The store's generation.
-        directory: The new generation's directory.
-        shards: Its plan; with the old shards' seed.
-        same: Samples whose record is the same, ``[num_samples] bool``.
-    """
+    """Shards of a new generation that need not, or not wholly, be made again."""
 
     def __init__(self, old: Generation, directory: Path, shards: ShardPlan, same: Flags) -> None:
         self.old, self.directory, self.shards, self.same = old, directory, shards, same
@@ -227,11 +220,7 @@ class ShardReuse:
 class MixedMaker:
     """Records of a store where they are the same, new ones elsewhere.
 
-    Args:
-        old: The store's generation.
-        maker: Makes the others.
-        same: Samples whose record is the same.
-        entry: The old shard's side file, for records that are not structured: there the kept ones are its first.
+    Records that are not structured are kept as the first of a shard, of which ``entry`` is the old side file.
     """
 
     def __init__(self, old: Generation, maker: RecordMaker, same: Flags, entry: ShardEntry | None) -> None:

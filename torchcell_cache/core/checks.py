@@ -128,13 +128,6 @@ def whole_number(
 ) -> int:
     """``value`` as an ``int``; numpy's integers and arrays and tensors of one integer count as such.
 
-    Args:
-        name: What it is called, for the message.
-        value: What was passed.
-        least: The smallest value that makes sense, if there is one.
-        fix: What to pass instead, for the message.
-        most: The largest value that makes sense, if there is one.
-
     Raises:
         SettingError: If it is no whole number, or too small or large.
     """
@@ -173,12 +166,6 @@ def truth(name: str, value: Any) -> bool:
 
 def real_number(name: str, value: Any, wanted: str, *, above: bool = False) -> float:
     """``value`` as a finite ``float`` that is not negative.
-
-    Args:
-        name: What it is called, for the message.
-        value: What was passed.
-        wanted: What is expected, for the message.
-        above: Refuse 0 too.
 
     Raises:
         SettingError: If it is no such number.

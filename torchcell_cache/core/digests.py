@@ -21,9 +21,6 @@ from torchcell_cache.errors import (
 def canonical_json(value: object) -> bytes:
     """JSON with sorted keys and no white space, as UTF-8.
 
-    Args:
-        value: ``None``, bool, int, finite float, str, list, tuple, or a mapping with str keys of these.
-
     Raises:
         SettingError: If something else is inside; the message has the path to it.
     """

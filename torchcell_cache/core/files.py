@@ -76,12 +76,6 @@ def temp_path(path: StrPath) -> Path:
 def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool = True) -> bool:
     """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
 
-    Args:
-        path: The file to appear.
-        data: Its content.
-        mode: Permission bits, before the umask; published files are read-only by default.
-        replace: Whether an existing file may be replaced; if not, the first writer wins.
-
     Returns ``False`` if ``replace`` is false and there was a file already, else ``True``.
     """
     target = Path(path)
@@ -198,15 +192,10 @@ def file_digest(path: StrPath, chunk: int = 4 << 20) -> FileDigest:
 
 
 def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
-    """Remove temporary files and directories whose writer died; never those of a process that lives.
+    """Remove temporary files and directories whose writer died; never those of a process that lives. Returns how many.
 
-    Args:
-        directory: Where to look (not below it). A missing one has none.
-        exclusive: The caller knows that nobody else writes here (it holds the builder lock), so files of
-            processes on other machines and earlier boots, whose life cannot be seen from here, go too.
-
-    Returns:
-        How many were removed.
+    ``exclusive`` says that nobody else writes here (the caller holds the builder lock): then files of processes on other
+    machines and earlier boots, whose life cannot be seen from here, go too.
     """
     removed, machine = 0, this_process().machine
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:

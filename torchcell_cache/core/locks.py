@@ -63,10 +63,6 @@ class BuilderLock:
 
     A forked child does not hold its parent's lock, so workers that outlive a killed builder keep nobody
     waiting.
-
-    Args:
-        path: The lock file; it is created, and never removed.
-        shared: Whether others may hold it too, as long as they share it as well: the tasks of an array build.
     """
 
     def __init__(self, path: StrPath, shared: bool = False) -> None:
@@ -86,14 +82,7 @@ class BuilderLock:
         return self._descriptor is not None and not self.shared
 
     def acquire(self, timeout: float | None = 0) -> bool:
-        """Take the lock.
-
-        Args:
-            timeout: Seconds to wait for it; 0 tries once, ``None`` waits for ever.
-
-        Returns:
-            Whether the lock is held now.
-        """
+        """Take the lock."""
         if self.held:
             raise RuntimeError(f"{self.path} is already held by this object")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -248,11 +237,7 @@ os.register_at_fork(after_in_child=_drop_after_fork)
 
 
 def write_status(path: StrPath, status: dict[str, Any]) -> bool:
-    """Replace the progress file, whole but not synced.
-
-    Returns:
-        Whether it was written: progress is advisory, so a full or read-only disk is not an error here.
-    """
+    """Replace the progress file, whole but not synced."""
     temporary = temp_path(path)
     data = json.dumps(status).encode()
     try:

@@ -42,16 +42,6 @@ class Progress:
 
     On a terminal a tqdm bar; elsewhere (SLURM logs) one plain line every 30 s or 5 %, whichever comes later of the two
     first minutes; always a status file that ``torchcell-cache status`` reads from another process or node.
-
-    Args:
-        total: Number of samples.
-        done: Samples that were finished before this run.
-        status_path: Status file, or ``None``.
-        enabled: ``False`` prints nothing.
-        stream: Where to print.
-        what: Name of the work, in front of every line.
-        facts: More to write into the status file.
-        unit: What is counted: ``samples`` or ``bytes``.
     """
 
     def __init__(

@@ -36,11 +36,7 @@ _SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Canonical bytes of ``document`` with its digest in front.
-
-    Args:
-        document: Objects with string keys, lists, strings, finite numbers, booleans and ``None``; not empty.
-    """
+    """Canonical bytes of ``document`` with its digest in front."""
     if not document or "digest" in document:
         raise ValueError("a sealed document has fields, and 'digest' is not one of them")
     body = _canonical(plain(document))
@@ -55,13 +51,6 @@ def unseal(
     data: bytes, *, path: StrPath | None = None, fix: str | None = None, canonical: bool = True
 ) -> dict[str, Any]:
     """Check and parse what ``seal`` wrote.
-
-    Args:
-        data: The whole document.
-        path: Where it came from, for the message.
-        fix: What to type if it is damaged.
-        canonical: Insist on the one spelling that ``seal`` writes, which takes as long as writing it once more; whoever
-            checks every value of the document can do without.
 
     Raises:
         CorruptManifestError: Anything differs from what ``seal`` would write for the parsed document.
@@ -117,13 +106,7 @@ def read_sealed(path: StrPath, *, fix: str | None = None, canonical: bool = True
 
 
 def plain(value: Any, where: str = "$", depth: int = 0) -> Any:
-    """Copy of ``value`` in plain JSON types; tuples become lists, what JSON cannot hold is refused.
-
-    Args:
-        value: What to copy.
-        where: Its place in the document, for the message.
-        depth: Nesting above it.
-    """
+    """Copy of ``value`` in plain JSON types; tuples become lists, what JSON cannot hold is refused."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{where[:80]}: nested deeper than {MAX_DEPTH}")
     if value is None or isinstance(value, bool):

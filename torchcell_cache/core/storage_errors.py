@@ -37,13 +37,7 @@ def free_bytes(path: StrPath) -> int:
 
 
 def storage_error(number: int | None, path: StrPath, action: str = "write") -> StorageError | None:
-    """Typed error for an ``errno``, or ``None`` if it says nothing about the storage.
-
-    Args:
-        number: The ``errno``; also of a library that only reports one (LMDB says EIO for a full disk).
-        path: File or directory that was being worked on.
-        action: What was tried, for the message: ``cannot <action> <path>``.
-    """
+    """Typed error for an ``errno``, or ``None`` if it says nothing about the storage."""
     if number is None:
         return None
     text = f"cannot {action} {os.fspath(path)}: {os.strerror(number)}"

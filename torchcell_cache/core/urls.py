@@ -46,10 +46,6 @@ def is_url(root: Any) -> bool:
 def local_path(path: Any, what: str = "root") -> Path:
     """A place on this machine's file system, absolute: what everything that writes makes of its argument.
 
-    Args:
-        path: What the caller gave.
-        what: The argument's name, for the message.
-
     Raises:
         SettingError: If it is an address, which would become a directory named ``s3:``, or no path that a file
             system could take.
@@ -154,11 +150,6 @@ def checked_options(options: Mapping[str, Any] | None, protocol: str) -> dict[st
 
 def refuse_inside(place: Path, store: Any, what: str) -> None:
     """Refuse a place in the directory of a store, whose files belong to what wrote them.
-
-    Args:
-        place: Where something is to be written.
-        store: Root of the store, or its address, which is elsewhere unless it is ``file://``.
-        what: The argument's name, for the message.
 
     Raises:
         SettingError: If ``place`` is the store's directory or below it.

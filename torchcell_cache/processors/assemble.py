@@ -58,17 +58,7 @@ class MaskPool:
 
 
 class Assembler:
-    """Assembles the graphs of structured records.
-
-    Args:
-        processor: The store's processor.
-        base_graph: The base graph; its tensors are handed out, not copied.
-        topology: The position space.
-        removal: Incidence index, needed unless records carry removed positions.
-        phenotypes: Names of the phenotype columns.
-        statistics: Names of the statistic columns.
-        has_removed: Whether records carry removed positions.
-    """
+    """Assembles the graphs of structured records."""
 
     def __init__(
         self,

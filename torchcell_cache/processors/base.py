@@ -65,11 +65,6 @@ class Processing:
     """Runs a processor: once on each sample, on a copy of its own, and on its own copy of the base graph.
 
     Nothing is copied for the package's own processors, which change neither.
-
-    Args:
-        processor: A ``GraphProcessor``, a callable, or ``None``.
-        base_graph: The source's base graph, or ``None``.
-        digests: Those of the base graph, part by part, where they are known.
     """
 
     def __init__(self, processor: Any, base_graph: Any, digests: Mapping[str, str] | None = None) -> None:

@@ -177,11 +177,7 @@ class DeletionProcessor(SampleProcessor):
 def kept_by_definition(
     graph: Any, topology: Topology, perturbed: Int64Array, *, gpr: str, gpr_by: str
 ) -> tuple[Tensor, ...]:
-    """What stays when ``perturbed`` nodes are deleted, by scanning every edge.
-
-    Returns:
-        One boolean mask per domain of the topology, ``[domain size] bool``.
-    """
+    """What stays when ``perturbed`` nodes are deleted, by scanning every edge."""
     node_kept = torch.ones(topology.num_nodes, dtype=torch.bool, device="cpu")
     node_kept[torch.from_numpy(perturbed)] = False
     reaction_kept = _reactions_kept(graph, topology, node_kept, gpr)

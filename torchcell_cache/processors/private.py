@@ -245,9 +245,6 @@ class SharedFields:
 
     A large tensor is copied when it is written: torch keeps one copy of its own per process, which samples share until then. A
     small one, and a list or dict, is copied for each sample.
-
-    Args:
-        holders: Graphs, dicts and dataclasses that hold the shared objects.
     """
 
     def __init__(self, holders: Iterable[Any]) -> None:

@@ -30,16 +30,7 @@ _LAYOUT_AT = 8
 
 
 class RecordChecker:
-    """Checks the records of shards whose file is known to be whole.
-
-    Args:
-        generation: The generation; its other files are used only as far as they are given here.
-        columns: The stored columns, empty if they are damaged.
-        table: The table in them, if there is a sound one.
-        maker: Makes structured records from columns and index, if both are sound.
-        built_in: Whether a built-in processor made the samples, whose fields have a known meaning.
-        base_is_sound: Whether the base graph can be used; without it generic records are not decoded.
-    """
+    """Checks the records of shards whose file is known to be whole, by columns, table and maker as far as those are sound."""
 
     def __init__(
         self,
@@ -182,11 +173,6 @@ def _ascending(ids: Int64Array, limit: int) -> str | None:
 
 def check_table(table: SampleTable, num_nodes: int | None, source: dict[str, Any]) -> None:
     """Check the stored columns against themselves and against the fingerprint.
-
-    Args:
-        table: The table in the columns.
-        num_nodes: Number of perturbable nodes, if the store knows it.
-        source: The fingerprint's part about the source.
 
     Raises:
         CorruptShardError: Naming what does not hold.

@@ -28,12 +28,7 @@ Space = dict[str, Any]
 
 
 class NameFollower(ValueEncoder):
-    """Records what a definition refers to by name in ``entries``.
-
-    Args:
-        own: Top-level packages that are the user's although they are installed in site-packages.
-        by_statement: How the text of an interactive session is compiled.
-    """
+    """Records what a definition refers to by name in ``entries``."""
 
     def __init__(self, own: frozenset[str], by_statement: bool = True) -> None:
         super().__init__()
@@ -74,13 +69,7 @@ class NameFollower(ValueEncoder):
         return source is not None and source.mentions_file(names)
 
     def follow(self, definition: Definition, space: Space, cells: Mapping[str, object]) -> None:
-        """Record everything that a definition refers to by name.
-
-        Args:
-            definition: What reads the names.
-            space: Global names of its module.
-            cells: Its closure; only modules in it are followed, by what is used of them.
-        """
+        """Record everything that a definition refers to by name."""
         imports, writes = definition.imports(), definition.writes()
         for chain in definition.chains():
             root = chain[0]
@@ -134,11 +123,7 @@ class NameFollower(ValueEncoder):
     def _record(self, name: str, value: object, space: Space, is_state: bool) -> None:
         """A global name: by content, or by the expression that made it where the content is not stable.
 
-        Args:
-            name: The name.
-            value: What it is bound to now.
-            space: Global names of the module.
-            is_state: Whether the code that reads it also changes it, as memo tables and counters.
+        It is not where the code that reads it also changes it (``is_state``), as memo tables and counters.
         """
         if (id(space), name, is_state) in self._recorded:
             return

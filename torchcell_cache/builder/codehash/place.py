@@ -28,13 +28,7 @@ def top_level(name: str) -> str:
 
 
 def is_library(name: str, file: str | None, own: frozenset[str] = frozenset()) -> bool:
-    """Whether a module's code is identified by name only.
-
-    Args:
-        name: The module's name.
-        file: Its file, if known.
-        own: Top-level packages that are hashed although they are installed in site-packages.
-    """
+    """Whether a module's code is identified by name only; ``own`` packages are hashed although they are installed."""
     top = top_level(name)
     if top in ("__main__", "__mp_main__"):
         return False
@@ -84,11 +78,7 @@ def library_name(value: object) -> str | None:
 
 
 def import_user_module(name: str, package: str | None, own: frozenset[str]) -> ModuleType | str | None:
-    """The module that ``import name`` inside a function would give.
-
-    Returns:
-        A user's module, the name of a library module, or ``None`` if it is not installed.
-    """
+    """What ``import name`` inside a function would give: a user's module, a library's name, or ``None`` if it is not installed."""
     try:
         full = importlib.util.resolve_name(name, package)
         top = top_level(full)

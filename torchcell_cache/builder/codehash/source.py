@@ -119,10 +119,7 @@ class SourceFile:
     def function(self, code: CodeType, *, exact: bool) -> Definition | None:
         """The function or lambda that was compiled to ``code``.
 
-        Args:
-            code: Code object of the function that runs.
-            exact: Demand equal byte code. Without it, name and line suffice: import hooks (pytest, type
-                checkers) rewrite code.
+        Where not ``exact``, name and line suffice: import hooks (pytest, type checkers) rewrite code.
         """
         named = [inner for inner in self._codes[code.co_qualname] if inner.co_name == code.co_name]
         found = [inner for inner in named if _same_code(inner, code)]

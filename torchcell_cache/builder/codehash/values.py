@@ -89,10 +89,6 @@ class ValueEncoder:
     def encode(self, value: object, where: str) -> Json:
         """The value as JSON.
 
-        Args:
-            value: Anything.
-            where: Name of the value for error messages.
-
         Raises:
             SettingError: If the value has no identity beyond this process.
         """
