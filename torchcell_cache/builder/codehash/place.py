@@ -78,7 +78,7 @@ def library_name(value: object) -> str | None:
 
 
 def import_user_module(name: str, package: str | None, own: frozenset[str]) -> ModuleType | str | None:
-    """What ``import name`` inside a function would give: a user's module, a library's name, or ``None`` if it is not installed."""
+    """What ``import name`` inside a function would give: a user's module, a library's name, or ``None`` if there is none."""
     try:
         full = importlib.util.resolve_name(name, package)
         top = top_level(full)
