@@ -7,6 +7,7 @@ All of them can be built from one string and survive ``pickle``: torch re-raises
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -46,6 +47,11 @@ class CacheError(Exception):
         super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
         self.path = None if path is None else str(path)
         self.fix = fix
+
+    def within(self, where: str) -> Self:
+        """The same error, told of a larger thing that it happened in."""
+        said = str(self).removesuffix(f"\n  fix: {self.fix}")
+        return type(self)(f"{where}: {said}", path=self.path, fix=self.fix)
 
 
 class CacheNotFoundError(CacheError, FileNotFoundError):

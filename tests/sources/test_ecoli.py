@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import parse_rule
-from torchcell_cache.sources.ecoli import ecoli_base_graph, ecoli_knockouts, ecoli_model
+from torchcell_cache.sources.ecoli import EcoliKnockouts, ecoli_base_graph, ecoli_knockouts, ecoli_model
 from torchcell_cache.sources.metabolic import GENE_FEATURES, metabolic_base_graph
 
 pytestmark = pytest.mark.xdist_group("ecoli")  # what its fixtures make is made once
@@ -244,6 +244,20 @@ def test_another_seed_draws_other_knockouts(model, knockouts):
 def test_number_of_samples_must_be_positive():
     with pytest.raises(SettingError, match="num_samples=0"):
         ecoli_knockouts(0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"num_samples": value} for value in (-1, 2.5, "5", True, None, float("nan"))),
+        *({"seed": value} for value in (-1, 1.5, "x", None)),
+        {"self_loops": "no"},
+    ],
+    ids=str,
+)
+def test_arguments_that_mean_nothing(settings):
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        EcoliKnockouts(**settings)
 
 
 def test_missing_cobra_names_the_extra(monkeypatch):

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from yeast_folder import write_folder
+from yeast_folder import model_text, write_folder
 
 import torchcell_cache as tc
-from torchcell_cache.errors import CacheError, SourceContractError
+from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.sources import YeastKnockouts, yeast_base_graph
 
 
@@ -132,3 +132,86 @@ def test_networks_that_are_none(folder: Path, change, words: str) -> None:
     with pytest.raises(SourceContractError, match=words) as caught:
         yeast_base_graph(folder)
     assert "string_v9_1_fusion" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text + "Y00\tY23\t1_0\n", "score '1_0' is no finite number|repeats"),
+        (lambda text: text + "Y00\tY23\n", "2 cells, expected 3"),
+        (lambda text: text + "Y00\tY23\t0.5\t1\n", "4 cells, expected 3"),
+        (lambda text: text + "Y00\tY00\t0.5\n", "pairs a gene with itself"),
+        (lambda text: text + "\n".join(text.splitlines()[1:3]) + "\n", "repeats a pair"),
+        (lambda text: text.replace("gene_a\tgene_b", "gene_b\tgene_a"), "expected gene_a, gene_b, score"),
+        (lambda text: text.replace("\t", ","), "expected gene_a, gene_b, score"),
+        (lambda text: text.replace("\t", " "), "expected gene_a, gene_b, score"),
+        (lambda text: text[: len(text) // 2].rstrip("0123456789.\t"), "row|cells"),
+    ],
+)
+def test_networks_that_were_changed_or_cut(folder: Path, change, words: str) -> None:
+    change_network(folder, change)
+    with pytest.raises(SourceContractError, match=words) as caught:
+        yeast_base_graph(folder)
+    assert "string_v9_1_fusion" in str(caught.value)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("s_0001: 1", "s_0001: true", 1), "has True where a coefficient"),
+        (lambda text: text.replace("s_0001: 1", "s_0001: .nan", 1), "has nan where"),
+        (lambda text: text.replace("s_0001: 1", "s_0001: .inf", 1), "has inf where"),
+        (lambda text: text.replace("s_0001: 1", 's_0001: "1_0"', 1), "has '1_0' where"),
+        (lambda text: text.replace("s_0001: 1", "s_0000: 1", 1), "reaction r_0000 names a metabolite twice"),
+        (lambda text: text.replace("s_0001: 1", "s_9: 1", 1), "names the metabolite 's_9'"),
+        (
+            lambda text: text.replace("lower_bound: 0", "lower_bound: .nan", 1),
+            "reaction r_0000 has nan where",
+        ),
+        (lambda text: text.replace("- lower_bound: 0", "- lowest: 0", 1), "reaction r_0000 has None where"),
+        (
+            lambda text: text.replace('gene_reaction_rule: "Y00"', "gene_reaction_rule: [Y00]", 1),
+            "gene rule \\['Y00'\\]",
+        ),
+        (lambda text: text.replace('rule: "Y00"', 'rule: "Y00 and"', 1), "r_0000.*malformed gene rule"),
+        (lambda text: text.replace('rule: "Y00"', 'rule: "YXX"', 1), "r_0000.*unknown gene 'YXX'"),
+        (lambda text: text.replace("r_0001", "r_0000"), "reaction 'r_0000' more than once"),
+        (lambda text: text[: text.index("- genes:")], "KeyError: 'genes'"),
+        (lambda text: text[: len(text) // 2], "YAML|coefficient or bound|no text"),
+        (lambda text: "", "not a metabolic model"),
+        (lambda text: "a: [", "not a metabolic model"),
+        (lambda text: "- 1\n- 2\n", "not a metabolic model"),
+    ],
+)
+def test_models_that_were_changed_or_cut(folder: Path, change, words: str) -> None:
+    rewrite(folder / "yeast-GEM-9.0.2.yml.gz", change(model_text()))
+    with pytest.raises(SourceContractError, match=words):
+        yeast_base_graph(folder)
+
+
+def test_a_model_is_the_same_in_another_order(whole: Path, folder: Path) -> None:
+    head, rest = model_text().split("- metabolites:")
+    middle, genes = rest.split("- genes:")
+    rewrite(folder / "yeast-GEM-9.0.2.yml.gz", f"\ufeff{head}- genes:{genes}- metabolites:{middle}")
+    tc.testing.assert_same_graph(yeast_base_graph(folder), yeast_base_graph(whole))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"num_samples": value} for value in (0, -1, 10**9, 2.5, "5", True, float("nan"), [3])),
+        *({"num_samples": 3, "seed": value} for value in (-1, 1.5, "x")),
+        *(
+            {"self_loops": "no"},
+            {"scores": "false"},
+            {"folder": 5},
+            {"folder": b"yeast"},
+            {"folder": "no\0where"},
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_that_mean_nothing(whole: Path, settings) -> None:
+    with pytest.raises(SettingError, match=next(reversed(settings))):
+        YeastKnockouts(**{"folder": whole, **settings})

@@ -106,7 +106,7 @@ class GeneRules:
                 _check_known(rule_genes(text), position, repeated)
             except (SourceContractError, SettingError) as error:
                 name = "" if reaction_ids is None else f" ('{reaction_ids[reaction]}')"
-                raise type(error)(f"reaction {reaction}{name}: {error}") from None
+                raise error.within(f"reaction {reaction}{name}") from None
             for names in parsed:
                 genes.extend(position[name] for name in names)
                 complexes.extend([len(owner)] * len(names))
@@ -263,7 +263,10 @@ def _check_known(names: Iterable[str], position: dict[str, int], repeated: set[s
 
 
 def _malformed(text: str, at: int, what: str) -> SourceContractError:
-    return SourceContractError(f"malformed gene rule at character {at}: {what}, in {_excerpt(text, at)}")
+    return SourceContractError(
+        f"malformed gene rule at character {at}: {what}, in {_excerpt(text, at)}",
+        fix='join names by "and" and "or", with parentheses where needed',
+    )
 
 
 def _excerpt(text: str, at: int) -> str:

@@ -7,19 +7,27 @@ what contradicts itself.
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torchcell_cache.errors import SourceContractError
-from torchcell_cache.graph.rules import rule_genes
-from torchcell_cache.sources.columns_of import is_missing
-from torchcell_cache.sources.names import as_texts
+import numpy as np
 
-_CONSUMED = frozenset({"reactant", "substrate", "educt", "consumed", "consumes", "input"})
-_PRODUCED = frozenset({"product", "produced", "produces", "output"})
-_KINDS = ("reaction", "metabolite")
+from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.graph.rules import parse_rule, rule_genes
+from torchcell_cache.sources.columns_of import is_missing, number_of
+from torchcell_cache.sources.names import as_texts
+from torchcell_cache.sources.network_columns import is_nameless
+
+TABLES_FIX = (
+    'metabolism={"reactions": [...], "metabolites": [...], "rmr": [(reaction, metabolite, coefficient), ...]}'
+)
+_WORDS = dict.fromkeys(
+    ("reactant", "substrate", "educt", "consumed", "consumes", "input"), -1
+) | dict.fromkeys(("product", "produced", "produces", "output"), 1)
+KINDS = ("reaction", "metabolite")
 _GROWTH = "Growth"
+_EDGE_TYPE = 'edge_type="reactant" or "product" on each edge'
 
 
 class _Edge(NamedTuple):
@@ -36,23 +44,26 @@ class _Edge(NamedTuple):
 
 
 def bipartite_tables(network: Any) -> dict[str, Any]:
-    """Tables of a networkx graph; see :func:`torchcell_cache.sources.networks.cell_graph`.
-
-    Raises:
-        SourceContractError: Naming the node or edge that cannot be read.
-    """
+    """Tables of a networkx graph; see :func:`torchcell_cache.sources.networks.cell_graph`."""
     try:
         nodes = {node: dict(data) for node, data in network.nodes(data=True)}
         edges = [(source, target, dict(data)) for source, target, data in network.edges(data=True)]
     except (TypeError, ValueError) as error:
         raise SourceContractError(
-            f"metabolism is {type(network).__name__}, which does not give nodes and edges as networkx does: {error}"
+            f"metabolism is {type(network).__name__}, which does not give nodes and edges as networkx does: {error}",
+            fix=TABLES_FIX,
         ) from None
-    kinds = {node: _kind(node, data) for node, data in nodes.items()}
+    for node, data in nodes.items():
+        if data.get("node_type") not in KINDS:
+            raise SourceContractError(
+                f"metabolism: node {node!r} has no node_type reaction or metabolite, it has {data!r}",
+                fix='node_type="reaction" or "metabolite" on each node',
+            )
+    kinds = {node: data["node_type"] for node, data in nodes.items()}
     is_directed = getattr(network, "is_directed", None)
     directed = is_directed is None or bool(is_directed())
     entries = _signed([_edge(source, target, data, kinds, directed) for source, target, data in edges])
-    reactions, metabolites = (_sorted(node for node in nodes if kinds[node] == kind) for kind in _KINDS)
+    reactions, metabolites = (_sorted(node for node in nodes if kinds[node] == kind) for kind in KINDS)
     genes = {node: nodes[node].get("genes", nodes[node].get("gene_reaction_rule")) for node in reactions}
     gpr = [(gene, node) for node in reactions for gene in _genes(node, genes[node])]
     return {
@@ -72,15 +83,6 @@ def _sorted(names: Iterable[Any]) -> list[Any]:
         return sorted(names, key=str)
 
 
-def _kind(node: Any, data: Mapping[str, Any]) -> str:
-    kind = data.get("node_type")
-    if kind not in _KINDS:
-        raise SourceContractError(
-            f"metabolism: node {node!r} has no node_type reaction or metabolite, it has {dict(data)!r}"
-        )
-    return str(kind)
-
-
 def _edge(
     source: Any, target: Any, data: Mapping[str, Any], kinds: Mapping[Any, str], directed: bool
 ) -> _Edge:
@@ -91,30 +93,26 @@ def _edge(
         )
     forward = kinds[source] == "reaction"
     reaction, metabolite = (source, target) if forward else (target, source)
-    word = str(data.get("edge_type") or "").strip().lower()
-    edge = _Edge(reaction, metabolite, _amount(data), _word(word), (1 if forward else -1) * directed)
+    told = data.get("edge_type")
+    word = "" if is_missing(told) else str(told).strip().lower()
+    edge = _Edge(reaction, metabolite, _amount(data), _WORDS.get(word, 0), (1 if forward else -1) * directed)
     if word and not edge.word:
         raise SourceContractError(
-            f"{edge} has edge_type {data['edge_type']!r}, expected reactant (substrate) or product"
+            f"{edge} has edge_type {told!r}, expected reactant (substrate) or product", fix=_EDGE_TYPE
         )
-    if not math.isfinite(edge.amount):
+    if not np.isfinite(edge.amount):
         other = {key: value for key, value in data.items() if key != "edge_type"}
-        raise SourceContractError(f"{edge} has no stoichiometry that is a number: {other!r}")
+        raise SourceContractError(
+            f"{edge} has no stoichiometry that is a number: {other!r}", fix="stoichiometry=2.0 on each edge"
+        )
     return edge
-
-
-def _word(word: str) -> int:
-    return (word in _PRODUCED) - (word in _CONSUMED)
 
 
 def _amount(data: Mapping[str, Any]) -> float:
     """The stoichiometry; 1 for an edge without any, NaN where something else may hold it."""
-    if "stoichiometry" not in data:
-        return math.nan if any(isinstance(value, int | float) for value in data.values()) else 1.0
-    try:
-        return float(data["stoichiometry"])
-    except (TypeError, ValueError):
-        return math.nan
+    if "stoichiometry" in data:
+        return number_of(data["stoichiometry"])
+    return np.nan if any(number_of(value) == number_of(value) for value in data.values()) else 1.0
 
 
 def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
@@ -135,7 +133,7 @@ def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
             why = "nothing says" if not told else f"{' and '.join(told)} contradict each other on"
             raise SourceContractError(
                 f"{edge}: {why} whether the metabolite is consumed or produced (stoichiometry {edge.amount})",
-                fix='edge_type="reactant" or "product" on each edge',
+                fix=_EDGE_TYPE,
             )
         role = next(iter(told.values()))
         if ways and not edge.word and seen.setdefault((edge.reaction, edge.metabolite), role) != role:
@@ -149,14 +147,21 @@ def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
 
 def _genes(reaction: Any, genes: Any) -> list[str]:
     """Names of a reaction's genes, ascending; text is a gene rule."""
+    what = f"metabolism: reaction {reaction!r}"
     if is_missing(genes):
         return []
-    what = f"metabolism: reaction {reaction!r}"
     if isinstance(genes, str):
-        try:
-            return list(rule_genes(genes))
-        except SourceContractError as error:
-            raise SourceContractError(f"{what}: {error}") from None
+        return [] if is_nameless(genes.strip()) else list(genes_of_rule(genes, what))
     if not isinstance(genes, Iterable):
         raise SourceContractError(f"{what} has genes={genes!r}", fix='genes={"YAL001C", ...}')
     return sorted({name.strip() for name in as_texts(genes, f"{what}: gene")})
+
+
+def genes_of_rule(rule: Any, where: str) -> tuple[str, ...]:
+    """Names of a gene rule."""
+    try:
+        with contextlib.suppress(SettingError):  # too large to evaluate, but its genes can be named
+            parse_rule(rule)
+        return rule_genes(rule)
+    except SourceContractError as error:
+        raise error.within(where) from None

@@ -84,6 +84,21 @@ def is_missing(value: Any) -> bool:
     return type(value).__name__ in gaps or (isinstance(value, float) and math.isnan(value))
 
 
+def check_order(values: Any, names: Sequence[str], what: str) -> None:
+    """Refuse a pandas object that has names as its index in another order: an index has no meaning here.
+
+    Raises:
+        SourceContractError: If it has.
+    """
+    labels: Any = getattr(values, "index", None)
+    named = [str(label).strip() for label in labels] if hasattr(labels, "get_loc") else []
+    if named != [*names] and {*named} == {*names}:
+        raise SourceContractError(
+            f"{what} has the names {named[0]!r}, {named[1]!r}, ... as its index, in another order than they are wanted",
+            fix=f"series.to_dict(), or .loc[[{names[0]!r}, {names[1]!r}, ...]]",
+        )
+
+
 def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str) -> tuple[Float32Array, int]:
     """Finite numbers, ``[n] float32``, and how many of them are 0 in float32 only.
 
@@ -95,7 +110,7 @@ def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str)
     Raises:
         SourceContractError: If a value is no finite number, or a whole one that float32 does not hold.
     """
-    found = [_number(value) for value in values]
+    found = [number_of(value) for value in values]
     with np.errstate(over="ignore", under="ignore"):
         out = np.array(found, dtype=np.float64).astype(np.float32)
     if not np.isfinite(out).all():
@@ -107,7 +122,7 @@ def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str)
     return out, int(((out == 0) & (np.array(found, dtype=np.float64) != 0)).sum())
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
     """A value as a number, NaN if it is none: ``float`` itself takes truth values, bytes, ``1_0`` and other digits."""
     if isinstance(value, str):
         return float(value) if _NUMBER.fullmatch(value) else np.nan

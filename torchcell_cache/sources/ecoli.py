@@ -8,15 +8,16 @@ file imports cobra, and only when called.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchcell_cache.core.ragged import Float32Array
-from torchcell_cache.errors import SettingError, install_line
-from torchcell_cache.sources.ecoli_growth import GrowthSolver
+from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.ragged import Float32Array, offsets
+from torchcell_cache.errors import SettingError, SourceContractError, install_line
 from torchcell_cache.sources.metabolic import metabolic_base_graph, model_rules
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the number of labelled knock-outs and their total."""
+
+_FLUX_TOLERANCE = 1e-9
+"""A flux up to this counts as zero; far below the solver's own feasibility tolerance of 1e-7."""
+
+_GROWTH_DECIMALS = 6
+"""Growth fractions are rounded to what the solver's tolerance supports, to repeat on another machine."""
 
 _REPORT_EVERY = 500
 _DRAW = 4096
@@ -58,6 +65,7 @@ def ecoli_base_graph(self_loops: bool = False, *, model: Any = None) -> HeteroDa
         self_loops: Append one self loop per gene to each gene-gene edge type.
         model: What :func:`ecoli_model` returned, to read the file only once.
     """
+    self_loops = truth("self_loops", self_loops)
     return metabolic_base_graph(ecoli_model() if model is None else model, self_loops=self_loops)
 
 
@@ -85,14 +93,12 @@ def ecoli_knockouts(
     Raises:
         SettingError: If cobra is not installed or ``num_samples`` is not positive.
     """
-    if num_samples < 1:
-        raise SettingError(f"num_samples={num_samples}, expected at least 1")
+    num_samples, seed = whole_number("num_samples", num_samples, 1), whole_number("seed", seed, 0)
     model = ecoli_model() if model is None else model
     genes, rules = model_rules(model)
     knockouts = _draw(num_samples, len(genes), seed)
     ids = np.fromiter(itertools.chain.from_iterable(knockouts), dtype=np.int64)
-    ptr = np.zeros(num_samples + 1, dtype=np.int64)
-    np.cumsum([len(knockout) for knockout in knockouts], out=ptr[1:])
+    ptr = offsets(np.array([len(knockout) for knockout in knockouts]))
     reactions, bounds = rules.removed_reactions(ids, ptr)
 
     solver = GrowthSolver(model)
@@ -121,8 +127,9 @@ def EcoliKnockouts(  # noqa: N802 - a source, named like the classes it stands b
     """
     from torchcell_cache.sources.table import PerturbationTable
 
-    model = ecoli_model()
-    graph = ecoli_base_graph(self_loops, model=model)
+    num_samples, seed = whole_number("num_samples", num_samples, 1), whole_number("seed", seed, 0)
+    self_loops, model = truth("self_loops", self_loops), ecoli_model()
+    graph = metabolic_base_graph(model, self_loops=self_loops)
     knockouts, fitness = ecoli_knockouts(num_samples, seed, model=model, progress=progress)
     return PerturbationTable(graph, knockouts, phenotypes={"fitness": fitness})
 
@@ -140,3 +147,74 @@ def _draw(num_samples: int, num_genes: int, seed: int) -> list[tuple[int, ...]]:
             if len(knockout) == size and len(knockouts) < num_samples:
                 knockouts[knockout] = None
     return list(knockouts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Optimum:
+    """Growth as a fraction of the wild type, and the reactions that carry flux in one optimum."""
+
+    growth: float
+    active: frozenset[int]
+
+
+class GrowthSolver:
+    """Growth under sets of closed reactions by flux balance analysis, with as few linear programs as possible.
+
+    Closing reactions only adds constraints, which gives two exact shortcuts from a solved set of closed reactions to a larger
+    one: if the solved set's optimum sends no flux through the additional reactions, it stays feasible and so the growth
+    stays; and if the solved set does not grow, neither does the larger one. The model is changed during a solution and
+    restored after it, so this is not safe for several threads.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._reactions = list(model.reactions)
+        self._problem = model.solver
+        # The linear program holds two variables per reaction: flux forwards and backwards.
+        row = {variable.name: k for k, variable in enumerate(self._problem.variables)}
+        self._forward = np.array([row[reaction.id] for reaction in self._reactions], dtype=np.int64)
+        self._reverse = np.array([row[reaction.reverse_id] for reaction in self._reactions], dtype=np.int64)
+        self._solved: dict[frozenset[int], _Optimum] = {}
+        self._wild_growth = 1.0
+        self.num_programs = 0
+        """Linear programs solved so far."""
+        wild_type = self._solve(frozenset())
+        if wild_type.growth <= 0:
+            raise SourceContractError("the wild type of the model does not grow on its medium")
+        self._wild_growth = wild_type.growth
+        self._solved[frozenset()] = _Optimum(1.0, wild_type.active)
+
+    def growth(self, closed: frozenset[int], parts: Sequence[frozenset[int]] = ()) -> float:
+        """Growth without the reactions ``closed``, of which ``parts`` may be solved, as a fraction of the wild type."""
+        known = self._solved.get(closed)
+        if known is not None:
+            return known.growth
+        for part in (frozenset[int](), *parts):
+            optimum = self._solved.get(part)
+            if optimum is not None and (optimum.growth == 0 or optimum.active.isdisjoint(closed)):
+                # Not remembered: it costs nothing to find again, and its optimum is the part's.
+                return optimum.growth
+        optimum = self._solve(closed)
+        growth = min(max(0.0, round(optimum.growth / self._wild_growth, _GROWTH_DECIMALS)), 1.0)
+        self._solved[closed] = _Optimum(growth, optimum.active)
+        return growth
+
+    def _solve(self, closed: Iterable[int]) -> _Optimum:
+        """Absolute growth; the solver starts from the previous optimum."""
+        self.num_programs += 1
+        bounds = [(self._reactions[k], self._reactions[k].bounds) for k in sorted(closed)]
+        try:
+            for reaction, _ in bounds:
+                reaction.bounds = (0.0, 0.0)
+            status = self._problem.optimize()
+            if status == "infeasible":
+                return _Optimum(0.0, frozenset())
+            if status != "optimal":
+                names = [reaction.id for reaction, _ in bounds]
+                raise SourceContractError(f"the solver answers '{status}' for closed reactions {names}")
+            value = np.fromiter(self._problem.primal_values.values(), dtype=np.float64)
+            flux = value[self._forward] - value[self._reverse]
+            active = np.flatnonzero(np.abs(flux) > _FLUX_TOLERANCE)
+            return _Optimum(float(self._problem.objective.value), frozenset(active.tolist()))
+        finally:
+            for reaction, old in bounds:
+                reaction.bounds = old

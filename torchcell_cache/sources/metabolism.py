@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +11,12 @@ import torch
 
 from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.graph.rules import parse_rule, rewritten_rule, rule_genes
-from torchcell_cache.sources.bipartite import bipartite_tables
-from torchcell_cache.sources.columns_of import columns_of, is_missing
+from torchcell_cache.graph.rules import rewritten_rule, rule_genes
+from torchcell_cache.sources.bipartite import KINDS, TABLES_FIX, bipartite_tables, genes_of_rule
+from torchcell_cache.sources.columns_of import check_order, columns_of, float32_numbers, is_missing
 from torchcell_cache.sources.names import NodeNames, as_texts
+from torchcell_cache.sources.network_columns import is_nameless
+from torchcell_cache.sources.positional import column_list
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -33,32 +34,27 @@ def set_metabolism(graph: HeteroData, network: Any, genes: NodeNames) -> str:
         SourceContractError: If an entry is wrong, naming it, or no gene of it is one of the cell.
     """
     tables = _tables(network)
-    row, column = (_positions(tables[f"{what}s"], what) for what in ("reaction", "metabolite"))
-    rules = tables.get("gene_rules")
+    row, column = (_positions(tables[f"{kind}s"], kind) for kind in KINDS)
+    rules, gpr, growth = (tables.get(name) for name in ("gene_rules", "gpr", "w_growth"))
+    graph["reaction"].node_ids, graph["reaction"].num_nodes = list(row), len(row)
     if rules is not None:
-        rules = [
-            _rule(rule, reaction, genes)
-            for reaction, rule in _per_reaction(rules, row, "gene_rules", "").items()
-        ]
-    gpr = tables.get("gpr")
-    if gpr is None:
-        entries = [
-            (gene, reaction)
-            for reaction, rule in zip(row, rules or (), strict=False)
-            for gene in rule_genes(rule)
-        ]
-        gpr = tuple(zip(*entries, strict=True)) or ((), ())
-    graph["reaction"].node_ids = list(row)
-    graph["reaction"].num_nodes = len(row)
-    if rules is not None:
-        graph["reaction"].gene_rules = rules
-    growth = tables.get("w_growth")
+        rules = _per_reaction(rules, row, "gene_rules", "")
+        rules = {reaction: _rule(rule, reaction, genes) for reaction, rule in rules.items()}
+        graph["reaction"].gene_rules = list(rules.values())
+        ruled = [(gene, reaction) for reaction, rule in rules.items() for gene in rule_genes(rule)]
     growth = {} if growth is None else _per_reaction(growth, row, "w_growth", 0.0)
     weights = _numbers([growth.get(reaction, 0.0) for reaction in row], "w_growth", list(row))
     graph["reaction"].w_growth = torch.from_numpy(weights)
-    graph["metabolite"].node_ids = list(column)
-    graph["metabolite"].num_nodes = len(column)
-    note = _set_gpr(graph["gene", "gpr", "reaction"], gpr, row, genes)
+    graph["metabolite"].node_ids, graph["metabolite"].num_nodes = list(column), len(column)
+    named = (ruled if rules is not None else []) if gpr is None else _entries(gpr, row)
+    known, note = _known(named, genes)
+    if gpr is not None and rules is not None and (odd := set(known) ^ set(_known(ruled, genes)[0])):
+        gene, reaction = min(odd)
+        raise SourceContractError(
+            f"metabolism: gpr and gene_rules differ on gene {genes.names[gene]!r} and reaction {list(row)[row[reaction]]!r}",
+            fix="leave gpr out: it follows from the rules",
+        )
+    _set_hyperedges(graph["gene", "gpr", "reaction"], [(gene, row[reaction]) for gene, reaction in known])
     _set_rmr(graph["reaction", "rmr", "metabolite"], tables["rmr"], row, column)
     return f"metabolism: {len(row):,} reactions, {len(column):,} metabolites; {note}"
 
@@ -66,102 +62,128 @@ def set_metabolism(graph: HeteroData, network: Any, genes: NodeNames) -> str:
 def _tables(network: Any) -> dict[str, Any]:
     """A metabolism as tables."""
     if isinstance(network, Mapping) and not hasattr(network, "edges"):
-        unknown = sorted(set(network) - set(_TABLES))
+        unknown = sorted(map(str, set(network) - set(_TABLES)))
         missing = sorted({"reactions", "metabolites", "rmr"} - set(network))
         if unknown or missing:
             raise SettingError(
-                f"metabolism: missing {missing}, unknown {unknown}; tables are {', '.join(_TABLES)}"
+                f"metabolism: missing {missing}, unknown {unknown}; tables are {', '.join(_TABLES)}",
+                fix=TABLES_FIX,
             )
         return dict(network)
     if not (callable(getattr(network, "edges", None)) and callable(getattr(network, "nodes", None))):
         raise SettingError(
-            f"metabolism is {type(network).__name__}, expected a networkx graph or a mapping of tables"
+            f"metabolism is {type(network).__name__}, expected a networkx graph or a mapping of tables",
+            fix=TABLES_FIX,
         )
     return bipartite_tables(network)
 
 
 def _positions(ids: Any, what: str) -> dict[str, int]:
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise SettingError(f"metabolism: {what}s is {ids!r}, expected a list of ids")
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise SettingError(
+            f"metabolism: {what}s is {ids!r}, expected a list of ids", fix=f'{what}s=["{what[0]}1", ...]'
+        )
+    ids = list(ids) if isinstance(ids, Mapping | KeysView) else column_list(ids, f"metabolism: {what}s")
     names = [name.strip() for name in as_texts(ids, f"metabolism: {what}")]
     position = {name: k for k, name in enumerate(names)}
-    if len(position) != len(names):
-        name = next(name for k, name in enumerate(names) if position[name] != k)
-        raise SourceContractError(f"metabolism: {what} ids repeat: {name!r}")
+    if len(position) != len(names) or "" in position:
+        name = next((name for k, name in enumerate(names) if position[name] != k), "")
+        said = f"{what} ids repeat: {name!r}" if name else f"a {what} has no id"
+        raise SourceContractError(f"metabolism: {said}", fix=f"give each {what} an id of its own")
     return position
 
 
 def _per_reaction(values: Any, row: Mapping[str, int], what: str, default: Any) -> dict[str, Any]:
     """A value of each reaction, from a sequence in their order or a mapping by id."""
+    where = f"metabolism: {what}"
     if isinstance(values, Mapping):
-        named = dict(zip(as_texts(values, f"metabolism: {what} of reaction"), values.values(), strict=True))
-        for name in named:
+        names = [name.strip() for name in as_texts(values, f"{where} of reaction")]
+        for name in names:
             _at(row, name, what, "reaction")
-        return {reaction: named.get(reaction, default) for reaction in row}
+        if len({*names}) < len(names):
+            raise SourceContractError(f"{where} names a reaction twice", fix="give it one value")
+        return dict.fromkeys(row, default) | dict(zip(names, values.values(), strict=True))
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise SettingError(
-            f"metabolism: {what} is {values!r}, expected one per reaction, or a mapping by reaction"
+            f"{where} is {values!r}, expected one per reaction, or a mapping by reaction",
+            fix=f"{what}={{reaction: value, ...}}",
         )
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    check_order(values, list(row), where)
+    values = column_list(values, where)
     if len(values) != len(row):
-        raise SourceContractError(f"metabolism: {len(values)} {what} for {len(row)} reactions")
+        raise SourceContractError(
+            f"metabolism: {len(values)} {what} for {len(row)} reactions",
+            fix=f"{what}={{reaction: value, ...}}",
+        )
     return dict(zip(row, values, strict=True))
 
 
 def _rule(rule: Any, reaction: str, genes: NodeNames) -> str:
     """A gene rule with the names that the cell has for its genes; blank where there is none."""
-    if is_missing(rule):
+    if is_missing(rule) or (isinstance(rule, str) and is_nameless(rule.strip()) and genes.find(rule) < 0):
         return ""
-    try:
-        with contextlib.suppress(SettingError):  # too large to evaluate, but its genes can be named
-            parse_rule(rule)
-        found = {name: genes.find(name) for name in rule_genes(rule)}
-    except SourceContractError as error:
-        raise SourceContractError(f"metabolism: reaction {reaction!r}: {error}") from None
+    where = f"metabolism: reaction {reaction!r}"
+    found = {name: genes.find(name) for name in genes_of_rule(rule, where)}
     for name in (name for name, at in found.items() if at < 0):
         if part := next((part for part in _JOINT.split(name) if genes.find(part) >= 0), None):
             raise SourceContractError(
-                f"metabolism: reaction {reaction!r}: the gene rule names {name!r}, which is no gene, but {part!r} is",
+                f"{where}: the gene rule names {name!r}, which is no gene, but {part!r} is",
                 fix='join names by "and" and "or", without quotes',
             )
-    return rewritten_rule(rule, {name: genes.names[at] for name, at in found.items() if at >= 0})
+    return rewritten_rule(str(rule), {name: genes.names[at] for name, at in found.items() if at >= 0})
 
 
-def _set_gpr(store: Any, gpr: Any, row: Mapping[str, int], genes: NodeNames) -> str:
-    gene, reaction = columns_of(gpr, 2, "metabolism: gpr", "(gene names, reaction ids)")
-    entries = as_texts(gene, "metabolism: gpr: gene")
-    names = list(dict.fromkeys(name.strip() for name in entries))
+def _entries(gpr: Any, row: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Gene and reaction of each entry of a table."""
+    sides = columns_of(gpr, 2, "metabolism: gpr", "(gene names, reaction ids)")
+    texts = [
+        as_texts(side, f"metabolism: gpr: {w}") for side, w in zip(sides, ("gene", "reaction"), strict=True)
+    ]
+    names = [(gene.strip(), reaction.strip()) for gene, reaction in zip(*texts, strict=True)]
+    for _, reaction in names:
+        _at(row, reaction, "gpr", "reaction")
+    return names
+
+
+def _known(named: list[tuple[str, str]], genes: NodeNames) -> tuple[list[tuple[int, str]], str]:
+    """The entries of genes of the cell, each once, and what was kept and left out."""
+    names = list(dict.fromkeys(name for name, _ in named))
     positions = genes.positions(names)
     at = dict(zip(names, positions.tolist(), strict=True))
-    pairs = [
-        (at[name.strip()], _at(row, r, "gpr", "reaction")) for name, r in zip(entries, reaction, strict=True)
-    ]
-    known = [pair for pair in pairs if pair[0] >= 0]
+    known = [(at[name], reaction) for name, reaction in named if at[name] >= 0]
     met = genes.report(names, positions)
-    if pairs and not known:
+    if named and not known:
         raise SourceContractError(
-            f"metabolism: none of the {len(pairs):,} gpr entries names a gene of the cell: {met}",
+            f"metabolism: none of the {len(named):,} gpr entries names a gene of the cell: {met}",
             fix='correct the names, or pass aliases={"name": "gene"}; gpr=[] for a metabolism without genes',
         )
-    _set_hyperedges(store, known)
-    return f"gpr: {len(known):,} of {len(pairs):,} entries kept" + (
-        f": {met}" if len(known) < len(pairs) else ""
+    once = list(dict.fromkeys(known))
+    said = f"gpr: {len(known):,} of {len(named):,} entries kept"
+    said += f": {met}" if len(known) < len(named) else ""
+    return once, said + (
+        f"; {len(known) - len(once):,} listed more than once" if len(once) < len(known) else ""
     )
 
 
 def _set_rmr(store: Any, rmr: Any, row: Mapping[str, int], column: Mapping[str, int]) -> None:
-    reaction, metabolite, coefficients = columns_of(
-        rmr, 3, "metabolism: rmr", "(reaction ids, metabolite ids, coefficients)"
-    )
-    _set_hyperedges(
-        store,
-        [
-            (_at(row, r, "rmr", "reaction"), _at(column, m, "rmr", "metabolite"))
-            for r, m in zip(reaction, metabolite, strict=True)
-        ],
-    )
-    names = [f"{r}, {m}" for r, m in zip(reaction, metabolite, strict=True)]
-    store.stoichiometry = torch.from_numpy(_numbers(coefficients, "rmr", names))
+    sides = columns_of(rmr, 3, "metabolism: rmr", "(reaction ids, metabolite ids, coefficients)")
+    ends = [as_texts(side, f"metabolism: rmr: {kind}") for side, kind in zip(sides, KINDS, strict=False)]
+    pairs = [
+        (_at(row, r, "rmr", "reaction"), _at(column, m, "rmr", "metabolite"))
+        for r, m in zip(*ends, strict=True)
+    ]
+    names = [", ".join(pair) for pair in zip(*ends, strict=True)]
+    values = _numbers(sides[2], "rmr", names)
+    seen: dict[tuple[tuple[int, int], bool], int] = {}
+    for k, (pair, value) in enumerate(zip(pairs, values.tolist(), strict=True)):
+        if value == 0 or seen.setdefault((pair, value > 0), k) != k:
+            what = "has the coefficient 0" if value == 0 else "stands there twice"
+            raise SourceContractError(
+                f"metabolism: rmr: ({names[k]}) {what}",
+                fix="one entry with a coefficient for each metabolite that a reaction consumes or produces",
+            )
+    _set_hyperedges(store, pairs)
+    store.stoichiometry = torch.from_numpy(values)
 
 
 def _set_hyperedges(store: Any, pairs: list[tuple[int, int]]) -> None:
@@ -171,25 +193,16 @@ def _set_hyperedges(store: Any, pairs: list[tuple[int, int]]) -> None:
 
 
 def _numbers(values: Sequence[Any], what: str, names: Sequence[str]) -> Float32Array:
-    """Finite numbers, ``float32``."""
-    out = np.empty(len(values), dtype=np.float32)
-    for k, value in enumerate(values):
-        try:
-            with np.errstate(over="ignore"):
-                out[k] = value
-        except (TypeError, ValueError):
-            out[k] = np.nan
-        if not np.isfinite(out[k]):
-            raise SourceContractError(
-                f"metabolism: {what} of ({names[k]}) is {value!r}, expected a finite number"
-            )
-    return out
+    return float32_numbers(
+        values, lambda k: f"metabolism: {what} of ({names[k]}) is", "correct it, or leave it out"
+    )[0]
 
 
-def _at(position: Mapping[str, int], name: Any, table: str, what: str) -> int:
-    found = position.get(str(name).strip())
+def _at(position: Mapping[str, int], name: str, table: str, what: str) -> int:
+    found = position.get(name.strip())
     if found is None:
         raise SourceContractError(
-            f"metabolism: {table} names {what} {name!r}, which is not one of the {what}s"
+            f"metabolism: {table} names {what} {name!r}, which is not one of the {what}s",
+            fix=f"correct it, or add it to {what}s; columns of {table} stand in the order of the documentation",
         )
     return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, combinations
 from typing import NamedTuple
 
+from torchcell_cache.core.checks import truth
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.delimited import MISSING
 
@@ -97,7 +98,7 @@ def looks_like_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bo
 def has_header(origin: str, head: Sequence[Sequence[str]], known: Known | None, told: bool | None) -> bool:
     """Whether the first row names the columns: as ``told``, or else by the cells and the known genes."""
     if told is not None:
-        return told
+        return truth("header", told)
     rest = [row for row in head[1:] if row != head[0]]
     found = looks_like_header(head[0], rest)
     if known is not None:

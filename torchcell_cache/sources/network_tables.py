@@ -107,8 +107,7 @@ def read_network(
         if is_frame(network):
             return _read_frame(network, known, weight).tidied(known)
     except (SourceContractError, SettingError) as error:
-        said = str(error).removesuffix(f"\n  fix: {error.fix}")
-        raise type(error)(f"{what}: {said}", path=error.path, fix=error.fix) from None
+        raise error.within(what) from None
     return _read_object(what, network, known, weight).tidied(known)
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from torchcell_cache.core.checks import real_numbers, truth
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import float32_numbers
+from torchcell_cache.sources.columns_of import check_order, float32_numbers
 from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.metabolism import set_metabolism
 from torchcell_cache.sources.names import NodeNames, read_aliases
@@ -86,6 +87,7 @@ def cell_graph(
     """
     from torch_geometric.data import HeteroData
 
+    self_loops, both = truth("self_loops", self_loops), truth("both_directions", both_directions)
     graphs = {str(name): network for name, network in _by_name(graphs, "graphs").items()}
     other = read_aliases(aliases)
     genes = None if gene_set is None else NodeNames(gene_names(gene_set), other, "gene")
@@ -105,9 +107,9 @@ def cell_graph(
     graph = HeteroData()
     graph["gene"].node_ids = genes.names
     graph["gene"].num_nodes = len(genes)
-    graph["gene"].x = _features(features, len(genes))
+    graph["gene"].x = _features(features, genes.names)
     notes = [
-        _set_network(graph["gene", name, "gene"], name, part, genes, both_directions, self_loops)
+        _set_network(graph["gene", name, "gene"], name, part, genes, both, self_loops)
         for name, part in pairs.items()
     ]
     for name, network in _by_name(incidence_graphs, "incidence_graphs").items():
@@ -139,15 +141,19 @@ def _each(value: Any, what: str, graphs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.get(name) for name in graphs}
 
 
-def _features(features: Any, num_genes: int) -> torch.Tensor:
-    x = (
-        torch.zeros((num_genes, 0), dtype=torch.float32, device="cpu")
-        if features is None
-        else torch.as_tensor(features, dtype=torch.float32, device="cpu")
-    )
-    if x.dim() != 2 or x.size(0) != num_genes:
-        raise SourceContractError(f"features have shape {tuple(x.shape)}, expected [{num_genes}, d]")
-    return x
+def _features(features: Any, genes: list[str]) -> torch.Tensor:
+    check_order(features, genes, "features")
+    exact = np.zeros((len(genes), 0)) if features is None else real_numbers("features", features)
+    if exact.ndim != 2 or len(exact) != len(genes):
+        raise SourceContractError(
+            f"features have shape {exact.shape}, expected [{len(genes)}, d]",
+            fix="one row per gene, in the order of their names",
+        )
+    with np.errstate(over="ignore"):
+        x = exact.astype(np.float32)
+    if (odd := np.isinf(x) & np.isfinite(exact)).any():
+        raise SourceContractError(f"features hold {exact[odd][0]}, which float32 does not", fix="scale them")
+    return torch.from_numpy(x)
 
 
 def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bool, self_loops: bool) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from torchcell_cache.errors import CacheError, SettingError
-from torchcell_cache.sources.ecoli_growth import GrowthSolver
+from torchcell_cache.sources.ecoli import GrowthSolver
 from torchcell_cache.sources.metabolic import model_rules
 
 KEYS = {"query_pairs": 150, "array": 400, "seed": 0}

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.checks import whole_number
+from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.columns_of import number_of
 from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.gene_lists import read_gene_list
 from torchcell_cache.sources.interactions import interaction_scores
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "TORCHCELL_CACHE_YEAST"
 CHANNELS = ("neighborhood", "fusion", "cooccurence", "coexpression", "experimental", "database")
 """STRING's channels, as STRING spells and orders them."""
+
+_AGAIN = "correct it, or fetch it again: experiments/006-kuzmin-tmi/scripts/download.py"
 
 LABELS = ("fitness", "epsilon", "tau")
 """Growth, digenic score (doubles) and trigenic score (triples)."""
@@ -53,6 +56,8 @@ def yeast_folder(folder: str | Path | None = None) -> Path:
     )
     if not named:
         raise SettingError(f"no folder of yeast data: none given, and {FOLDER_VARIABLE} is not set", fix=fix)
+    if not isinstance(named, str | Path):
+        raise SettingError(f"folder={named!r} is no path", fix=fix)
     path = Path(named).expanduser()
     if not path.is_dir():
         raise SettingError(f"no folder of yeast data at {path}", path=path, fix=fix)
@@ -84,6 +89,7 @@ def yeast_base_graph(
         SettingError: If the folder or one of its files is missing, or a network has a name that is not read.
         SourceContractError: If a file does not hold what its name says; names the row.
     """
+    self_loops, scores = truth("self_loops", self_loops), truth("scores", scores)
     path = yeast_folder(folder)
     networks, left = _networks(path), _unread(path)
     model = read_yeast_gem(_only(path, ("yeast-GEM*.yml", "yeast-GEM*.yml.gz")))
@@ -134,7 +140,7 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
             table.perturbed.codes, table.perturbed.ptr, table.phenotypes["fitness"]
         )
     except SourceContractError as error:
-        raise SourceContractError(f"{path}: {error}", path=path) from None
+        raise error.within(str(path)) from None
     fitness = table.phenotypes["fitness"].astype(np.float32)
     return table.perturbed.lists(), dict(zip(LABELS, (fitness, epsilon, tau), strict=True))
 
@@ -175,9 +181,9 @@ def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
     """``num_samples`` of ``total`` rows, ascending; all for ``None``."""
     if num_samples is None:
         return np.arange(total)
-    if not 0 < whole_number("num_samples", num_samples) <= total:
-        raise SettingError(f"num_samples={num_samples}, expected 1 to {total}, or null for all")
-    return np.sort(np.random.default_rng(seed).choice(total, num_samples, replace=False))
+    count = whole_number("num_samples", num_samples, 1, "null for all", total)
+    rng = np.random.default_rng(whole_number("seed", seed, 0))
+    return np.sort(rng.choice(total, count, replace=False))
 
 
 def _networks(folder: Path) -> dict[str, Path]:
@@ -249,18 +255,26 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
     rows = read_rows(path, separator="\t")
     header = next(rows, [])
     if header != ["gene_a", "gene_b", "score"]:
-        raise SourceContractError(f"{path}: columns {header}, expected gene_a, gene_b, score", path=path)
+        raise SourceContractError(
+            f"{path}: columns {header}, expected gene_a, gene_b, score", path=path, fix=_AGAIN
+        )
     for row, cells in enumerate(rows):
-        try:
-            one, other, score = cells
-            first.append(number[one.strip()])
-            second.append(number[other.strip()])
-            scores.append(float(score))
-            if not math.isfinite(scores[-1]):
-                raise ValueError(f"the score {score!r} is no finite number")
-        except (ValueError, KeyError) as error:
-            what = f"{error} is not in genes.txt" if isinstance(error, KeyError) else str(error)
-            raise SourceContractError(f"{path}: row {row}: {what}", path=path) from None
+        unknown = [name for name in cells[:2] if name.strip() not in number]
+        score = number_of(cells[2]) if len(cells) == 3 else math.nan
+        if unknown or not math.isfinite(score):
+            what = (
+                f"{len(cells)} cells, expected 3"
+                if len(cells) != 3
+                else f"the score {cells[2]!r} is no finite number"
+            )
+            raise SourceContractError(
+                f"{path}: row {row}: {f'{unknown[0]!r} is not in genes.txt' if unknown else what}",
+                path=path,
+                fix=_AGAIN,
+            )
+        first.append(number[cells[0].strip()])
+        second.append(number[cells[1].strip()])
+        scores.append(score)
     if not first:
         raise SourceContractError(f"{path} holds no pair", path=path, fix="fetch it again, or remove it")
     pairs = np.array([first, second], dtype=np.int64)
@@ -273,7 +287,7 @@ def _check_pairs(path: Path, pairs: Any, num_genes: int) -> None:
     low, high = pairs.min(axis=0), pairs.max(axis=0)
     if (low == high).any():
         raise SourceContractError(
-            f"{path}: row {int(np.argmax(low == high))} pairs a gene with itself", path=path
+            f"{path}: row {int(np.argmax(low == high))} pairs a gene with itself", path=path, fix=_AGAIN
         )
     codes, first = np.unique(low * num_genes + high, return_index=True)
     if len(codes) < len(low):
@@ -281,4 +295,5 @@ def _check_pairs(path: Path, pairs: Any, num_genes: int) -> None:
         raise SourceContractError(
             f"{path}: row {row} repeats a pair of an earlier row, in this order or the other; expected one row per pair",
             path=path,
+            fix=_AGAIN,
         )

@@ -8,11 +8,15 @@ cobra ``Model`` that :func:`torchcell_cache.sources.metabolic.metabolic_base_gra
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.columns_of import number_of
+
+_AGAIN = "fetch it again: model/yeast-GEM.yml of a release of github.com/SysBioChalmers/yeast-GEM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +78,13 @@ def read_yeast_gem(path: str | Path) -> Model:
     except FileNotFoundError:
         raise SourceContractError(f"no metabolic model at {path}", path=path, fix="check the path") from None
     except SourceContractError as error:
-        raise SourceContractError(f"{path}: {error}", path=path) from None
+        raise error.within(str(path)) from None
     except Exception as error:  # of gzip, of YAML, of values that are not where they should be
         raise SourceContractError(
             f"{path} is not a metabolic model in YAML ({type(error).__name__}: {error}); expected "
             f"{', '.join(_PARTS)}",
             path=path,
-            fix="fetch it again: model/yeast-GEM.yml of a release of github.com/SysBioChalmers/yeast-GEM",
+            fix=_AGAIN,
         ) from None
     return Model(genes, metabolites, reactions)
 
@@ -98,19 +102,38 @@ def _load(text: bytes) -> Any:
 
 def _reaction(entry: dict[str, Any], known: dict[str, Item]) -> Reaction:
     name = str(entry["id"])
-    stoichiometry = dict(entry["metabolites"])
+    listed = [(str(metabolite), value) for metabolite, value in _pairs(entry["metabolites"])]
+    stoichiometry = dict(listed)
     unknown = [metabolite for metabolite in stoichiometry if metabolite not in known]
     if unknown:
         raise SourceContractError(
-            f"reaction {name} names the metabolite {unknown[0]!r}, which the model does not have"
+            f"reaction {name} names the metabolite {unknown[0]!r}, which the model does not have", fix=_AGAIN
         )
-    subsystem = entry.get("subsystem") or ""
+    if len(stoichiometry) < len(listed):
+        raise SourceContractError(f"reaction {name} names a metabolite twice", fix=_AGAIN)
+    rule, subsystem = entry.get("gene_reaction_rule") or "", entry.get("subsystem") or ""
+    if not isinstance(rule, str):
+        raise SourceContractError(f"reaction {name} has the gene rule {rule!r}, expected text", fix=_AGAIN)
+    objective = entry.get("objective_coefficient")
+    numbers = [*stoichiometry.values(), entry.get("lower_bound"), entry.get("upper_bound"), objective or 0]
+    values = [number_of(value) for value in numbers]
+    wrong = [not math.isfinite(value) for value in values[:-3]] + list(map(math.isnan, values[-3:]))
+    if any(wrong):
+        raise SourceContractError(
+            f"reaction {name} has {numbers[wrong.index(True)]!r} where a coefficient or bound is expected",
+            fix=_AGAIN,
+        )
     return Reaction(
         id=name,
-        gene_reaction_rule=str(entry.get("gene_reaction_rule") or ""),
-        metabolites={known[metabolite]: float(value) for metabolite, value in stoichiometry.items()},
-        lower_bound=float(entry["lower_bound"]),
-        upper_bound=float(entry["upper_bound"]),
-        objective_coefficient=float(entry.get("objective_coefficient") or 0),
+        gene_reaction_rule=rule,
+        metabolites=dict(zip((known[metabolite] for metabolite in stoichiometry), values, strict=False)),
+        lower_bound=values[-3],
+        upper_bound=values[-2],
+        objective_coefficient=values[-1],
         subsystem=subsystem if isinstance(subsystem, str) else "; ".join(map(str, subsystem)),
     )
+
+
+def _pairs(mapping: Any) -> list[tuple[Any, Any]]:
+    """Entries of a mapping, or of what YAML makes of an ordered one."""
+    return list(mapping.items()) if isinstance(mapping, dict) else [(key, value) for key, value in mapping]
