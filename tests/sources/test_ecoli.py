@@ -190,6 +190,42 @@ def test_repeated_names_and_unknown_genes_are_refused():
         metabolic_base_graph(SimpleNamespace(genes=[gene], reactions=[reaction], metabolites=[]))
 
 
+def small_model(**facts):
+    gene, m = SimpleNamespace(id="g1"), Named("m0")
+    base = {"gene_reaction_rule": "g1", "metabolites": {m: -1}, "lower_bound": 0, "upper_bound": 1000}
+    reaction = SimpleNamespace(**{"id": "PFK", "objective_coefficient": 0, **base, **facts})
+    return SimpleNamespace(genes=[gene], reactions=[reaction], metabolites=[m])
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        *(
+            ({"metabolites": {Named("m0"): v}}, "'PFK' has the coefficient")
+            for v in (True, None, "1_0", float("nan"))
+        ),
+        ({"metabolites": {Named("m9"): 1}}, "'PFK' names the metabolite 'm9'"),
+        *(({"lower_bound": v}, "'PFK' has the bounds") for v in (None, "low", float("nan"), True)),
+        *(({"gene_reaction_rule": v}, "'PFK'.*expected text") for v in (None, ["g1"], 5)),
+        ({"gene_reaction_rule": "g1 or ("}, "'PFK'.*malformed"),
+    ],
+    ids=str,
+)
+def test_models_with_values_that_are_none(facts, words):
+    assert metabolic_base_graph(small_model())["reaction"].node_ids == ["PFK"]
+    with pytest.raises(SourceContractError, match=words) as caught:
+        metabolic_base_graph(small_model(**facts))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("model", "more"), [(5, {}), (None, {}), (small_model(), {"currency_degree": "x"})], ids=str
+)
+def test_what_is_no_model(model, more):
+    with pytest.raises(SettingError, match=r"model is|currency_degree"):
+        metabolic_base_graph(model, **more)
+
+
 def test_ecoli_graph_is_the_published_model(model, graph):
     sizes = [graph[kind].num_nodes for kind in ("gene", "reaction", "metabolite")]
     assert sizes == [1367, 2583, 1805]

@@ -18,11 +18,15 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
-from torchcell_cache.core.ragged import Float32Array, Int64Array, ragged_arange
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, ragged_arange
+from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import GeneRules, rule_genes
+from torchcell_cache.sources.columns_of import float32_numbers, number_of
 
 CURRENCY_DEGREE = 30
+
+_MODEL = "pass a model as cobra reads it: cobra.io.read_sbml_model(path)"
 
 GENE_FEATURES = (
     "log1p_reactions",
@@ -45,9 +49,7 @@ class _Groups:
     def of(cls, group: Int64Array, item: Int64Array, num_groups: int, num_items: int) -> _Groups:
         """From (group, item) pairs in any order, repeats allowed."""
         group, item = np.divmod(np.unique(group * max(num_items, 1) + item), max(num_items, 1))
-        ptr = np.zeros(num_groups + 1, dtype=np.int64)
-        np.cumsum(np.bincount(group, minlength=num_groups), out=ptr[1:])
-        return cls(ptr, item)
+        return cls(offsets(np.bincount(group, minlength=num_groups)), item)
 
     def cross(self, mine: Int64Array, other: _Groups, theirs: Int64Array) -> tuple[Int64Array, Int64Array]:
         """All (item, other's item) pairs of the groups ``mine[k]`` and ``theirs[k]``, for all ``k``."""
@@ -104,6 +106,10 @@ def metabolic_base_graph(
     Raises:
         SourceContractError: If ids repeat, or a gene rule is malformed or names an unknown gene.
     """
+    self_loops = truth("self_loops", self_loops)
+    currency_degree = whole_number("currency_degree", currency_degree, 0)
+    if not all(hasattr(model, part) for part in ("genes", "reactions", "metabolites")):
+        raise SettingError(f"model is {type(model).__name__}, expected a cobra Model", fix=_MODEL)
     tables = _read(model)
     num_genes = len(tables.genes)
     graph = HeteroData()
@@ -113,7 +119,7 @@ def metabolic_base_graph(
     graph["reaction"].node_ids = _ids(model.reactions, "reaction")
     graph["reaction"].num_nodes = len(tables.texts)
     graph["reaction"].gene_rules = tables.texts
-    growth = [float(reaction.objective_coefficient != 0) for reaction in model.reactions]
+    growth = [float(reaction.objective_coefficient not in (0, None)) for reaction in model.reactions]
     graph["reaction"].w_growth = torch.tensor(growth, dtype=torch.float32, device="cpu")
     graph["metabolite"].node_ids = _ids(model.metabolites, "metabolite")
     graph["metabolite"].num_nodes = len(model.metabolites)
@@ -153,18 +159,25 @@ def _read(model: Any) -> _Tables:
     gpr = [(position[name], k) for k, text in enumerate(texts) for name in rule_genes(text)]
     column = {item.id: k for k, item in enumerate(model.metabolites)}
     rmr: list[tuple[int, int]] = []
-    coefficients: list[float] = []
+    coefficients: list[Any] = []
     for k, reaction in enumerate(model.reactions):
-        entries = sorted((column[item.id], float(value)) for item, value in reaction.metabolites.items())
-        rmr.extend((k, metabolite) for metabolite, _ in entries)
-        coefficients.extend(value for _, value in entries)
+        named = {item.id: value for item, value in reaction.metabolites.items()}
+        if unknown := [name for name in named if name not in column]:
+            raise SourceContractError(
+                f"reaction '{reaction.id}' names the metabolite {unknown[0]!r}, which the model does not have",
+                fix=_MODEL,
+            )
+        rmr.extend((k, column[name]) for name in sorted(named, key=column.__getitem__))
+        coefficients.extend(named[name] for name in sorted(named, key=column.__getitem__))
     return _Tables(
         genes=genes,
         texts=texts,
         rules=rules,
         gpr=_pairs(gpr),
         rmr=_pairs(rmr),
-        stoichiometry=np.array(coefficients, dtype=np.float32),
+        stoichiometry=float32_numbers(
+            coefficients, lambda k: f"reaction '{model.reactions[rmr[k][0]].id}' has the coefficient", _MODEL
+        )[0],
     )
 
 
@@ -173,11 +186,18 @@ def _directions(model: Any) -> tuple[Int64Array, Int64Array]:
 
     A reaction that the medium blocks (both bounds 0) is taken as written.
     """
-    bounds = [(float(item.lower_bound), float(item.upper_bound)) for item in model.reactions]
-    forward = [int(upper > 0 or lower == upper == 0) for lower, upper in bounds]
-    return np.array(forward, dtype=np.int64), np.array(
-        [int(lower < 0) for lower, _ in bounds], dtype=np.int64
+    lower, upper = (
+        np.array([number_of(getattr(item, bound)) for item in model.reactions])
+        for bound in ("lower_bound", "upper_bound")
     )
+    if (odd := np.isnan(lower) | np.isnan(upper)).any():
+        item = model.reactions[int(np.argmax(odd))]
+        raise SourceContractError(
+            f"reaction '{item.id}' has the bounds {item.lower_bound!r} and {item.upper_bound!r}, expected numbers",
+            fix=_MODEL,
+        )
+    forward = (upper > 0) | ((lower == 0) & (upper == 0))
+    return forward.astype(np.int64), (lower < 0).astype(np.int64)
 
 
 def _gene_edges(
