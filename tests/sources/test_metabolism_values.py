@@ -63,7 +63,8 @@ def test_values_that_are_no_numbers(value):
     refused(tables(rmr=(["r1"], ["m1"], [value])), r"rmr of \(r1, m1\) is")
     refused(tables(w_growth=[value, 0]), r"w_growth of \(r1\) is")
     refused(tables(w_growth={"r1": value}), r"w_growth of \(r1\) is")
-    refused(graph(("r1", "m1", {"stoichiometry": value})), "'r1' and 'm1'|\\(r1, m1\\)")
+    if type(value) is not int:  # which is a float by then
+        refused(graph(("r1", "m1", {"stoichiometry": value})), "'r1' and 'm1'|\\(r1, m1\\)")
 
 
 @pytest.mark.parametrize("value", ["2", 2, np.float32(2), " 2.0 ", np.int8(2), "2e0"])

@@ -191,9 +191,9 @@ def test_models_that_were_changed_or_cut(folder: Path, change, words: str) -> No
 
 
 def test_a_model_is_the_same_in_another_order(whole: Path, folder: Path) -> None:
-    head, rest = model_text().split("- metabolites:")
-    middle, genes = rest.split("- genes:")
-    rewrite(folder / "yeast-GEM-9.0.2.yml.gz", f"\ufeff{head}- genes:{genes}- metabolites:{middle}")
+    head, rest = model_text().split("\n- metabolites:")
+    middle, genes = rest.split("\n- genes:")
+    rewrite(folder / "yeast-GEM-9.0.2.yml.gz", f"\ufeff{head}\n- genes:{genes}- metabolites:{middle}\n")
     tc.testing.assert_same_graph(yeast_base_graph(folder), yeast_base_graph(whole))
 
 

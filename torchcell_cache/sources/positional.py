@@ -23,7 +23,9 @@ def column_list(column: Any, what: str) -> list[Any]:
         SourceContractError: If it has no order, or no values at all.
     """
     if isinstance(column, (_TEXTS, Mapping | Set)) or column is None:
-        raise SourceContractError(f"{what} is {type(column).__name__}, expected one value per row, in order")
+        raise SourceContractError(
+            f"{what} is {type(column).__name__}, expected one value per row, in order", fix="pass a list"
+        )
     if is_frame(column):
         inner = frame_columns(column)
         if len(inner) != 1:
