@@ -47,7 +47,15 @@ class ArrowColumn:
         return len(self._data)
 
     def texts(self) -> list[str]:
-        """The cells; nothing where there is no value."""
+        """The cells; nothing where there is no value.
+
+        Raises:
+            SourceContractError: If they are bytes, lists or records.
+        """
+        import pyarrow as pa
+
+        if pa.types.is_nested(self._type) or pa.types.is_binary(self._type):
+            raise SourceContractError(f"column '{self.name}' holds {self._type}, expected text")
         return ["" if value is None else str(value) for value in self._data.to_pylist()]
 
     def numbers(self) -> Numbers:
@@ -58,9 +66,9 @@ class ArrowColumn:
         if self.is_number:
             return self._from_numbers()
         if not self.is_text:
-            texts = self.texts()
-            row = next((k for k, cell in enumerate(texts) if cell), None)
-            return Numbers(np.full(len(texts), np.nan), None if row is None else (row, texts[row]))
+            texts = ["" if value is None else str(value) for value in self._data.to_pylist()]
+            odd = [("odd", (row, cell)) for row, cell in enumerate(texts) if cell]
+            return Numbers(np.full(len(texts), np.nan), dict(odd[:1]))
         text = pc.utf8_trim_whitespace(self._data)
         text = pc.if_else(
             pc.is_in(text, pa.array(sorted(MISSING), text.type)), pa.scalar(None, text.type), text
@@ -72,10 +80,7 @@ class ArrowColumn:
         doubtful = np.isnan(values).sum() > text.null_count or bool((np.abs(values) >= EXACT).any())
         if doubtful:
             return self._by_hand(text)
-        if len(values) == text.null_count:
-            return Numbers(values)
-        row = int(np.argmin(np.isnan(values)))
-        return Numbers(values, number=(row, self._data[row].as_py()))
+        return Numbers(values, self._first("number", ~np.isnan(values)))
 
     def _from_numbers(self) -> Numbers:
         import pyarrow as pa
@@ -83,18 +88,16 @@ class ArrowColumn:
 
         kinds = pa.types
         values = _float64(pc.cast(self._data, pa.float64(), safe=False))
-        known = np.flatnonzero(~np.isnan(values))
-        number = (int(known[0]), str(self._data[int(known[0])].as_py())) if len(known) else None
-        inexact: Cell | None = None
+        first = self._first("number", ~np.isnan(values))
         if kinds.is_integer(self._type) or kinds.is_decimal(self._type):
             for row in np.flatnonzero(np.abs(values) >= EXACT).tolist():
                 value = self._data[
                     row
                 ].as_py()  # compared as what it is: a float would be rounded like values[row]
                 if value == int(value) and not stays_whole(int(value)):
-                    inexact = (row, str(value))
+                    first["inexact"] = (row, str(value))
                     break
-        return Numbers(values, number=number, inexact=inexact)
+        return Numbers(values, first)
 
     def _by_hand(self, text: Any) -> Numbers:
         """Cells that may be numbers one by one, the others at once: they are odd, or have no value."""
@@ -104,19 +107,18 @@ class ArrowColumn:
         possible = pc.fill_null(pc.match_substring_regex(text, POSSIBLE), False).to_numpy().astype(np.bool_)
         rows = np.flatnonzero(possible)
         found = parse_cells(self._data.take(pa.array(rows)).to_pylist())
-        odd = self._first(pc.is_valid(text).to_numpy().astype(np.bool_) & ~possible)
-        in_column = [
-            None if cell is None else (int(rows[cell[0]]), cell[1])
-            for cell in (found.odd, found.number, found.almost, found.inexact, found.huge)
-        ]
+        first = {kind: (int(rows[row]), cell) for kind, (row, cell) in found.first.items()}
+        odd = self._first("odd", pc.is_valid(text).to_numpy().astype(np.bool_) & ~possible)
+        if odd and odd["odd"] < first.get("odd", (len(text), "")):
+            first |= odd
         values = np.full(len(text), np.nan)
         values[rows] = found.values
-        firsts = [cell for cell in (odd, in_column[0]) if cell is not None]
-        return Numbers(values, min(firsts, default=None), *in_column[1:])
+        return Numbers(values, first)
 
-    def _first(self, where: npt.NDArray[np.bool_]) -> Cell | None:
-        row = int(np.argmax(where)) if len(where) else 0
-        return (row, self._data[row].as_py()) if len(where) and where[row] else None
+    def _first(self, kind: str, where: npt.NDArray[np.bool_]) -> dict[str, Cell]:
+        """The first cell of a kind, if there is one."""
+        row = int(np.argmax(where)) if where.any() else -1
+        return {} if row < 0 else {kind: (row, str(self._data[row].as_py()))}
 
     def names(self, separator: str) -> NameLists:
         """The names in each cell."""

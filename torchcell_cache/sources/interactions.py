@@ -45,17 +45,21 @@ def interaction_scores(
     """
     given = ragged_ids(ids, ptr)
     rows = np.arange(len(given)) if rows is None else rows
-    ids, ptr = given.ids, given.ptr
     fitness = Measurements.of({"fitness": fitness}, len(given)).values[:, 0]
     if len(fitness) != len(given):
         raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
-    names, ids = np.unique(ids, return_inverse=True)  # small numbers: three of them must fit into one
+    names, ids = np.unique(given.ids, return_inverse=True)  # small numbers: three of them must fit into one
     width = max(len(names), 1)
-    single, double, triple = (_Group.of(ids, ptr, size, rows, fitness, width) for size in (1, 2, 3))
-
+    single, double, triple = (_Group(ids, given.ptr, size, rows, fitness, width) for size in (1, 2, 3))
     epsilon, tau = np.full((2, len(fitness)), np.nan)
     with np.errstate(invalid="ignore"):  # an infinite fitness makes scores that are infinite or none
-        _score(single, double, triple, epsilon, tau, width)
+        a, b = double.genes.T
+        double.values = double.values - single.of(a) * single.of(b)
+        epsilon[double.rows] = double.values
+        a, b, c = triple.genes.T
+        f_a, f_b, f_c = map(single.of, (a, b, c))
+        pairwise = double.of(a, b) * f_c + double.of(a, c) * f_b + double.of(b, c) * f_a
+        tau[triple.rows] = triple.values - f_a * f_b * f_c - pairwise
     for name, scores in zip(SCORES, (epsilon, tau), strict=True):
         large = np.isfinite(scores) & (np.abs(scores) > np.finfo(np.float32).max)
         if large.any():
@@ -65,20 +69,6 @@ def interaction_scores(
                 fix="give the fitness as a fraction of the wild type",
             )
     return epsilon.astype(np.float32), tau.astype(np.float32)
-
-
-def _score(
-    single: _Group, double: _Group, triple: _Group, epsilon: Float64Array, tau: Float64Array, width: int
-) -> None:
-    """Write the scores of doubles and triples."""
-    a, b = double.genes.T
-    epsilon[double.rows] = double.fitness - single.of_genes(a) * single.of_genes(b)
-    pairs = _Group(double.genes, double.rows, epsilon[double.rows], double.keys, width)
-
-    a, b, c = triple.genes.T
-    f_a, f_b, f_c = (single.of_genes(gene) for gene in (a, b, c))
-    pairwise = pairs.of_genes(a, b) * f_c + pairs.of_genes(a, c) * f_b + pairs.of_genes(b, c) * f_a
-    tau[triple.rows] = triple.fitness - f_a * f_b * f_c - pairwise
 
 
 def with_scores(
@@ -131,48 +121,43 @@ def with_scores(
 
 
 class _Group:
-    """Knock-outs of one size, ascending by their genes, and a number for each."""
+    """Knock-outs of one size, ascending by their genes, and a value of each: its fitness, then its score."""
 
     def __init__(
-        self, genes: Int64Array, rows: Int64Array, fitness: Float64Array, keys: Int64Array, width: int
-    ) -> None:
-        self.genes, self.rows, self.fitness, self.keys, self.width = genes, rows, fitness, keys, width
-
-    @classmethod
-    def of(
-        cls,
+        self,
         ids: Int64Array,
         ptr: Int64Array,
         size: int,
         called: Int64Array,
         fitness: Float64Array,
         width: int,
-    ) -> _Group:
+    ) -> None:
         rows = np.flatnonzero(np.diff(ptr) == size)
         genes = np.sort(ids[ptr[rows][:, None] + np.arange(size)], axis=1)
-        keys = _keys(genes.T, width)
+        self.width = width
+        keys = self._keys(genes.T)
         order = np.argsort(keys, kind="stable")
-        repeated = np.flatnonzero(np.diff(keys[order]) == 0)
+        self.genes, self.rows, self.keys = genes[order], rows[order], keys[order]
+        self.values = fitness[self.rows]
+        repeated = np.flatnonzero(np.diff(self.keys) == 0)
         if len(repeated):
-            first, second = called[rows[order[repeated[0]]]], called[rows[order[repeated[0] + 1]]]
+            first, second = called[self.rows[repeated[0] : repeated[0] + 2]]
             raise SourceContractError(
                 f"rows {first} and {second} are the same knock-out, so its fitness is ambiguous",
                 fix='keep one of them, or pass replicates="mean"',
             )
-        return cls(genes[order], rows[order], fitness[rows[order]], keys[order], width)
 
-    def of_genes(self, *genes: Int64Array) -> Float64Array:
+    def of(self, *genes: Int64Array) -> Float64Array:
         """The value of each knock-out named by its genes, ascending; NaN where it is not in the table."""
-        wanted = _keys(genes, self.width)
+        wanted = self._keys(genes)
         if not len(self.keys):
             return np.full(len(wanted), np.nan)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[at] == wanted, self.fitness[at], np.nan)
+        return np.where(self.keys[at] == wanted, self.values[at], np.nan)
 
-
-def _keys(columns: Any, width: int) -> Int64Array:
-    """One number per row of genes."""
-    out = np.zeros(len(columns[0]) if len(columns) else 0, dtype=np.int64)
-    for column in columns:
-        out = out * width + column
-    return out
+    def _keys(self, columns: Any) -> Int64Array:
+        """One number per row of genes."""
+        out = np.zeros(len(columns[0]), dtype=np.int64)
+        for column in columns:
+            out = out * self.width + column
+        return out

@@ -141,16 +141,13 @@ def read_table(
         raise SourceContractError(f"{path} has a header but no rows", path=path)
     try:
         perturbed = NameLists.beside([columns[name].names(roles.separator) for name in roles.perturbed])
+        ids = None if roles.id_column is None else columns[roles.id_column].texts()
+        for row, cell in enumerate(ids or ()):
+            if cell.strip() in MISSING:
+                said = f"row {row}: {cell!r} in column '{roles.id_column}' is no name of a sample"
+                raise SourceContractError(said)
     except SourceContractError as error:
         raise SourceContractError(f"{path}: {error}", path=path) from None
-    ids = None if roles.id_column is None else columns[roles.id_column].texts()
-    if (
-        ids is not None
-        and (row := next((k for k, cell in enumerate(ids) if cell.strip() in MISSING), None)) is not None
-    ):
-        raise SourceContractError(
-            f"{path}: row {row}: {ids[row]!r} in column '{roles.id_column}' is no name of a sample", path=path
-        )
     statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
     labels, left = _labels(path, roles, columns)
     if unnamed and roles.labels_by_type:
@@ -211,6 +208,13 @@ def _no_column(path: Path, name: str, header: Sequence[str]) -> SourceContractEr
 _FIX = 'write numbers such as -0.5, and nothing or NA where there is no value; or name the labels: phenotypes=["..."]'
 
 
+_NO_NUMBER = {
+    "odd": "is not a number",
+    "huge": "is beyond what float32 holds (3.4e38)",
+    "inexact": "has more digits than a number can hold",
+}
+
+
 def _labels(
     path: Path, roles: Roles, columns: dict[str, Column]
 ) -> tuple[dict[str, Float64Array], Collection[str]]:
@@ -227,14 +231,15 @@ def _labels(
             left.append(f"{name} (index)")
             continue
         found = column.numbers()
-        if found.odd is None and is_row_numbers(name, found.values, name == first):
+        if "odd" not in found.first and is_row_numbers(name, found.values, name == first):
             left.append(f"{name} (numbers of rows)")
-        elif found.odd is None:
+        elif "odd" not in found.first:
             labels[name] = _numbers(path, name, found)
-        elif found.number is None and found.almost is None:
+        elif "number" not in found.first and "almost" not in found.first:
             left.append(name)
         else:
-            (row, cell), number = found.almost or found.odd, found.number
+            row, cell = found.first.get("almost") or found.first["odd"]
+            number = found.first.get("number")
             beside = f", but row {number[0]} has {number[1]!r}" if number else ""
             raise SourceContractError(
                 f"{path}: row {row}: {cell!r} in column '{name}' is not a number{beside}", path=path, fix=_FIX
@@ -250,14 +255,11 @@ def _labels(
 
 
 def _numbers(path: Path, name: str, found: Numbers) -> Float64Array:
-    for cell, what in (
-        (found.odd, "is not a number"),
-        (found.huge, "is beyond what float32 holds (3.4e38)"),
-        (found.inexact, "has more digits than a number can hold"),
-    ):
-        if cell is not None:
+    for kind, what in _NO_NUMBER.items():
+        if kind in found.first:
+            row, cell = found.first[kind]
             raise SourceContractError(
-                f"{path}: row {cell[0]}: {cell[1]!r:.80} in column '{name}' {what}", path=path, fix=_FIX
+                f"{path}: row {row}: {cell!r:.80} in column '{name}' {what}", path=path, fix=_FIX
             )
     return found.values
 

@@ -56,16 +56,10 @@ class Measurements:
             if count != num_samples:
                 raise SettingError(f"column '{name}' has {count} values for {num_samples} samples")
         one_each = np.arange(num_samples + 1, dtype=np.int64)
-        if all(ptr is None for _, ptr in read.values()):
-            flat = [values for values, _ in read.values()]
-            table = np.stack(flat, axis=1) if flat else np.empty((num_samples, 0))
-            return cls(tuple(read), table, one_each)
         lists = [(values, one_each if ptr is None else ptr) for values, ptr in read.values()]
-        whole = offsets(np.max([np.diff(ptr) for _, ptr in lists], axis=0, initial=0))
-        table, short = (
-            np.full((int(whole[-1]), len(lists)), np.nan),
-            np.ones((int(whole[-1]), len(lists)), dtype=bool),
-        )
+        whole = offsets(np.max([np.diff(ptr) for _, ptr in lists] or [np.diff(one_each)], axis=0, initial=0))
+        table = np.full((int(whole[-1]), len(lists)), np.nan)
+        short = np.ones(table.shape, dtype=np.bool_)
         for k, (values, ptr) in enumerate(lists):
             at = np.arange(len(values)) + np.repeat(whole[:-1] - ptr[:-1], np.diff(ptr))
             table[at, k], short[at, k] = values, False
@@ -132,7 +126,7 @@ def float32_problem(value: Any) -> str:
         return f"is {value}, no number"
     with np.errstate(over="ignore"):
         single = float(np.float32(found))
-    if math.isinf(single) and not (isinstance(value, float) and math.isinf(value)):
+    if math.isinf(single) and value not in (math.inf, -math.inf):
         return f"is {str(value)[:80]}, beyond what float32 holds (3.4e38)"
     if isinstance(value, numbers.Integral) and single != int(value):
         return f"is {value}, a whole number that float32 would round to {int(single)}"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, offsets
+
+
+def coded(names: Iterable[str]) -> tuple[list[str], Int64Array]:
+    """The distinct names in order of first appearance, and the position of each name among them."""
+    known: dict[str, int] = {}
+    codes = [known.setdefault(name, len(known)) for name in names]
+    return list(known), np.array(codes, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +37,17 @@ class NameLists:
     @classmethod
     def of(cls, rows: Iterable[Iterable[str]]) -> NameLists:
         """From one list of names per sample."""
-        known: dict[str, int] = {}
-        codes: list[int] = []
-        ptr = [0]
-        for names in rows:
-            codes += [known.setdefault(name.strip(), len(known)) for name in names]
-            ptr.append(len(codes))
-        return cls(list(known), np.asarray(codes, dtype=np.int64), np.asarray(ptr, dtype=np.int64))
+        lists = list(map(list, rows))
+        return cls.flat(
+            list(chain.from_iterable(lists)), offsets(np.array(list(map(len, lists)), dtype=np.int64))
+        )
+
+    @classmethod
+    def flat(cls, names: Iterable[str], ptr: Int64Array) -> NameLists:
+        """From all names, one sample behind the other, and the offsets of the samples."""
+        distinct, codes = coded(names)
+        clean, new = coded(name.strip() for name in distinct)
+        return cls(clean, new[codes], ptr)
 
     @classmethod
     def tidy(cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any]) -> NameLists:

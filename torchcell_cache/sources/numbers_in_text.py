@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.sources.delimited import MISSING
-from torchcell_cache.sources.name_lists import NameLists
+from torchcell_cache.sources.name_lists import NameLists, coded
 
 Cell = tuple[int, str]
 """Row (from 0, without the header) and content."""
@@ -38,34 +39,19 @@ class Numbers:
 
     Attributes:
         values: ``[num_rows] float64``; NaN for no value and for what is no number.
-        odd: The first cell that is neither a number nor "no value".
-        number: The first number.
-        almost: The first cell that is almost a number: odd, but clearly meant as one.
-        inexact: The first whole number that would be rounded to another one.
-        huge: The first finite number that no float64 holds.
+        first: The first cell of each kind there is: ``number``; ``odd``, neither a number nor "no value"; ``almost``, odd but
+            clearly meant as a number; ``inexact``, a whole number that would be rounded to another one; ``huge``, a
+            finite number that no float64 holds.
     """
 
     values: npt.NDArray[np.float64]
-    odd: Cell | None = None
-    number: Cell | None = None
-    almost: Cell | None = None
-    inexact: Cell | None = None
-    huge: Cell | None = None
-
-    @property
-    def missing(self) -> int:
-        """How many cells have no value, if none is odd."""
-        return int(np.isnan(self.values).sum())
+    first: dict[str, Cell]
 
 
 def parse_cells(cells: Sequence[str]) -> Numbers:
     """Cells as numbers: what ``float`` takes, without underscores; markers of a missing value are NaN."""
     values = np.full(len(cells), np.nan)
-    odd: Cell | None = None
-    number: Cell | None = None
-    almost: Cell | None = None
-    inexact: Cell | None = None
-    huge: Cell | None = None
+    first: dict[str, Cell] = {}
     for row, cell in enumerate(cells):
         try:
             value = float(cell)
@@ -74,19 +60,20 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
         except ValueError:
             text = cell.strip()
             if text not in MISSING:
-                odd = odd or (row, cell)
-                almost = almost or ((row, cell) if ALMOST.fullmatch(text) else None)
+                first.setdefault("odd", (row, cell))
+                if "almost" not in first and ALMOST.fullmatch(text):
+                    first["almost"] = (row, cell)
             continue
         values[row] = value
-        if number is None and value == value:
-            number = (row, cell)
+        if value == value:
+            first.setdefault("number", (row, cell))
         if abs(value) < EXACT:
             continue
-        if math.isinf(value):
-            huge = huge or ((row, cell) if "f" not in cell.casefold() else None)  # inf, infinity
-        elif inexact is None and cell.strip().lstrip("+-").isdigit() and not stays_whole(int(cell)):
-            inexact = (row, cell)
-    return Numbers(values, odd, number, almost, inexact, huge)
+        if math.isinf(value) and "f" not in cell.casefold():  # neither inf nor infinity
+            first.setdefault("huge", (row, cell))
+        elif cell.strip().lstrip("+-").isdigit() and not stays_whole(int(cell)):
+            first.setdefault("inexact", (row, cell))
+    return Numbers(values, first)
 
 
 def stays_whole(number: int) -> bool:
@@ -114,13 +101,7 @@ class CellColumn:
 
     def names(self, separator: str) -> NameLists:
         """The names in each cell."""
-        known: dict[str, int] = {}
-        codes: list[int] = []
-        counts: list[int] = []
-        for cell in self.cells:
-            parts = cell.split(separator)
-            codes += [known.setdefault(part, len(known)) for part in parts]
-            counts.append(len(parts))
+        parts = [cell.split(separator) for cell in self.cells]
         return NameLists.tidy(
-            list(known), np.asarray(codes, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+            *coded(chain.from_iterable(parts)), np.array(list(map(len, parts)), dtype=np.int64)
         )

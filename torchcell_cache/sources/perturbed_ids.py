@@ -92,11 +92,7 @@ def _flat(rows: Sequence[Sequence[Any]]) -> NameLists | RaggedIds | list[list[st
                 raise SourceContractError(f"row {row_of(ptr, at)}: {error}", fix=FIX) from None
         kinds = set(map(type, flat))
     if kinds == {str}:
-        position: dict[str, int] = {}
-        codes = [position.setdefault(name, len(position)) for name in flat]
-        known: dict[str, int] = {}
-        clean = np.array([known.setdefault(name.strip(), len(known)) for name in position], dtype=np.int64)
-        return NameLists(list(known), clean[np.array(codes, dtype=np.int64)], ptr)
+        return NameLists.flat(flat, ptr)
     if str in kinds:
         return [flat[a:b] for a, b in pairwise(ptr.tolist())]
     try:

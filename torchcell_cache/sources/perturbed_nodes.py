@@ -11,7 +11,7 @@ import numpy as np
 
 from torchcell_cache.core.ragged import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.name_lists import NameLists
+from torchcell_cache.sources.name_lists import NameLists, coded
 from torchcell_cache.sources.names import NodeNames, Resolved, as_texts, resolve
 from torchcell_cache.sources.perturbed_ids import RaggedIds, row_of, rows_of
 from torchcell_cache.sources.positional import frame_names, is_frame
@@ -149,9 +149,8 @@ class Nodes:
         found = [
             match[1] if (match := expression.search(name)) and match[1] else name for name in lists.distinct
         ]
-        known = {name: k for k, name in enumerate(dict.fromkeys(found))}
-        new = np.array([known[name] for name in found], dtype=np.int64)
-        return NameLists(list(known), new[lists.codes] if len(new) else lists.codes, lists.ptr)
+        names, new = coded(found)
+        return NameLists(names, new[lists.codes], lists.ptr)
 
 
 _AS_TEXT = "names go in as text: [[str(name) for name in row] for row in rows]"

@@ -33,6 +33,8 @@ def column_list(column: Any, what: str) -> list[Any]:
                 f"{what} is a frame of {len(inner)} columns, expected one value per row"
             )
         return column_list(inner[0], what)
+    if getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
+        raise SourceContractError(f"{what} is an index of several levels, expected one value per row")
     column = on_host(column)
     if getattr(getattr(column, "dtype", None), "kind", "") in ("M", "m"):
         return list(column)  # tolist would make numbers of dates
@@ -49,13 +51,21 @@ def column_list(column: Any, what: str) -> list[Any]:
 
 
 def on_host(value: Any) -> Any:
-    """A tensor as a dense one on the CPU, a nested one as a list of them; anything else as it is."""
+    """A tensor or sparse matrix as a dense one on the CPU, a nested one as a list of them; anything else as it is."""
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        return value.toarray()  # scipy
     if not hasattr(value, "detach"):
         return value
-    value = value.detach().cpu()
-    if getattr(value, "is_nested", False):
-        return list(value.unbind())
-    return value.to_dense() if str(value.layout) != "torch.strided" else value
+    try:
+        if hasattr(value, "get_mask"):  # torch.masked
+            return np.ma.array(on_host(value.get_data()).numpy(), mask=~on_host(value.get_mask()).numpy())
+        value = value.detach().cpu()
+        if getattr(value, "is_nested", False):
+            return list(value.unbind())
+        value = value.to_dense() if str(value.layout) != "torch.strided" else value
+        return value.dequantize() if value.is_quantized else value.resolve_conj()
+    except (RuntimeError, NotImplementedError) as error:  # a tensor of the device meta has no values
+        raise SourceContractError(f"a tensor cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def plain(value: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import means as column_means
 from torchcell_cache.errors import SourceContractError
 
 Float64Array = npt.NDArray[np.float64]
@@ -20,59 +23,21 @@ def set_numbers(ids: Int64Array, ptr: Int64Array) -> Int64Array:
         ids: Nodes, ascending and unique within a sample.
         ptr: Offsets of the samples.
     """
-    counts = np.diff(ptr)
-    out = np.zeros(len(counts), dtype=np.int64)
-    total = 0
-    for size in np.unique(counts).tolist():
-        rows = np.flatnonzero(counts == size)
-        sets = np.ascontiguousarray(ids[ptr[rows][:, None] + np.arange(size)], dtype=np.int64)
-        if size:
-            keys = sets.view(np.dtype((np.void, 8 * size))).reshape(-1)
-            found = np.unique(keys, return_inverse=True)[1].reshape(-1)
-        else:
-            found = np.zeros(len(rows), dtype=np.int64)
-        out[rows] = total + found
-        total += int(found.max(initial=-1)) + 1
-    _, first, inverse = np.unique(out, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse.reshape(-1)]
-
-
-def refuse_replicates(number: Int64Array, rows: Int64Array) -> None:
-    """Refuse two samples of one set.
-
-    Args:
-        number: See :func:`set_numbers`.
-        rows: Their rows in what was given.
-
-    Raises:
-        SourceContractError: Naming both rows.
-    """
-    order = np.argsort(number, kind="stable")
-    again = np.flatnonzero(np.diff(number[order]) == 0)
-    if len(again):
-        second = int(order[again + 1].min())
-        first = int(np.argmax(number == number[second]))
-        raise SourceContractError(
-            f"rows {rows[first]} and {rows[second]} perturb the same nodes",
-            fix='remove one, or pass replicates="mean", "group" or "keep"',
-        )
+    data, bounds = ids.astype(np.int64).tobytes(), (8 * ptr).tolist()
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(data[a:b], len(known)) for a, b in pairwise(bounds)], dtype=np.int64)
 
 
 def means(
     values: Float64Array, owner: Int64Array, num_samples: int, num_labels: int
 ) -> tuple[Float64Array, Float64Array]:
     """Mean of every column over the values there are, and how many there were for each label."""
-    out = np.full((num_samples, values.shape[1]), np.nan)
-    counts = np.zeros((num_samples, num_labels))
-    for k in range(values.shape[1]):
-        known = ~np.isnan(values[:, k])
-        total = np.bincount(owner[known], weights=values[known, k], minlength=num_samples)
-        count = np.bincount(owner[known], minlength=num_samples)
-        np.divide(total, count, out=out[:, k], where=count > 0)
+    out = np.empty((num_samples, values.shape[1]))
+    counts = np.empty((num_samples, num_labels))
+    for k, column in enumerate(values.T):
+        out[:, k] = column_means(column, owner, num_samples)
         if k < num_labels:
-            counts[:, k] = count
+            counts[:, k] = np.bincount(owner[~np.isnan(column)], minlength=num_samples)
     return out, counts
 
 

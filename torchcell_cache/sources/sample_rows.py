@@ -18,7 +18,7 @@ from torchcell_cache.sources.names import UNKNOWN, Resolved
 from torchcell_cache.sources.perturbed_ids import RaggedIds
 from torchcell_cache.sources.perturbed_nodes import Nodes
 from torchcell_cache.sources.positional import named_columns, texts
-from torchcell_cache.sources.replicates import REPLICATES, count_names, means, refuse_replicates, set_numbers
+from torchcell_cache.sources.replicates import REPLICATES, count_names, means, set_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,13 @@ def _joined(
     values, value_ptr, notes = measured.values, measured.ptr, []
     if policies.replicates != "keep":
         number = set_numbers(given.ids, given.ptr)
-        if policies.replicates == "error":
-            refuse_replicates(number, rows)
         _, first = np.unique(number, return_index=True)
+        if policies.replicates == "error" and len(first) < len(number):
+            again = int(np.setdiff1d(np.arange(len(number)), first)[0])
+            raise SourceContractError(
+                f"rows {rows[first[number[again]]]} and {rows[again]} perturb the same nodes",
+                fix='remove one, or pass replicates="mean", "group" or "keep"',
+            )
         owner = number[np.repeat(np.arange(len(number)), np.diff(value_ptr))]
         if len(first) < len(number):
             notes.append(

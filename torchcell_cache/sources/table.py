@@ -31,7 +31,8 @@ class PerturbationTable:
         base_graph: The graph all samples share.
         perturbations: One list of node names or ids per sample; or ``[num_samples, k]`` integers, padded with -1; or a
             frame with one node per column (query and array) and cells without a value where there are fewer; or
-            ``(ids, ptr)`` ragged arrays.
+            ``(ids, ptr)`` ragged arrays of positions. A whole number is a position, unless another node has it as its name:
+            such names go in as text.
         phenotypes: A column per phenotype name, or a frame: one number per sample (NaN: no value), or one list of numbers
             per sample for repeated measurements. Columns of pandas, polars, Arrow, numpy and torch count by position;
             the index of a pandas object means nothing.
