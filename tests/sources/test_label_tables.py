@@ -442,6 +442,33 @@ def test_lists_of_names_and_an_index_in_parquet(tmp_path: Path) -> None:
     assert tc.PerturbationTable.from_csv(path, cell_graph())[1].perturbed.tolist() == [2]
 
 
+LISTS = pa.array([["Y001", "Y004"], ["Y002", "Y003"]])
+NAMES = [
+    (pa.array(["Y001|Y004", None], pa.string_view()), [[1, 4], []]),
+    (pa.array(["Y001|Y004", None], pa.large_string()), [[1, 4], []]),
+    (pa.array(["Y001|Y004", "Y002"]).dictionary_encode(), [[1, 4], [2]]),
+    (LISTS.cast(pa.list_(pa.string(), 2)), [[1, 4], [2, 3]]),
+    (LISTS.cast(pa.large_list(pa.string())), [[1, 4], [2, 3]]),
+]
+
+
+@pytest.mark.parametrize(("names", "wanted"), NAMES, ids=[str(names.type) for names, _ in NAMES])
+def test_names_of_every_type_of_parquet(tmp_path: Path, names, wanted) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table([names, pa.array([1.0, 2.0]), pa.array([3, 4])], names=["genes", "f", ""]), path)
+    source = tc.PerturbationTable.from_csv(path, cell_graph(), empty="keep")
+    assert [source[k].perturbed.tolist() for k in range(2)] == wanted
+    assert source.table.phenotypes == ("f",)
+
+
+@pytest.mark.parametrize("ids", [[b"a", b"b"], [["a"], ["b"]], ["a", None]])
+def test_what_names_no_sample_in_parquet(tmp_path: Path, ids) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"genes": ["Y001", "Y002"], "f": [1.0, 2.0], "id": ids}), path)
+    with pytest.raises(SourceContractError, match=r"t\.parquet: .*column 'id'"):
+        tc.PerturbationTable.from_csv(path, cell_graph(), id_column="id")
+
+
 @pytest.mark.parametrize("data", [b"", b"no parquet", b"PAR1" * 9])
 def test_what_is_no_parquet_is_named(tmp_path: Path, data) -> None:
     path = tmp_path / "t.parquet"

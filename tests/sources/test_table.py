@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import math
+from decimal import Decimal
 from pathlib import Path
 
 import networkx as nx
@@ -11,10 +13,11 @@ import pyarrow as pa
 import pytest
 import torch
 from graphs import cell_graph, plain_graph
+from scipy import sparse
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 
 
 @pytest.fixture
@@ -339,3 +342,61 @@ def test_scores_that_float32_cannot_hold(graph, interacting, said) -> None:
         tc.PerturbationTable(
             graph, [["X"], ["Y001"], ["Y001"]], phenotypes={"f": [1.0] * 3}, interactions=True, unknown="skip"
         )
+
+
+def test_sparse_quantized_and_masked_columns_are_their_values(graph) -> None:
+    dense = np.array([[0.0], [2.0]])
+    columns = [sparse.csr_array(dense), sparse.coo_matrix(dense), torch.tensor(dense).to_sparse_csr()]
+    columns.append(torch.quantize_per_tensor(torch.tensor([0.0, 2.0]), 0.5, 0, torch.quint8))
+    for column in columns:
+        source = tc.PerturbationTable(graph, [[1], [2]], phenotypes={"f": column})
+        assert source.table.values.tolist() == dense.tolist()
+    for column in (
+        torch.zeros(2, device="meta"),
+        pd.MultiIndex.from_tuples([(1, 2), (3, 4)]),
+        np.array("ab"),
+    ):
+        for argument in ({"phenotypes": {"f": column}}, {"source_ids": column}):
+            with pytest.raises(SourceContractError):
+                tc.PerturbationTable(graph, [[1], [2]], **argument)
+    for matrix in (sparse.csr_matrix(np.eye(9, dtype=int)), sparse.coo_array(np.eye(9, dtype=int))):
+        with pytest.raises(SourceContractError, match="zeros and ones"):
+            tc.PerturbationTable(graph, matrix)
+
+
+@pytest.mark.parametrize(
+    "infinite", [Decimal("Infinity"), Decimal("-Infinity"), np.float16(np.inf), math.inf]
+)
+def test_infinities_of_every_type_fall_under_the_policy(graph, infinite) -> None:
+    columns = {"f": [0.5, infinite]}
+    found = tc.PerturbationTable(graph, [[1], [2]], phenotypes=columns).table.values[1, 0]
+    assert found == float(infinite)
+    with pytest.raises(SourceContractError, match=r"row 1: 'f' is -?inf"):
+        tc.PerturbationTable(graph, [[1], [2]], phenotypes=columns, nan="error")
+
+
+def test_ids_with_offsets_in_a_list_are_ragged(graph) -> None:
+    for ids, ptr in (([1, 2, 3], np.array([0, 1, 3])), (np.array([1, 2, 3]), [0, 1, 3])):
+        source = tc.PerturbationTable(graph, (ids, ptr))
+        assert [source[k].perturbed.tolist() for k in range(2)] == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize("name", ["", " ", "NA", "nan", "None"])
+def test_what_stands_for_no_name_is_not_kept_as_one(graph, name) -> None:
+    with pytest.raises(SourceContractError, match=r"row 1: .* is a missing value"):
+        tc.PerturbationTable(graph, [["YXX"], ["Y001", name]], unknown="keep")
+    graph["gene"].node_ids = [*graph["gene"].node_ids[:8], name.strip()]
+    if name.strip():  # a gene of that name
+        assert tc.PerturbationTable(graph, [["YXX"], [name]], unknown="keep").table.ids.tolist() == [8]
+
+
+def test_half_a_character_is_no_text(graph) -> None:
+    for arguments in ({"source_ids": ["a", "\ud800"]}, {"phenotypes": {"\udc80": [1.0, 2.0]}}):
+        with pytest.raises(CacheError):
+            tc.PerturbationTable(graph, [[1], [2]], **arguments)
+
+
+def test_an_alias_file_that_is_wrong_is_named_and_not_the_table(tmp_path: Path, graph) -> None:
+    (tmp_path / "t.csv").write_text("genes,f\nY001,1\n")
+    with pytest.raises(SourceContractError, match=r"^no file at .*aliases\.tsv"):
+        tc.PerturbationTable.from_csv(tmp_path / "t.csv", graph, aliases=tmp_path / "aliases.tsv")

@@ -122,7 +122,7 @@ def test_two_strains_of_one_gene_are_one_name_given_twice() -> None:
     assert samples(aliased)[0][1] == ["Y004"]
 
 
-@pytest.mark.parametrize("pattern", ["(", "Y", "(Y)(0)", 5])
+@pytest.mark.parametrize("pattern", ["(", "Y", "(Y)(0)", 5, b"(Y)"])
 def test_patterns_that_are_none(pattern: Any) -> None:
     with pytest.raises(SettingError, match=re.escape(f"name={pattern!r}")):
         table([["Y001"]], name=pattern)

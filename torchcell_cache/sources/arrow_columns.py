@@ -37,6 +37,10 @@ class ArrowColumn:
         kinds = pa.types
         if kinds.is_dictionary(data.type):
             data = data.cast(data.type.value_type)
+        if kinds.is_string_view(data.type):
+            data = data.cast(pa.string())
+        if kinds.is_fixed_size_list(data.type):
+            data = data.cast(pa.list_(data.type.value_type))
         self._data, self._type = data, data.type
         self.is_text = bool(kinds.is_string(data.type) or kinds.is_large_string(data.type))
         self.is_number = any(
@@ -222,7 +226,7 @@ def read_parquet(path: Path, wanted: Collection[str] | None) -> dict[str, ArrowC
         repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if repeated:
             raise SourceContractError(f"{path} has the columns {repeated} more than once", path=path)
-        names = [name for name in schema.names if wanted is None or name in wanted]
+        names = [name for name in schema.names if (name.strip() if wanted is None else name in wanted)]
         index = [k for k in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(k, str)]
         table = pq.read_table(path, columns=names)
     except (pa.ArrowException, OSError) as error:

@@ -245,7 +245,7 @@ def _labels(
                 f"{path}: row {row}: {cell!r} in column '{name}' is not a number{beside}", path=path, fix=_FIX
             )
     if not labels:
-        said = f" ({', '.join(left)}: text)" if left else ""
+        said = f"; no labels: {', '.join(left)}" if left else ""
         raise SourceContractError(
             f"{path}: no column of numbers beside {', '.join(map(repr, roles.perturbed))}{said}",
             path=path,

@@ -141,17 +141,17 @@ def as_float32(values: Float64Array) -> Float32Array:
 
 def _column(name: str, column: Any) -> tuple[Float64Array, Int64Array | None]:
     """Values of a column and, if its rows are lists, their offsets."""
-    array = _array(column)
-    if array is not None and array.ndim == 1:
-        return _checked(name, array, None), None
-    if array is not None and array.ndim == 2:
+    array, ptr = _array(column), None
+    if array is None or not array.ndim:
+        array, ptr = _of_list(name, column_list(column, f"column '{name}'"))
+    elif array.ndim == 2:
         ptr = np.arange(len(array) + 1, dtype=np.int64) * array.shape[1]
-        return _checked(name, array.reshape(-1), ptr), ptr
-    if array is not None and array.ndim > 2:
+        array = array.reshape(-1)
+    elif array.ndim > 2:
         raise SourceContractError(
             f"'{name}' has {array.ndim} dimensions, expected a number or a list of numbers per row"
         )
-    return _of_list(name, column_list(column, f"column '{name}'"))
+    return _checked(name, array, ptr), ptr
 
 
 def _array(column: Any) -> npt.NDArray[Any] | None:
@@ -160,21 +160,16 @@ def _array(column: Any) -> npt.NDArray[Any] | None:
     if hasattr(column, "detach"):
         column = (column.double() if column.is_floating_point() else column).numpy()
     dtype = getattr(column, "dtype", None)
-    if isinstance(column, np.ma.MaskedArray) and dtype is not None and dtype.kind in "biuf":
-        exact = np.ma.getdata(column).astype(np.longdouble if dtype.itemsize > 4 else np.float64)
-        exact[np.ma.getmaskarray(column)] = np.nan
-        return exact
+    if isinstance(column, np.ma.MaskedArray):
+        return np.asarray(column.filled(np.nan)) if column.dtype.kind == "f" else None
     if isinstance(column, list | tuple):
         kinds = set(map(type, column))
         if kinds in ({float}, {bool}, {int}):
             found = np.array(column)
             return found if found.dtype.kind in "bif" else None
         return None
-    kind = getattr(dtype, "kind", "")
-    plain = isinstance(column, np.ndarray) or (isinstance(dtype, np.dtype) and hasattr(column, "to_numpy"))
-    if plain and kind in "biufcMm" and kind:
-        return np.asarray(column)
-    return None
+    numeric = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
+    return np.asarray(column) if numeric and hasattr(column, "__array__") else None
 
 
 def _of_list(name: str, column: list[Any]) -> tuple[Float64Array, Int64Array | None]:
@@ -189,7 +184,7 @@ def _of_list(name: str, column: list[Any]) -> tuple[Float64Array, Int64Array | N
         for item in [value] if several is None else several:
             values.append(_number(name, row, item))
     ptr = None if counts is None else offsets(np.array(counts, dtype=np.int64))
-    return _checked(name, np.array(values, dtype=np.float64), ptr), ptr
+    return np.array(values, dtype=np.float64), ptr
 
 
 def _several(value: Any) -> list[Any] | None:
@@ -207,7 +202,10 @@ def _number(name: str, row: int, value: Any) -> float:
         return float("nan")
     if isinstance(value, np.timedelta64) or not isinstance(value, numbers.Real | Decimal):
         kind = np.asarray(value).dtype.kind if isinstance(value, str | bytes | complex | np.generic) else ""
-        raise _refused(name, row, repr(value), _WHY.get(kind, type(value).__name__))
+        raise SourceContractError(
+            f"row {row}: '{name}' is {value!r:.80}, {_WHY.get(kind, type(value).__name__)}, expected a number",
+            fix="pandas.to_numeric makes numbers of text; names and dates are no labels",
+        )
     problem = float32_problem(value)
     if problem:
         raise SourceContractError(f"row {row}: '{name}' {problem}", fix=_FIX)
@@ -220,10 +218,6 @@ def _checked(name: str, array: npt.NDArray[Any], ptr: Int64Array | None) -> Floa
     def row_of(at: int) -> int:
         return at if ptr is None else int(np.searchsorted(ptr, at, side="right")) - 1
 
-    if array.dtype.kind not in "biuf":
-        if not len(array):
-            return np.empty(0)
-        raise _refused(name, row_of(0), repr(array[0]), _WHY[array.dtype.kind])
     with np.errstate(over="ignore", under="ignore"):
         single = array.astype(np.float32)
         values: Float64Array = array.astype(np.float64)
@@ -250,13 +244,6 @@ def _checked(name: str, array: npt.NDArray[Any], ptr: Int64Array | None) -> Floa
 
 def _is_whole(values: Float64Array) -> bool:
     return bool((values == np.floor(values)).all()) and bool((np.abs(values) <= _INTEGERS).all())
-
-
-def _refused(name: str, row: int, value: str, what: str) -> SourceContractError:
-    return SourceContractError(
-        f"row {row}: '{name}' is {value[:80]}, {what}, expected a number",
-        fix="pandas.to_numeric makes numbers of text; names and dates are no labels",
-    )
 
 
 _FIX = "scale a measurement (thousands, logarithm); names of samples go to source_ids, other identifiers are no labels"

@@ -59,11 +59,8 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
         raise SourceContractError(
             f"perturbations is {perturbations!r:.80}, expected rows of names or ids", fix=FROM_FILE
         )
-    if (
-        isinstance(perturbations, tuple)
-        and len(perturbations) == 2
-        and hasattr(perturbations[1], "__array__")
-    ):
+    pair = isinstance(perturbations, tuple) and len(perturbations) == 2
+    if pair and any(hasattr(part, "__array__") for part in perturbations):
         return ragged_ids(*perturbations)
     if is_frame(perturbations):
         return _side_by_side(frame_columns(perturbations))
@@ -142,7 +139,7 @@ def _entry(entry: Any) -> str | int:
         raise _NoEntry(f"{value!r:.80} is bytes, not a name; bytes.decode() gives text")
     if isinstance(value, float):
         if not value.is_integer():
-            raise _NoEntry(f"{value!r} is a number with a fraction, not an id")
+            raise _NoEntry(f"{value!r} is no whole number, so no id")
         value = int(value)
     try:
         node = operator.index(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from torchcell_cache.core.ragged import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.delimited import MISSING
 from torchcell_cache.sources.name_lists import NameLists, coded
 from torchcell_cache.sources.names import NodeNames, Resolved, as_texts, resolve
 from torchcell_cache.sources.perturbed_ids import RaggedIds, row_of, rows_of
@@ -72,6 +73,7 @@ class Nodes:
         resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
         names, both = nodes.names, resolved
         if unknown == "keep" and resolved.report.unmatched:
+            _refuse_missing(lists, nodes)
             names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
             both = resolve(lists, NodeNames(names, self.aliases))
         return Found(RaggedIds(both.ids, both.ptr), names, len(nodes)), resolved, len(given)
@@ -153,12 +155,24 @@ class Nodes:
         return NameLists(names, new[lists.codes], lists.ptr)
 
 
+def _refuse_missing(lists: NameLists, nodes: NodeNames) -> None:
+    """Refuse to keep what stands for no name as a name."""
+    for k, name in enumerate(lists.distinct):
+        if name.strip() in MISSING and name not in nodes:
+            row = row_of(lists.ptr, int(np.argmax(lists.codes == k)))
+            raise SourceContractError(
+                f"row {row}: {name!r} is a missing value, not a name that unknown='keep' could keep",
+                fix="leave it out of the row",
+            )
+
+
 _AS_TEXT = "names go in as text: [[str(name) for name in row] for row in rows]"
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
+        expression.search("")  # a pattern of bytes finds nothing in text
     except (re.error, TypeError) as error:
         raise SettingError(f"name={pattern!r} is no regular expression: {error}") from None
     if expression.groups != 1:

@@ -36,6 +36,8 @@ def column_list(column: Any, what: str) -> list[Any]:
     if getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
         raise SourceContractError(f"{what} is an index of several levels, expected one value per row")
     column = on_host(column)
+    if getattr(column, "ndim", 1) == 0:
+        raise SourceContractError(f"{what} is {repr(column)[:60]}, expected one value per row, in order")
     if getattr(getattr(column, "dtype", None), "kind", "") in ("M", "m"):
         return list(column)  # tolist would make numbers of dates
     for method in ("to_pylist", "tolist", "to_list"):
@@ -134,12 +136,17 @@ def named_columns(given: Any, what: str) -> dict[str, Any]:
         )
     seen: set[str] = set()
     for name in names:
-        if not isinstance(name, str) or not name.strip():
+        if not _is_text(name) or not name.strip():
             raise SettingError(f"{what}: {name!r} is the name of a column, expected text")
         if name.strip() in seen:
             raise SettingError(f"{what}: {name!r} is the name of two columns", fix="rename one of them")
         seen.add(name.strip())
     return {str(name): column for name, column in zip(names, columns, strict=True)}
+
+
+def _is_text(name: Any) -> bool:
+    """Whether it is text that a file can hold: not half of a character."""
+    return isinstance(name, str) and name == name.encode(errors="ignore").decode()
 
 
 FROM_FILE = "PerturbationTable.from_csv(path, base_graph) reads CSV, TSV and Parquet"
@@ -178,7 +185,7 @@ def texts(given: Any, count: int, what: str) -> list[str] | None:
         raise SettingError(f"{len(found)} {what} for {count} samples")
     seen: dict[str, int] = {}
     for row, name in enumerate(found):
-        if not isinstance(name, str):
+        if not _is_text(name):
             raise SourceContractError(
                 f"row {row}: source id {name!r:.80} is not text", fix=f"{what}=[str(name) for name in ...]"
             )

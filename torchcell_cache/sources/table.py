@@ -154,6 +154,8 @@ class PerturbationTable:
                 **{"empty": "error", "nan": "error", **policies},
             )
         except SourceContractError as error:
+            if error.path is not None:  # of another file: aliases
+                raise
             raise SourceContractError(f"{path}: {error}", path=path) from None
         source.notes = (*table.notes, *source.notes)
         return source
