@@ -344,9 +344,10 @@ def test_scores_that_float32_cannot_hold(graph, interacting, said) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch: layouts and types of theirs are in beta
 def test_sparse_quantized_and_masked_columns_are_their_values(graph) -> None:
     dense = np.array([[0.0], [2.0]])
-    columns = [sparse.csr_array(dense), sparse.coo_matrix(dense), torch.tensor(dense).to_sparse_csr()]
+    columns = [sparse.csr_array(dense), sparse.coo_matrix(dense), torch.tensor(dense).to_sparse()]
     columns.append(torch.quantize_per_tensor(torch.tensor([0.0, 2.0]), 0.5, 0, torch.quint8))
     for column in columns:
         source = tc.PerturbationTable(graph, [[1], [2]], phenotypes={"f": column})
