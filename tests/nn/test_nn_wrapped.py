@@ -284,6 +284,21 @@ class Called(nn.Module):
         return self.run(self.layer, x)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.ReLU(inplace=True),
+        lambda: nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), nn.Linear(WIDTH, OUT)),
+        lambda: nn.Sequential(nn.Linear(WIDTH, OUT), nn.ELU(inplace=True)),
+    ],
+)
+def test_parts_that_write_into_what_they_are_given(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "WIDE_BELOW", 0)
+    assert_same_run(G.GINConv(make()).double(), draw(16), {}, "auto")
+
+
 def test_parameters_that_are_lent_for_one_call(again_layer: nn.Module) -> None:
     """As inner loops of meta-learning do: they are gone again when the gradient is made."""
     drawn, found = draw(10), []

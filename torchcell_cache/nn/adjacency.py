@@ -14,65 +14,63 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
-from torchcell_cache.nn.segments import offsets_of
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Adjacency:
-    """An edge list as compressed rows, targets by sources, and its transpose for the gradient.
-
-    Parallel edges share one entry, so an entry's value is the sum of its edges' weights.
+    """Edges by target, then source, one entry each, and how to take them by source for the gradient.
 
     Attributes:
-        num_source: Number of columns.
-        num_target: Number of rows.
-        row_ptr: ``[num_target + 1] int32``, as all offsets and ends (``int64`` where that is too narrow).
-        column: Source of each entry, ``[num_entries] int32``.
-        slot: Entry of each edge, ``[num_edges] int64``.
-        row_ptr_t: The transpose's row offsets, ``[num_source + 1] int32``.
-        column_t: Target of each of the transpose's entries, ``[num_entries] int32``.
-        order_t: Entry of each of the transpose's entries, ``[num_entries] int64``.
-        is_loop: Edges from a node to itself, ``[num_edges] bool``.
+        shape: Number of targets and of sources.
+        ptr: Where each target's entries begin, ``[num_target + 1] int32``, as all offsets and ends (``int64`` where that
+            is too narrow).
+        column: Source of each entry, ``[num_entries]``.
+        row: Its target.
+        edge: Its edge in the list, ``[num_entries] int64``; added loops follow the edges.
+        by_source: The entries by source.
+        ptr_t: Where each source's begin there, ``[num_source + 1]``.
+        loop: Entry of each node's own added loop, ``[num_target] int64``, or ``None``.
+        is_loop: Entries from a node to itself, ``[num_entries] bool``.
         has_loops: Whether there are any.
     """
 
-    num_source: int
-    num_target: int
-    row_ptr: Tensor
+    shape: tuple[int, int]
+    ptr: Tensor
     column: Tensor
-    slot: Tensor
-    row_ptr_t: Tensor
-    column_t: Tensor
-    order_t: Tensor
+    row: Tensor
+    edge: Tensor
+    by_source: Tensor
+    ptr_t: Tensor
+    loop: Tensor | None
     is_loop: Tensor
     has_loops: bool
     _counts: dict[tuple[torch.dtype, bool], Matrices] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
-        """Sort the edges by target, then source.
-
-        Args:
-            edge_index: Sources and targets, ``[2, num_edges] int64``.
-            num_source: Number of source nodes.
-            num_target: Number of target nodes.
-        """
-        key, slot = torch.unique(edge_index[1] * num_source + edge_index[0], return_inverse=True)
-        row, column = key // max(num_source, 1), key % max(num_source, 1)
-        order = torch.argsort(column, stable=True)
-        is_loop = edge_index[0] == edge_index[1]
-        narrow = torch.int32 if max(len(key), num_source, num_target) < 2**31 else torch.int64
+    def build(cls, edge_index: Tensor, num_source: int, num_target: int, own_loops: bool) -> Adjacency:
+        """Sort the edges; with ``own_loops``, every node has one loop and no other."""
+        source, target = edge_index
+        loop = None
+        if own_loops:
+            other, node = source != target, torch.arange(num_target, device=source.device)
+            source, target = torch.cat([source[other], node]), torch.cat([target[other], node])
+        order = torch.argsort(target * num_source + source)
+        if own_loops:
+            loop = torch.argsort(order)[len(order) - num_target :]
+        narrow = torch.int32 if max(len(order), num_source, num_target) < 2**31 else torch.int64
+        column, row = source[order].to(narrow), target[order].to(narrow)
+        is_loop = row == column
         return cls(
-            num_source,
-            num_target,
-            offsets_of(row, num_target).to(narrow),
-            column.to(narrow),
-            slot,
-            offsets_of(column, num_source).to(narrow),
-            row[order].to(narrow),
+            (num_target, num_source),
+            offsets_of(target, num_target).to(narrow),
+            column,
+            row,
             order,
+            torch.argsort(column, stable=True).to(narrow),
+            offsets_of(source, num_source).to(narrow),
+            loop,
             is_loop,
             bool(is_loop.any()),
         )
@@ -86,19 +84,35 @@ class Adjacency:
             loops: Whether edges from a node to itself count at all.
         """
         if weight is not None:
-            return self._matrices(weight.to(dtype), loops)
+            return self._matrices(weight.to(dtype)[self.edge], loops)
         key = dtype, loops
         if key not in self._counts:
-            self._counts[key] = self._matrices(torch.ones_like(self.slot, dtype=dtype), loops)
+            self._counts[key] = self._matrices(torch.ones_like(self.edge, dtype=dtype), loops)
         return self._counts[key]
 
     @lasting
-    def _matrices(self, per_edge: Tensor, loops: bool) -> Matrices:
-        per_edge = per_edge if loops else per_edge.masked_fill(self.is_loop, 0)
-        values = torch.zeros_like(self.column, dtype=per_edge.dtype).index_add_(0, self.slot, per_edge)
-        forward = Compressed(self.row_ptr, self.column, values, (self.num_target, self.num_source))
-        shape = (self.num_source, self.num_target)
-        return Matrices(forward, Compressed(self.row_ptr_t, self.column_t, values[self.order_t], shape))
+    def _matrices(self, values: Tensor, loops: bool) -> Matrices:
+        values = values if loops else values.masked_fill(self.is_loop, 0)
+        return Matrices(self.csr(values), self.csr(values, transposed=True))
+
+    def csr(self, values: Tensor, *, transposed: bool = False) -> Compressed:
+        """The entries with a value each, or their transpose."""
+        if not transposed:
+            return Compressed(self.ptr, self.column, values, self.shape)
+        at = self.by_source
+        shape = (self.shape[1], self.shape[0])
+        return Compressed(self.ptr_t, self.row.index_select(0, at), values.index_select(0, at), shape)
+
+    def hidden(self, sources: Tensor, targets: Tensor) -> Tensor | None:
+        """Entries that deleted nodes take with them, ``[num_entries] bool``; a node's own loop stays."""
+        if not len(sources) and not len(targets):
+            return None
+        out = torch.zeros(len(self.column), dtype=torch.bool, device=self.column.device)
+        out[ranges(self.ptr.long(), targets)[1]] = True
+        out[self.by_source[ranges(self.ptr_t.long(), sources)[1]].long()] = True
+        if self.loop is not None:
+            out[self.loop[torch.cat([sources, targets])]] = False
+        return out
 
 
 @dataclass(eq=False)
@@ -155,10 +169,12 @@ def known_of(edge_index: Tensor, key: Hashable, make: Callable[[], T]) -> T:
     return found
 
 
-def adjacency_of(edge_index: Tensor, num_source: int, num_target: int) -> Adjacency:
-    """The adjacency of an edge list."""
-    key = "adjacency", num_source, num_target
-    return known_of(edge_index, key, lambda: Adjacency.build(edge_index, num_source, num_target))
+def adjacency_of(
+    edge_index: Tensor, num_source: int, num_target: int, *, own_loops: bool = False
+) -> Adjacency:
+    """The adjacency of an edge list, made once."""
+    key = "adjacency", num_source, num_target, own_loops
+    return known_of(edge_index, key, lambda: Adjacency.build(edge_index, *key[1:]))
 
 
 def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
@@ -197,3 +213,18 @@ def _csr(row_ptr: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]
         return torch.sparse_coo_tensor(
             index, values, shape, is_coalesced=True, check_invariants=False, device=values.device
         )
+
+
+def offsets_of(rows: Tensor, count: int) -> Tensor:
+    """Where each of ``count`` rows begins if what belongs to them is sorted, ``[count + 1] int64``."""
+    out = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=count), 0, out=out[1:])
+    return out
+
+
+def ranges(ptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What belongs to each of some rows: the place in ``rows`` it belongs to, and its own place."""
+    counts = ptr[rows + 1] - ptr[rows]
+    owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+    begin = ptr[rows] - (counts.cumsum(0) - counts)
+    return owner, torch.arange(len(owner), device=rows.device) + begin[owner]

@@ -72,19 +72,25 @@ class RowWise:
         return out
 
 
+def _harmless(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A module that may write into what it is given, on a copy."""
+    writes = any(getattr(part, "inplace", False) for part in module.modules())
+    return (lambda x: module(x.clone())) if writes else module
+
+
 class _InPieces(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(ctx: Any, module: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.module = snapshot(module)
+        ctx.module, run = snapshot(module), _harmless(module)
         ctx.save_for_backward(x, *parameters)
         out: Tensor | None = None
         for begin in range(0, len(x), PIECE):
-            piece = module(x[begin : begin + PIECE])
+            piece = run(x[begin : begin + PIECE])
             if out is None:
                 out = piece.new_empty((len(x), *piece.shape[1:]))
             out[begin : begin + PIECE] = piece
-        return module(x) if out is None else out
+        return run(x) if out is None else out
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
@@ -102,11 +108,12 @@ class _InPieces(torch.autograd.Function):
             module = snapshot(
                 ctx.module, {id(p): s for p, s in zip(ctx.module.parameters(), stand_in, strict=True)}
             )
+        run = _harmless(module)
         if again or several:
             # The gradient is differentiated itself, or there are many: the whole at once, as plain operations.
             with torch.enable_grad():
                 own = x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
-                out = module(own)
+                out = run(own)
             inputs = [t for t, need in zip((own, *stand_in), wanted, strict=True) if need]
             found = iter(torch.autograd.grad(out, inputs, grad, create_graph=again, allow_unused=True))
             return None, *(next(found) if need else None for need in wanted)
@@ -116,7 +123,7 @@ class _InPieces(torch.autograd.Function):
         for begin in range(0, len(x), PIECE):
             with torch.enable_grad():
                 piece = x[begin : begin + PIECE].detach().requires_grad_()
-                out = module(piece)
+                out = run(piece)
             inputs = [piece, *(stand_in[k] for k in used)]
             parts = torch.autograd.grad(out, inputs, grad[begin : begin + PIECE], allow_unused=True)
             if of_x is not None:

@@ -7,7 +7,6 @@ everything made of them has derivatives of any order. Only a layer's node featur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,86 +16,15 @@ from torch.profiler import record_function
 from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerConv
 from torch_geometric.nn.aggr import SumAggregation
 
-from torchcell_cache.nn.adjacency import Compressed, known_of
+from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
 from torchcell_cache.nn.again import run_again
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, snapshot
 from torchcell_cache.nn.product import gather_sum, hidden_rows
-from torchcell_cache.nn.segments import offsets_of, ranges
 
 ATTENTION = (GATConv, GATv2Conv, TransformerConv)
 BLOCK = 1 << 14
 """Edges whose features are looked at together where a score needs all of them: they stay in the second cache."""
-
-
-@dataclass(eq=False)
-class SortedEdges:
-    """Edges by target, one entry each, and how to take them by source.
-
-    Attributes:
-        shape: Number of targets and of sources.
-        ptr: ``[num_target + 1] int32``.
-        column: Source of each entry, ``[num_entries] int32``.
-        row: Its target.
-        by_source: The entries by source, ``[num_entries] int32``.
-        ptr_t: ``[num_source + 1] int32``.
-        loop: Entry of each node's own added loop, ``[num_target] int64``, or ``None``.
-    """
-
-    shape: tuple[int, int]
-    ptr: Tensor
-    column: Tensor
-    row: Tensor
-    by_source: Tensor
-    ptr_t: Tensor
-    loop: Tensor | None
-
-    @classmethod
-    def of(cls, edge_index: Tensor, num_source: int, num_target: int, *, own_loops: bool) -> SortedEdges:
-        """Sort the edges of a list once; with ``own_loops``, every node has one loop and no other."""
-
-        def make() -> SortedEdges:
-            source, target = edge_index
-            if own_loops:
-                other, node = source != target, torch.arange(num_target, device=source.device)
-                source, target = torch.cat([source[other], node]), torch.cat([target[other], node])
-            order = torch.argsort(target * num_source + source)
-            column, row = source[order].int(), target[order].int()
-            loop = None
-            if own_loops:
-                loop = torch.empty_like(order).index_copy_(
-                    0, order, torch.arange(len(order), device=order.device)
-                )[-num_target:]
-            return cls(
-                (num_target, num_source),
-                offsets_of(target, num_target).int(),
-                column,
-                row,
-                torch.argsort(column, stable=True).int(),
-                offsets_of(source, num_source).int(),
-                loop,
-            )
-
-        return known_of(edge_index, ("sorted", num_source, num_target, own_loops), make)
-
-    def csr(self, values: Tensor, *, transposed: bool = False) -> Compressed:
-        """The entries with a value each, or their transpose."""
-        if not transposed:
-            return Compressed(self.ptr, self.column, values, self.shape)
-        at = self.by_source
-        shape = (self.shape[1], self.shape[0])
-        return Compressed(self.ptr_t, self.row.index_select(0, at), values.index_select(0, at), shape)
-
-    def hidden(self, sources: Tensor, targets: Tensor) -> Tensor | None:
-        """Entries that deleted nodes take with them, ``[num_entries] bool``; a node's own loop stays."""
-        if not len(sources) and not len(targets):
-            return None
-        out = torch.zeros(len(self.column), dtype=torch.bool, device=self.column.device)
-        out[ranges(self.ptr.long(), targets)[1]] = True
-        out[self.by_source[ranges(self.ptr_t.long(), sources)[1]].long()] = True
-        if self.loop is not None:
-            out[self.loop[torch.cat([sources, targets])]] = False
-        return out
 
 
 def _is_batched(*values: Tensor) -> bool:
@@ -109,7 +37,7 @@ class _Spread(torch.autograd.Function):
     """``[n]`` to edges, by target (``end`` 0) or by source (1)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, edges: SortedEdges, end: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, edges: Adjacency, end: int) -> Tensor:
         ctx.edges, ctx.end = edges, end
         return x.index_select(0, edges.column if end else edges.row)
 
@@ -122,7 +50,7 @@ class _Collect(torch.autograd.Function):
     """Sums over the edges of each target or source."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, edges: SortedEdges, end: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, edges: Adjacency, end: int) -> Tensor:
         ctx.edges, ctx.end = edges, end
         if _is_batched(x):
             return x.new_zeros(edges.shape[end]).index_add(0, edges.column if end else edges.row, x)
@@ -140,7 +68,7 @@ class _Weighted(torch.autograd.Function):
     """Sums of features times weights over the edges of each target, ``[num_target, k]``; or of each source."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, x: Tensor, edges: SortedEdges, transposed: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, x: Tensor, edges: Adjacency, transposed: bool) -> Tensor:
         ctx.edges, ctx.transposed = edges, transposed
         ctx.save_for_backward(weight, x)
         if _is_batched(weight, x):
@@ -164,7 +92,7 @@ class _Products(torch.autograd.Function):
     """Inner product of each edge's target and source features, ``[num_entries]``."""
 
     @staticmethod
-    def forward(ctx: Any, target: Tensor, source: Tensor, edges: SortedEdges) -> Tensor:
+    def forward(ctx: Any, target: Tensor, source: Tensor, edges: Adjacency) -> Tensor:
         ctx.edges = edges
         ctx.save_for_backward(target, source)
         too_many = len(edges.column) > edges.shape[0] * edges.shape[1]  # torch has no such pattern
@@ -188,7 +116,7 @@ class _PairScores(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(
-        ctx: Any, source: Tensor, target: Tensor, att: Tensor, edges: SortedEdges, slope: float
+        ctx: Any, source: Tensor, target: Tensor, att: Tensor, edges: Adjacency, slope: float
     ) -> Tensor:
         ctx.edges, ctx.slope = edges, slope
         ctx.save_for_backward(source, target, att)
@@ -276,7 +204,7 @@ def run_attention(layer: MessagePassing, x: tuple[Tensor, Tensor], edges: Shared
     """
     num_source, num_target = x[0].size(1), x[1].size(1)
     own_loops = bool(getattr(layer, "add_self_loops", False))
-    by_target = SortedEdges.of(edges.edge_index, num_source, num_target, own_loops=own_loops)
+    by_target = adjacency_of(edges.edge_index, num_source, num_target, own_loops=own_loops)
     attend = _Attend(layer, by_target, edges, len(x[0]))
     flat = x[0].flatten(0, 1)
     both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
@@ -296,7 +224,7 @@ class _NotFiniteError(Exception):
 class _Attend:
     """Stand-ins for ``edge_updater`` and ``propagate`` on ``[batch * num_nodes, heads, k]``."""
 
-    def __init__(self, layer: Any, by_target: SortedEdges, edges: SharedEdges, batch: int) -> None:
+    def __init__(self, layer: Any, by_target: Adjacency, edges: SharedEdges, batch: int) -> None:
         self.layer, self.edges, self.batch = snapshot(layer), by_target, batch
         self.needs = [layer.att] if isinstance(layer, GATv2Conv) else []
         self.lost = [

@@ -218,7 +218,7 @@ class _Product:
 
     def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
         x = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
-        x = x.view(self.batch, self.adjacency.num_source, x.size(-1))
+        x = x.view(self.batch, self.adjacency.shape[1], x.size(-1))
         out: Tensor = multiply(self.adjacency, x, weight, loops=loops, root=self.root, **self.kept)
         return out.flatten(0, 1)
 

@@ -60,7 +60,7 @@ def degrees(
     target_kept: Tensor | None = None,
 ) -> Tensor:
     """Number of kept edges into each target, or the sum of their weights, ``[batch, num_target, 1]``."""
-    ones = torch.ones((batch, adjacency.num_source, 1), dtype=dtype, device=adjacency.column.device)
+    ones = torch.ones((batch, adjacency.shape[1], 1), dtype=dtype, device=adjacency.column.device)
     hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
     return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, hidden[0], hidden[1])
 

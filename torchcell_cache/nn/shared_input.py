@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from torchcell_cache.nn.adjacency import Compressed, Matrices
-from torchcell_cache.nn.segments import offsets_of, ranges
+from torchcell_cache.nn.adjacency import Compressed, Matrices, offsets_of, ranges
 
 CANCELS = {torch.float64: 2.0**-8}
 """Share of what was subtracted below which the rest is not trusted; ``2**-26`` for what is not double itself."""
