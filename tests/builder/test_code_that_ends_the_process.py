@@ -164,6 +164,20 @@ def test_a_source_that_cannot_say_what_it_is(
         tc.build(tmp_path, source=Asked(what, action), storage="full", progress=False)
 
 
+@pytest.mark.parametrize("action", [leave(3), give(OSError("gone"))])
+def test_checks_and_updates_say_it_too(tmp_path: Path, action: Callable[[], None]) -> None:
+    for what in ("len", "identity"):
+        found = tc.testing.check_source(Asked(what, action))
+        assert len(found) == 1, found
+        assert "the source, asked" in found[0]
+    found = tc.testing.check_processor(None, Asked("len", action))
+    assert len(found) == 1, found
+    assert "the source, asked" in found[0]
+    tc.build(tmp_path, source=Asked("", action), storage="full", progress=False)
+    with pytest.raises(tc.errors.SourceContractError, match="asked what it is, raised"):
+        tc.update(tmp_path, Asked("identity", action), progress=False)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("action", "text"), [(leave(4), "exited with 4"), (give(OSError("gone")), "gone")])
 def test_a_run_that_does_not_begin(

@@ -29,6 +29,7 @@ from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.graph.fields import graph_digests
+from torchcell_cache.processors.base import asked
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
@@ -137,13 +138,15 @@ def _grow(
         old = Generation.open(root)
         storage = old.manifest.storage
         used = stored_processor(old.manifest) if processor is STORED else processor
-        digests = None if given.base_graph is None else graph_digests(given.base_graph)
+        with asked("the source, asked what it is,"):
+            digests = None if given.base_graph is None else graph_digests(given.base_graph)
         source, order = on_stored_graph(given, old, digests)
         digests = digests if source is given else old.manifest.fingerprint["base_graph"]
         if is_append:
             source = appended(old, source, digests)
             digests = old.manifest.fingerprint["base_graph"]
-        plan = checked_plan(make_plan(source, used, digests), storage)
+        with asked("the source or the processor, asked what it is,"):
+            plan = checked_plan(make_plan(source, used, digests), storage)
         words = {"processor": plan.parts["processor"]}
         words, _ = in_stored_words(old.manifest.fingerprint, words, used, None, lambda: None)
         plan = replace(plan, parts={**plan.parts, **words})

@@ -23,7 +23,7 @@ from torchcell_cache.errors import CacheError, SettingError, UnsupportedValueErr
 from torchcell_cache.graph.compare import first_difference, stores_of, value_difference
 from torchcell_cache.graph.fields import item_digest
 from torchcell_cache.graph.records import graph_digest
-from torchcell_cache.processors.base import Processing, apply_processor, is_interrupt, said
+from torchcell_cache.processors.base import Processing, apply_processor, asked, is_interrupt, said
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.testing import elsewhere
 from torchcell_cache.testing.tiny import tiny_graph, tiny_source
@@ -70,11 +70,16 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
     Returns:
         One sentence per finding, also for what could not be checked; empty if all was checked and all is well.
     """
-    source = as_source(source)
-    chosen = _spread(len(source), n)
+    n = whole_number("n", n)
+    try:
+        with asked("the source, asked what it is,"):
+            source = as_source(source)
+            chosen = _spread(len(source), n)
+            processing = Processing(processor, source.base_graph)
+    except CacheError as error:
+        return [str(error)]
     if not chosen:
         return [f"could not be checked: n={n} samples of a source of {len(source)}"]
-    processing = Processing(processor, source.base_graph)
     problems: list[str] = []
     items: dict[int, Any] = {}
     graphs = []
@@ -135,16 +140,20 @@ def check_source(source: Any, n: int = 8) -> list[str]:
     """
     problems: list[str] = []
     identity = None
+    n = whole_number("n", n)
     try:
-        source = as_source(source)
+        with asked("the source, asked what it is,"):
+            source = as_source(source)
+            chosen = _spread(len(source), n)
     except CacheError as error:
         return [str(error)]
     try:
-        identity = canonical_json(source.identity())
+        with asked("the source, asked for its identity,"):
+            identity = canonical_json(source.identity())
     except CacheError as error:
         problems.append(str(error))
     before = _base_digest(source)
-    for index in _spread(len(source), n):
+    for index in chosen:
         problems += [f"sample {index}: {text}" for text in _check_item(source, index)]
     try:
         _ = source[len(source)]
@@ -161,7 +170,7 @@ def check_source(source: Any, n: int = 8) -> list[str]:
 
 
 def _spread(count: int, n: int) -> list[int]:
-    n = min(whole_number("n", n), count)
+    n = min(n, count)
     return sorted({k * (count - 1) // max(n - 1, 1) for k in range(n)})
 
 
