@@ -170,6 +170,8 @@ def test_checks_and_updates_say_it_too(tmp_path: Path, action: Callable[[], None
         found = tc.testing.check_source(Asked(what, action))
         assert len(found) == 1, found
         assert "the source, asked" in found[0]
+    found = tc.testing.check_source(PygSource(Ended(action), version="1"), n=COUNT)
+    assert [line for line in found if line.startswith(f"sample {BAD}: reading it raised")] == found, found
     found = tc.testing.check_processor(None, Asked("len", action))
     assert len(found) == 1, found
     assert "the source, asked" in found[0]

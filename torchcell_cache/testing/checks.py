@@ -154,7 +154,11 @@ def check_source(source: Any, n: int = 8) -> list[str]:
         problems.append(str(error))
     before = _base_digest(source)
     for index in chosen:
-        problems += [f"sample {index}: {text}" for text in _check_item(source, index)]
+        try:
+            with asked("reading it"):
+                problems += [f"sample {index}: {text}" for text in _check_item(source, index)]
+        except CacheError as error:
+            problems.append(f"sample {index}: {error}")
     try:
         _ = source[len(source)]
         problems.append(f"source[{len(source)}] is beyond the end and raises nothing, expected IndexError")
