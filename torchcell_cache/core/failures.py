@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from torchcell_cache.core.urls import how_to_log_in
+from torchcell_cache.errors import CacheError, RemoteAccessError, RemoteUnavailableError, SettingError
+
 GONE, ACCESS, TRANSIENT, WRONG, USAGE = "gone", "access", "transient", "wrong", "usage"
 
 _ACCESS_NAMES = {
@@ -67,6 +70,19 @@ def text_of(error: BaseException) -> str:
     for pattern in _SECRETS:
         text = pattern.sub(lambda match: f"{match[1] if match.re.groups else ''}[hidden]", text)
     return text
+
+
+def server_error(error: BaseException, action: str, label: str, protocol: str, tried: str = "") -> CacheError:
+    """The error for what a server said of an object that may well be there: not allowed, wrongly asked, or no answer."""
+    kind, text = kind_of(error), text_of(error)
+    if kind == ACCESS:
+        fix = how_to_log_in(protocol)
+        return RemoteAccessError(f"not allowed to {action} {label} ({text})", path=label, fix=fix)
+    said = f"cannot {action} {label}: {tried}{text}"
+    if kind == USAGE:
+        return SettingError(said, path=label, fix="check the address and storage_options")
+    again = "check network and endpoint, then run the same again: what has arrived is kept"
+    return RemoteUnavailableError(said, path=label, fix=again)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

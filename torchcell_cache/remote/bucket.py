@@ -16,7 +16,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchcell_cache.core.failures import ACCESS, GONE, TRANSIENT, WRONG, is_short, kind_of, text_of
+from torchcell_cache.core.failures import (
+    ACCESS,
+    GONE,
+    TRANSIENT,
+    WRONG,
+    is_short,
+    kind_of,
+    server_error,
+    text_of,
+)
 from torchcell_cache.core.files import (
     fsync_file,
     make_dirs_durable,
@@ -25,12 +34,10 @@ from torchcell_cache.core.files import (
     storage_errors,
     temp_path,
 )
-from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, how_to_log_in, protocol_of
+from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, protocol_of
 from torchcell_cache.errors import (
     CacheError,
     CorruptShardError,
-    RemoteAccessError,
-    RemoteUnavailableError,
     SettingError,
     StorageLostError,
     install_line,
@@ -198,38 +205,18 @@ class Bucket:
         raise AssertionError
 
     def _error(self, kind: str, error: Exception, action: str, name: str) -> CacheError:
-        label = self.label(name)
+        label, said = self.label(name), text_of(error)
+        if kind == WRONG:
+            text = f"{label}: {ATTEMPTS} times other bytes than the server's checksum says ({said})"
+            return CorruptShardError(text, path=label, fix=self.push_again)
+        if kind == GONE:
+            text, fix = f"cannot {action} {label}: {said}", "create the bucket, or check its name"
+            return StorageLostError(text, path=label, fix=fix)
         if kind == ACCESS:
             with _LOCK:
                 _SYSTEMS.pop(self._key, None)  # the next one looks for credentials anew
-            return RemoteAccessError(
-                f"not allowed to {action} {label} ({text_of(error)})",
-                path=label,
-                fix=how_to_log_in(self.protocol),
-            )
-        if kind == WRONG:
-            return CorruptShardError(
-                f"{label}: {ATTEMPTS} times other bytes than the server's checksum says ({text_of(error)})",
-                path=label,
-                fix=self.push_again,
-            )
-        if kind == TRANSIENT:
-            return RemoteUnavailableError(
-                f"cannot {action} {label}: {ATTEMPTS} tries ended in {text_of(error)}",
-                path=label,
-                fix="check network and endpoint, then run the same again: what has arrived is kept",
-            )
-        if kind == GONE:
-            return StorageLostError(
-                f"cannot {action} {label}: {text_of(error)}",
-                path=label,
-                fix="create the bucket, or check its name",
-            )
-        return SettingError(
-            f"cannot {action} {label}: {text_of(error)}",
-            path=label,
-            fix="check the address and storage_options",
-        )
+        tried = f"{ATTEMPTS} tries ended in " if kind == TRANSIENT else ""
+        return server_error(error, action, label, self.protocol, tried)
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:

@@ -22,13 +22,13 @@ import numpy as np
 
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
 from torchcell_cache.core.hints import USED_NAME
-from torchcell_cache.errors import CacheError, CorruptShardError, StorageLostError
+from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import FileEntry, Manifest, processed_dir
 from torchcell_cache.store.records import close_file
 from torchcell_cache.store.shard_entry import FILE_NAMES
-from torchcell_cache.store.stamps import ensure_verified
+from torchcell_cache.store.stamps import is_verified
 
 LOCK_NAME = ".files.lock"
 _FETCH = 1 << 40
@@ -161,11 +161,7 @@ class LocalCache:
             return False
 
     def _is_whole(self, entry: FileEntry) -> bool:
-        try:
-            ensure_verified(self.directory / entry.name, entry.size, entry.xxh3)
-        except CorruptShardError:
-            return False
-        return True
+        return is_verified(self.directory / entry.name, entry)
 
     def _note(self, name: str, held: bool) -> None:
         with self._changing:

@@ -29,10 +29,10 @@ from torchcell_cache.core.files import (
 )
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import BuilderLock, read_status
-from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, human_seconds
 from torchcell_cache.core.urls import checked_url, is_url, local_path, refuse_inside
 from torchcell_cache.errors import CacheError, UnsafeContentError
-from torchcell_cache.remote.transfer import Origin, check_space, fill, missing_files, write_rest
+from torchcell_cache.remote.transfer import Origin, complete, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.status import wait_for_store
@@ -148,22 +148,17 @@ def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: 
     # A published copy is mended in place, file by file: whoever reads it keeps the files that are open.
     partial_name = target.with_name(f".partial-{target.name}")
     work = target if target.is_dir() else partial_name if alone else temp_path(target)
-    wanted = missing_files(manifest, work)
-    check_space(wanted, target.parent)
-    total = sum(entry.size for entry in wanted)
-    make_dirs_durable(processed_dir(work))
-    source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
-    write_atomic(work / LEASE_NAME, json.dumps(source).encode())
-    with Progress(total, 0, None, enabled=say.enabled, what=f"stage {target.name}", unit="bytes") as meter:
-        fill(manifest, work, wanted, origin, meter)
+
+    def begin() -> None:
+        make_dirs_durable(processed_dir(work))
+        source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
+        write_atomic(work / LEASE_NAME, json.dumps(source).encode())
+
+    said = complete(manifest, work, origin, say, f"stage {target.name}", target, begin)
     write_rest(manifest, work)
     if work != target:
         _publish(manifest, work, target)
-    seconds = time.perf_counter() - begun
-    rate = human_bytes(total / max(seconds, 1e-9))
-    say(
-        f"staged {human_bytes(total)} in {len(wanted)} files to {target} in {human_seconds(seconds)} ({rate}/s)"
-    )
+    say(f"staged {said}")
 
 
 def _is_whole(manifest: Manifest, target: Path) -> bool:

@@ -38,21 +38,6 @@ DOWNLOADS = ("lazy", "all")
 _PAUSES_S = 0.5, 10.0
 
 
-class _GoneStream(Stream):
-    """A stream whose object may have been removed since the manifest was read."""
-
-    def __init__(self, bucket: Bucket, manifest: Manifest, entry: FileEntry) -> None:
-        super().__init__(bucket, object_name(manifest, entry.name), entry.size)
-        self._manifest = manifest
-
-    def read(self, size: int = -1) -> bytes:
-        """See :meth:`Stream.read`."""
-        try:
-            return super().read(size)
-        except FileNotFoundError:
-            raise _lost(self.bucket, self._manifest, self.name) from None
-
-
 class RemoteFiles:
     """Brings files of one generation to this node when they are asked for.
 
@@ -201,13 +186,16 @@ def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
 
 def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:
     """The files of a generation at an address."""
-    sizes = {e.name: e for e in (*manifest.files, *(s.file for s in manifest.shards))}
+    sizes = {e.name: e.size for e in (*manifest.files, *(s.file for s in manifest.shards))}
 
     def fetch(name: str) -> BinaryIO:
-        return cast("BinaryIO", _GoneStream(bucket, manifest, sizes[name]))
+        return cast("BinaryIO", Stream(bucket, object_name(manifest, name), sizes[name]))
+
+    def gone(name: str) -> CacheError:
+        return _lost(bucket, manifest, object_name(manifest, name))
 
     place = bucket.label(f"{PROCESSED_NAME}/{manifest.generation}")
-    return Origin(place, fetch, bucket.push_again, attempts=ATTEMPTS, threads=THREADS)
+    return Origin(place, fetch, bucket.push_again, attempts=ATTEMPTS, threads=THREADS, gone=gone)
 
 
 def object_name(manifest: Manifest, name: str) -> str:
@@ -221,12 +209,9 @@ def _parsed(bucket: Bucket, name: str) -> Manifest:
             return Manifest.from_bytes(bucket.read(name), path=bucket.label(name))
         except (CorruptManifestError, CorruptShardError) as error:
             if not left:
-                text = str(error).splitlines()[0]
-                raise CorruptManifestError(
-                    f"{bucket.label(name)}: {text}",
-                    path=bucket.label(name),
-                    fix=bucket.push_again,
-                ) from None
+                label = bucket.label(name)
+                text = f"{label}: {str(error).splitlines()[0]}"
+                raise CorruptManifestError(text, path=label, fix=bucket.push_again) from None
     raise AssertionError
 
 

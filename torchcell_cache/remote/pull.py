@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 from torchcell_cache.builder.publishing import Publisher, publishing
 from torchcell_cache.core.checks import truth
 from torchcell_cache.core.fingerprint import explain
-from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path, refuse_inside
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
-from torchcell_cache.remote.transfer import check_space, fill, missing_files, write_rest
+from torchcell_cache.remote.transfer import complete, write_rest
 from torchcell_cache.store.manifest import Manifest, read_manifest
 
 
@@ -49,8 +48,8 @@ def pull(
         StorageError: If there is no room, or the object store cannot be reached.
         SettingError: If the address or an option cannot be used.
     """
-    overwrite, progress = truth("overwrite", overwrite), truth("progress", progress)
-    where, bucket, say = local_path(root), Bucket(url, storage_options), Console(progress)
+    overwrite, say = truth("overwrite", overwrite), Console(truth("progress", progress))
+    where, bucket = local_path(root), Bucket(url, storage_options)
     refuse_inside(where, bucket.url, "root")
     manifest = remote_manifest(bucket, wait)
     _current(where, manifest, overwrite)
@@ -60,21 +59,13 @@ def pull(
 
 
 def _bring(bucket: Bucket, manifest: Manifest, publisher: Publisher, overwrite: bool) -> None:
-    begun, root, say = time.perf_counter(), publisher.root, publisher.console
+    root, say = publisher.root, publisher.console
     current = _current(root, manifest, overwrite)
-    wanted = missing_files(manifest, root)
-    check_space(wanted, root)
-    total = sum(entry.size for entry in wanted)
-    with Progress(total, 0, None, enabled=say.enabled, what=f"pull {bucket.url}", unit="bytes") as meter:
-        fill(manifest, root, wanted, remote_origin(bucket, manifest), meter)
+    said = complete(manifest, root, remote_origin(bucket, manifest), say, f"pull {bucket.url}")
     write_rest(manifest, root, publish=False)
     if not publisher.replace(manifest, current):
         _current(root, manifest, overwrite=False)  # without locks somebody else may have been first
-    seconds = time.perf_counter() - begun
-    say(
-        f"pulled {human_bytes(total)} in {len(wanted)} files to {root} in {human_seconds(seconds)} "
-        f"({human_bytes(total / max(seconds, 1e-9))}/s)"
-    )
+    say(f"pulled {said}")
 
 
 def _current(root: Path, manifest: Manifest, overwrite: bool) -> Manifest | None:

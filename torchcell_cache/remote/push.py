@@ -20,7 +20,7 @@ from typing import Any
 from torchcell_cache.core.checks import truth
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import PROCESSED_NAME
-from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path, refuse_inside
 from torchcell_cache.errors import (
     CacheError,
@@ -31,7 +31,7 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
-from torchcell_cache.remote.transfer import entries_of
+from torchcell_cache.remote.transfer import entries_of, moved
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -75,26 +75,20 @@ def push(
         RemoteUnavailableError: If it does not answer; the same call goes on where it was.
         SettingError: If the address or an option cannot be used.
     """
-    overwrite, force, progress = (
-        truth("overwrite", overwrite),
-        truth("force", force),
-        truth("progress", progress),
-    )
-    where, bucket, say = local_path(root), Bucket(url, storage_options), Console(progress)
+    overwrite, force = truth("overwrite", overwrite), truth("force", force)
+    where, bucket, say = local_path(root), Bucket(url, storage_options), Console(truth("progress", progress))
     if bucket.protocol == "file":
         refuse_inside(Path(bucket.url.partition("://")[2]), where, "url")
     generation = open_with_lease(where)
-    return _Push(bucket, generation, force, progress, say).run(overwrite)
+    return _Push(bucket, generation, force, say).run(overwrite)
 
 
 class _Push:
     """One push."""
 
-    def __init__(
-        self, bucket: Bucket, generation: Generation, force: bool, progress: bool, say: Console
-    ) -> None:
+    def __init__(self, bucket: Bucket, generation: Generation, force: bool, say: Console) -> None:
         self.bucket, self.directory, self.manifest = bucket, generation.directory, generation.manifest
-        self.force, self.progress, self.say = force, progress, say
+        self.force, self.say = force, say
         self.remote = f"{PROCESSED_NAME}/{self.manifest.generation}"
         self.turn, self.last_ledger = threading.Lock(), time.monotonic()
         self.done: dict[str, str] = {}
@@ -107,7 +101,7 @@ class _Push:
         there = self.bucket.sizes(self.remote)
         wanted = [e for e in entries_of(self.manifest) if not self._is_there(e, there)]
         meter = Progress(
-            sum(e.size for e in wanted), 0, None, enabled=self.progress, what="push", unit="bytes"
+            sum(e.size for e in wanted), 0, None, enabled=self.say.enabled, what="push", unit="bytes"
         )
         try:
             self._put_all(wanted, self._sharable(published), meter)
@@ -118,11 +112,8 @@ class _Push:
         if self.force or published is None or published.to_bytes() != data:
             self.bucket.put(data, f"{self.remote}/{GENERATION_MANIFEST}")
             self.bucket.put(data, _PUBLISHED)
-        seconds, total = time.perf_counter() - begun, sum(e.size for e in wanted)
-        self.say(
-            f"pushed {human_bytes(total)} in {len(wanted)} files to {self.bucket.url} in {human_seconds(seconds)} "
-            f"({human_bytes(total / max(seconds, 1e-9))}/s); {len(entries_of(self.manifest)) - len(wanted)} were there"
-        )
+        there_before = len(entries_of(self.manifest)) - len(wanted)
+        self.say(f"pushed {moved(wanted, self.bucket.url, begun)}; {there_before} were there")
         return self.bucket.url
 
     def _published(self) -> Manifest | None:

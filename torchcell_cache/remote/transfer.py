@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -28,10 +29,11 @@ from torchcell_cache.core.files import (
     temp_path,
     write_atomic,
 )
+from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.errors import CacheError, CorruptShardError, StorageFullError, StorageLostError
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, write_sidecar
-from torchcell_cache.store.stamps import ensure_verified, stamp
+from torchcell_cache.store.stamps import is_verified, stamp
 
 Fetch = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens one file of the generation by name, to be read once from its beginning."""
@@ -49,6 +51,7 @@ class Origin:
         fix: What to type if it does not hold what the manifest says.
         attempts: How often a file is fetched that arrives with other bytes; more than once where a network is between.
         threads: Files fetched at a time.
+        gone: The error for a file that is not there any more.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Origin:
     fix: str
     attempts: int = 1
     threads: int = 4
+    gone: Callable[[str], CacheError] | None = None
 
 
 def entries_of(manifest: Manifest) -> list[FileEntry]:
@@ -66,13 +70,7 @@ def entries_of(manifest: Manifest) -> list[FileEntry]:
 def missing_files(manifest: Manifest, root: Path) -> list[FileEntry]:
     """Files that are not there or not whole; sizes and, unless this node has checked them before, digests are compared."""
     directory = processed_dir(root) / manifest.generation
-    missing = []
-    for entry in entries_of(manifest):
-        try:
-            ensure_verified(directory / entry.name, entry.size, entry.xxh3)
-        except (CorruptShardError, StorageLostError):
-            missing.append(entry)
-    return missing
+    return [e for e in entries_of(manifest) if not is_verified(directory / e.name, e)]
 
 
 def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:
@@ -90,17 +88,45 @@ def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:
         )
 
 
+def complete(
+    manifest: Manifest,
+    root: Path,
+    origin: Origin,
+    say: Console,
+    what: str,
+    place: Path | None = None,
+    begin: Callable[[], Any] = lambda: None,
+) -> str:
+    """Bring what is missing of a copy at ``root``, called ``place``; what it was and how long it took, in words.
+
+    ``begin`` is called once there is room for it.
+    """
+    begun, place = time.perf_counter(), place or root
+    wanted = missing_files(manifest, root)
+    check_space(wanted, place if root == place else place.parent)
+    begin()
+    total = sum(entry.size for entry in wanted)
+    meter = Progress(total, 0, None, enabled=say.enabled, what=what, unit="bytes")
+    try:
+        fill(manifest, root, wanted, origin, meter)
+    finally:
+        meter.close("complete")
+    return moved(wanted, str(place), begun)
+
+
+def moved(files: Sequence[FileEntry], where: str, begun: float) -> str:
+    """How much was moved, where to, how fast."""
+    total, seconds = sum(entry.size for entry in files), time.perf_counter() - begun
+    rate = human_bytes(total / max(seconds, 1e-9))
+    return f"{human_bytes(total)} in {len(files)} files to {where} in {human_seconds(seconds)} ({rate}/s)"
+
+
 def fill(
     manifest: Manifest, root: Path, wanted: list[FileEntry], origin: Origin, note: Callable[[int], None]
 ) -> None:
     """Bring files to ``root``, several at a time; each appears under its name once its digests are right.
 
-    Args:
-        manifest: The manifest.
-        root: Root of the copy.
-        wanted: Which of its files.
-        origin: Where they come from.
-        note: Told the number of bytes since its last call, by one thread at a time.
+    ``note`` is told the number of bytes since its last call, by one thread at a time.
 
     Raises:
         CorruptShardError: If the origin does not hold what the manifest says.
@@ -188,9 +214,9 @@ def _at_origin(entry: FileEntry, origin: Origin) -> Iterator[None]:
     except CacheError:
         raise
     except FileNotFoundError as error:
-        raise CorruptShardError(
-            f"{entry.name} is missing at {origin.name} ({error})", path=origin.name, fix=origin.fix
-        ) from None
+        text = f"{entry.name} is missing at {origin.name} ({error})"
+        missing = CorruptShardError(text, path=origin.name, fix=origin.fix)
+        raise (missing if origin.gone is None else origin.gone(entry.name)) from None
 
 
 def _stream(

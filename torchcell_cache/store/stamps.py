@@ -21,7 +21,7 @@ import xxhash
 
 from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_errors
-from torchcell_cache.errors import CorruptShardError
+from torchcell_cache.errors import CorruptShardError, StorageLostError
 from torchcell_cache.store.manifest import Manifest
 from torchcell_cache.store.shard_entry import FileEntry
 
@@ -118,6 +118,15 @@ def ensure_verified(path: str | Path, size: int, digest: str) -> None:
             stat_whole(path, size)
             raise
     stamp(path, digest)
+
+
+def is_verified(path: str | Path, entry: FileEntry) -> bool:
+    """Whether :func:`ensure_verified` finds nothing wrong."""
+    try:
+        ensure_verified(path, entry.size, entry.xxh3)
+    except (CorruptShardError, StorageLostError):
+        return False
+    return True
 
 
 class Fetcher(Protocol):

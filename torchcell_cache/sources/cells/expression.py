@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.cells.transpose import Rows
+from torchcell_cache.sources.cells.rows import Rows
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32."""

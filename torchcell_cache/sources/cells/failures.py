@@ -9,11 +9,9 @@ from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
 from torchcell_cache.core.storage_errors import storage_error
-from torchcell_cache.core.urls import PROTOCOLS, how_to_log_in, protocol_of
+from torchcell_cache.core.urls import PROTOCOLS, protocol_of
 from torchcell_cache.errors import (
     CacheError,
-    RemoteAccessError,
-    RemoteUnavailableError,
     SettingError,
     SourceContractError,
     StorageFullError,
@@ -131,25 +129,15 @@ def _of_hdf5(url: str, error: OSError) -> SourceContractError:
 def _of_server(url: str, error: Exception) -> CacheError:
     from torchcell_cache.core import failures
 
-    kind, text = failures.kind_of(error), failures.text_of(error)
     protocol = protocol_of(url)
     if isinstance(error, ImportError):
         extra = PROTOCOLS.get(protocol)
         fix = install_line(extra) if extra else "pip install the package that the message names"
-        return SettingError(f"{url}: {text}", path=url, fix=fix)
-    if kind == failures.ACCESS:
-        return RemoteAccessError(f"not allowed to read {url} ({text})", path=url, fix=how_to_log_in(protocol))
-    if (
-        kind == failures.GONE and "Connect" not in type(error.__cause__).__name__
-    ):  # fsspec's words for a dead server
+        return SettingError(f"{url}: {failures.text_of(error)}", path=url, fix=fix)
+    dead = "Connect" in type(error.__cause__).__name__  # fsspec calls what it cannot reach missing
+    if failures.kind_of(error) == failures.GONE and not dead:
         return missing_file(url)
-    if kind == failures.USAGE:
-        return SettingError(
-            f"cannot read {url}: {text}", path=url, fix="check the address and storage_options"
-        )
-    return RemoteUnavailableError(
-        f"cannot read {url}: {text}", path=url, fix="check network and endpoint, then run the same again"
-    )
+    return failures.server_error(error, "read", url, protocol)
 
 
 def absent(library: str, error: ImportError) -> SettingError:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.ragged import Int64Array, offsets, segments
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.categories import Coded
 from torchcell_cache.sources.names import NodeNames
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,82 +71,72 @@ class Perturbed:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entries:
-    """The distinct entries of one column: nodes of each, and names that no node has."""
-
-    codes: Int64Array
-    nodes: list[list[int]]
-    foreign: list[list[str]]
-
-
 def read_perturbed(
     url: str, table: dict[str, Any], how: Perturbations, nodes: NodeNames, length: int
 ) -> Perturbed:
-    """Perturbed nodes of each cell of a file; each distinct entry is looked up once.
+    """Perturbed nodes of each cell of a file; each distinct condition is looked up once.
 
     Raises:
         SourceContractError: If an entry is missing or names an unknown gene, unless ``unknown`` says what to do then.
     """
-    everything = np.arange(length, dtype=np.int64)
+    rows = np.arange(length, dtype=np.int64)
     if not how.columns:
-        return Perturbed(np.empty(0, dtype=np.int64), np.zeros(length + 1, dtype=np.int64), {}, everything)
-    found = [
-        _entries(
-            f"{url}: obs column {column!r}",
-            url,
-            Coded.of(table[column], f"{url}: obs column {column!r}"),
-            how,
-            nodes,
-        )
-        for column in how.columns
+        return Perturbed(np.empty(0, dtype=np.int64), np.zeros(length + 1, dtype=np.int64), {}, rows)
+    columns = {f"{url}: obs column {name!r}": table[name] for name in how.columns}
+    coded = {where: Coded.of(column, where) for where, column in columns.items()}
+    key = np.zeros(length, dtype=np.int64)
+    for where, column in coded.items():
+        _refuse_blank(where, url, column.codes < 0, how)
+        key = np.unique(key * (len(column.values) + 1) + column.codes + 1, return_inverse=True)[1].reshape(-1)
+    _, first = np.unique(key, return_index=True)
+    names = {where: column.names() for where, column in coded.items()}
+    texts = [
+        {
+            where: names[where][column.codes[cell]]
+            for where, column in coded.items()
+            if column.codes[cell] >= 0
+        }
+        for cell in first.tolist()
     ]
-    owners, ids = zip(*(_spread(part.codes, part.nodes) for part in found), strict=True)
-    pairs = np.unique(np.stack([np.concatenate(owners), np.concatenate(ids)], axis=1), axis=0)
-    odd = np.zeros(length, dtype=np.bool_)
-    for part in found:
-        odd |= np.array([*(bool(names) for names in part.foreign), True], dtype=np.bool_)[part.codes]
-    rows = np.flatnonzero(~odd) if how.unknown == "skip" else everything
-    counts = np.bincount(pairs[:, 0], minlength=length)
-    kept = np.isin(pairs[:, 0], rows)
-    ptr = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts[rows], out=ptr[1:])
-    foreign = {}
-    if how.unknown == "keep":
-        for cell in np.flatnonzero(odd).tolist():
-            names = dict.fromkeys(name for part in found for name in part.foreign[part.codes[cell]])
-            foreign[cell] = tuple(names)
-    notes = _notes(url, how, found, odd, counts)
-    return Perturbed(pairs[kept, 1].copy(), ptr, foreign, rows, notes)
+    found = [_nodes(each, url, how, nodes) for each in texts]
+    foreign = [unknown for _, unknown in found]
+    blank = np.array([len(each) < len(coded) for each in texts], dtype=np.bool_)[key]
+    lost = np.array([bool(unknown) for unknown in foreign], dtype=np.bool_)[key]
+    counts = np.array([len(ids) for ids, _ in found], dtype=np.int64)
+    notes = _notes(
+        url, how, sorted({name for some in foreign for name in some}), blank, lost, counts[key] == 0
+    )
+    kept = {}
+    if how.unknown == "skip":
+        rows = np.flatnonzero(~(blank | lost))
+    elif how.unknown == "keep":
+        kept = {cell: foreign[key[cell]] for cell in np.flatnonzero(lost).tolist()}
+    flat = np.array([node for ids, _ in found for node in ids], dtype=np.int64)
+    return Perturbed(*segments(flat, offsets(counts), key[rows]), kept, rows, notes)
 
 
 def _notes(
-    url: str, how: Perturbations, found: list[_Entries], odd: npt.NDArray[np.bool_], counts: Int64Array
+    url: str, how: Perturbations, names: list[str], blank: Flags, lost: Flags, bare: Flags
 ) -> tuple[str, ...]:
-    """What became of cells whose entry names unknown genes."""
-    if not odd.any():
+    """What became of cells that have no entry, or one that names unknown genes."""
+    if not (blank | lost).any():
         return ()
-    names = sorted({name for part in found for some in part.foreign for name in some})
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    none = np.logical_or.reduce([part.codes < 0 for part in found])
-    said = f"{int(none.sum()):,} of {len(odd):,} cells have no entry" if none.any() else ""
+    said = f"{int(blank.sum()):,} of {len(blank):,} cells have no entry" if blank.any() else ""
     if names:
-        count = (
-            f"{int((odd & ~none).sum()):,} name" if said else f"{int(odd.sum()):,} of {len(odd):,} cells name"
-        )
-        lost = f"{count} {len(names):,} genes that the base graph does not have ({some})"
-        said = f"{said}, {lost}" if said else lost
-    bare = int((odd & (counts == 0)).sum())
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        count = int((lost & ~blank).sum())
+        who = f"{said}, {count:,} name" if said else f"{count:,} of {len(lost):,} cells name"
+        said = f"{who} {len(names):,} genes that the base graph does not have ({some})"
+    alone = int((lost & bare).sum())
     what = {
         "skip": "left out",
-        "drop": f"these genes left out, {bare:,} cells now look unperturbed",
-        "keep": f"nothing is removed for them, {bare:,} cells have no other gene",
+        "drop": f"these genes left out, {alone:,} cells now look unperturbed",
+        "keep": f"nothing is removed for them, {alone:,} cells have no other gene",
     }
     return (f"{url}: {said}: {what[how.unknown]}",)
 
 
-def _entries(where: str, url: str, coded: Coded, how: Perturbations, nodes: NodeNames) -> _Entries:
-    missing = coded.codes < 0
+def _refuse_blank(where: str, url: str, missing: Flags, how: Perturbations) -> None:
     if missing.any() and how.unknown != "skip":
         control = how.control[0] if how.control else "a control"
         raise SourceContractError(
@@ -153,39 +145,28 @@ def _entries(where: str, url: str, coded: Coded, how: Perturbations, nodes: Node
             path=url,
             fix=f'fill them with {control!r}, or unknown="skip" to leave these cells out',
         )
-    used = np.bincount(coded.codes[~missing], minlength=len(coded.values)) > 0  # a category may be of no cell
-    found = [
-        _nodes(where, url, name, how, nodes) if there else ([], [])
-        for name, there in zip(coded.names(), used.tolist(), strict=True)
-    ]
-    return _Entries(coded.codes, [ids for ids, _ in found], [names for _, names in found])
 
 
 def _nodes(
-    where: str, url: str, text: str, how: Perturbations, nodes: NodeNames
-) -> tuple[list[int], list[str]]:
-    """Nodes of one entry, and names in it that no node has."""
-    names = [part.strip() for part in text.split(how.separator)]
-    wanted = [name for name in names if name and name not in how.control]
-    positions = nodes.positions(wanted).tolist()
-    foreign = [name for name, node in zip(wanted, positions, strict=True) if node < 0]
-    if foreign and how.unknown == "error":
-        report = nodes.report(foreign, np.full(len(foreign), -1))
-        raise SourceContractError(
-            f"{where} has {text!r}, and {foreign[0]!r} is neither a node of the base graph "
-            f"nor a control ({', '.join(how.control)})" + (f"; {report.hint}" if report.hint else ""),
-            path=url,
-            fix='separator=..., control=..., aliases={"old name": "node name"}, or unknown="skip" to leave such cells out',
-        )
-    return [node for node in positions if node >= 0], foreign
-
-
-def _spread(codes: Int64Array, lists: list[list[int]]) -> tuple[Int64Array, Int64Array]:
-    """The items of each cell's entry: the cell and the item, ``[sum of counts] int64`` each."""
-    counts = np.array([*(len(items) for items in lists), 0], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
-    flat = np.array([item for items in lists for item in items], dtype=np.int64)
-    per_cell = counts[codes]
-    shift = np.repeat(starts[codes] - np.cumsum(per_cell) + per_cell, per_cell)
-    owner = np.repeat(np.arange(len(codes), dtype=np.int64), per_cell)
-    return owner, flat[shift + np.arange(int(per_cell.sum()))]
+    texts: dict[str, str], url: str, how: Perturbations, nodes: NodeNames
+) -> tuple[list[int], tuple[str, ...]]:
+    """Nodes of one condition, ascending, and names in it that no node has."""
+    ids: set[int] = set()
+    unknown: dict[str, None] = {}
+    for where, text in texts.items():
+        names = [part.strip() for part in text.split(how.separator)]
+        wanted = [name for name in names if name and name not in how.control]
+        positions = nodes.positions(wanted).tolist()
+        foreign = [name for name, node in zip(wanted, positions, strict=True) if node < 0]
+        if foreign and how.unknown == "error":
+            report = nodes.report(foreign, np.full(len(foreign), -1))
+            raise SourceContractError(
+                f"{where} has {text!r}, and {foreign[0]!r} is neither a node of the base graph "
+                f"nor a control ({', '.join(how.control)})" + (f"; {report.hint}" if report.hint else ""),
+                path=url,
+                fix='separator=..., control=..., aliases={"old name": "node name"}, or unknown="skip" to leave '
+                "such cells out",
+            )
+        ids.update(node for node in positions if node >= 0)
+        unknown |= dict.fromkeys(foreign)
+    return sorted(ids), tuple(unknown)

@@ -1,23 +1,77 @@
-"""Runs of consecutive cells of a matrix in a file, as canonical CSR, in bounded memory."""
+"""Runs of consecutive cells of a matrix in a file, as canonical CSR, in bounded memory.
+
+A cell of a CSC matrix is spread over the whole file. One pass over the file, in blocks of bounded size, appends every
+element to the bucket of its cell on disk; a bucket is small enough to be sorted in memory. Two passes over the data in
+all, and temporary space of 16 bytes or so per element.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.cells.failures import temporary_files
 from torchcell_cache.sources.cells.files import CellFile
-from torchcell_cache.sources.cells.h5ad import form_of
-from torchcell_cache.sources.cells.transpose import Rows, Transposed, canonical
+from torchcell_cache.sources.cells.h5ad import form_of, needs
 
 MAX_CELLS = 2_048
 MAX_ELEMENTS = 2_000_000
 """Bounds of one run: cells, and elements read (nonzero ones of sparse matrices, all of dense ones)."""
+_BLOCK = 2_000_000
+_BUCKET = 2_000_000
+
+
+class Rows(NamedTuple):
+    """Consecutive cells; indices ascend within a cell and are unique.
+
+    Attributes:
+        start: Number of the first cell in its file.
+        ptr: ``[num_cells + 1] int64``.
+        columns: Variable of each element, ``[nnz] int64``.
+        values: ``[nnz]``, of the file's dtype; explicit zeros may occur.
+    """
+
+    start: int
+    ptr: Int64Array
+    columns: Int64Array
+    values: npt.NDArray[Any]
+
+
+def canonical(
+    start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int, url: str
+) -> Rows:
+    """Rows with ascending, unique columns; an element named twice counts as the sum, as scipy has it.
+
+    Raises:
+        SourceContractError: If the matrix is damaged.
+    """
+    if bool((np.diff(ptr) < 0).any()) or len(columns) != ptr[-1] or len(values) != len(columns):
+        raise SourceContractError(f"{url}: row pointers from cell {start} on do not fit the matrix", path=url)
+    if len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < width:
+        raise SourceContractError(
+            f"{url}: cells from {start} on name variables outside 0..{width - 1}", path=url
+        )
+    rises = np.ones(len(columns), dtype=np.bool_)
+    rises[1:] = columns[1:] > columns[:-1]
+    rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
+    if not bool(rises.all()):
+        found = needs("scipy.sparse").csr_matrix(
+            (values, columns, ptr), shape=(len(ptr) - 1, width), copy=True
+        )
+        found.sum_duplicates()
+        ptr, columns, values = found.indptr.astype(np.int64), found.indices.astype(np.int64), found.data
+    return Rows(start, ptr, columns, values)
 
 
 class Matrix:
@@ -90,3 +144,79 @@ def _csr_runs(group: Any, start: int, stop: int, matrix: Matrix) -> Iterator[Row
             group["data"][low:high],
         )
         first += count
+
+
+class Transposed:
+    """The buckets of one matrix; removed when this object goes, or at the end of the process that made them.
+
+    Args:
+        group: The HDF5 group of the CSC matrix.
+        shape: Cells and variables.
+        url: Where it lies, for messages.
+    """
+
+    def __init__(self, group: Any, shape: tuple[int, int], url: str) -> None:
+        self.shape, self.url = shape, url
+        indptr = np.asarray(group["indptr"][:], dtype=np.int64)
+        total = int(indptr[-1])
+        if len(indptr) != shape[1] + 1 or total != len(group["data"]) or bool((np.diff(indptr) < 0).any()):
+            raise SourceContractError(f"{url}: column pointers do not fit the matrix", path=url)
+        self.element = np.dtype([("row", "<i8"), ("column", "<i4"), ("value", group["data"].dtype)])
+        buckets = min(max(1, -(-total // _BUCKET)), max(shape[0], 1))
+        self.size = -(-shape[0] // buckets)
+        with temporary_files(f"the cells of {url} ({total * self.element.itemsize:,} bytes)"):
+            self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
+        # finalize() runs in the process that made it only: a forked worker that ends leaves the files alone.
+        self._remove = weakref.finalize(self, _remove, str(self.directory), os.getpid())
+        try:
+            for low in range(0, total, _BLOCK):
+                self._sort_in(group, indptr, low, min(low + _BLOCK, total))
+        except BaseException:
+            self._remove()
+            raise
+
+    def _sort_in(self, group: Any, indptr: Any, low: int, high: int) -> None:
+        rows = np.asarray(group["indices"][low:high], dtype=np.int64)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.shape[0]:
+            raise SourceContractError(f"{self.url}: the matrix names cells it does not have", path=self.url)
+        block = np.empty(high - low, dtype=self.element)
+        block["row"], block["value"] = rows, group["data"][low:high]
+        block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+        bucket = rows // self.size
+        order = np.argsort(bucket, kind="stable")
+        edges = np.searchsorted(bucket[order], np.arange(int(bucket.max(initial=0)) + 2))
+        for number in range(len(edges) - 1):
+            part = order[edges[number] : edges[number + 1]]
+            if len(part):
+                path = self.directory / str(number)
+                with temporary_files(f"the cells of {self.url}"), path.open("ab", buffering=0) as file:
+                    _write(file, block[part])
+
+    def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
+        """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
+        for number in range(start // self.size, -(-stop // self.size)):
+            path = self.directory / str(number)
+            found = (
+                np.fromfile(path, dtype=self.element) if path.exists() else np.empty(0, dtype=self.element)
+            )
+            found = found[np.argsort(found["row"], kind="stable")]  # columns ascend already
+            first, last = max(start, number * self.size), min(stop, (number + 1) * self.size)
+            for low in range(first, last, max_cells):
+                high = min(low + max_cells, last)
+                edges = np.searchsorted(found["row"], np.arange(low, high + 1))
+                part = found[edges[0] : edges[-1]]
+                columns = part["column"].astype(np.int64)
+                values = np.ascontiguousarray(part["value"])
+                yield canonical(low, edges - edges[0], columns, values, self.shape[1], self.url)
+
+
+def _write(file: Any, elements: npt.NDArray[Any]) -> None:
+    """All of them: a raw file may take a part, and ``tofile`` does not say why it wrote less."""
+    left = memoryview(elements.tobytes())
+    while len(left):
+        left = left[file.write(left) :]
+
+
+def _remove(directory: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(directory, ignore_errors=True)

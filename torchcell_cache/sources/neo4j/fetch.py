@@ -7,11 +7,11 @@ it returns first are compared with the stored ones by digest instead of being st
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Progress, human_bytes
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError
 from torchcell_cache.sources.neo4j.experiments import Columns
-from torchcell_cache.sources.neo4j.raw import MANIFEST_NAME, RawRecords, RawWriter, raw_dir
+from torchcell_cache.sources.neo4j.raw import MANIFEST_NAME, RawRecords, RawWriter, raw_dir, rows_digest
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.neo4j.driver import Login
@@ -118,15 +118,12 @@ class _Fetch:
     def _behind_stored(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Rows after the stored ones, which must come again as they are stored."""
         for entry in list(self.writer.entries):
-            hasher = hashlib.sha256()
-            for number in range(entry.start, entry.stop):
-                row = next(rows, None)
-                if row is None:
-                    raise self._changed(f"{number:,} rows, {self.writer.num_records:,} were stored")
-                self.heard = True
-                body, _ = self._encode(row)
-                hasher.update(len(body).to_bytes(8, "little") + body)
-            if hasher.hexdigest() != entry.stats["rows"]:
+            bodies = [self._encode(row)[0] for row in islice(rows, entry.stop - entry.start)]
+            if len(bodies) < entry.stop - entry.start:
+                raise self._changed(
+                    f"{entry.start + len(bodies):,} rows, {self.writer.num_records:,} were stored"
+                )
+            if rows_digest(bodies) != entry.stats["rows"]:
                 raise self._changed(f"other rows at {entry.start:,} to {entry.stop:,}")
         yield from rows
 
@@ -138,7 +135,6 @@ class _Fetch:
         )
 
     def _take(self, row: Row) -> None:
-        self.heard = True
         body, row_id = self._encode(row)
         if self.by_id and not _follows(
             row_id, self.parameters["after"] if self.last_id is None else self.last_id
@@ -162,6 +158,7 @@ class _Fetch:
 
     def _encode(self, row: Row) -> tuple[bytes, Any]:
         """The raw record of a row, and its id."""
+        self.heard = True
         wanted = ("e",) if self.columns is None else self.columns.names
         if missing := [name for name in wanted if name not in row]:
             raise SettingError(f"the query returns the columns {list(row)}, not {missing}", fix=_FIX)

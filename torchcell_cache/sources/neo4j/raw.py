@@ -102,33 +102,19 @@ class RawWriter:
             except CacheError:
                 entry = None
             start = entries[-1].stop if entries else 0
-            if (
-                entry is None
-                or entry.start != start
-                or entry.seed != self.seed
-                or not is_whole(self.directory / entry.file.name, entry.file)
-            ):
+            if entry is None or (entry.start, entry.seed) != (start, self.seed):
+                break
+            if not is_whole(self.directory / entry.file.name, entry.file):
                 break
             entries.append(entry)
-        for path in self.directory.glob(
-            "shard-*.json"
-        ):  # sidecars first: they are what declares a shard finished
-            if path not in {sidecar_path(self.directory, entry.index) for entry in entries}:
+        finished = {sidecar_path(self.directory, entry.index) for entry in entries}
+        for path in self.directory.glob("shard-*.json"):  # they are what declares a shard finished
+            if path not in finished:
                 path.unlink()
         return entries
 
     def append(self, bodies: Sequence[bytes], last_id: Any) -> None:
-        """Commit records as one more shard.
-
-        Args:
-            bodies: Records, in order; nothing happens if there are none.
-            last_id: Id of the last of them.
-
-        Raises:
-            StorageError: If the file system refuses.
-        """
-        if not bodies:
-            return
+        """Commit records, in order and at least one, as one more shard."""
         index, start = len(self.entries), self.num_records
         target = self.directory / shard_name(index)
         records, sums = envelope.seal(bodies, start, self.seed)
@@ -144,15 +130,9 @@ class RawWriter:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        entry = ShardEntry(
-            index=index,
-            start=start,
-            stop=start + len(bodies),
-            file=FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3),
-            seed=self.seed,
-            sums=sums,
-            stats={"last_id": last_id, "rows": rows_digest(bodies)},
-        )
+        file = FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3)
+        stats = {"last_id": last_id, "rows": rows_digest(bodies)}
+        entry = ShardEntry(index, start, start + len(bodies), file, self.seed, sums, stats=stats)
         write_sidecar(self.directory, entry)
         stamp(target, xxh3)
         self.entries.append(entry)
