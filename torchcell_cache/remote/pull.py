@@ -9,13 +9,12 @@ from typing import Any
 
 from torchcell_cache.builder.publishing import Publisher, publishing
 from torchcell_cache.core.checks import truth
-from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path, refuse_inside
-from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError, StaleCacheError
+from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
-from torchcell_cache.remote.transfer import complete, write_rest
+from torchcell_cache.remote.transfer import another_store, complete, write_rest
 from torchcell_cache.store.manifest import Manifest, read_manifest
 
 
@@ -81,13 +80,6 @@ def _current(root: Path, manifest: Manifest, overwrite: bool) -> Manifest | None
     if current.content_digest == manifest.content_digest and current.generation == manifest.generation:
         return current
     if current.generation == manifest.generation or not overwrite:
-        lines = explain(current.fingerprint, manifest.fingerprint) or [
-            "the same inputs, built or repaired again"
-        ]
         again = "" if current.generation == manifest.generation else "pull ... overwrite=true, or "
-        raise StaleCacheError(
-            f"{root} holds another store ({current.num_samples:,} samples):\n    " + "\n    ".join(lines),
-            path=root,
-            fix=f"{again}choose another root",
-        )
+        raise another_store(root, current, manifest, f"{again}choose another root")
     return current

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.core.checks import truth
-from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path, refuse_inside
@@ -31,7 +30,7 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
-from torchcell_cache.remote.transfer import entries_of, moved
+from torchcell_cache.remote.transfer import another_store, entries_of, moved
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -145,18 +144,12 @@ class _Push:
                 path=self.bucket.url,
                 fix="push to another prefix",
             )
-        if overwrite:
-            return
-        lines = explain(published.fingerprint, ours.fingerprint) or [
-            "the same inputs, built or repaired again"
-        ]
-        raise StaleCacheError(
-            f"{self.bucket.url} holds another store ({published.num_samples:,} samples, {published.generation}):\n    "
-            + "\n    ".join(lines),
-            path=self.bucket.url,
-            fix="push ... overwrite=true publishes this one instead (those who read the other one can go on), "
-            "or choose another prefix",
-        )
+        if not overwrite:
+            fix = (
+                "push ... overwrite=true publishes this one instead (those who read the other one can go on), "
+                "or choose another prefix"
+            )
+            raise another_store(self.bucket.url, published, ours, fix)
 
     def _ledger(self) -> dict[str, str]:
         try:

@@ -29,8 +29,15 @@ from torchcell_cache.core.files import (
     temp_path,
     write_atomic,
 )
+from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
-from torchcell_cache.errors import CacheError, CorruptShardError, StorageFullError, StorageLostError
+from torchcell_cache.errors import (
+    CacheError,
+    CorruptShardError,
+    StaleCacheError,
+    StorageFullError,
+    StorageLostError,
+)
 from torchcell_cache.store.generation import GENERATION_MANIFEST
 from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, write_sidecar
 from torchcell_cache.store.stamps import is_verified, stamp
@@ -71,6 +78,14 @@ def missing_files(manifest: Manifest, root: Path) -> list[FileEntry]:
     """Files that are not there or not whole; sizes and, unless this node has checked them before, digests are compared."""
     directory = processed_dir(root) / manifest.generation
     return [e for e in entries_of(manifest) if not is_verified(directory / e.name, e)]
+
+
+def another_store(where: str | Path, found: Manifest, wanted: Manifest, fix: str) -> StaleCacheError:
+    """The error for a place that holds another store than the one to be copied there."""
+    same = ["the same inputs, built or repaired again"]
+    lines = explain(found.fingerprint, wanted.fingerprint) or same
+    holds = f"{where} holds another store ({found.num_samples:,} samples, {found.generation})"
+    return StaleCacheError("\n    ".join([f"{holds}:", *lines]), path=where, fix=fix)
 
 
 def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:

@@ -21,13 +21,19 @@ from torchcell_cache.errors import SettingError, SourceContractError, StaleCache
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.sources.cells.alignment import align
 from torchcell_cache.sources.cells.categories import whole
-from torchcell_cache.sources.cells.expression import Expression, on_nodes, transformed
+from torchcell_cache.sources.cells.expression import (
+    FLAVORS,
+    Expression,
+    HighlyVariable,
+    choose,
+    on_nodes,
+    transformed,
+)
 from torchcell_cache.sources.cells.files import cell_files
 from torchcell_cache.sources.cells.labels import Labels, read_labels
 from torchcell_cache.sources.cells.perturbed import Perturbations
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
-from torchcell_cache.sources.cells.variable import FLAVORS, HighlyVariable, choose
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, read_aliases
 from torchcell_cache.store.columns import categories_of
 
@@ -124,7 +130,9 @@ class AnnDataSource:
         column = None if column is None else whole_number("column", column)
         _check(layer, raw, phenotypes, categories, y, field, separator, version)
         self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
-        self.variable = None if n_top_genes is None else HighlyVariable(n_top_genes, flavor, hvg_cells)
+        cells = whole_number("hvg_cells", hvg_cells, 2)
+        top = None if n_top_genes is None else whole_number("n_top_genes", n_top_genes, 1)
+        self.variable = None if top is None else HighlyVariable(top, flavor, cells)
         if not isinstance(base_graph, BaseData):
             got = "None: cells need a graph of genes" if base_graph is None else type(base_graph).__name__
             raise SourceContractError(f"base_graph is {got}, expected a Data or HeteroData with node_ids")
@@ -154,7 +162,7 @@ class AnnDataSource:
         }
         self._nodes = self._nodes_of_variables(len(self._names))
         self._graph, self._how = base_graph, how
-        self._make_samples(self._measured())
+        self._make_samples(np.isin(np.arange(len(self._names)), np.concatenate(self._nodes)))
 
     def _make_samples(self, measured: npt.NDArray[np.bool_]) -> None:
         settings = self._settings
@@ -191,13 +199,6 @@ class AnnDataSource:
         fits = self.variable is None and all_measured is not None and len(all_measured) == len(measured)
         wider = fits and not bool((measured & ~all_measured.numpy()).any())
         out._make_samples(all_measured.numpy() if wider else measured)
-        return out
-
-    def _measured(self) -> npt.NDArray[np.bool_]:
-        """Which nodes can have expression, ``[num_nodes] bool``."""
-        out = np.zeros(len(self._names), dtype=np.bool_)
-        for nodes in self._nodes:
-            out[nodes[nodes >= 0]] = True
         return out
 
     def _nodes_of_variables(self, num_nodes: int) -> list[Int64Array]:

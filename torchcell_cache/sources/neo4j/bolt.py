@@ -147,7 +147,7 @@ def _kept_password(path: Path) -> str:
 
 def _started(where: Path, password: str, port: int, database: str, heap: str, seconds: float) -> BoltServer:
     """Start the child; another free port is tried if somebody took ours in between."""
-    for attempt in range(_TRIES):
+    for _ in range(1 if port else _TRIES):
         bolt, http = port or _free_port(), _free_port()
         process = subprocess.Popen(
             [sys.executable, "-m", "torchcell_cache.sources.neo4j.bolt"],
@@ -162,20 +162,16 @@ def _started(where: Path, password: str, port: int, database: str, heap: str, se
             },
             start_new_session=True,  # Ctrl-C in the terminal is the client's to answer
         )
+        server = BoltServer(f"bolt://127.0.0.1:{bolt}", _USERNAME, password, database, process)
         order = {"password": password, "bolt": bolt, "http": http, "database": database}
         assert process.stdin is not None
-        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
         if _says_ready(process, seconds):
-            return BoltServer(f"bolt://127.0.0.1:{bolt}", _USERNAME, password, database, process)
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-        if port or attempt == _TRIES - 1:
-            break
+            return server
+        server.kill()
+        server.stop()
     raise SourceUnavailableError(
         f"the embedded server in {where} did not start:\n{_log_end(where / 'server.log')}",
         path=where,
