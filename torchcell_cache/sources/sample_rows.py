@@ -59,7 +59,7 @@ def make_table(
         raise SettingError(f"{overlap} are given as phenotype and as statistic")
     found, resolved, total = nodes.found(perturbations, policies.unknown)
     rows = np.arange(total) if resolved is None or resolved.rows is None else resolved.rows
-    given = _sorted_unique(found.given, rows, found.names, policies.duplicate)
+    given = sorted_unique(found.given, rows, found.names, policies.duplicate)
     measured = Measurements.of({**labels, **others}, total)
     names = texts(source_ids, total, "source_ids")
     notes = [*_on_names(resolved, total, policies.unknown), *measured.note_on_values()]
@@ -76,29 +76,35 @@ def make_table(
     if len(rows) < total:
         measured = measured.take(rows)
         names = None if names is None else [names[row] for row in rows.tolist()]
-    table, joined = _joined(given, measured, names, rows, (tuple(labels), tuple(others)), policies)
+    table, more = joined(given, measured, names, rows, (tuple(labels), tuple(others)), policies)
     ids, ptr, unknown = without_names(table.ids, table.ptr, found.first, found.names[found.first :])
-    return replace(table, ids=ids, ptr=ptr, unknown=unknown), (*notes, *joined)
+    return replace(table, ids=ids, ptr=ptr, unknown=unknown), (*notes, *more)
 
 
-def _joined(
+def joined(
     given: RaggedIds,
     measured: Measurements,
     names: list[str] | None,
     rows: Int64Array,
     columns: tuple[tuple[str, ...], tuple[str, ...]],
     policies: Policies,
+    conditions: Int64Array | None = None,
 ) -> tuple[SampleTable, Sequence[str]]:
-    """One sample per set of nodes where replicates are to be one, and the scores that follow from the labels."""
+    """One sample per set of nodes (and condition) where replicates are to be one, and the scores of the labels."""
     phenotypes, statistics = columns
     values, value_ptr, notes = measured.values, measured.ptr, []
     if policies.replicates != "keep":
         number = set_numbers(given.ids, given.ptr)
+        if conditions is not None:
+            pairs = np.stack([number, conditions], axis=1).reshape(-1)
+            number = set_numbers(pairs, 2 * np.arange(len(number) + 1, dtype=np.int64))
         _, first = np.unique(number, return_index=True)
         if policies.replicates == "error" and len(first) < len(number):
             again = int(np.setdiff1d(np.arange(len(number)), first)[0])
+            both = [int(first[number[again]]), again]
+            called = "" if names is None else f" ({' and '.join(repr(names[k]) for k in both)})"
             raise SourceContractError(
-                f"rows {rows[first[number[again]]]} and {rows[again]} perturb the same nodes",
+                f"rows {rows[both[0]]} and {rows[again]}{called} perturb the same nodes",
                 fix='remove one, or pass replicates="mean", "group" or "keep"',
             )
         owner = number[np.repeat(np.arange(len(number)), np.diff(value_ptr))]
@@ -125,7 +131,8 @@ def _joined(
     return table, notes
 
 
-def _sorted_unique(given: RaggedIds, rows: Int64Array, names: Sequence[str], duplicate: str) -> RaggedIds:
+def sorted_unique(given: RaggedIds, rows: Int64Array, names: Sequence[str], duplicate: str) -> RaggedIds:
+    """Ids ascending within a sample; one that is given twice is refused or, with ``duplicate="unique"``, one."""
     owner = np.repeat(np.arange(len(given)), np.diff(given.ptr))
     width = int(given.ids.max(initial=0)) + 1
     keys = owner * width + given.ids  # sorting one number per id takes a third of the time of sorting two

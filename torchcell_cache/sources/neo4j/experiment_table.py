@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.ragged import offsets
-from torchcell_cache.core.samples import SampleTable, UnknownNames
+from torchcell_cache.core.samples import SampleTable, without_names
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.measurements import Float64Array, as_float32
+from torchcell_cache.sources.measurements import Float64Array, Measurements
+from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.names import UNKNOWN, NodeNames
 from torchcell_cache.sources.neo4j.experiments import POLICIES, Malformed, Parsed
-from torchcell_cache.sources.replicates import REPLICATES, count_names, means
+from torchcell_cache.sources.perturbed_nodes import Nodes
+from torchcell_cache.sources.replicates import REPLICATES
+from torchcell_cache.sources.sample_rows import Policies, joined, sorted_unique
 
 
 class TableBuilder:
@@ -47,14 +51,13 @@ class TableBuilder:
         self.nodes = nodes
         self.skipped = {"unknown": 0, "malformed": 0}
         self._lost: dict[str, None] = {}
-        self._shortened = 0
-        self._ids, self._counts = array("q"), array("q")
-        self._sample_of: array[int] = array("q")
-        self._known: dict[tuple[tuple[int, ...], tuple[str, ...], str], int] = {}
-        self._kept: list[tuple[str, ...]] = []
+        self._shortened = self._samples = 0
+        self._genes: dict[str, int] = {}
+        self._is_node: list[bool] = []
+        self._codes, self._counts, self._condition_of = array("q"), array("q"), array("q")
+        self._conditions: dict[str, int] = {}
         self._source_ids: dict[str, int] = {}
         self._columns: dict[tuple[bool, str], int] = {}
-        self._first_with: dict[tuple[bool, str], str] = {}
         self._at, self._column, self._value = array("q"), array("q"), array("d")
 
     def add(self, name: str, parse: Callable[[], Parsed]) -> None:
@@ -76,8 +79,11 @@ class TableBuilder:
                 ) from None
             self.skipped["malformed"] += 1
             return
-        found = {gene: self.nodes.find(gene) for gene in parsed.genes}
-        lost = [gene for gene, node in found.items() if node < 0]
+        codes = [self._genes.setdefault(gene, len(self._genes)) for gene in parsed.genes]
+        for gene, code in zip(parsed.genes, codes, strict=True):
+            if code == len(self._is_node):
+                self._is_node.append(self.nodes.find(gene) >= 0)
+        lost = [gene for gene, code in zip(parsed.genes, codes, strict=True) if not self._is_node[code]]
         if lost:
             if self.unknown == "error":
                 raise self.nodes.unknown(
@@ -90,43 +96,20 @@ class TableBuilder:
                 self.skipped["unknown"] += 1
                 return
             self._shortened += 1
-        ids = tuple(sorted({node for node in found.values() if node >= 0}))
-        kept = tuple(sorted({gene.strip() for gene in lost})) if self.unknown == "keep" else ()
-        self._note(name, self._sample(name, ids, kept, parsed.condition), parsed)
-
-    def _sample(self, name: str, ids: tuple[int, ...], kept: tuple[str, ...], condition: str) -> int:
-        sample = len(self._counts)
-        if self.replicates != "keep":
-            sample = self._known.setdefault((ids, kept, condition), sample)
-            if self.replicates == "error" and sample < len(self._counts):
-                first = next(known for known, at in self._source_ids.items() if at == sample)
-                raise SourceContractError(
-                    f"experiments {first!r} and {name!r} delete the same genes in one environment",
-                    fix='replicates="mean", "group" or "keep"',
-                )
         if name in self._source_ids:
             raise SourceContractError(
                 f"experiment {name!r} is returned more than once",
                 fix="write RETURN DISTINCT, or WITH DISTINCT e, ref",
             )
-        self._source_ids[name] = sample
-        if sample == len(self._counts):
-            self._ids.extend(ids)
-            self._counts.append(len(ids))
-            self._kept.append(kept)
-        return sample
-
-    def _note(self, experiment: str, sample: int, parsed: Parsed) -> None:
-        row = len(self._sample_of)
-        self._sample_of.append(sample)
+        row = self._source_ids[name] = len(self._source_ids)
+        self._codes.extend(codes)
+        self._counts.append(len(codes))
+        self._condition_of.append(self._conditions.setdefault(parsed.condition, len(self._conditions)))
         for is_statistic, values in ((False, parsed.labels), (True, parsed.statistics)):
-            for name, value in values.items():
-                self._first_with.setdefault((is_statistic, name), experiment)
-                column = self._columns.setdefault((is_statistic, name), len(self._columns))
-                if value is not None:
-                    self._at.append(row)
-                    self._column.append(column)
-                    self._value.append(value)
+            for label, value in values.items():
+                self._at.append(row)
+                self._column.append(self._columns.setdefault((is_statistic, label), len(self._columns)))
+                self._value.append(np.nan if value is None else value)
 
     def notes(self) -> tuple[str, ...]:
         """Lines on what was passed over, left out and joined."""
@@ -139,11 +122,9 @@ class TableBuilder:
             lines.append(f"{self._shortened:,} experiments delete {what}: the graph has no {examples}")
         if self.skipped["malformed"]:
             lines.append(f"{self.skipped['malformed']:,} records are no experiments and are left out")
-        if len(self._counts) < len(self._sample_of):
-            lines.append(
-                f"{len(self._sample_of):,} experiments make {len(self._counts):,} samples "
-                f"(replicates={self.replicates!r})"
-            )
+        if self._samples < len(self._counts):
+            joined = f"{len(self._counts):,} experiments make {self._samples:,} samples"
+            lines.append(f"{joined} (replicates={self.replicates!r})")
         return tuple(lines)
 
     def table(self) -> SampleTable:
@@ -153,38 +134,30 @@ class TableBuilder:
             SourceContractError: If a name is a label of one experiment and a statistic of another.
         """
         order = sorted(self._columns, key=lambda key: (key[0], self._columns[key]))
-        phenotypes = [name for is_statistic, name in order if not is_statistic]
-        statistics = [name for is_statistic, name in order if is_statistic]
+        phenotypes = tuple(name for is_statistic, name in order if not is_statistic)
+        statistics = tuple(name for is_statistic, name in order if is_statistic)
+        at, column = (np.asarray(part, dtype=np.int64) for part in (self._at, self._column))
+        names, total = list(self._source_ids), len(self._source_ids)
         if both := sorted(set(phenotypes) & set(statistics)):
-            label, statistic = (self._first_with[kind, both[0]] for kind in (False, True))
+            first = [names[at[np.argmax(column == self._columns[kind, both[0]])]] for kind in (False, True)]
             raise SourceContractError(
-                f"{both[0]!r} is a label of experiment {label!r}, a statistic of {statistic!r}",
+                f"{both[0]!r} is a label of experiment {first[0]!r}, a statistic of {first[1]!r}",
                 fix="a query for one of the two kinds of experiments",
             )
-        place = np.empty(len(order), dtype=np.int64)
-        place[[self._columns[key] for key in order]] = np.arange(len(order))
-        values: Float64Array = np.full((len(self._sample_of), len(order)), np.nan, dtype=np.float64)
-        values[np.asarray(self._at, dtype=np.int64), place[np.asarray(self._column, dtype=np.int64)]] = (
-            self._value
+        place = np.argsort([self._columns[key] for key in order])
+        values: Float64Array = np.full((total, len(order)), np.nan, dtype=np.float64)
+        values[at, place[column]] = self._value
+        counts = np.asarray(self._counts, dtype=np.int64)
+        lists = NameLists(list(self._genes), np.asarray(self._codes, dtype=np.int64), offsets(counts))
+        kept = "keep" if self.unknown == "keep" else "drop"
+        found, _, _ = Nodes(self.nodes.names, len(self.nodes)).found(lists, kept)
+        rows = np.arange(total)
+        table, _ = joined(
+            sorted_unique(found.given, rows, found.names, "unique"),
+            Measurements((*phenotypes, *statistics), values, np.arange(total + 1)),
+            *(names, rows, (phenotypes, statistics), Policies(replicates=self.replicates)),
+            np.asarray(self._condition_of, dtype=np.int64),
         )
-        owner = np.asarray(self._sample_of, dtype=np.int64)
-        first: dict[int, str] = {}
-        for name, sample in self._source_ids.items():
-            first.setdefault(sample, name)
-        if self.replicates == "mean":
-            added = count_names(tuple(phenotypes), tuple(statistics))
-            values, counts = means(values, owner, len(self._counts), len(phenotypes))
-            values = np.concatenate([values, counts], axis=1)
-            statistics += added
-            owner = np.arange(len(self._counts))
-        by_sample = np.argsort(owner, kind="stable")
-        return SampleTable(
-            ids=np.asarray(self._ids, dtype=np.int64),
-            ptr=offsets(np.asarray(self._counts, dtype=np.int64)),
-            values=as_float32(values[by_sample]),
-            value_ptr=offsets(np.bincount(owner, minlength=len(self._counts))),
-            phenotypes=tuple(phenotypes),
-            statistics=tuple(statistics),
-            source_ids=[first[sample] for sample in range(len(self._counts))],
-            unknown=UnknownNames.from_rows(self._kept),
-        )
+        self._samples = len(table)
+        ids, ptr, unknown = without_names(table.ids, table.ptr, found.first, found.names[found.first :])
+        return replace(table, ids=ids, ptr=ptr, unknown=unknown)
