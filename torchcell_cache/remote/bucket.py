@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -137,29 +138,27 @@ class Bucket:
 
     def put(self, data: bytes, name: str) -> None:
         """Write a small object; readers see all of it or what was there before."""
-        if self.protocol == "file":
-            _replace(Path(self._path(name)), lambda temporary: temporary.write_bytes(data))
-            return
         path = self._path(name)
-        self._try("write", name, lambda system: system.pipe_file(path, data), writing=True)
+        if self.protocol == "file":
+            _replace(Path(path), lambda temporary: temporary.write_bytes(data))
+        else:
+            self._try("write", name, lambda system: system.pipe_file(path, data), writing=True)
 
     def put_file(self, source: Path, name: str) -> None:
         """Write an object from a local file."""
-        if self.protocol == "file":
-            import shutil
-
-            _replace(Path(self._path(name)), lambda temporary: shutil.copyfile(source, temporary))
-            return
         path = self._path(name)
-        self._try("write", name, lambda system: system.put_file(str(source), path), writing=True)
+        if self.protocol == "file":
+            _replace(Path(path), lambda temporary: shutil.copyfile(source, temporary))
+        else:
+            self._try("write", name, lambda system: system.put_file(str(source), path), writing=True)
 
     def copy(self, source: str, name: str) -> None:
         """Write an object from another one, without moving its bytes through this machine."""
-        if self.protocol == "file":
-            self.put_file(Path(self._path(source)), name)
-            return
         paths = self._path(source), self._path(name)
-        self._try("write", name, lambda system: system.cp_file(*paths), writing=True)
+        if self.protocol == "file":
+            self.put_file(Path(paths[0]), name)
+        else:
+            self._try("write", name, lambda system: system.cp_file(*paths), writing=True)
 
     # fsspec
 

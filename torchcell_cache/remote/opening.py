@@ -94,13 +94,10 @@ class RemoteFiles:
             self.bring(entries[0], note)
             return
         with ThreadPoolExecutor(THREADS) as pool:
-            futures = [pool.submit(self.bring, entry, note) for entry in entries]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+            for _ in pool.map(
+                lambda entry: self.bring(entry, note), entries
+            ):  # the first error cancels the others
+                pass
 
     def _fetch(self, entry: FileEntry, note: Callable[[int], None]) -> None:
         if self.limit is not None:

@@ -168,24 +168,14 @@ class _Push:
         return {e.sha256: object_name(published, e.name) for e in entries_of(published)}
 
     def _put_all(self, wanted: list[FileEntry], sharable: dict[str, str], meter: Progress) -> None:
-        stop = threading.Event()
-
         def put(entry: FileEntry) -> None:
-            if not stop.is_set():
-                try:
-                    self._put(entry, sharable.get(entry.sha256))
-                except BaseException:
-                    stop.set()
-                    raise
-                self._note(entry, meter)
+            self._put(entry, sharable.get(entry.sha256))
+            self._note(entry, meter)
 
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
-                try:
-                    for _ in pool.map(put, wanted):
-                        pass
-                finally:
-                    stop.set()
+                for _ in pool.map(put, wanted):  # the first error cancels what has not begun
+                    pass
         except BaseException:
             with contextlib.suppress(CacheError, OSError):
                 self._write_ledger()
