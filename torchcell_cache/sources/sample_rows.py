@@ -104,7 +104,7 @@ def joined(
             both = [int(first[number[again]]), again]
             called = "" if names is None else f" ({' and '.join(repr(names[k]) for k in both)})"
             raise SourceContractError(
-                f"rows {rows[both[0]]} and {rows[again]}{called} perturb the same nodes",
+                f"rows {rows[both[0]]} and {rows[again]} perturb the same nodes{called}",
                 fix='remove one, or pass replicates="mean", "group" or "keep"',
             )
         owner = number[np.repeat(np.arange(len(number)), np.diff(value_ptr))]
