@@ -38,6 +38,9 @@ def coordinates(values: Float32Array, value_ptr: Int64Array, once: bool, *, fill
     ``once``: every sample has one measurement. ``fill``: a sample without any value gets one NaN of type 0, measurement 0.
     """
     count, width = len(value_ptr) - 1, values.shape[1]
+    if not width and not fill:
+        none = np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.float32), none, none, np.zeros(count + 1, dtype=np.int64)
     known = values == values
     if once and width and known.all():
         found = values.flatten()

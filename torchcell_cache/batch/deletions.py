@@ -150,8 +150,7 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
     @cached_property
     def host_coordinates(self) -> tuple[Arrays, Arrays]:
         """Phenotypes and statistics of all samples in coordinate form, on the host."""
-        split = len(self.phenotype_names)
-        values, ptr = self._measurements()
+        split, (values, ptr) = len(self.phenotype_names), self._measurements()
         parts = (values[:, :split], True), (values[:, split:], False)
         first, second = (coordinates(part, ptr, self._once, fill=fill) for part, fill in parts)
         return first, second
