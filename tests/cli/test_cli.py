@@ -15,9 +15,8 @@ from graphs import cell_graph, random_case
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.cli.registry import GROUPS
+from torchcell_cache.cli.registry import GROUPS, config_text
 from torchcell_cache.cli.settings import read_settings
-from torchcell_cache.cli.texts import config_text
 from torchcell_cache.errors import UnsafeContentError
 from torchcell_cache.graph.records import save_base_graph
 from torchcell_cache.store.manifest import read_manifest

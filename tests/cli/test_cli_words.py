@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.cli.hints import for_shell
-from torchcell_cache.cli.name_lists import as_list, names_of
 from torchcell_cache.cli.settings import read_settings
+from torchcell_cache.cli.words import as_list, for_shell, names_of
 from torchcell_cache.errors import SettingError
 
 NAMES = [
@@ -178,3 +177,38 @@ def test_names_in_another_case_are_suggested(capsys):
     assert "no node 'g0'; did you mean 'G0'? it has" in capsys.readouterr().err
     assert main(["select", "root=base", "genes=[zzzzzz]"]) == 2
     assert "no node 'zzzzzz'; it has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("preprocess rot=x", "preprocess has no key 'rot'; did you mean 'root'?"),
+        ("append root=base nonsense=1", "append has no key 'nonsense'; valid: "),
+        ("preprocess root=x source=table path=x.csv", "no key 'path'; did you mean 'source.path'?"),
+        ("preprocess root=x source=table gpr=rule", "no key 'gpr'; did you mean 'processor.gpr'?"),
+        ("preprocess root=x source=tabel", "did you mean 'table'? valid: ecoli, yeast, table, anndata, neo4j, python\n"),
+        ("verify root=base source=tabel", "valid: ecoli, yeast, table, anndata, neo4j, python, none\n"),
+        ("preprocess root=x source=table source.base_graph=base source.path=base", "base is a directory, expected a file"),
+        ("preprocess config=base", "config=base is a directory, expected a file"),
+        ("preprocess config=bas", "config=bas: no such file"),
+        ("info root=null", "root=null is not text"),
+        ("help nothing", "unknown command 'nothing'"),
+        ("info root=base bins=99999999999999999999", "expected a whole number from 1 to 10000"),
+        ("bench root=base num_batches=99999999999999999999", "expected a whole number from 1 to 1000000"),
+        ("bench root=base step_ms=1e20", "step_ms=1e+20: expected at most"),
+        ("bench root=base seconds=1e20", "seconds=1e+20: expected at most"),
+        ("split root=base bins=99999999999999999999", "expected a whole number from 1 to 1048576"),
+    ],
+)  # fmt: skip
+def test_what_newcomers_type_is_answered(line, said, capsys):
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "should not happen" not in error
+
+
+def test_help_of_a_command_is_given_either_way(capsys):
+    assert main(["help", "select"]) == 0
+    first = capsys.readouterr().out
+    assert main(["select", "--help"]) == 0
+    assert capsys.readouterr().out == first

@@ -68,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], keys: set[str]) -> int:
-    from torchcell_cache.cli.texts import command_help, overview
+    from torchcell_cache.cli.registry import command_help, overview
 
     wants_help = any(a in ("-h", "--help") for a in arguments)
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments, wants_help = arguments[1:], True
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         wanted = next((a for a in arguments[1:] if a in COMMANDS), None)
         print(overview() if wanted is None else command_help(wanted))
@@ -150,7 +152,7 @@ def _failed(error: Exception, arguments: list[str], keys: set[str]) -> int:
 
 def _in_shell(error: CacheError, keys: set[str]) -> str:
     """The error's text, its fix in the words of the command line."""
-    from torchcell_cache.cli.hints import for_shell
+    from torchcell_cache.cli.words import for_shell
 
     said, mark, fix = str(error).rpartition("fix: ")
     return said + mark + for_shell(fix, keys) if mark else fix

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchcell_cache.builder.generations import generation_dirs
-from torchcell_cache.cli.histograms import as_text, histogram, save_plot
+from torchcell_cache.cli.figures import as_text, histogram, save_plot
 from torchcell_cache.codec.layout import Layout
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.progress import human_bytes, human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.errors import SettingError
 
 _ONE_NUMBER = ("perturbed_count", "unknown_count", "removed_edges", "y")
 
@@ -33,8 +33,7 @@ def info(*, root: str, wait: float = 0, plot: str | None = None, bins: int = 10,
         torchcell-cache info root=demo/ecoli
         torchcell-cache info root=demo/ecoli plot=ecoli.png
     """
-    if bins < 1:
-        raise SettingError(f"bins={bins}, expected at least 1")
+    whole_number("bins", bins, 1, most=10_000)
     facts = store_facts(PreprocessedDataset(root, wait=wait), bins)
     if plot is not None:
         title = f"{facts['root']}, {facts['samples']:,} samples"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torchcell_cache.cli.settings import existing_path
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
@@ -238,20 +239,3 @@ def make_base_graph(name: str) -> Any:
             fix=f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)",
         )
     return graph
-
-
-def existing_path(key: str, value: str) -> Path:
-    """The file a setting names.
-
-    Raises:
-        SettingError: If there is none; names what is there instead.
-    """
-    path = local_path(value, key)
-    if path.is_file():
-        return path
-    if not path.parent.is_dir():
-        raise SettingError(f"{key}={value}: there is no directory {path.parent}", path=path)
-    names = sorted(p.name for p in path.parent.iterdir() if p.is_file() and p.suffix == path.suffix)[:20]
-    raise SettingError(
-        f"{key}={value}: no such file{suggestion(path.name, names) if names else ''}", path=path
-    )

@@ -6,12 +6,14 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from torchcell_cache.cli.signatures import REQUIRED, Key, signature
+from torchcell_cache.cli.words import typed
 
 if TYPE_CHECKING:
     from torchcell_cache.cli.settings import Settings
@@ -29,16 +31,16 @@ COMMANDS = {
     "pull": ("cli.commands:pull", "remote.pull:pull"),
     "gc": ("cli.commands:gc", "builder.generations:gc"),
     "select": (
-        "cli.choosing:select",
+        "cli.selections:select",
         "data.select:select - dataset listed",
         "data.api:save_subset - view root made_by",
     ),
     "split": (
-        "cli.choosing:split",
+        "cli.selections:split",
         "data.split_nodes:split_by_perturbation - dataset",
         "data.split_groups:split_by_group - dataset",
     ),
-    "bench": ("cli.bench.command:bench", "cli.bench.store:bench_store - note"),
+    "bench": ("cli.bench.command:bench", "cli.bench.store:bench_store - on_progress"),
 }
 
 _DELETION = "processors.deletion:DeletionProcessor"
@@ -145,6 +147,58 @@ def run(settings: Settings) -> int:
     return called(COMMANDS[settings.command], passed) or 0
 
 
-def called(places: tuple[str, ...], values: Mapping[str, Any]) -> Any:
+def called(places: Sequence[str], values: Mapping[str, Any]) -> Any:
     """What the first place returns."""
     return resolve_name(f"torchcell_cache.{places[0]}")(**values)
+
+
+# Help: made of signatures and docstrings, so that it says what is
+
+_EXIT_CODES = (
+    "exit codes: 0 fine, 2 usage, 65 corrupt or stale, 73 cannot write, 75 interrupted (same command resumes)"
+)
+_COLUMN, _WIDTH = 24, 128
+
+
+def overview() -> str:
+    """Help of the program."""
+    lines = ["torchcell-cache <command> key=value ...", "", "commands:"]
+    for name, places in COMMANDS.items():
+        first = signature(places).about.partition("\n")[0].rstrip(".")
+        lines.append(f"  {name:<12}{first[0].lower()}{first[1:]}")
+    lines += ["", "torchcell-cache <command> --help lists the keys of a command", _EXIT_CODES]
+    return "\n".join(lines)
+
+
+def config_text(name: str) -> str:
+    """Keys and defaults of a command, or of ``source/table``, with what they mean, as a settings file would have them."""
+    group, _, chosen = name.partition("/")
+    places = GROUPS[group][chosen] if chosen else COMMANDS[group]
+    about = [f"# {line}".rstrip() for line in signature(places).about.splitlines()]
+    return "\n".join([*about, *_explained(keys_of_choice(group, chosen) if chosen else keys_of(group)), ""])
+
+
+def command_help(command: str) -> str:
+    """Help of one command: its keys with their defaults."""
+    parts = [f"torchcell-cache {command} key=value ...", "", config_text(command)]
+    for group in GROUPS:
+        if group in keys_of(command):
+            default = default_choice(command, group)
+            chosen = [name for name in GROUPS[group] if name != "none" or default is not None]
+            said = f", by default {default}" if default else ""
+            parts += [f"{group}={'|'.join(chosen)}{said}, with these keys:", ""]
+            parts += [
+                config_text(f"{group}/{name}").replace("# ", f"# {group}={name}: ", 1) for name in chosen
+            ]
+    return "\n".join([*parts, _EXIT_CODES])
+
+
+def _explained(keys: Mapping[str, Key]) -> Iterable[str]:
+    for name, key in keys.items():
+        if name in GROUPS:
+            continue
+        said = " | ".join(choices_of(name)) + ": " * bool(choices_of(name) and key.help) + key.help
+        value = "(required)" if key.default == REQUIRED else typed(key.default)
+        first, *rest = textwrap.wrap(said, _WIDTH - _COLUMN) or [""]
+        yield f"{f'{name}: {value}':<{_COLUMN - 2}}  # {first}".rstrip(" #")
+        yield from (f"{'':<{_COLUMN}}# {line}" for line in rest)

@@ -7,7 +7,7 @@ the signature of what is called (:mod:`.registry`), and a ``_target_`` anywhere 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from torchcell_cache.cli.name_lists import names_of
 from torchcell_cache.cli.registry import GROUPS, choices_of, default_choice, keys_of, keys_of_choice
 from torchcell_cache.cli.signatures import REQUIRED, Key
+from torchcell_cache.cli.words import names_of
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, UnsafeContentError
@@ -72,10 +72,12 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
     """
     given = [_split(command, argument) for argument in arguments]
     _refuse_repeats(command, given)
-    texts = dict(given)
+    texts, keys = dict(given), keys_of(command)
+    for key in texts:
+        if "." not in key and key not in keys:  # said before that something is missing
+            raise _no_key(command, key, keys)
     path = _text("config", texts.get("config", "null"))
-    recipe = {} if path == "null" else _read_config(local_path(path, "config"))
-    keys = keys_of(command)
+    recipe = {} if path == "null" else _read_config(existing_path("config", path))
     choices = {group: _chosen(command, group, texts, recipe) for group in GROUPS if group in keys}
     keys = {key: spec for key, spec in keys.items() if key not in choices}
     for group, name in choices.items():
@@ -85,12 +87,21 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
         if key in choices and isinstance(value, str):
             continue
         if key not in keys:
-            raise SettingError(
-                f"{command} has no key {key!r}{suggestion(key, [*choices, *keys])}",
-                fix=f"torchcell-cache {command} --help",
-            )
+            raise _no_key(command, key, [*choices, *keys])
         values[key] = _checked(key, _parsed(key, value, keys[key]) if key in texts else value, keys[key])
     return Settings(command, _resolved(command, values, keys, choices), choices)
+
+
+def _no_key(command: str, key: str, valid: Iterable[str]) -> SettingError:
+    groups = [group for group in GROUPS if group in keys_of(command)]
+    inside = [
+        f"{group}.{key}"
+        for group in groups
+        for name in GROUPS[group]
+        if f"{group}.{key}" in keys_of_choice(group, name)
+    ]
+    near = f"; did you mean {inside[0]!r}?" if inside else suggestion(key, valid)
+    return SettingError(f"{command} has no key {key!r}{near}", fix=f"torchcell-cache {command} --help")
 
 
 def _split(command: str, argument: str) -> tuple[str, str]:
@@ -122,8 +133,6 @@ def _refuse_repeats(command: str, given: list[tuple[str, str]]) -> None:
 
 
 def _read_config(path: Path) -> dict[Any, Any]:
-    if not path.is_file():
-        raise SettingError(f"config={path}: no such file", path=path, fix="check the path")
     try:
         document = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # of the file system, of YAML or of OmegaConf: all say the same to the user
@@ -139,6 +148,20 @@ def _read_config(path: Path) -> dict[Any, Any]:
                 fix=f"add {group}=python {group}.file=... to the command",
             )
     return document
+
+
+def existing_path(key: str, value: str) -> Path:
+    """The file a setting names; the error names what is there instead."""
+    path = local_path(value, key)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise SettingError(f"{key}={value} is a directory, expected a file", path=path)
+    if not path.parent.is_dir():
+        raise SettingError(f"{key}={value}: there is no directory {path.parent}", path=path)
+    names = sorted(p.name for p in path.parent.iterdir() if p.is_file() and p.suffix == path.suffix)[:20]
+    near = suggestion(path.name, names) if names else ""
+    raise SettingError(f"{key}={value}: no such file{near}", path=path)
 
 
 def _refuse_targets(value: Any) -> None:
@@ -164,8 +187,8 @@ def _chosen(command: str, group: str, texts: Mapping[str, str], recipe: Mapping[
         raise SettingError(
             f"{command} needs a {group}: {group}= is missing", fix=f"{group}= one of {', '.join(valid)}"
         )
-    if name not in GROUPS[group]:
-        raise SettingError(f"{group}={name!r} is unknown{suggestion(name, GROUPS[group])}")
+    if name not in valid:
+        raise SettingError(f"{group}={name!r} is unknown{suggestion(name, valid)}")
     return name
 
 
@@ -228,7 +251,7 @@ def _checked(key: str, value: Any, spec: Key) -> Any:
         value = str(value)
     if not _is_of(value, spec.kind) or (spec.kind is list and not all(_is_of(v, spec.item) for v in value)):
         kind: Any = (list, spec.item) if spec.kind is list else spec.kind
-        raise SettingError(f"{key}={value!r} is not {_KINDS[kind]}")
+        raise SettingError(f"{key}={'null' if value is None else repr(value)} is not {_KINDS[kind]}")
     valid = choices_of(key)
     if valid and value not in valid:
         raise SettingError(f"{key}={value!r} is unknown{suggestion(value, valid)}")

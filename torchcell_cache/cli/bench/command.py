@@ -34,8 +34,8 @@ def bench(
     path = None if plot is None else local_path(plot, "plot")
     if path is not None:
         new_figure(path, (1, 1))  # before any work: matplotlib may be missing
-    with _line(progress) as note:
-        report = bench_store(root, **settings, note=note)
+    with _line(progress) as on_progress:
+        report = bench_store(root, **settings, on_progress=on_progress)
     if path is not None:
         save_plot(report, path)
     print(json_.dumps(as_dict(report), indent=1) if json else as_text(report))

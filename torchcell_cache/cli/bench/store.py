@@ -31,6 +31,7 @@ from torchcell_cache.errors import SettingError
 _SWEEP_SHARE = 0.35
 _LIGHT_SHARE = 0.04
 _FEWEST_BATCHES = 5
+_LONGEST = 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def bench_store(
     seed: int = 0,
     device: torch.device | str | None = None,
     exclude_keys: Sequence[str] = (),
-    note: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Time every stage from the store to the model, with one thread.
 
@@ -121,14 +122,14 @@ def bench_store(
         seed: Seed of the samples drawn.
         device: Where batches go; a GPU if there is one, by default.
         exclude_keys: Fields to leave out of PyG batches, as a loader's ``exclude_keys``.
-        note: Called with a few words before each part of the work.
+        on_progress: Called with a few words before each part of the work.
 
     Raises:
         SettingError: If a setting makes no sense, or the store is empty.
         CacheNotFoundError: If there is no store at ``root``.
     """
     batch_size = whole_number("batch_size", batch_size, 1)
-    num_batches = whole_number("num_batches", num_batches, 1)
+    num_batches = whole_number("num_batches", num_batches, 1, most=10**6)
     workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
     _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
@@ -142,11 +143,11 @@ def bench_store(
     report = BenchReport(_facts(dataset, watch.device) | facts)
     begun = time.monotonic()
     with _one_thread():
-        _time_stages(report, dataset, watch, cold, begun, note)
+        _time_stages(report, dataset, watch, cold, begun, on_progress)
         # At least a little for each, should the stages have taken longer than they were given.
         left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
         for count in workers:
-            note(f"loader, {count} workers")
+            on_progress(f"loader, {count} workers")
             report.sweep.append(_time_loader(report, dataset, watch, count, left))
     report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
     return report
@@ -156,8 +157,8 @@ def _check(workers: Sequence[int], step_ms: float | None, seconds: float) -> Non
     if not workers:
         raise SettingError("workers=[], expected numbers from 0 on, such as [0,1,2,4]")
     for name, number in (("step_ms", step_ms), ("seconds", seconds)):
-        if number is not None:
-            real_number(name, number, "a number above 0", above=True)
+        if number is not None and real_number(name, number, "a number above 0", above=True) > _LONGEST:
+            raise SettingError(f"{name}={number}: expected at most {_LONGEST:,}")
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -204,7 +205,7 @@ def _time_stages(
     watch: Stopwatch,
     cold: bool,
     begun: float,
-    note: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> None:
     """Time the stages; then the samples that are drawn are in memory."""
     generation, seconds, sample_bytes = (
@@ -216,7 +217,7 @@ def _time_stages(
     if cold and from_table and generation.table_reader is not None:
         report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
     elif cold and CAN_DROP:
-        note("batch, cold")
+        on_progress("batch, cold")
         report.stayed = still_in_memory(generation)
         report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds, 0)
     elif cold:
@@ -225,7 +226,7 @@ def _time_stages(
     todo = list(stages(generation, watch.device, report.facts["exclude_keys"]))
     weights = sum(stage.weight for stage in todo)
     for stage in todo:
-        note(stage.name)
+        on_progress(stage.name)
         left = begun + (1 - _SWEEP_SHARE) * seconds - time.monotonic()
         share = left * stage.weight / weights if stage.weight else _LIGHT_SHARE * seconds
         weights -= stage.weight

@@ -1,15 +1,21 @@
-"""Lists of names as one types them in a shell: ``[fitness, Double mutant fitness (DMF), 2024]``.
+"""What one types in a shell: lists of names, such as ``[fitness, Double mutant fitness (DMF), 2024]``, and fixes as keys.
 
 Hydra's grammar has no names with parentheses and takes ``2024`` for a number; columns are called anything.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
+from collections.abc import Collection
 from typing import Any
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ITEM = re.compile(rf"\s*({_QUOTED}|[^,'\"\[\]{{}}][^,]*|\$\{{[^}}]*\}})\s*(?:,|$)", re.DOTALL)
+_ARGUMENT = re.compile(
+    r"(?<![\w.\-/=\"'])([a-z]\w*)=(\"[^\"]*\"|'[^']*'|\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|True|False|None|(?:\d[\w.]*)?(?:\.\.\.)?)"
+)
 _ESCAPE = re.compile(r"\\(['\"\\])")
 
 
@@ -60,3 +66,24 @@ def _plain(item: str) -> str:
     if item[0] in "'\"":
         return _ESCAPE.sub(r"\1", item[1:-1])
     return item
+
+
+def for_shell(fix: str, keys: Collection[str]) -> str:
+    """A fix with arguments such as ``nan="keep"`` as keys of the command that was run: ``source.nan=keep``."""
+    if "torchcell-cache " in fix:
+        return fix
+
+    def in_shell(match: re.Match[str]) -> str:
+        name, text = match[1], match[2]
+        key = next((k for k in (name, f"source.{name}", f"processor.{name}") if k in keys), None)
+        if key is None:
+            return match[0]
+        if "..." in text or not text:
+            return f"{key}={text}"
+        try:
+            value = typed(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            return f"{key}={text}"
+        return shlex.quote(f"{key}={value}")
+
+    return _ARGUMENT.sub(in_shell, fix)

@@ -6,7 +6,8 @@ import json as json_
 from collections.abc import Sequence
 from typing import Any
 
-from torchcell_cache.cli.registry import keys_of
+from torchcell_cache.cli.registry import called, keys_of
+from torchcell_cache.cli.signatures import signature
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 
@@ -86,12 +87,11 @@ def _selected(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_OWN = {
-    "group": ("column", "train", "val", "test"),
-    "perturbation": ("seen_fractions", "names", "controls"),
-    "random": (),
+_WAYS = {
+    "group": "data.split_groups:split_by_group",
+    "perturbation": "data.split_nodes:split_by_perturbation",
+    "random": "data.split_nodes:split_random",
 }
-"""Keys that only one way to split knows."""
 
 
 def split(
@@ -125,24 +125,23 @@ def split(
         torchcell-cache split root=demo/cells by=group column=donor test=[D3] out=demo/split
     """
     from torchcell_cache.data.dataset import PreprocessedDataset
-    from torchcell_cache.data.split_groups import split_by_group
-    from torchcell_cache.data.split_nodes import split_by_perturbation, split_random
 
     if out is not None:
         local_path(out, "out")  # said before any work is done
-    settings["column"] = column
-    for way, names in _OWN.items():
-        given = {name: settings.pop(name) for name in names} if way != by else {}
-        changed = [f"{name}=" for name, value in given.items() if value != keys_of("split")[name].default]
-        if changed:
-            raise SettingError(
-                f"{', '.join(changed)} would mean nothing with by={by}", fix=f"by={way}, or without it"
-            )
+    settings |= {"column": column, "fractions": fractions}
+    taken = {way: signature([place]).keys for way, place in _WAYS.items()}
+    strange = {name: settings.pop(name) for name in [*settings] if name not in taken[by]}
+    changed = [name for name, value in strange.items() if value != keys_of("split")[name].default]
+    if changed:
+        way = next(way for way in _WAYS if changed[0] in taken[way])
+        raise SettingError(
+            f"{', '.join(f'{name}=' for name in changed)} would mean nothing with by={by}",
+            fix=f"by={way}, or without it",
+        )
     if by == "group" and column is None:
         raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
     dataset = PreprocessedDataset(root, indices=indices)
-    work: dict[str, Any] = {"group": split_by_group, "random": split_random}
-    splits = work.get(by, split_by_perturbation)(dataset, fractions=fractions, **settings)
+    splits = called([_WAYS[by]], {"dataset": dataset, **settings})
     where = None if out is None else splits.save(out, overwrite=overwrite)
     print(splits.summary())
     print(f"saved to {where}" if where else "nothing written: out=directory saves the split")
