@@ -179,3 +179,12 @@ def test_lists_of_names_may_be_used_up(ds) -> None:
     ]
     assert got == want
     assert len(got) > 1
+
+
+@pytest.mark.parametrize("processor", [None, lambda sample, *_: sample])
+def test_a_batch_of_samples_that_are_no_graphs_is_refused(processor) -> None:
+    stream = tc.StreamingCacheDataset.from_source(make_source(), processor, 4)
+    with pytest.raises(SettingError, match="samples of a table are no graphs"):
+        next(iter(stream))
+    own = tc.StreamingCacheDataset.from_source(make_source(), processor, 4, collate_fn=len)
+    assert next(iter(own)) == 4

@@ -17,7 +17,6 @@ from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError, SettingError
-from torchcell_cache.store.lease import is_in_use
 from torchcell_cache.store.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -186,6 +185,8 @@ def gc(
         doomed = finished[keep - 1 :]
         if unfinished:
             doomed += [directory for directory in others if directory not in finished]
+        from torchcell_cache.store.lease import is_in_use  # which opens stores, and so loads torch
+
         in_use = [directory for directory in doomed if is_in_use(directory)]
         for directory in in_use:
             print(f"kept {directory.name}: a process reads it", file=sys.stderr)

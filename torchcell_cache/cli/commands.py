@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_CORRUPT_OR_STALE, EXIT_OK, SettingError
 
@@ -50,8 +51,8 @@ def preprocess(
     _check_array(task, tasks, finalize)
     array.check_task(task or 0, 1 if tasks is None else tasks)
     for key, number, least in (("num_workers", num_workers, 0), ("shard_size", shared["shard_size"], 1)):
-        if number is not None and number < least:
-            raise SettingError(f"{key}={number} must be at least {least}")
+        if number is not None:
+            whole_number(key, number, least)
     work: dict[str, Any] = {"num_workers": num_workers, "scratch": scratch}
     shared |= {"max_record_bytes": max_record_bytes, "processor": processor(), "source": source()}
     if task is not None and tasks is not None:

@@ -13,6 +13,7 @@ from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.core.checks import function_or_none, refuse_unknown, whole_number
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.data.reading import Collated, StoreReader, shared
@@ -114,7 +115,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
         refuse_unknown("StreamingCacheDataset.from_source", set(common) - set(_SHUFFLING), valid)
         stream = cls.__new__(cls)
         stream._view = None  # type: ignore[assignment]
-        collate = function_or_none("collate_fn", collate_fn) or Collater([])
+        collate = function_or_none("collate_fn", collate_fn) or _collated
         stream._source = SourceReader(source, processor, None if batch_size is None else collate)
         stream.dataset = stream._source.source
         layout = ShardLayout.from_runs(len(stream.dataset), whole_number("run_size", run_size, 1))
@@ -259,3 +260,12 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def __repr__(self) -> str:
         return f"StreamingCacheDataset({self.dataset!r}, batch_size={self.batch_size})"
+
+
+def _collated(graphs: list[Any]) -> Any:
+    if any(isinstance(graph, Sample) for graph in graphs):
+        raise SettingError(
+            "without a processor the samples of a table are no graphs, which a batch is made of",
+            fix="from_source(source, processor=tc.LazySubgraphRepresentation(), ...), or collate_fn= of your own",
+        )
+    return Collater([])(graphs)

@@ -31,7 +31,7 @@ from torchcell_cache.errors import SettingError
 _SWEEP_SHARE = 0.35
 _LIGHT_SHARE = 0.04
 _FEWEST_BATCHES = 5
-_LONGEST = 10**7
+_LONGEST, _MOST_BATCHES = 10**7, 10**5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def bench_store(
         CacheNotFoundError: If there is no store at ``root``.
     """
     batch_size = whole_number("batch_size", batch_size, 1)
-    num_batches = whole_number("num_batches", num_batches, 1, most=10**6)
+    num_batches = min(whole_number("num_batches", num_batches, 1), _MOST_BATCHES)
     workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
     _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
