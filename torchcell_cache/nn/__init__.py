@@ -4,6 +4,7 @@ from torchcell_cache.nn.batch_edges import shared_edges
 from torchcell_cache.nn.conv import shared_conv
 from torchcell_cache.nn.edges import KeptEdges, SharedEdges
 from torchcell_cache.nn.hetero import SharedConv, shared_hetero_conv
+from torchcell_cache.nn.masked import unmasked
 from torchcell_cache.nn.shared_input import shared_input
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "shared_edges",
     "shared_hetero_conv",
     "shared_input",
+    "unmasked",
 ]

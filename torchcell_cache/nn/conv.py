@@ -15,6 +15,7 @@ from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_
 from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
+from torchcell_cache.nn.masked import plain_of
 from torchcell_cache.nn.shared_input import Differing
 
 ROUTES = ("auto", "fast", "general")
@@ -37,12 +38,13 @@ def shared_conv(
         layer: Any ``MessagePassing`` layer, or a module that is called like one: ``layer(x, edge_index, **arguments)``.
         x: Node features, ``[batch, num_nodes, num_features]``; source and target features if the edges are bipartite.
         edges: The batch's edges, from :func:`shared_edges`.
-        route: ``fast`` multiplies with the one shared adjacency and copies no edge per sample: exact for ``GINConv``,
-            ``SAGEConv`` and ``GraphConv`` with sum or mean and ``GCNConv``, with constant weights, and on the CPU for
-            ``GATConv``, ``GATv2Conv`` and ``TransformerConv`` without edge attributes and without dropout of edges, all as
-            PyG made them (no hooks, no methods of their own). ``general`` lists kept edges and runs the layer as it is:
-            any layer, any aggregation; layers known to look at each graph by itself get as many samples at a time as
-            memory is meant for, and run again in the backward pass. ``auto`` is fast where that is exact.
+        route: ``fast`` multiplies with the one shared adjacency and copies no edge per sample: exact for ``GINConv`` (also
+            torchcell's masked one, see :func:`unmasked`), ``SAGEConv`` and ``GraphConv`` with sum or mean and ``GCNConv``,
+            with constant weights, and on the CPU for ``GATConv``, ``GATv2Conv`` and ``TransformerConv`` without edge
+            attributes and without dropout of edges, all as PyG made them (no hooks, no methods of their own). ``general``
+            lists kept edges and runs the layer as it is: any layer, any aggregation; layers known to look at each graph by
+            itself get as many samples at a time as memory is meant for, and run again in the backward pass. ``auto`` is
+            fast where that is exact.
         **arguments: The layer's further arguments. Those of edges (``edge_weight [num_edges]``, ``edge_attr
             [num_edges, k]``, ...) have one row per edge of the shared list; all others are handed on as they are, with
             nodes numbered as in a PyG batch (``lambda_max [batch]``). ``batch [batch * num_nodes]``, which says whose
@@ -79,6 +81,7 @@ def run(
     """:func:`shared_conv` on checked arguments; see ``run_shared`` for ``bases``."""
     reason = "route='general'"
     if route != "general":
+        layer = plain_of(layer) or layer
         reason = why_not_linear(layer, x, edges, {**arguments.of_edges, **arguments.others})
         if reason is None:
             shared: Differing | None = run_shared(layer, x, edges, arguments.of_edges, bases)
