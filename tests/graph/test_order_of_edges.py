@@ -229,3 +229,36 @@ def test_processes_with_other_hash_seeds(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["1 28 False", "2 21 False", "1 28 False"] * 3
+
+
+def ontology(order: list[int], **change: Any) -> HeteroData:
+    """Genes annotated with terms, as torchcell's graph has them: rows come from sets of genes."""
+    rows = torch.tensor([(0, 1), (0, 4), (1, 4), (2, 7), (2, 9)])[order]
+    graph = HeteroData()
+    graph["gene"].num_nodes = 12
+    terms = graph["gene_ontology"]
+    terms.num_nodes = 3
+    terms.term_gene_mapping = rows
+    terms.term_to_gene_dict = {t: [g for term, g in rows.tolist() if term == t] for t in (0, 1, 2)}
+    state = torch.cat([rows.float(), rows[:, :1].float(), torch.ones(5, 1)], dim=1)
+    terms.go_gene_strata_state = state
+    terms.strata = torch.tensor([0, 1, 2])
+    graph["gene", "has_annotation", "gene_ontology"].edge_index = rows.flip(1).t().contiguous()
+    for name, value in change.items():
+        terms[name] = value
+    return graph
+
+
+def test_annotations_of_terms_in_another_order() -> None:
+    one, other = ontology([0, 1, 2, 3, 4]), ontology([4, 1, 0, 3, 2])
+    assert len(reordered_parts(one, other) or ()) == 2
+    assert reordered_parts(one, ontology([0, 1, 2, 3, 4])) == []
+    broken = other["gene_ontology"].go_gene_strata_state.clone()
+    broken[2, 2] += 1
+    for change in (
+        {"go_gene_strata_state": broken},
+        {"term_to_gene_dict": {0: [1, 4], 1: [4], 2: [7]}},
+        {"strata": torch.tensor([1, 0, 2])},
+        {"term_gene_mapping": other["gene_ontology"].term_gene_mapping[[0, 1, 2, 4, 3]]},
+    ):
+        assert reordered_parts(one, ontology([4, 1, 0, 3, 2], **change)) is None

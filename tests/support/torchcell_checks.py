@@ -275,7 +275,7 @@ def another_hash_seed_is_not_stale(place: Place) -> None:
         assert of_types == theirs, k
 
 
-@check("build")
+@check("build", "read")
 def dcell_is_theirs(place: Place) -> None:
     """States of terms field by field, as a delta; opened again where the ontology's sets have another order."""
     from torch_geometric.loader import DataLoader

@@ -16,6 +16,8 @@ from torchcell_cache.graph.values import to_array
 
 _ENDS = ("edge_index", "hyperedge_index")
 _NAMES = (str, int)
+_ANNOTATIONS = ("term_gene_mapping", "go_gene_strata_state")
+_GENES_OF_TERMS = "term_to_gene_dict"
 
 
 def reordered_parts(one: Any, other: Any) -> list[str] | None:
@@ -35,7 +37,7 @@ def reordered_parts(one: Any, other: Any) -> list[str] | None:
             return None
         differing = [name for name in fields if value_difference(fields[name], others[name]) is not None]
         if differing:
-            if not _same_edges(fields, others, differing):
+            if not (_same_edges(fields, others, differing) or _same_annotations(fields, others, differing)):
                 return None
             parts.append(store_label(key))
     return parts
@@ -58,6 +60,24 @@ def _same_edges(fields: dict[str, Any], others: dict[str, Any], differing: list[
     return not any(name in dicts for name in differing) or _same_dicts(
         [fields[name] for name in dicts], [others[name] for name in dicts]
     )
+
+
+def _same_annotations(fields: dict[str, Any], others: dict[str, Any], differing: list[str]) -> bool:
+    """Whether a gene ontology as torchcell has it differs in the order of its (term, gene) rows and lists of genes only."""
+    if not {*differing} <= {*_ANNOTATIONS, _GENES_OF_TERMS}:
+        return False
+    names = [name for name in _ANNOTATIONS if isinstance(fields.get(name), Tensor)]
+    if any(fields[name].shape != others[name].shape or fields[name].ndim != 2 for name in names):
+        return False
+    if names and {*differing} & {*names}:
+        count = int(fields[names[0]].size(0))
+        if any(fields[name].size(0) != count for name in names):
+            return False
+        rows = [_rows(store, names, count) for store in (fields, others)]
+        if rows[0] is None or rows[1] is None or not _same_rows(rows[0], rows[1]):
+            return False
+    genes = [store.get(_GENES_OF_TERMS, {}) for store in (fields, others)]
+    return all(type(part) is dict for part in genes) and _same_dicts(genes[:1], genes[1:])
 
 
 def _is_per_edge(name: str, fields: dict[str, Any], count: int) -> bool:
