@@ -310,6 +310,39 @@ def dcell_is_theirs(place: Place) -> None:
         place.same_batch(mine, other)
 
 
+@check("build")
+def streams_and_checks_take_their_processors(place: Place) -> None:
+    """A stream straight from torchcell's dataset, and the check of a user's processor of three arguments."""
+    import torchcell_cache as tc
+
+    wanted = place.wanted("LazySubgraphRepresentation")
+    processor = place.theirs("LazySubgraphRepresentation")
+    stream = tc.StreamingCacheDataset.from_source(place.source, processor, shuffle=False)
+    for k, (got, want) in enumerate(zip(stream, wanted, strict=True)):
+        assert_same(got, want, f"stream {k}")
+    dataset = tc.build(place.folder / "own", source=place.source, processor=OwnProcessor(), progress=False)
+    assert [graph["gene"].names for graph in dataset][:2] == [
+        sorted(wanted[k]["gene"].ids_pert) for k in (0, 1)
+    ]
+    assert dataset.is_any_perturbed_gene_index == place.source.is_any_perturbed_gene_index
+
+
+class OwnProcessor:
+    """A user's own, as torchcell calls processors."""
+
+    cache_version = 1
+
+    def process(self, cell_graph: Any, phenotype_info: Any, data: Any) -> Any:
+        from torch_geometric.data import HeteroData
+
+        graph = HeteroData()
+        graph["gene"].x = cell_graph["gene"].x
+        graph["gene"].names = sorted(
+            {p.systematic_gene_name for item in data for p in item["experiment"].genotype.perturbations}
+        )
+        return graph
+
+
 INDICES = (
     *("phenotype_label_index", "dataset_name_index", "perturbation_count_index"),
     *("is_any_perturbed_gene_index", "is_any_deletion_gene_index"),

@@ -31,9 +31,11 @@ class SourceReader:
         # Imported here: a stream of a store needs no sources.
         from torchcell_cache.sources.base import RunSource
         from torchcell_cache.sources.pyg import as_source
+        from torchcell_cache.sources.torchcell_processors import paired
 
-        self.source: Any = as_source(source)
-        self.processor, self.collate = processor, collate
+        self.collate = collate
+        self.source: Any
+        self.source, self.processor, _ = paired(as_source(source), processor)
         self.in_runs = isinstance(self.source, RunSource)
 
     def fetch(self, index: int) -> Any:

@@ -25,6 +25,7 @@ from torchcell_cache.graph.fields import item_digest
 from torchcell_cache.graph.records import graph_digest
 from torchcell_cache.processors.base import Processing, apply_processor, asked, is_interrupt, said
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.sources.torchcell_processors import paired
 from torchcell_cache.testing import elsewhere
 from torchcell_cache.testing.tiny import tiny_graph, tiny_source
 
@@ -73,7 +74,7 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
     n = whole_number("n", n)
     try:
         with asked("the source, asked what it is,"):
-            source = as_source(source)
+            source, processor, _ = paired(as_source(source), processor)
             chosen = _spread(len(source), n)
             processing = Processing(processor, source.base_graph)
     except CacheError as error:
