@@ -15,7 +15,7 @@ import torch
 from torch_geometric.nn import GINConv
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn.seen import is_altered
+from torchcell_cache.nn.modules import is_altered
 
 _MASK = "edge_mask"
 _plain: WeakKeyDictionary[torch.nn.Module, GINConv | None] = WeakKeyDictionary()
