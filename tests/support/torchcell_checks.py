@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import sys
@@ -290,8 +291,8 @@ def dcell_is_theirs(place: Place) -> None:
         dataset = tc.Neo4jPreprocessedCellDataset(str(root))
         dataset.preprocess_from_source(source, processor, progress=False, storage="delta")
         assert dataset.generation.manifest.shards[0].file.size < 60_000
-        for k, want in enumerate(wanted):
-            got, states = dataset[k], []
+        for k, whole in enumerate(wanted):
+            got, want, states = dataset[k], copy.copy(whole), []
             for graph in (got, want):
                 states.append(sorted(map(tuple, graph["gene_ontology"].go_gene_strata_state.tolist())))
                 if place.stage == "read":  # rows and labels have the store's order, and this process's
