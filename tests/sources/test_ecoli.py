@@ -152,6 +152,9 @@ class Named:
     def __init__(self, id):
         self.id = id
 
+    def __repr__(self) -> str:
+        return "a name"  # also in the names of tests, which all processes must agree on
+
 
 @settings(max_examples=150, deadline=None)
 @given(models(), st.integers(1, 6))
