@@ -523,18 +523,27 @@ def test_what_cannot_be_written_is_73(table: list[str], tmp_path: Path, capsys) 
         assert "Traceback" not in said
 
 
-def test_surprises_have_no_traceback_unless_asked_for(tmp_path: Path, capsys) -> None:
-    file = tmp_path / "wrong_of_test_cli.py"
-    file.write_text(PYTHON.replace('return {"class": "Graphs", "count": self.count}', "return 1 / 0"))
-    arguments = ["preprocess", f"root={tmp_path}/s", "source=python", f"source.file={file}"]
-    arguments.append("processor=none")
-    assert main(arguments) == 1
+def test_surprises_have_no_traceback_unless_asked_for(tmp_path: Path, capsys, monkeypatch) -> None:
+    def broken(root: str, **settings: object) -> None:
+        print(1 / len(root[:0]))
+
+    monkeypatch.setattr("torchcell_cache.cli.commands.gc", broken)
+    assert main(["gc", f"root={tmp_path}/s"]) == 1
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said
     assert "debug=true" in said
     assert "Traceback" not in said
-    assert main([*arguments, "debug=true"]) == 1
+    assert main(["gc", f"root={tmp_path}/s", "debug=true"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_a_users_own_source_raises_is_answered(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "wrong_of_test_cli.py"
+    file.write_text(PYTHON.replace('return {"class": "Graphs", "count": self.count}', "return 1 / 0"))
+    arguments = ["preprocess", f"root={tmp_path}/s", "source=python", f"source.file={file}"]
+    arguments.append("processor=none")
+    assert main(arguments) == 2
+    assert "asked what it is, raised ZeroDivisionError" in capsys.readouterr().err
     assert main([*arguments, "source.settings={cont:3}"]) == 2
     assert "make_source() raised TypeError" in capsys.readouterr().err
 

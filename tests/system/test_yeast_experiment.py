@@ -217,7 +217,7 @@ def _replace(name: str, text: str, folder: Path) -> None:
 
 DAMAGE = {
     "unknown gene": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tYXX\t0.5\n"), "row 48: 'YXX' is not"),
-    "no score": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY01\n"), "row 48: not enough values"),
+    "no score": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY01\n"), "row 48: 2 cells, expected 3"),
     "pair with itself": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY00\t0.5\n"), "row 48 pairs"),
     "other columns": (functools.partial(_replace, "string_v9_1_fusion.tsv.gz", "a\tb\n"), "expected gene_a, gene_b, score"),
     "no YAML": (functools.partial(_replace, "yeast-GEM-9.0.2.yml.gz", "- {"), "is not a metabolic model"),
@@ -256,7 +256,7 @@ def test_mistaken_settings_are_explained(
         yeast_base_graph()
     with pytest.raises(SettingError, match="no folder of yeast data at"):
         yeast_knockouts(tmp_path / "none")
-    with pytest.raises(SettingError, match="expected 1 to"):
+    with pytest.raises(SettingError, match="expected a whole number from 1 to"):
         YeastKnockouts(folder, num_samples=10_000)
     write_folder(tmp_path)
     _append("fba_knockouts.tsv.gz", "Y03\t0.5\n", tmp_path)

@@ -159,8 +159,15 @@ def refuse_inside(place: Path, store: Any, what: str) -> None:
         if protocol_of(text) != "file":
             return
         text = text.partition("://")[2]
-    root = Path(text).resolve()
-    if place.resolve().is_relative_to(root):
+    try:
+        root, inner = Path(text).resolve(), place.resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # links in a circle, impossible names: whoever goes there says so
+        return
+    if inner.is_relative_to(root):
         raise SettingError(
             f"{what}={place} is in the store {store} itself",
             fix=f"choose a place beside it, {root.parent / 'copies'}",
