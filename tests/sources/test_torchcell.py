@@ -14,6 +14,7 @@ import torchcell_client as client
 
 SEEDS = {"build": "1", "read": "2"}
 LIMIT = 280
+pytestmark = pytest.mark.xdist_group("torchcell")  # its two processes run once for all
 
 
 @pytest.fixture(scope="module")
