@@ -194,11 +194,12 @@ def file_digest(path: StrPath, chunk: int = 4 << 20) -> FileDigest:
 def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
     """Remove temporary files and directories whose writer died; never those of a process that lives. Returns how many.
 
+    A directory that cannot be listed keeps what it has: whoever writes there is told what the file system says.
     ``exclusive`` says that nobody else writes here (the caller holds the builder lock): then files of processes on other
     machines and earlier boots, whose life cannot be seen from here, go too.
     """
     removed, machine = 0, this_process().machine
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             match = _TEMP_NAME.fullmatch(entry.name)
             if match is None:

@@ -69,6 +69,7 @@ class Bucket:
         self.options = checked_options(options, self.protocol)
         self._base = self.url.partition("://")[2] if self.protocol != "memory" else f"/{self.url[9:]}"
         self._key = f"{self.protocol} {sorted(self.options.items(), key=str)}"
+        self._cleared: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"Bucket({self.url})"
@@ -140,7 +141,7 @@ class Bucket:
         """Write a small object; readers see all of it or what was there before."""
         path = self._path(name)
         if self.protocol == "file":
-            _replace(Path(path), lambda temporary: temporary.write_bytes(data))
+            self._replace(Path(path), lambda temporary: temporary.write_bytes(data))
         else:
             self._try("write", name, lambda system: system.pipe_file(path, data), writing=True)
 
@@ -148,7 +149,7 @@ class Bucket:
         """Write an object from a local file."""
         path = self._path(name)
         if self.protocol == "file":
-            _replace(Path(path), lambda temporary: shutil.copyfile(source, temporary))
+            self._replace(Path(path), lambda temporary: shutil.copyfile(source, temporary))
         else:
             self._try("write", name, lambda system: system.put_file(str(source), path), writing=True)
 
@@ -159,6 +160,25 @@ class Bucket:
             self.put_file(Path(paths[0]), name)
         else:
             self._try("write", name, lambda system: system.cp_file(*paths), writing=True)
+
+    def _replace(self, target: Path, write: Callable[[Path], Any]) -> None:
+        """On a file system an object appears by renaming, so that nobody sees half of one."""
+        make_dirs_durable(target.parent)
+        if target.parent not in self._cleared:  # listing it for every shard would take their number squared
+            remove_stale_temps(target.parent)
+            self._cleared.add(target.parent)
+        temporary = temp_path(target)
+        try:
+            with storage_errors(target):
+                write(temporary)
+                temporary.chmod(0o444)
+                fsync_file(temporary)
+                replace_file(temporary, target)
+        finally:
+            with contextlib.suppress(
+                OSError
+            ):  # the object is in its place; the next push clears what is left
+                temporary.unlink(missing_ok=True)
 
     # fsspec
 
@@ -216,22 +236,6 @@ class Bucket:
                 _SYSTEMS.pop(self._key, None)  # the next one looks for credentials anew
         tried = f"{ATTEMPTS} tries ended in " if kind == TRANSIENT else ""
         return server_error(error, action, label, self.protocol, tried)
-
-
-def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-    """On a file system an object appears by renaming, so that nobody sees half of one."""
-    make_dirs_durable(target.parent)
-    remove_stale_temps(target.parent)
-    temporary = temp_path(target)
-    try:
-        with storage_errors(target):
-            write(temporary)
-            temporary.chmod(0o444)
-            fsync_file(temporary)
-            replace_file(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):  # the object is in its place; the next push clears what is left
-            temporary.unlink(missing_ok=True)
 
 
 _SYSTEMS: dict[str, Any] = {}

@@ -128,7 +128,12 @@ def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], comman
     for number, at in enumerate(points):
         place, action = prepared(), ("kill_before", "kill_after")[number % 2]
         trial = builds.run_trial(command, place, prefix=place, fault=Fault(action, at=at))
-        assert trial.outcome == "killed", (action, at, trial)
+        # Threads that copy do not make the same number of calls each time: near the end it may be over before.
+        assert trial.outcome == "killed" or (trial.outcome == "ok" and at > 0.9 * points[-1]), (
+            action,
+            at,
+            trial,
+        )
         with stores.fresh_handles():
             command(place)
         assert tree(place) == wanted, (action, at)
