@@ -6,6 +6,7 @@ standard library and to ``numbers_in_text``, which define the meaning and the me
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,12 @@ def read_csv(
     except (pa.ArrowException, KeyError):
         return None
     return {name.strip(): ArrowColumn(name.strip(), table.column(name)) for name in names}
+
+
+def release_unused() -> None:
+    """Give memory of columns that are gone back to the system, which pyarrow's pools would keep for the next file."""
+    if pyarrow := sys.modules.get("pyarrow"):
+        pyarrow.default_memory_pool().release_unused()
 
 
 def _is_well_quoted(data: bytes, separator: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.arrow_columns import ArrowColumn, read_csv, read_parquet
+from torchcell_cache.sources.arrow_columns import ArrowColumn, read_csv, read_parquet, release_unused
 from torchcell_cache.sources.delimited import (
     MISSING,
     check_header,
@@ -153,6 +153,8 @@ def read_table(
     if unnamed and roles.labels_by_type:
         left = [*left, f"{unnamed} without a name"]
     notes = _notes(path, size, labels, statistics, left)
+    columns.clear()
+    release_unused()
     return TableColumns(perturbed, labels, statistics, ids, notes)
 
 
