@@ -2,9 +2,9 @@
 
 import copy
 import pickle
-import subprocess
 import sys
 
+import fresh
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,7 +167,7 @@ def test_the_context_of_a_restricted_batch_travels(tmp_path, storage) -> None:
         "import pickle, sys; g, b = pickle.load(open(sys.argv[1], 'rb')); "
         "print(g.topology.num_nodes, b.edge_mask(('gene', 'physical', 'gene')).long().sum().item())"
     )
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, "-c", script, str(tmp_path / "p")], capture_output=True, text=True, check=True
     )
     wanted = small.edge_mask(("gene", "physical", "gene")).long().sum().item()

@@ -3,10 +3,10 @@
 import copy
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -419,7 +419,7 @@ def test_killed_and_started_again(tmp_path: Path, where: str, number: int) -> No
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{here.parent / 'support'}:{here.parents[1]}",
     }
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    done = fresh.run(command, check=False, env=environment, capture_output=True, text=True)
     if number == signal.SIGKILL:
         assert done.returncode == -signal.SIGKILL
     else:  # heard before the next shard

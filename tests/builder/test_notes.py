@@ -1,11 +1,11 @@
 """What a source has to say: once on the console of rank 0, in the manifest, in ``info``."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 
 import torchcell_cache as tc
@@ -109,5 +109,5 @@ def test_training_reads_a_store_without_sources(tmp_path: Path) -> None:
         "import sys, torchcell_cache as tc; tc.PreprocessedDataset(sys.argv[1])[0];"
         "print([n for n in sys.modules if n.startswith('torchcell_cache.sources')])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = fresh.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from graphs import cell_graph, random_case
@@ -57,7 +58,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=environment())
+    return fresh.run(command(*arguments), capture_output=True, text=True, check=False, env=environment())
 
 
 def command(*arguments: str) -> list[str]:

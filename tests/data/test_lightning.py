@@ -1,5 +1,6 @@
 """``LightningDataset`` takes a store unchanged."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ from graphs import cell_graph, random_case
 
 import torchcell_cache as tc
 
-pytest.importorskip("pytorch_lightning", reason="the lightning extra is not installed")
 
-
+@pytest.mark.skipif(
+    not importlib.util.find_spec("pytorch_lightning"), reason="the lightning extra is not installed"
+)
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_dataset_serves_the_right_rows(tmp_path: Path) -> None:
     from torch_geometric.data.lightning import LightningDataset

@@ -47,7 +47,7 @@ def test_processors_equal_the_plain_definition(case: Case) -> None:
                 oracle.assert_stores_equal(oracle.stores_of(processor(source[index])), want)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_every_storage_equals_the_plain_definition(case: Case) -> None:
     source = case.source()
@@ -130,7 +130,11 @@ def test_worker_processes_give_the_same_samples(tmp_path: Path, start_method: st
     )
     ds[0]  # the parent has the file open before the workers start
     loader = DataLoader(
-        ds, batch_size=1, num_workers=2, multiprocessing_context=start_method, persistent_workers=True
+        ds,
+        batch_size=1,
+        num_workers=2 if start_method == "fork" else 1,
+        multiprocessing_context=start_method,
+        persistent_workers=True,
     )
     for _ in range(2):
         for index, batch in enumerate(loader):

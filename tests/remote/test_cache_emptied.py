@@ -117,7 +117,7 @@ def _read_in_child(dataset, place, answers):
     answers.put(genes(dataset, range(40)))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_worker_process_fetches_again_too(pushed, tmp_path, method):
     dataset = tc.PreprocessedDataset(pushed, cache_dir=tmp_path / "c")
     genes(dataset, [0])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 from cells import INSTALLED, REASON, dense_on, gene_graph, made_up, write
@@ -290,7 +290,7 @@ except tc.errors.CacheError as error:
         if place.owner() and os.access(place, os.W_OK) and str(place).startswith("/tmp/"):
             place.chmod(0o755)
     here = Path(__file__).parents[1] / "support"
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, "-W", "ignore", "-c", script],
         env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -320,7 +320,7 @@ except tc.errors.CacheError as error:
     environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"}
     environment["TMPDIR"] = str(tmp_path / "small")
     command = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = fresh.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "StorageFullError cannot write the cells of" in done.stdout, done.stdout + done.stderr
     assert f"below {tmp_path / 'small'}: File too large" in done.stdout
     assert "export TMPDIR=" in done.stdout

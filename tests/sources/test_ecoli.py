@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -324,11 +324,7 @@ json.dump({
 
 def test_source_is_the_same_in_a_process_with_another_hash_seed(graph, knockouts):
     """Also: fewer samples are the first ones of more samples."""
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", PRINT_SOURCE], env=environment, capture_output=True, text=True, check=False
-    )
+    run = fresh.run([sys.executable, "-c", PRINT_SOURCE], text=True)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
     for kind, store in zip(graph.edge_types, graph.edge_stores, strict=True):

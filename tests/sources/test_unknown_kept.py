@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 from graphs import cell_graph, plain_graph
@@ -298,9 +298,7 @@ print(json.dumps([[g["gene"].ids_pert for g in dataset], batch.to_pyg()["gene"].
 
 def test_another_process_reads_it(tmp_path: Path) -> None:
     build(tmp_path, table(), "subgraph", "delta", num_workers=2)
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = fresh.run([sys.executable, "-c", READ, str(tmp_path)], capture_output=True, text=True, check=True)
     wanted = [named(row) for row in ROWS]
     assert json.loads(done.stdout) == [wanted, wanted]
 

@@ -19,12 +19,26 @@ if INSTALLED:
         warnings.simplefilter("ignore")  # their own deprecations, at import
         import anndata
         import pandas as pd
-        import scanpy
         from scipy import sparse
 
 
+class _Scanpy:
+    """Imported when it is used: that takes seconds, which every process that collects tests would spend."""
+
+    def __getattr__(self, name: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(importlib.import_module("scanpy"), name)
+
+
+scanpy = _Scanpy()
+
+
 def real_file() -> Path:
-    return Path(scanpy.__file__).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    place = importlib.util.find_spec("scanpy")
+    assert place is not None
+    assert place.origin is not None
+    return Path(place.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
 
 
 def read(path: Any) -> Any:

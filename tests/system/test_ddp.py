@@ -4,9 +4,9 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
-import torch.multiprocessing as mp
 from loading import COUNT, build, make_source
 from torch import distributed as dist
 
@@ -83,7 +83,8 @@ def work(rank, world, root, place, state):
 
 def run(world, root, place, state):
     place.mkdir()
-    mp.spawn(work, (world, str(root), str(place), state), nprocs=world)
+    ranks = [fresh.call(work, rank, world, str(root), str(place), state) for rank in range(world)]
+    assert [rank.wait(120) for rank in ranks] == [0] * world
     return [json.loads((place / f"{rank}.json").read_text()) for rank in range(world)]
 
 

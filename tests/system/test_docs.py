@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 from torchcell_cache import errors
@@ -64,7 +65,7 @@ def run_blocks(path: Path, directory: Path) -> list[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "error::UserWarning",
     }
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, script.name],
         cwd=directory,
         env=environment,
@@ -186,7 +187,7 @@ def test_make_knows_what_the_readme_promises(target: str) -> None:
 
 
 def test_demo_arguments_are_checked_before_any_work() -> None:
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, "-m", "experiments.demo", "sample=3"],
         cwd=ROOT,
         capture_output=True,

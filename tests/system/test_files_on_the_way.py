@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 import torchcell_cache as tc
@@ -58,9 +58,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str
         storage="delta",
         progress=False,
     )
-    done = subprocess.run(
-        [sys.executable, "-c", TRACED, str(root)], capture_output=True, text=True, check=True
-    )
+    done = fresh.run([sys.executable, "-c", TRACED, str(root)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 

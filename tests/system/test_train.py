@@ -5,13 +5,14 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import torch
+from cluster import free_ports
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -179,17 +180,9 @@ def test_labels_of_both_kinds_of_batches(trained: Path) -> None:
 def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Path) -> None:
     """Over gloo: all modes agree, and two ranks with half the batch each take one rank's steps."""
     shutil.copytree(trained / "store", tmp_path / "store")  # several ranks never build one
-    start(
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-        "localhost:0",
-        str(ROOT / "tests" / "system" / "train_modes.py"),
-        str(tmp_path),
-    )
+    (port,) = free_ports(1)
+    ranks = [fresh.call(two_ranks, tmp_path, **as_torchrun_sets(rank, port)) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
     fly, stored, shared = (losses(tmp_path / mode) for mode in MODES)
     run(configured(trained, run_dir="wide", batch_size=2 * BATCH))
     wide = losses(trained / "wide")
@@ -199,6 +192,24 @@ def test_two_ranks_give_the_same_losses_in_all_modes(tmp_path: Path, trained: Pa
         torch.testing.assert_close(shared[name], wide[name], rtol=1e-4, atol=1e-6)
     for mode in MODES[1:]:
         fewer_ranks_go_on(tmp_path, mode, trained)
+
+
+def as_torchrun_sets(rank: int, port: int) -> dict[str, str]:
+    """What a rank of two finds in its environment."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in names.items()}}
+
+
+def two_ranks(base: Path) -> None:
+    """The three modes one after the other in one process group."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    for mode in MODES:
+        run(configured(base, mode=mode))
+    # For a run that goes on with another number of ranks, in either kind of loader.
+    for mode in MODES[1:]:
+        run(configured(base, mode=mode, run_dir=f"fewer-{mode}", stop_after=2, log_samples="true"))
+    torch.distributed.destroy_process_group()
 
 
 def fewer_ranks_go_on(base: Path, mode: str, trained: Path) -> None:
@@ -256,7 +267,7 @@ def test_lightning_takes_the_same_steps(trained: Path, mode: str) -> None:
 def start(*arguments: str) -> str:
     """Run a module in a process of its own; its output, or a failure with it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env=environment,

@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -77,7 +77,7 @@ def run(name: str, *arguments: object, folder: Path, cwd: Path) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHCELL_CACHE_YEAST": str(folder)}
     environment.pop("NEO4J_URI", None)
     command = [sys.executable, str(EXPERIMENT / "scripts" / name), *map(str, arguments)]
-    done = subprocess.run(
+    done = fresh.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -211,7 +211,7 @@ def test_code_of_main(tmp_path: Path, how: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(SCRIPT)
     command = [sys.executable, str(path)] if how == "script" else [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fresh.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == ["[]", "2", "once"], done.stderr
 
 

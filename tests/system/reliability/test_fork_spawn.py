@@ -229,7 +229,7 @@ def test_damage_met_in_a_worker_reaches_the_main_process_with_its_type(room: Roo
     data = path.read_bytes()
     path.write_bytes(data.replace(record, record[:-1] + bytes([record[-1] ^ 1])))
     stores.fit_digests(root)
-    for context in ("fork", "spawn"):
+    for context in ("fork", "forkserver"):
         loader = DataLoader(
             tc.PreprocessedDataset(root), batch_size=21, num_workers=1, multiprocessing_context=context
         )
@@ -241,7 +241,9 @@ def building(root: str, shape: str) -> None:
     stores.build(root, shape, 2)
 
 
-@pytest.mark.parametrize(("shape", "context"), [("delta", "fork"), ("generic", "spawn")], indirect=["shape"])
+@pytest.mark.parametrize(
+    ("shape", "context"), [("delta", "fork"), ("generic", "forkserver")], indirect=["shape"]
+)
 def test_a_build_inside_a_child_process(room: Room, shape: str, context: str) -> None:
     root = room()
     process = multiprocessing.get_context(context).Process(target=building, args=(str(root), shape))
