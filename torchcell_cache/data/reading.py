@@ -18,6 +18,7 @@ from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.records import close_file
 
 _NAMED_SAMPLES = 8
 _MOST_AHEAD_BYTES = 1 << 28
@@ -89,7 +90,7 @@ class StoreReader:
             error.add_note(f"while making a batch of samples {named}{more} of {self.generation.root}")
             raise
         while len(self._open) > max(self.keep, len(shards)):
-            self.generation.files.close(self._open.popitem(last=False)[0])
+            close_file(self.generation.files.paths[self._open.popitem(last=False)[0]])
         return batch
 
     def _fetch(self, shard: int) -> None:
@@ -105,7 +106,7 @@ class StoreReader:
     def close(self) -> None:
         """Let go of all shards that this reader opened."""
         while self._open:
-            self.generation.files.close(self._open.popitem()[0])
+            close_file(self.generation.files.paths[self._open.popitem()[0]])
 
 
 # Worker processes, by torch's own machinery: it knows how to start, watch and stop them

@@ -32,7 +32,7 @@ _NODE_BYTES = 32
 _SPARE_PAGES = 64
 _MOVED_BYTES = 16 << 20
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
-_TRIES = 5
+_MORE_TRIES = 4
 _FORMAT = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
 T = TypeVar("T")
@@ -49,10 +49,6 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
 
     The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened. Each chunk
     is taken once: where the map turns out too small, what was written moves to a file with a larger one.
-
-    Raises:
-        FormatError: If a key is refused, which would mean a broken order.
-        StorageError: If the file system refuses.
     """
     rest, map_bytes = iter(chunks), max(map_bytes, _MIN_MAP_BYTES)
     moved = path.with_name(f".tmp-moved-{path.name.removeprefix('.tmp-')}")
@@ -64,8 +60,9 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
             index, pending = _write(path, first_index, chain(_records(moved), [pending], rest), map_bytes)
             moved.unlink(missing_ok=True)
     except lmdb.Error as error:
-        # Before the file goes: LMDB says EIO for a short write, and its size tells whether it met a limit.
-        refused = storage_error(_errno_of(error), path)
+        # LMDB passes on text only, EIO for a short write; before the file goes its size tells whether it met a limit.
+        said = (number for number in _SAID if str(error).endswith(os.strerror(number)))
+        refused = storage_error(next(said, errno.EIO), path)
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         raise refused or error from error
@@ -80,25 +77,22 @@ def _write(
 ) -> tuple[int, Sequence[bytes]]:
     """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
     unsynced = {"sync": False, "metasync": False, "writemap": False, "meminit": True}
-    env = _opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
-    index, room = first_index, _Room(map_bytes, env.stat()["psize"])
-    try:
+    opened = _opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
+    with contextlib.closing(opened) as env:
+        index, room = first_index, _Room(map_bytes, env.stat()["psize"])
         with env.begin(write=True) as txn:
             cursor = txn.cursor()
             for records in chunks:
                 if not room.takes(records):
                     return index, records
-                keys = np.arange(index, index + len(records), dtype=">u8").tobytes()
-                items = [(keys[8 * k : 8 * k + 8], record) for k, record in enumerate(records)]
+                items = [(k.to_bytes(8, "big"), record) for k, record in enumerate(records, start=index)]
                 written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
-                if written != len(items) or added != len(items):
+                if not written == added == len(items):
                     raise FormatError(
                         f"{path}: LMDB took {added} of {len(items)} records from sample {index} on"
                     )
                 index += len(items)
         env.sync(True)
-    finally:
-        env.close()
     return index, ()
 
 
@@ -110,10 +104,8 @@ class _Room:
         self.in_leaves = self.overflow = 0
 
     def takes(self, records: Sequence[bytes]) -> bool:
-        """Note records and say whether there is room for them.
-
-        A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
-        """
+        """Note records and say whether there is room for them."""
+        # A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
         sizes = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + _NODE_BYTES
         large = sizes[sizes > self.page // 2 - _NODE_BYTES]
         self.in_leaves += int(sizes.sum() - large.sum()) + 2 * _NODE_BYTES * len(large)
@@ -123,31 +115,26 @@ class _Room:
 
 def _records(path: Path) -> Iterator[Sequence[bytes]]:
     """Records of a file, in order, in chunks of bounded size."""
-    env = _opened(path, path.stat().st_size, readonly=True)
-    try:
-        with env.begin() as txn:
-            chunk: list[bytes] = []
-            size = 0
-            for value in txn.cursor().iternext(keys=False, values=True):
-                chunk.append(value)
-                size += len(value)
-                if size > _MOVED_BYTES:
-                    yield chunk
-                    chunk, size = [], 0
-            if chunk:
+    opened = _opened(path, path.stat().st_size, readonly=True)
+    with contextlib.closing(opened) as env, env.begin() as txn:
+        chunk: list[bytes] = []
+        size = 0
+        for value in txn.cursor().iternext(keys=False, values=True):
+            chunk.append(value)
+            size += len(value)
+            if size > _MOVED_BYTES:
                 yield chunk
-    finally:
-        env.close()
+                chunk, size = [], 0
+        yield chunk
 
 
 def _opened(path: str | Path, map_bytes: int, **options: Any) -> lmdb.Environment:
     return lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False, readahead=False, **options)
 
 
-def _errno_of(error: lmdb.Error) -> int:
-    """What the system said; LMDB passes it on as text only."""
-    text = str(error)
-    return next((number for number in _SAID if text.endswith(os.strerror(number))), errno.EIO)
+def _damaged(path: str, text: str, kind: Any = CorruptShardError) -> Exception:
+    error: Exception = kind(text, path=path, fix=repair_hint(path))
+    return error
 
 
 class _Env:
@@ -155,18 +142,14 @@ class _Env:
 
     def __init__(self, path: str, size: int) -> None:
         try:
-            map_bytes = max(size, _MIN_MAP_BYTES)
-            self.env = _opened(path, map_bytes, readonly=True, create=False, max_spare_txns=1)
+            size = max(size, _MIN_MAP_BYTES)
+            self.env = _opened(path, size, readonly=True, create=False, max_spare_txns=1)
             self.entries = int(self.env.stat()["entries"])
         except lmdb.Error as error:
             for numbers, fix in _NOT_THE_FILES_FAULT:
                 if str(error).endswith(tuple(map(os.strerror, numbers))):
                     raise StorageLostError(f"{path} cannot be opened: {error}", path=path, fix=fix) from None
-            raise CorruptShardError(
-                f"{path} cannot be opened: {error}",
-                path=path,
-                fix=repair_hint(path),
-            ) from None
+            raise _damaged(path, f"{path} cannot be opened: {error}") from None
         self.local = threading.local()
         self.retired = False
 
@@ -224,11 +207,9 @@ class ShardFiles:
         self.paths, self.sizes = list(paths), list(sizes)
         self.starts = np.asarray(starts, dtype=np.int64)
         self.before_open = before_open
-        sizes_of = np.diff(self.starts)
-        even = (
-            len(sizes_of) > 0 and bool((sizes_of[:-1] == sizes_of[0]).all()) and sizes_of[-1] <= sizes_of[0]
-        )
-        self._stride = int(sizes_of[0]) if even else 0  # a division is quicker than a search
+        counts = np.diff(self.starts)
+        even = len(counts) > 0 and bool((counts[:-1] == counts[0]).all()) and counts[-1] <= counts[0]
+        self._stride = int(counts[0]) if even else 0  # a division is quicker than a search
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,36 +226,24 @@ class ShardFiles:
         return np.searchsorted(self.starts, indices, side="right") - 1
 
     def open(self, shard: int) -> _Env:
-        """The open file of a shard, checked before it is mapped.
-
-        Raises:
-            CorruptShardError: If the file is not what the manifest says.
-        """
+        """The open file of a shard, checked before it is mapped."""
         handle = self._open_checked(shard)
         wanted = int(self.starts[shard + 1] - self.starts[shard])
         if handle.entries != wanted:
-            raise CorruptShardError(
-                f"{self.paths[shard]} holds {handle.entries} records, the manifest says {wanted}",
-                path=self.paths[shard],
-                fix=repair_hint(self.paths[shard]),
-            )
+            path = self.paths[shard]
+            raise _damaged(path, f"{path} holds {handle.entries} records, the manifest says {wanted}")
         return handle
 
-    def _open_checked(self, shard: int) -> _Env:
+    def _open_checked(self, shard: int, more: int = _MORE_TRIES) -> _Env:
         """The handle; once more if a bounded cache made room of the file between check and opening."""
-        for left in reversed(range(_TRIES)):
-            if self.before_open is not None:
-                self.before_open(shard)
-            try:
-                return _open(self.paths[shard], self.sizes[shard])
-            except CorruptShardError:
-                if not left or Path(self.paths[shard]).exists():
-                    raise
-        raise AssertionError
-
-    def close(self, shard: int) -> None:
-        """Let go of a shard's file and its mapping in this process; it is opened again when it is read again."""
-        close_file(self.paths[shard])
+        if self.before_open is not None:
+            self.before_open(shard)
+        try:
+            return _open(self.paths[shard], self.sizes[shard])
+        except CorruptShardError:
+            if not more or Path(self.paths[shard]).exists():
+                raise
+        return self._open_checked(shard, more - 1)
 
     def _begin_with(self, shard: int) -> Gets:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
@@ -292,16 +261,10 @@ class ShardFiles:
         local = self._local
         if getattr(local, "epoch", -1) != epoch:
             local.epoch, local.gets = epoch, ({}, {})
-        known: Gets = local.gets
-        return known
+        return local.gets  # type: ignore[no-any-return]
 
     def read(self, indices: Sequence[int], shards: Sequence[int]) -> list[bytes]:
-        """Records of the given samples, copied out, in the order asked for.
-
-        Raises:
-            CorruptRecordError: If a key is missing.
-            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
-        """
+        """Records of the given samples, copied out, in the order asked for."""
         gets = self._known(_POOL.begin())[0]
         try:
             return self._get_all(gets, indices, shards)
@@ -309,12 +272,7 @@ class ShardFiles:
             _POOL.end()
 
     def visit(self, indices: Sequence[int], shards: Sequence[int], use: Callable[[Sequence[Buffer]], T]) -> T:
-        """Let ``use`` work on records where they lie in the page cache; copies of files that are not open yet.
-
-        Raises:
-            CorruptRecordError: If a key is missing.
-            CorruptShardError: If a file is not what the manifest says, or its pages make no sense.
-        """
+        """Let ``use`` work on records where they lie in the page cache; copies of files that are not open yet."""
         gets = self._known(_POOL.begin())[1]
         try:
             if all(map(gets.__contains__, shards)):
@@ -329,18 +287,13 @@ class ShardFiles:
         out: list[Any] = []
         try:
             for index, shard in zip(indices, shards, strict=True):
-                if (
-                    shard not in gets
-                ):  # what was read so far is a copy, so other files may be closed for this one
+                if shard not in gets:  # what was read is a copy, so other files may be closed for this one
                     gets = self._begin_with(shard)[0]
                 value = gets[shard](index.to_bytes(8, "big"))
                 if value is None:
                     path = self.paths[shard]
-                    raise CorruptRecordError(
-                        f"sample {index} is missing from {path}", path=path, fix=repair_hint(path)
-                    )
+                    raise _damaged(path, f"sample {index} is missing from {path}", CorruptRecordError)
                 out.append(value)
         except lmdb.Error as error:
-            path = self.paths[shard]
-            raise CorruptShardError(f"{path}: {error}", path=path, fix=repair_hint(path)) from error
+            raise _damaged(self.paths[shard], f"{self.paths[shard]}: {error}") from error
         return out
