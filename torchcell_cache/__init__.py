@@ -13,6 +13,7 @@ from torchcell_cache.core.package import __version__, platform_lacks
 
 if TYPE_CHECKING:
     from torchcell_cache import errors as errors
+    from torchcell_cache import lightning as lightning
     from torchcell_cache import nn as nn
     from torchcell_cache import sources as sources
     from torchcell_cache import testing as testing
@@ -85,6 +86,7 @@ _PLACES = {
     "build": "data.api",
     "build_part": "builder.array",
     "errors": "",
+    "lightning": "",
     "finalize": "data.api",
     "nn": "",
     "gc": "builder.generations",
@@ -107,7 +109,8 @@ _PLACES = {
     "verify": "builder.check.verify",
 }
 
-__all__ = [*sorted(_PLACES), "__version__"]
+# Without Lightning, which ``import *`` cannot expect to be there.
+__all__ = [*sorted(_PLACES.keys() - {"lightning"}), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

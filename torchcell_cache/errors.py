@@ -23,6 +23,7 @@ _PACKAGES = {
     "singlecell": "anndata scanpy",
     "s3": "s3fs",
     "gs": "gcsfs",
+    "lightning": "lightning",
     "az": "adlfs",
 }
 

@@ -227,7 +227,7 @@ def test_info_without_matplotlib_says_what_to_install(
 
 USAGE = {
     "unknown command": (["verfy"], "did you mean 'verify'?"),
-    "no such command": (["zzz"], "valid: preprocess, append, update, info"),
+    "no such command": (["zzz"], "valid: init, preprocess, append, update, info"),
     "unknown key": (["verify", "root=x", "levl=full"], "did you mean 'level'?"),
     "unknown source key": (
         ["preprocess", "root=x", "source=ecoli", "source.sed=1"],
@@ -244,7 +244,7 @@ USAGE = {
     "no source": (["preprocess", "root=x"], "source= one of ecoli, "),
     "no root": (["info"], "info needs root=..."),
     "no path": (["preprocess", "root=x", "source=table"], "needs source.path=..., source.base_graph=..."),
-    "no equals sign": (["info", "here"], "not of the form key=value"),
+    "no equals sign": (["info", "here", "there"], "not of the form key=value"),
     "not a number": (["preprocess", "root=x", "source=ecoli", "num_workers=two"], "is not a whole number"),
     "true is no number": (["repair", "root=x", "shard=true"], "is not a whole number"),
     "not a bool": (["info", "root=x", "json=1"], "is not true or false"),

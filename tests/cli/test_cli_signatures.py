@@ -47,7 +47,7 @@ def test_a_signature_is_what_python_says(place):
 def test_every_key_of_a_command_is_explained(command, capsys):
     for name, key in keys_of(command).items():
         assert key.help or choices_of(name) or name in GROUPS, name
-        assert not choices_of(name) or key.default in choices_of(name)
+        assert not choices_of(name) or key.default in (*choices_of(name), REQUIRED)
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
     for name, key in keys_of(command).items():

@@ -68,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], keys: set[str]) -> int:
-    from torchcell_cache.cli.registry import command_help, overview
+    from torchcell_cache.cli.registry import command_help, overview, with_names
 
+    if arguments[:1] == ["--complete"]:
+        from torchcell_cache.cli.completion import candidates
+
+        print(*candidates(arguments[1:]), sep="\n")
+        return EXIT_OK
     wants_help = any(a in ("-h", "--help") for a in arguments)
     if arguments[:1] == ["help"] and len(arguments) > 1:
         arguments, wants_help = arguments[1:], True
@@ -88,8 +93,9 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
             f"unknown command {name!r}{suggestion(name, COMMANDS)}", fix="torchcell-cache --help"
         )
     if wants_help:
-        print(command_help(name))
+        print(command_help(name, arguments[1:]))
         return EXIT_OK
+    arguments[:] = with_names(arguments)
     from torchcell_cache.cli.registry import run
     from torchcell_cache.cli.settings import read_settings
 
@@ -119,8 +125,10 @@ def _terminating() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
+    from torchcell_cache.cli.words import painted
+
     with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+        print(painted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _again(arguments: list[str]) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+from torchcell_cache.cli.words import say_result
 from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_CORRUPT_OR_STALE, EXIT_OK, SettingError
@@ -28,6 +30,7 @@ def preprocess(
     tasks: int | None = None,
     finalize: bool = False,
     script: str = "slurm/preprocess_array.slurm",
+    json: bool = False,
     **shared: Any,
 ) -> None:
     """Build a store from a source, or continue an interrupted build.
@@ -40,6 +43,7 @@ def preprocess(
         tasks: Array build: number of tasks, the same for all of them and for finalize.
         finalize: Array build: check every shard and publish; names what is missing (exit code 75).
         script: Array build: the batch script in the line that repeats tasks.
+        json: Print the result as JSON.
 
     Example:
         torchcell-cache preprocess root=demo/ecoli source=ecoli
@@ -59,14 +63,34 @@ def preprocess(
         part = array.build_part(root, task=task, tasks=tasks, **work, **shared)
         done = f"{len(part.shards)} shards there, {part.built} of them built now"
         state = "the store is published already" if part.published else done
-        print(f"task {task} of {tasks}: {state}; generation {part.generation}")
+        said = f"task {task} of {tasks}: {state}; generation {part.generation}"
+        facts = {"task": task, "tasks": tasks, "shards": len(part.shards), "built": part.built}
+        say_result(json, said, **facts, published=part.published, generation=part.generation)
         return
     last: dict[str, Any] = {"tasks": tasks, "script": script}
     dataset = api.finalize(root, **last, **shared) if finalize else api.build(root, **work, **shared)
-    print(
-        f"{dataset.root}: {len(dataset):,} samples as '{dataset.storage}', {len(dataset.generation.manifest.shards)} shards, "
-        f"content digest {dataset.content_digest}"
+    facts = store_facts(dataset)
+    say_result(
+        json,
+        f"{dataset.root}: {len(dataset):,} samples as '{dataset.storage}', {facts['shards']} shards, "
+        f"content digest {dataset.content_digest}",
+        **facts,
     )
+
+
+def store_facts(dataset: Any) -> dict[str, Any]:
+    """What a command that made a store says of it, as JSON values."""
+    manifest = dataset.generation.manifest
+    return {
+        "root": str(dataset.generation.root),
+        "generation": manifest.generation,
+        "samples": manifest.num_samples,
+        "storage": manifest.storage,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.file.size for shard in manifest.shards)
+        + sum(file.size for file in manifest.files),
+        "content_digest": manifest.content_digest,
+    }
 
 
 def _check_array(task: int | None, tasks: int | None, last: bool) -> None:
@@ -83,31 +107,41 @@ def _check_array(task: int | None, tasks: int | None, last: bool) -> None:
         )
 
 
-def append(*, source: Any, processor: Any = "none", num_workers: int = 2, **settings: Any) -> None:
+def append(
+    *, source: Any, processor: Any = "none", num_workers: int = 2, json: bool = False, **settings: Any
+) -> None:
     """Add samples to a store; what is there is shared, not made again.
 
     They go to its end. The new generation shares the files of the old one, which readers may go on using. The source has
     the samples to add, on the store's base graph.
 
+    Args:
+        json: Print the result as JSON.
+
     Example:
         torchcell-cache append root=ko source=table source.path=more.csv source.phenotypes=[fitness] source.base_graph=ko
     """
-    _grow("append", source, processor, num_workers=num_workers, **settings)
+    _grow("append", source, processor, json, num_workers=num_workers, **settings)
 
 
-def update(*, source: Any, processor: Any = "none", num_workers: int = 2, **settings: Any) -> None:
+def update(
+    *, source: Any, processor: Any = "none", num_workers: int = 2, json: bool = False, **settings: Any
+) -> None:
     """Bring a store up to date with a changed source; only what can differ is computed.
 
     More or fewer samples, other labels, another base graph: the result is that of a full build. The source is the source as
     it is now, all of it.
 
+    Args:
+        json: Print the result as JSON.
+
     Example:
         torchcell-cache update root=ko source=table source.path=ko.csv source.phenotypes=[fitness] source.base_graph=cell/
     """
-    _grow("update", source, processor, num_workers=num_workers, **settings)
+    _grow("update", source, processor, json, num_workers=num_workers, **settings)
 
 
-def _grow(name: str, source: Any, processor: Any, *, root: str, **settings: Any) -> None:
+def _grow(name: str, source: Any, processor: Any, json: bool, *, root: str, **settings: Any) -> None:
     """Grow the store and print what was computed and what was taken over."""
     from torchcell_cache.builder.grow import STORED
     from torchcell_cache.data import api
@@ -117,7 +151,9 @@ def _grow(name: str, source: Any, processor: Any, *, root: str, **settings: Any)
     made, own = source(), processor()
     grow = {"append": api.append, "update": api.update}[name]
     growth = grow(root, made, STORED if own is None else own, **settings)
-    print(f"{growth}; content digest {growth.dataset.content_digest}")
+    counts = {name: getattr(growth, name) for name in ("recomputed", "linked_shards")}
+    said = f"{growth}; content digest {growth.dataset.content_digest}"
+    say_result(json, said, **store_facts(growth.dataset), **counts)
 
 
 def verify(
@@ -155,11 +191,14 @@ def verify(
     return EXIT_CORRUPT_OR_STALE
 
 
-def repair(*, source: Any = "none", processor: Any = "none", **settings: Any) -> None:
+def repair(*, source: Any = "none", processor: Any = "none", json: bool = False, **settings: Any) -> None:
     """Make damaged files again.
 
     Then the result is published; whole files are shared with the generation before. Stores of the built-in processors need
     no source unless their base graph is damaged.
+
+    Args:
+        json: Print the result as JSON.
 
     Example:
         torchcell-cache repair root=demo/ecoli
@@ -168,10 +207,11 @@ def repair(*, source: Any = "none", processor: Any = "none", **settings: Any) ->
     from torchcell_cache.builder.check.repair import repair
 
     own = processor()
-    print(repair(source=source(), processor=own, **settings))
+    report = repair(source=source(), processor=own, **settings)
+    say_result(json, str(report), **asdict(report))
 
 
-def stage(*, root: str, to: str, wait: float = 0, **settings: Any) -> None:
+def stage(*, root: str, to: str, wait: float = 0, json: bool = False, **settings: Any) -> None:
     """Copy a store to local disk, verified; prints the copy's root.
 
     Finds the copy that is there. Prints its root, alone, on stdout. Several processes of a node may run this at once: one
@@ -181,30 +221,48 @@ def stage(*, root: str, to: str, wait: float = 0, **settings: Any) -> None:
         root: Directory of the store, or the address it was pushed to (s3://bucket/prefix).
         to: Directory on local disk; the copy is <to>/<name>-<digest>.
         wait: Seconds to wait for a store that another job is building; inf for no limit.
+        json: Print the result as JSON.
 
     Example:
         ROOT=$(torchcell-cache stage root=/shared/stores/ko to=/local/$USER)
     """
     from torchcell_cache.remote.copies import stage
 
-    print(stage(root, to, wait=wait, **settings))
+    _say_copy(json, stage(root, to, wait=wait, **settings))
 
 
-def push(**settings: Any) -> None:
+def _say_copy(json: bool, copy: Any) -> None:
+    """Print the root of a copy, and what it holds as JSON."""
+    from torchcell_cache.store.manifest import read_manifest
+
+    manifest = read_manifest(copy) if json else None
+    facts = (
+        {}
+        if manifest is None
+        else {"samples": manifest.num_samples, "content_digest": manifest.content_digest}
+    )
+    say_result(json, str(copy), root=str(copy), **facts)
+
+
+def push(*, root: str, url: str, json: bool = False, **settings: Any) -> None:
     """Put a store into object storage (s3://, gs://, az://, file://).
 
     Its files go first, its manifest last. Files that are there already are not sent again. Prints the address.
     Credentials come from where the file system's own library finds them, never from here.
+
+    Args:
+        json: Print the result as JSON.
 
     Example:
         torchcell-cache push root=stores/ko url=s3://lab/stores/ko
     """
     from torchcell_cache.remote.push import push
 
-    print(push(**settings))
+    address = push(root, url, **settings)
+    say_result(json, address, url=address, root=str(local_path(root)))
 
 
-def pull(*, url: str, root: str, wait: float = 0, **settings: Any) -> None:
+def pull(*, url: str, root: str, wait: float = 0, json: bool = False, **settings: Any) -> None:
     """Copy a store from object storage into a directory.
 
     It is verified on the way. After an interruption the same command goes on. Prints the copy's root.
@@ -212,19 +270,23 @@ def pull(*, url: str, root: str, wait: float = 0, **settings: Any) -> None:
 
     Args:
         wait: Seconds to wait for a store that another job is about to push; inf for no limit.
+        json: Print the result as JSON.
 
     Example:
         torchcell-cache pull url=s3://lab/stores/ko root=stores/ko
     """
     from torchcell_cache.remote.pull import pull
 
-    print(pull(url, root, wait=wait, **settings))
+    _say_copy(json, pull(url, root, wait=wait, **settings))
 
 
-def gc(*, dry_run: bool = False, **settings: Any) -> None:
+def gc(*, dry_run: bool = False, json: bool = False, **settings: Any) -> None:
     """Remove old generations of a store.
 
     What is published stays, and what somebody reads.
+
+    Args:
+        json: Print the result as JSON.
 
     Example:
         torchcell-cache gc root=demo/ecoli dry_run=true
@@ -233,4 +295,5 @@ def gc(*, dry_run: bool = False, **settings: Any) -> None:
 
     removed = gc(dry_run=dry_run, **settings)
     what = "would remove" if dry_run else "removed"
-    print(f"{what} {', '.join(removed)}" if removed else "nothing to remove")
+    said = f"{what} {', '.join(removed)}" if removed else "nothing to remove"
+    say_result(json, said, removed=removed, dry_run=dry_run)

@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torchcell_cache.cli.settings import Settings
 
 COMMANDS = {
+    "init": ("cli.init:init",),
     "preprocess": ("cli.commands:preprocess", "builder.run:build"),
     "append": ("cli.commands:append", "builder.grow:append - tail"),
     "update": ("cli.commands:update", "builder.grow:update"),
@@ -41,7 +43,10 @@ COMMANDS = {
         "data.split_groups:split_by_group - dataset",
     ),
     "bench": ("cli.bench.command:bench", "cli.bench.store:bench_store - on_progress"),
+    "completion": ("cli.completion:completion",),
 }
+POSITIONAL = {"init": ("what", "to"), "completion": ("shell",)}
+"""Keys whose names may be left out, in their order; ``root`` of all other commands."""
 
 _DELETION = "processors.deletion:DeletionProcessor"
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -74,6 +79,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 _CHOICES = {
+    "what": "train slurm",
+    "shell": "bash zsh",
     "storage": "auto perturbation delta full",
     "on_stale": "error rebuild warn",
     "level": "quick full",
@@ -102,6 +109,21 @@ _ALWAYS = {
         None, str, str, "YAML file with any of these keys, such as  source: ecoli  and  source.seed: 1"
     ),
 }
+
+
+def with_names(arguments: Sequence[str]) -> list[str]:
+    """The arguments, those before the first ``key=value`` as values of the keys they stand for: ``root`` comes first."""
+    command, *rest = arguments
+    for k, name in enumerate(POSITIONAL.get(command, ("root",))):
+        if (
+            k >= len(rest)
+            or re.match(r"[\w.+~@]*=|-", rest[k])
+            or not rest[k]
+            or name not in keys_of(command)
+        ):
+            break
+        rest[k] = f"{name}={rest[k]}"
+    return [command, *rest]
 
 
 def choices_of(key: str) -> list[str]:
@@ -178,19 +200,35 @@ def config_text(name: str) -> str:
     return "\n".join([*about, *_explained(keys_of_choice(group, chosen) if chosen else keys_of(group)), ""])
 
 
-def command_help(command: str) -> str:
-    """Help of one command: its keys with their defaults."""
-    parts = [f"torchcell-cache {command} key=value ...", "", config_text(command)]
+def command_help(command: str, arguments: Iterable[str] = ()) -> str:
+    """Help of one command: its keys with their defaults, those of a source or processor only where it is chosen."""
+    first = POSITIONAL.get(command, ("root",))[0]
+    shown = f"{first.upper()} " if first in keys_of(command) else ""
+    parts = [f"torchcell-cache {command} {shown}key=value ...", "", config_text(command)]
+    given = dict(argument.partition("=")[::2] for argument in arguments)
     for group in GROUPS:
         if group in keys_of(command):
             default = default_choice(command, group)
-            chosen = [name for name in GROUPS[group] if name != "none" or default is not None]
+            valid = [name for name in GROUPS[group] if name != "none" or default is not None]
+            if given.get(group) in valid:
+                parts += [
+                    f"{group}={given[group]}, with these keys:",
+                    "",
+                    config_text(f"{group}/{given[group]}"),
+                ]
+                continue
             said = f", by default {default}" if default else ""
-            parts += [f"{group}={'|'.join(chosen)}{said}, with these keys:", ""]
+            parts += [f"{group}=...{said}; {group}=NAME --help lists the keys of one:", ""]
             parts += [
-                config_text(f"{group}/{name}").replace("# ", f"# {group}={name}: ", 1) for name in chosen
-            ]
+                f"  {f'{group}={name}':<{_COLUMN - 4}}# {_headline(GROUPS[group][name])}" for name in valid
+            ] + [""]
     return "\n".join([*parts, _EXIT_CODES])
+
+
+def _headline(places: Sequence[str]) -> str:
+    """The first sentence of what it is."""
+    first: str = signature(places).about.partition("\n")[0]
+    return first if len(first) <= _WIDTH - _COLUMN else first[: _WIDTH - _COLUMN - 3] + "..."
 
 
 def _explained(keys: Mapping[str, Key]) -> Iterable[str]:

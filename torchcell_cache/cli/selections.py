@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_
 from collections.abc import Sequence
 from typing import Any
 
 from torchcell_cache.cli.registry import called, keys_of
 from torchcell_cache.cli.signatures import signature
+from torchcell_cache.cli.words import say_result
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 
@@ -71,7 +71,7 @@ def select(
     if store is not None:
         made = save_subset(view, store, made_by=conditions, **writing)
         facts |= {"store": str(made.generation.root), "content_digest": made.content_digest}
-    print(json_.dumps(facts, indent=1) if json else _selected(facts))
+    say_result(json, _selected(facts), **facts)
 
 
 def _selected(facts: dict[str, Any]) -> str:
@@ -103,6 +103,7 @@ def split(
     column: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
+    json: bool = False,
     **settings: Any,
 ) -> None:
     """Training, validation and test samples without leaks.
@@ -118,6 +119,7 @@ def split(
         column: By group: the column whose values are groups.
         out: Directory to save the split in: an index file per part and group, and splits.json.
         overwrite: Replace a split that is there.
+        json: Print the sizes of the parts as JSON.
 
     Example:
         torchcell-cache split root=demo/ecoli out=demo/split stratify=fitness
@@ -143,5 +145,11 @@ def split(
     dataset = PreprocessedDataset(root, indices=indices)
     splits = called([_WAYS[by]], {"dataset": dataset, **settings})
     where = None if out is None else splits.save(out, overwrite=overwrite)
-    print(splits.summary())
-    print(f"saved to {where}" if where else "nothing written: out=directory saves the split")
+    said = f"saved to {where}" if where else "nothing written: out=directory saves the split"
+    facts = {"root": str(dataset.generation.root), "samples": len(dataset), "out": where and str(where)}
+    sizes = {
+        name: {key: len(rows) for key, rows in getattr(splits, name).items()} for name in ("parts", "groups")
+    }
+    say_result(
+        json, f"{splits.summary()}\n{said}", **facts, **sizes, made_by=splits.made_by, notes=splits.notes
+    )

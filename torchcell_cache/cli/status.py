@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json as json_
 import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generations import generation_dirs, own_manifest
+from torchcell_cache.cli.words import painted
+from torchcell_cache.core.checks import real_number
 from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
 from torchcell_cache.core.progress import human_seconds
@@ -21,25 +24,45 @@ from torchcell_cache.store.status import Unfinished, process_of, task_states, un
 _WAITS = ("dead", "interrupted", "failed")
 
 
-def status(root: str, json: bool = False) -> int:
+def status(root: str, *, json: bool = False, watch: bool = False, seconds: float = 2.0) -> int:
     """How far a build is, from any process or node.
 
     Exit code 0 if it runs or is complete, 75 if it waits to be resumed, 65 if there is nothing.
 
     Args:
         root: Directory of the store.
-        json: Print as JSON.
+        json: Print as JSON; with watch a line for each change.
+        watch: Look again and again until nothing is being built any more.
+        seconds: Time between two looks.
 
     Example:
-        torchcell-cache status root=demo/ecoli
+        torchcell-cache status demo/ecoli
+        torchcell-cache status demo/ecoli watch=true
     """
-    place = local_path(root)
-    facts = build_status(place)
-    print(json_.dumps(facts, indent=1) if json else "\n".join(_lines(facts, place)))
+    place, shown = local_path(root), ""
+    real_number("seconds", seconds, "seconds above 0", above=True)
+    clear = "\x1b[H\x1b[2J" if watch and not json and sys.stdout.isatty() else ""
+    while True:
+        facts = build_status(place)
+        text = json_.dumps(facts, indent=None if watch else 1) if json else "\n".join(_lines(facts, place))
+        if text != shown:
+            shown = text
+            print(f"{clear}{painted(text, sys.stdout)}", flush=True)
+        if not watch or not _runs(facts):
+            break
+        time.sleep(seconds)
     waits = facts["build"] is not None and facts["build"]["state"] in _WAITS and bool(facts["unfinished"])
     arrays = [work["array"] for work in facts["unfinished"] if work["array"] is not None]
     waits = waits or any(not array["running"] for array in arrays)
     return EXIT_INTERRUPTED if waits else EXIT_OK
+
+
+def _runs(facts: Mapping[str, Any]) -> bool:
+    """Whether somebody builds."""
+    build, arrays = facts["build"], [work["array"] for work in facts["unfinished"]]
+    return any(array and array["running"] for array in arrays) or (
+        build is not None and build["state"] in ("building", "starting", "building elsewhere")
+    )
 
 
 def build_status(root: Path) -> dict[str, Any]:

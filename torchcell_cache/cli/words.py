@@ -6,10 +6,12 @@ Hydra's grammar has no names with parentheses and takes ``2024`` for a number; c
 from __future__ import annotations
 
 import ast
+import json as json_
+import os
 import re
 import shlex
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TextIO
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ITEM = re.compile(rf"\s*({_QUOTED}|[^,'\"\[\]{{}}][^,]*|\$\{{[^}}]*\}})\s*(?:,|$)", re.DOTALL)
@@ -87,3 +89,25 @@ def for_shell(fix: str, keys: Collection[str]) -> str:
         return shlex.quote(f"{key}={value}")
 
     return _ARGUMENT.sub(in_shell, fix)
+
+
+_PAINTED = {
+    "31;1": r"^error:|^  the builder .* is dead|: dead,|: failed,",
+    "36": r"^ *(?:fix|to continue|to repeat|next):",
+    "32": r"^complete:",
+    "33": r"^(?:building|unfinished|array build):",
+}
+
+
+def painted(text: str, stream: TextIO) -> str:
+    """``text`` with its first words in colour if ``stream`` is a terminal that wants colour."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    for code, words in _PAINTED.items():
+        text = re.sub(words, f"\x1b[{code}m\\g<0>\x1b[0m", text, flags=re.MULTILINE)
+    return text
+
+
+def say_result(json: bool, text: str, /, **facts: Any) -> None:
+    """Print what a command ends with: for people, or as JSON with numbers."""
+    print(json_.dumps(facts, indent=1) if json else text)

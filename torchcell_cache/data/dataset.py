@@ -16,6 +16,7 @@ from torchcell_cache.core.checks import truth
 from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path
+from torchcell_cache.data.facts import warn_of_copies
 from torchcell_cache.data.torchcell import TorchcellNames
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.store.generation import Generation
@@ -211,6 +212,7 @@ class PreprocessedDataset(TorchcellNames, Dataset):  # type: ignore[misc]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many samples at once; what ``DataLoader`` calls. Read together, in one pass per shard."""
+        warn_of_copies(self, len(indices))
         graphs = self.generation.graphs(self.positions(indices))
         return graphs if self.transform is None else list(map(self._transformed, graphs))
 

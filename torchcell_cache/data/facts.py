@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+import mmap
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.progress import human_bytes
 from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.columns import ORIGIN, categories_of, named, names_apart, names_in
@@ -150,3 +153,26 @@ class StoredFacts(abc.ABC):
         if np.issubdtype(y.dtype, np.floating):
             return len(np.unique(y)) if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
         return int(y.max()) + 1 if y.ndim == 1 or y.shape[-1] == 1 else int(y.shape[-1])
+
+
+_LARGE_GRAPH, _LARGE_BATCH = 2**20, 2**25
+_said = mmap.mmap(-1, 1)  # shared with forked workers, which each epoch starts anew
+
+
+def warn_of_copies(dataset: StoredFacts, batch_size: int) -> None:
+    """Say once that PyG's collate is about to copy a large base graph into every sample, and what the shared way brings."""
+    if batch_size < 2 or _said[0] or getattr(dataset, "transform", None) is not None:
+        return
+    manifest = dataset.generation.manifest
+    graph = sum(file.size for file in manifest.files if file.name.startswith("base_graph"))
+    if graph < _LARGE_GRAPH or graph * batch_size < _LARGE_BATCH:
+        return
+    _said[0] = 1
+    records = sum(shard.file.size for shard in manifest.shards) * batch_size // max(manifest.num_samples, 1)
+    warnings.warn(
+        f"PyG's collate copies the base graph ({human_bytes(graph)}) into each of {batch_size} samples, "
+        f"{human_bytes(graph * batch_size)} per batch; tc.CacheLoader(dataset, batch_size={batch_size}) reads about "
+        f"{human_bytes(records)} for it and leaves the graph shared (docs/tutorial.md), with expand=True it makes the same PyG "
+        "batch on the device",
+        stacklevel=3,
+    )
