@@ -104,6 +104,47 @@ def test_exclude_keys(ds, graphs) -> None:
     assert_same_batches(tc.CacheLoader(ds, expand=True, **settings), stock(graphs, **settings))
 
 
+def kept_only(graph):
+    """Every field of edges as ``[mask]`` gives it."""
+    for store in graph.edge_stores:
+        mask = store.mask
+        for name, value in list(store.items()):
+            if isinstance(value, torch.Tensor) and value.size(-1) == len(mask):
+                store[name] = value[..., mask]
+        if "num_edges" in store:
+            store.num_edges = int(mask.sum())
+    return graph
+
+
+def unit_x(graph):
+    graph["gene"].x = torch.ones_like(graph["gene"].x)
+    return graph
+
+
+@pytest.mark.filterwarnings("ignore:the dataset has a transform")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("way", ["loader", "transform", "stream"])
+def test_kept_edges_only(ds, source, way, workers) -> None:
+    """As ``edge_index[:, mask]`` of each sample's graph, made before PyG's own loader collates."""
+    want = [kept_only(graph) for graph in graphs_of(source)]
+    keys = {"exclude_keys": ["ids_pert"], "follow_batch": ["mask"]}
+    arguments = {"expand": True, "drop_removed": True, "num_workers": workers, **keys}
+    if way == "stream":
+        got = tc.StreamingCacheDataset(ds, batch_size=4, shuffle=False).batches(**arguments)
+    else:
+        transform = unit_x if way == "transform" else None
+        want = [graph if transform is None else transform(graph) for graph in want]
+        got = tc.CacheLoader(tc.PreprocessedDataset(ds.root, transform=transform), 4, **arguments)
+    want = stock(want, batch_size=4, **keys)
+    assert_same_batches(got, want)
+
+
+def test_kept_edges_only_of_what_has_edges(ds) -> None:
+    for arguments in ({}, {"expand": True, "collate_fn": list}):
+        with pytest.raises(SettingError, match=r"drop_removed=True(.|\n)*expand=True, without collate_fn"):
+            tc.CacheLoader(ds, 4, drop_removed=True, **arguments)
+
+
 def test_shared_batches_hold_the_same_samples(ds, graphs) -> None:
     loader = tc.CacheLoader(ds, 6)
     assert (len(loader), loader.batch_size, loader.dataset, loader.drop_last) == (4, 6, ds, False)

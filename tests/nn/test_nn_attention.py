@@ -170,3 +170,51 @@ def test_layers_that_look_at_all_samples_get_all_samples(monkeypatch: pytest.Mon
     out = shared_conv(layer, x, edges_of(index, kept))
     expected = layer(x.flatten(0, 1), torch.tensor([[0, 1, 3, 4], [1, 0, 4, 3]])).view(2, 3, OUT)
     assert_close([out], [expected], 1e-5)
+
+
+class Own(G.MessagePassing):
+    """Messages of its own; what else it does decides whether samples may be taken apart."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(aggr="max")
+        self.kind, self.lin, self.seen = kind, nn.Linear(WIDTH, OUT), []
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if self.kind == "keeps a list":
+            self.seen.append(len(x))
+        if self.kind == "counts":
+            self.calls += 1
+        out = self.propagate(edge_index, x=nn.functional.dropout(x, 0.5, self.training))
+        return out - out.mean(0) if self.kind == "looks around" else out
+
+    def message(self, x_i: Tensor, x_j: Tensor) -> Tensor:
+        return self.lin(x_j).sigmoid() * x_i[:, :1]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "keeps a list", "counts", "looks around"])
+def test_layers_of_ones_own_in_pieces(kind: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what gives each sample what it gives it alone, and keeps nothing, gets some samples at a time."""
+    monkeypatch.setattr(again, "EDGES_AT_ONCE", 130)
+    torch.manual_seed(0)
+    layer, index, kept = Own(kind).double().train(training), torch.randint(0, 20, (2, 60)), torch.ones(5, 20)
+    kept[1, 3] = kept[4, :2] = 0
+    x, edges = torch.randn(5, 20, WIDTH, dtype=torch.float64, requires_grad=True), edges_of(index, kept.bool())
+    calls: list[int] = []
+    listed = again.kept_edges
+    monkeypatch.setattr(
+        again, "kept_edges", lambda mask, *ends: calls.append(len(mask)) or listed(mask, *ends)
+    )
+    shared_conv(layer, x, edges)  # with the one look
+    calls.clear()
+    shared_conv(layer, x, edges)
+    assert calls == ([2, 2, 1] if kind == "plain" else [])
+    assert len(layer.seen) == (2 if kind == "keeps a list" else 0)
+    assert layer.calls == (2 if kind == "counts" else 0)
+    layer.eval()
+    actual = shared_conv(layer, x, edges)
+    expected = layer(x.flatten(0, 1), edges.kept(20, 20).index).view(5, 20, -1)
+    assert_close([actual], [expected], 1e-12)
+    learned = x, *layer.parameters()
+    assert_close(gradients(actual, *learned), gradients(expected, *learned), 1e-12)

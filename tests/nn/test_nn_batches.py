@@ -199,3 +199,21 @@ def test_layers_of_a_type_share_one_list_of_kept_edges(tmp_path: Path) -> None:
         shared_conv(layer, x, edges)
         lists.append(edges.kept(9, 9))
     assert all(a is b for a, b in pairwise(lists))
+
+
+def test_a_profiler_names_what_a_step_does(tmp_path: Path) -> None:
+    dataset = stored(tmp_path, random_case(cell_graph()), PROCESSORS[0])
+    x, layer, other = features(dataset, 2), hetero("sum"), SAGEConv(WIDTH, OUT).double()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        batch = dataset.read_batch([3, 0]).to("cpu")
+        batch.edge_mask(PHYSICAL)
+        as_pyg(batch)
+        edges = shared_edges(batch)
+        out = shared_hetero_conv(layer, x, edges)
+        shared_conv(other, x["gene"], edges[PHYSICAL])
+        out["gene"].sum().backward()
+    spent = {event.key.removeprefix("torchcell_cache::"): event for event in profile.key_averages()}
+    counts = {name: spent[name].count for name in ("read", "copy", "expand", "layer", "/".join(PHYSICAL))}
+    assert counts == {"read": 1, "copy": 1, "expand": 1, "layer": 2, "/".join(PHYSICAL): 1}
+    assert spent["masks"].count >= 2
+    assert all(spent[name].cpu_time_total > 0 for name in (*counts, "masks", "product"))

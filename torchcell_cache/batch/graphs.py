@@ -21,7 +21,7 @@ from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segme
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError
 from torchcell_cache.graph.induced_subgraph import Selection, subset
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import lasting, ranged
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.graph.topology import EdgeType, Topology, perturbable_type, topology_of
 from torchcell_cache.store.generation import Generation
@@ -146,6 +146,7 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         """See :attr:`SharedGraphBatch.perturbed_ptr`."""
         return self._perturbed[1]
 
+    @ranged("masks")
     def _masks(self, key: Any, names: tuple[str, str]) -> Tensor:
         """``names``: the field that says kept, and the one that says removed."""
         rows = []

@@ -18,7 +18,7 @@ from torchcell_cache.batch.packed import Sections
 from torchcell_cache.codec.delta_code import ESCAPE, check_gaps_ragged
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CorruptRecordError
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import lasting, ranged
 from torchcell_cache.graph.topology import Domain
 from torchcell_cache.store.generation import Generation
 
@@ -41,6 +41,7 @@ class Regions:
         return self.flat[start:stop].view(self.batch_size, domain.size)
 
 
+@ranged("masks")
 @lasting
 def regions(
     context: DeviceContext, sections: Mapping[str, Tensor], num_incident: int, name: Hashable, *, kept: bool
@@ -103,6 +104,7 @@ def _from_index(context: DeviceContext, ids: Tensor, ptr: Tensor, shifts: Tensor
     return positions.index_select(0, at) + shift.index_select(0, segment)
 
 
+@ranged("masks")
 @lasting
 def node_flags(
     context: DeviceContext, sections: Mapping[str, Tensor], name: Hashable, *, kept: bool

@@ -18,7 +18,7 @@ from torch_geometric.data import Batch, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import lasting, ranged
 
 MASKS = ("mask", "edge_mask")
 
@@ -195,6 +195,7 @@ def as_pyg(
     return out
 
 
+@ranged("expand")
 @lasting
 def _made(batch: Any, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
     return batch._to_pyg(follow, exclude, drop)

@@ -18,7 +18,7 @@ from torchcell_cache.batch.packed import Buffer, Places, Sections
 from torchcell_cache.core.indexing import all_within
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import lasting, ranged
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.generation import Generation
 
@@ -44,6 +44,7 @@ class PackedBatch(abc.ABC):
         self.is_padding: Tensor | None = None
 
     @classmethod
+    @ranged("read")
     def read(cls, generation: Generation, positions: npt.ArrayLike) -> Self:
         """Read samples of a store, checksums verified, nothing decoded that is not needed.
 
@@ -159,6 +160,7 @@ class PackedBatch(abc.ABC):
     def _moved(self) -> Tensor:
         return torch.from_numpy(self.pack()) if self._bytes is None else self._bytes
 
+    @ranged("copy")
     @lasting
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Self:
         """This batch on another device: one copy of one buffer. The base graph follows once per process."""

@@ -42,6 +42,11 @@ from torchcell_cache.data.samplers.order import samplers_of
 from torchcell_cache.data.view import StoreView, restricted, view_of
 from torchcell_cache.errors import SettingError
 
+_OF_WORKERS = (
+    *("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"),
+    "worker_init_fn",
+)
+
 
 class CacheLoader:
     """Batches of a store, in the spirit and with the arguments of ``torch.utils.data.DataLoader``.
@@ -66,6 +71,7 @@ class CacheLoader:
         drop_last: Leave out what does not fill a batch on every rank.
         collate_fn: Called with the list of a batch's samples, as torch does; its result is yielded.
         expand: Yield what PyG's ``DataLoader`` would yield, built from the base graph on the device.
+        drop_removed: Yield expanded batches with kept edges only, as ``edge_index[:, mask]`` would give (:meth:`to_pyg`).
         follow_batch: As PyG has it, for expanded batches.
         exclude_keys: As PyG has it, for expanded batches.
         seed: Seed of the permutations; the same on all ranks.
@@ -98,6 +104,7 @@ class CacheLoader:
         drop_last: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         expand: bool = False,
+        drop_removed: bool = False,
         follow_batch: Sequence[str] | None = None,
         exclude_keys: Sequence[str] | None = None,
         seed: int = 0,
@@ -121,6 +128,9 @@ class CacheLoader:
         self.collate_fn = function_or_none("collate_fn", collate_fn)
         self.expand, self.follow_batch = truth("expand", expand), names_or_none("follow_batch", follow_batch)
         self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
+        self.drop_removed = truth("drop_removed", drop_removed)
+        if self.drop_removed and (not self.expand or collate_fn is not None):
+            raise SettingError("drop_removed=True is for expanded batches", fix="expand=True, without collate_fn")
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
         self.persistent_workers = truth("persistent_workers", persistent_workers)
@@ -174,7 +184,7 @@ class CacheLoader:
             )
             collate = Collater([], self.follow_batch, self.exclude_keys)
         shared_batch = packed if self.num_workers else shared
-        make = Collated(transform, collate) if self._samples else shared_batch
+        make = Collated(transform, collate, self.drop_removed) if self._samples else shared_batch
         self._reader = StoreReader(self._view.generation, make, getattr(self._own, "shards_at_once", 0))
         self._workers: WorkerProcesses | None = None
 
@@ -197,7 +207,7 @@ class CacheLoader:
             if own is not None and plan is not None:
                 own.note_step(plan, job.step)
             if not self._samples and self.expand:
-                batch = batch.to_pyg(self.follow_batch, self.exclude_keys)
+                batch = batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
             if own is not None and own.uneven == "pad" and isinstance(batch, SharedGraphBatch | BaseData):
                 batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
             yield batch
@@ -206,15 +216,7 @@ class CacheLoader:
 
     def _in_workers(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         if self._workers is None:
-            self._workers = WorkerProcesses(
-                self._reader,
-                num_workers=self.num_workers,
-                prefetch_factor=self.prefetch_factor,
-                persistent_workers=self.persistent_workers,
-                multiprocessing_context=self.multiprocessing_context,
-                timeout=self.timeout,
-                worker_init_fn=self.worker_init_fn,
-            )
+            self._workers = WorkerProcesses(self._reader, **{name: getattr(self, name) for name in _OF_WORKERS})
         if self._own is None:
             seed = int(torch.initial_seed() % 2**63)
         else:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.batch.pyg import without_removed
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
@@ -43,12 +44,15 @@ class Collated:
 
     transform: Callable[..., Any] | None
     collate: Callable[[list[Any]], Any] | None
+    drop_removed: bool = False
 
     def __call__(self, generation: Generation, positions: Int64Array) -> Any:
         """The samples at store positions."""
         samples = generation.graphs(positions)
         if self.transform is not None:
             samples = [self._transformed(generation, *each) for each in zip(positions, samples, strict=True)]
+        if self.drop_removed:
+            samples = list(map(without_removed, samples))
         return samples if self.collate is None else self.collate(samples)
 
     def _transformed(self, generation: Generation, position: int, sample: Any) -> Any:

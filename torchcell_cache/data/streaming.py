@@ -27,7 +27,8 @@ from torchcell_cache.errors import SettingError
 _AT_ONCE = 16
 _SHUFFLING = ("batch_size", "shuffle", "chunk_size", "shuffle_buffer_size", *Common.__annotations__)
 _LOADER = (
-    *("num_workers", "collate_fn", "expand", "follow_batch", "exclude_keys", "device", "prefetch_factor"),
+    *("num_workers", "collate_fn", "expand", "drop_removed", "follow_batch", "exclude_keys", "device"),
+    "prefetch_factor",
     *("pin_memory", "persistent_workers", "multiprocessing_context", "timeout", "worker_init_fn"),
 )
 

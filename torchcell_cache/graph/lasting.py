@@ -1,4 +1,4 @@
-"""What is kept serves every later caller, whatever the first one was doing."""
+"""What is kept serves every later caller, whatever the first one was doing; and what a profiler calls it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.profiler import record_function
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,3 +29,19 @@ def lasting(make: Callable[P, T]) -> Callable[P, T]:
 
     out: Any = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
     return out  # type: ignore[no-any-return]
+
+
+def ranged(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that a profiler shows as ``torchcell_cache::name``; without one, a range would cost as much as a batch."""
+
+    def named(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            if torch.compiler.is_compiling() or not torch._C._autograd._profiler_enabled():
+                return function(*args, **kwargs)
+            with record_function(f"torchcell_cache::{name}"):
+                return function(*args, **kwargs)
+
+        return run
+
+    return named

@@ -5,18 +5,25 @@ Row-wise modules in pieces that fit the processor's cache; any layer some sample
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.nn.arguments import Arguments, Ends
 from torchcell_cache.nn.edges import SharedEdges, kept_edges
-from torchcell_cache.nn.modules import in_transform, is_separate, snapshot
+from torchcell_cache.nn.modules import in_transform, is_hooked, is_separate, snapshot
 
 PIECE = 4096
+LOOKED_AT = 1 << 12
+_LOOKED: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 EDGES_AT_ONCE = 1 << 21
 """Edges of all samples of a piece together: what a layer makes of them takes some hundred bytes each."""
 
@@ -31,9 +38,56 @@ def run_again(run: Callable[..., Any], *given: Any, needs: Iterable[Tensor] = ()
 def pieces(layer: nn.Module, x: Ends, edges: SharedEdges, arguments: Arguments) -> int:
     """How many samples to take at a time; all, unless they are too many and the layer may be given fewer."""
     batch, num_edges = x[0].size(0), edges.edge_index.size(1)
-    if batch * num_edges <= EDGES_AT_ONCE or arguments.others or in_transform() or not is_separate(layer):
+    if batch * num_edges <= EDGES_AT_ONCE or arguments.others or in_transform():
+        return batch
+    if not is_separate(layer) and not _looks_separate(layer, x, edges, arguments.of_edges):
         return batch
     return max(EDGES_AT_ONCE // max(num_edges, 1), 1)
+
+
+@lasting
+def _looks_separate(layer: Any, x: Ends, edges: SharedEdges, of_edges: dict[str, Tensor]) -> bool:
+    """Whether a layer nobody knows gives two samples together what it gives each alone, and keeps nothing of them.
+
+    One look at a copy of it in each of its modes, on random features and the first edges, without dropout.
+    """
+    if not isinstance(layer, nn.Module) or any(map(is_hooked, layer.modules())):
+        return False
+    known = _LOOKED.setdefault(layer, {})
+    if layer.training in known or not x[0].is_floating_point():
+        return known.get(layer.training, False)
+    random = torch.Generator("cpu").manual_seed(0)
+
+    def like(end: Tensor) -> Tensor:
+        drawn = torch.randn(2, *end.shape[1:], generator=random, device="cpu")
+        return torch.stack([drawn[0], 3 * drawn[1] + 1]).to(end)
+
+    ends = (like(x[0]),) * 2 if x[0] is x[1] else (like(x[0]), like(x[1]))
+    few = SharedEdges(edges.edge_index[:, :LOOKED_AT], edges.mask()[:2, :LOOKED_AT])
+    given, separate = {name: value[:LOOKED_AT] for name, value in of_edges.items()}, False
+    with contextlib.suppress(Exception), torch.no_grad(), _NoDropout():
+        probe = copy.deepcopy(layer)
+        before = _held(probe)
+        together, alone = (run_in_pieces(probe, ends, few, given, size) for size in (2, 1))
+        off = torch.finfo(together.dtype).eps ** 0.5 * float(together.abs().max().clamp(min=1))
+        same = all(a is b and n == m for (a, n), (b, m) in zip(before, _held(probe), strict=True))
+        separate = same and bool(((together - alone).abs() <= off).all())
+    known[layer.training] = separate
+    return separate
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else kwargs["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def _held(module: nn.Module) -> list[tuple[Any, Any]]:
+    """What a module holds, such that anything it keeps or changes shows."""
+    held = [value for part in module.modules() for value in vars(part).values()]
+    sizes = [(value, len(value) if isinstance(value, list | dict | set) else None) for value in held]
+    return [*sizes, *((t, t._version) for t in (*module.parameters(), *module.buffers()))]
 
 
 def run_in_pieces(
@@ -51,12 +105,11 @@ def run_in_pieces(
         named = {name: value[kept.edge] for name, value in zip(of_edges, values, strict=True)}
         return layer(both, kept.index, **named)
 
-    outs = []
-    for begin in range(0, len(mask), size):
-        here = slice(begin, begin + size)
-        given: Any = mask[here], x[0][here], None if same else x[1][here], *of_edges.values()
-        outs.append(run_again(piece, *given, needs=needs))
-    return torch.cat(outs)
+    # Split at once: the gradient of a slice would be as large as the whole, for each of them.
+    sources = torch.split(x[0], size)
+    targets = [None] * len(sources) if same else torch.split(x[1], size)
+    parts = zip(torch.split(mask, size), sources, targets, strict=True)
+    return torch.cat([run_again(piece, *part, *of_edges.values(), needs=needs) for part in parts])
 
 
 class RowWise:

@@ -205,16 +205,23 @@ def run_attention(layer: MessagePassing, x: tuple[Tensor, Tensor], edges: Shared
     num_source, num_target = x[0].size(1), x[1].size(1)
     own_loops = bool(getattr(layer, "add_self_loops", False))
     by_target = adjacency_of(edges.edge_index, num_source, num_target, own_loops=own_loops)
-    attend = _Attend(layer, by_target, edges, len(x[0]))
-    flat = x[0].flatten(0, 1)
-    both = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
-    seen = Seen(layer, add_self_loops=False, edge_updater=attend.keep, propagate=attend.propagate)
+    layer, same = snapshot(layer), x[0] is x[1]
+    needs = (*layer.parameters(), *layer.buffers())
+
+    def sample(lost_source: Tensor, lost_target: Tensor, source: Tensor, target: Tensor | None) -> Tensor:
+        attend = _Attend(layer, by_target, by_target.hidden(lost_source, lost_target))
+        seen = Seen(layer, add_self_loops=False, edge_updater=attend.keep, propagate=attend.propagate)
+        ends = source if target is None else (source, target)
+        return type(layer).forward(seen, ends, edges.edge_index)  # type: ignore[no-any-return]
+
+    lost = [hidden_rows(None if k is None else ~k, len(x[0])) for k in (edges.source_kept, edges.target_kept)]
+    # Taken apart at once: the gradient of a slice would be as large as the whole, for each of them.
+    samples = zip(*lost, x[0].unbind(), [None] * len(x[0]) if same else x[1].unbind(), strict=True)
     with record_function("torchcell_cache::attention"):
         try:
-            out: Tensor = type(layer).forward(seen, both, edges.edge_index)
+            return torch.cat([run_again(sample, *each, needs=needs) for each in samples])
         except _NotFiniteError:
             return None
-    return out
 
 
 class _NotFiniteError(Exception):
@@ -222,17 +229,13 @@ class _NotFiniteError(Exception):
 
 
 class _Attend:
-    """Stand-ins for ``edge_updater`` and ``propagate`` on ``[batch * num_nodes, heads, k]``."""
+    """One sample's stand-ins for ``edge_updater`` and ``propagate``, on ``[num_nodes, heads, k]``."""
 
-    def __init__(self, layer: Any, by_target: Adjacency, edges: SharedEdges, batch: int) -> None:
-        self.layer, self.edges, self.batch = snapshot(layer), by_target, batch
-        self.needs = [layer.att] if isinstance(layer, GATv2Conv) else []
-        self.lost = [
-            hidden_rows(None if k is None else ~k, batch) for k in (edges.source_kept, edges.target_kept)
-        ]
+    def __init__(self, layer: Any, edges: Adjacency, hidden: Tensor | None) -> None:
+        self.layer, self.edges, self.hidden = layer, edges, hidden
 
     def keep(self, edge_index: Tensor, alpha: Any = None, **_: Any) -> Any:
-        """What the scores are made of; they are made where they are needed, sample by sample."""
+        """What the scores are made of; they are made where they are needed."""
         return alpha
 
     def propagate(self, edge_index: Tensor, **given: Any) -> Tensor:
@@ -240,31 +243,17 @@ class _Attend:
         score: Callable[..., Tensor]
         if isinstance(self.layer, TransformerConv):
             values, ends, score = given["value"], (given["query"], given["key"]), self._transformer
-            parts = [values, *ends]
         elif isinstance(self.layer, GATConv):
             values, ends, score = given["x"][0], given["alpha"], self._gat
-            parts = [values, *ends]
         else:
             values, ends, score = given["x"][0], given["x"], self._gat_v2
-            parts = list(ends)
-        if not all(bool(part.detach().isfinite().all()) for part in parts):
+        if not all(bool(part.detach().isfinite().all()) for part in (values, *ends)):
             raise _NotFiniteError
-        split = [part.view(self.batch, -1, *part.shape[1:]) for part in parts]
-        outs = []
-        for sample in range(self.batch):
-            hidden = self.edges.hidden(self.lost[0][sample], self.lost[1][sample])
-            args = (score, hidden, *(part[sample] for part in split))
-            outs.append(run_again(self._sample, *args, needs=self.needs))
-        return torch.cat(outs)
-
-    def _sample(
-        self, score: Callable[..., Tensor], hidden: Tensor | None, values: Tensor, *ends: Tensor
-    ) -> Tensor:
         heads = []
         for head in range(values.size(1)):
-            scores = score(head, values, *ends)
-            if hidden is not None:
-                scores = scores.masked_fill(hidden, -torch.inf)
+            scores = score(head, *ends)
+            if self.hidden is not None:
+                scores = scores.masked_fill(self.hidden, -torch.inf)
             heads.append(self._softmax_sum(scores, values[:, head]))
         return torch.stack(heads, dim=1)
 
@@ -278,7 +267,7 @@ class _Attend:
         out: Tensor = _Weighted.apply(weight, values, edges, False) / total.unsqueeze(1)  # type: ignore[no-untyped-call]
         return out
 
-    def _gat(self, head: int, _: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    def _gat(self, head: int, source: Tensor, target: Tensor) -> Tensor:
         of_target = _Spread.apply(target[:, head], self.edges, 0)  # type: ignore[no-untyped-call]
         both = of_target + _Spread.apply(source[:, head], self.edges, 1)  # type: ignore[no-untyped-call]
         return F.leaky_relu(both, self.layer.negative_slope)
@@ -289,7 +278,7 @@ class _Attend:
         out: Tensor = _PairScores.apply(*ends, att, self.edges, self.layer.negative_slope)  # type: ignore[no-untyped-call]
         return out
 
-    def _transformer(self, head: int, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def _transformer(self, head: int, query: Tensor, key: Tensor) -> Tensor:
         scale = float(self.layer.out_channels) ** 0.5
         out: Tensor = _Products.apply(query[:, head] / scale, key[:, head], self.edges)  # type: ignore[no-untyped-call]
         return out

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.nn.again import pieces, run_in_pieces
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
@@ -21,6 +22,7 @@ from torchcell_cache.nn.shared_input import Differing
 ROUTES = ("auto", "fast", "general")
 
 
+@ranged("layer")
 def shared_conv(
     layer: torch.nn.Module,
     x: Tensor | tuple[Tensor, Tensor],

@@ -13,6 +13,7 @@ from torch_geometric.nn.conv.hetero_conv import group
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
@@ -23,6 +24,7 @@ from torchcell_cache.nn.shared_input import Differing, sum_of
 Dicts = Mapping[str, Mapping[Any, Any]]
 
 
+@ranged("layer")
 def shared_hetero_conv(
     layer: torch.nn.Module,
     x: Mapping[str, Tensor],
