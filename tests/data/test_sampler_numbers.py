@@ -282,7 +282,9 @@ def test_tensors_as_weights_and_costs_and_names_of_devices(ds) -> None:
 @pytest.mark.parametrize(
     "value", ["no", "false", "", b"0", 2, -1, 0.0, math.nan, [], [False], np.array([1, 2]), {}]
 )
-@pytest.mark.parametrize("name", ["shuffle", "drop_last", "expand", "drop_removed", "pin_memory", "persistent_workers"])
+@pytest.mark.parametrize(
+    "name", ["shuffle", "drop_last", "expand", "drop_removed", "pin_memory", "persistent_workers"]
+)
 def test_a_text_is_no_truth_value(ds, name, value) -> None:
     """Every text but the empty one is true to Python, "false" too."""
     with pytest.raises(SettingError, match=rf"{name}=(.|\n)*expected True or False"):

@@ -200,7 +200,10 @@ def test_layers_of_ones_own_in_pieces(kind: str, training: bool, monkeypatch: py
     torch.manual_seed(0)
     layer, index, kept = Own(kind).double().train(training), torch.randint(0, 20, (2, 60)), torch.ones(5, 20)
     kept[1, 3] = kept[4, :2] = 0
-    x, edges = torch.randn(5, 20, WIDTH, dtype=torch.float64, requires_grad=True), edges_of(index, kept.bool())
+    x, edges = (
+        torch.randn(5, 20, WIDTH, dtype=torch.float64, requires_grad=True),
+        edges_of(index, kept.bool()),
+    )
     calls: list[int] = []
     listed = again.kept_edges
     monkeypatch.setattr(

@@ -130,7 +130,9 @@ class CacheLoader:
         self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
         self.drop_removed = truth("drop_removed", drop_removed)
         if self.drop_removed and (not self.expand or collate_fn is not None):
-            raise SettingError("drop_removed=True is for expanded batches", fix="expand=True, without collate_fn")
+            raise SettingError(
+                "drop_removed=True is for expanded batches", fix="expand=True, without collate_fn"
+            )
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
         self.persistent_workers = truth("persistent_workers", persistent_workers)
@@ -216,7 +218,9 @@ class CacheLoader:
 
     def _in_workers(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         if self._workers is None:
-            self._workers = WorkerProcesses(self._reader, **{name: getattr(self, name) for name in _OF_WORKERS})
+            self._workers = WorkerProcesses(
+                self._reader, **{name: getattr(self, name) for name in _OF_WORKERS}
+            )
         if self._own is None:
             seed = int(torch.initial_seed() % 2**63)
         else:
