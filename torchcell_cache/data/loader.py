@@ -42,10 +42,8 @@ from torchcell_cache.data.samplers.order import samplers_of
 from torchcell_cache.data.view import StoreView, restricted, view_of
 from torchcell_cache.errors import SettingError
 
-_OF_WORKERS = (
-    *("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"),
-    "worker_init_fn",
-)
+_OF_TORCH = ("num_workers", "prefetch_factor", "timeout", "persistent_workers")
+_OF_WORKERS = (*_OF_TORCH, "multiprocessing_context", "worker_init_fn")
 
 
 class CacheLoader:
@@ -130,9 +128,8 @@ class CacheLoader:
         self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
         self.drop_removed = truth("drop_removed", drop_removed)
         if self.drop_removed and (not self.expand or collate_fn is not None):
-            raise SettingError(
-                "drop_removed=True is for expanded batches", fix="expand=True, without collate_fn"
-            )
+            why = "drop_removed=True is for expanded batches"
+            raise SettingError(why, fix="expand=True, without collate_fn")
         self.num_workers = whole_number("num_workers", num_workers, 0)
         self.prefetch_factor = whole_number("prefetch_factor", prefetch_factor, 1)
         self.persistent_workers = truth("persistent_workers", persistent_workers)
@@ -218,9 +215,8 @@ class CacheLoader:
 
     def _in_workers(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
         if self._workers is None:
-            self._workers = WorkerProcesses(
-                self._reader, **{name: getattr(self, name) for name in _OF_WORKERS}
-            )
+            settings = {name: getattr(self, name) for name in _OF_WORKERS}
+            self._workers = WorkerProcesses(self._reader, **settings)
         if self._own is None:
             seed = int(torch.initial_seed() % 2**63)
         else:
