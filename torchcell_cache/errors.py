@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 75
 _PACKAGES = {
     "demo": "cobra",
     "table": "pandas pyarrow",
+    "polars": "polars pyarrow",
     "plot": "matplotlib",
     "graphdb": "arcadedb-embedded",
     "singlecell": "anndata scanpy",

@@ -79,3 +79,17 @@ def test_an_interrupted_pull_goes_on(tmp_path: Path, store: Path, unreliable) ->
     assert proxy.fetched(".lmdb") == proxy.fetched("shard-00001.lmdb") == 1
     assert proxy.fetched(".safetensors") == 0
     assert tc.verify(copy, "full", progress=False).ok
+
+
+def test_a_card_stands_beside_what_was_pushed(tmp_path: Path) -> None:
+    ds = build(tmp_path / "private" / "knockouts", make_source(count=9), storage="delta")
+    url = f"file://{tmp_path}/bucket/knockouts"
+    tc.push(ds.root, url, progress=False)
+    page = (tmp_path / "bucket" / "knockouts" / "card.html").read_text()
+    assert all(
+        part in page
+        for part in ("<h1>knockouts</h1>", ds.content_digest, f"PreprocessedDataset(&#x27;{url}&#x27;)")
+    )
+    assert "private" not in page
+    assert tc.PreprocessedDataset(url, cache_dir=tmp_path / "c").content_digest == ds.content_digest
+    assert tc.verify(tc.pull(url, tmp_path / "copy", progress=False), "full", progress=False).ok

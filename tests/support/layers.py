@@ -11,7 +11,7 @@ Modules = dict[str, Path]
 Arrows = dict[str, set[str]]
 LAZY = {
     f"{PACKAGE}{place}"
-    for place in ("", ".sources", ".cli", ".builder.codehash.place", ".sources.cells.h5ad")
+    for place in ("", ".sources", ".cli", ".core.package", ".builder.codehash.place", ".sources.cells.h5ad")
 }
 """May import by a computed name: the face, the doors of two rooms, and what looks for modules of users or other libraries."""
 

@@ -18,6 +18,7 @@ from torchcell_cache.batch.transfer import PackedBatch
 from torchcell_cache.core.ragged import Float32Array, Int64Array, means
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import EdgeType
+from torchcell_cache.store.card import batch_html
 from torchcell_cache.store.columns import named, names_in
 
 
@@ -81,6 +82,10 @@ class SharedGraphBatch(PackedBatch):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples, device={str(self.device)!r})"
+
+    def _repr_html_(self) -> str:
+        labels = {name: self.labels(name).numpy(force=True) for name in self.phenotype_names}
+        return batch_html(repr(self), np.diff(self.perturbed_ptr.numpy(force=True)), labels)
 
     @property
     def phenotype_names(self) -> list[str]:

@@ -26,6 +26,7 @@ from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.locks import STATUS_NAME
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.graph.fields import graph_digests
@@ -41,7 +42,7 @@ STORED = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(Shown):
     """What an update did.
 
     Attributes:

@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,6 +73,13 @@ def suggestion(word: str, valid: Iterable[str], list_all: bool = True) -> str:
     near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else ";" * list_all
     return f"{hint} valid: {', '.join(names)}" if list_all else hint
+
+
+def lookalike(name: str, known: Iterable[str]) -> str:
+    """The known name that ``name`` is, or the only one that looks the same; ``name`` itself if there is none."""
+    form = unicodedata.normalize("NFKC", name)
+    alike = [other for other in known if unicodedata.normalize("NFKC", other) == form]
+    return alike[0] if len(alike) == 1 and name not in alike else name
 
 
 def refuse_unknown(what: str, unknown: Iterable[str], valid: list[str]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
+
+from torchcell_cache.errors import SettingError, install_line
 
 __version__ = "0.1.0"
 
@@ -16,3 +20,18 @@ def platform_lacks() -> str | None:
         f"torchcell_cache runs on Linux only, this is {system}: its locks (fcntl), directory syncs and process "
         "lists (/proc) are Linux's; use a Linux machine, a container or WSL2"
     )
+
+
+def optional(module: str, what: str, extra: str, otherwise: str = "") -> Any:
+    """A package of an extra, for what cannot do without.
+
+    Raises:
+        SettingError: If it cannot be imported, with the line that installs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise SettingError(
+            f"{what} needs {module.partition('.')[0]}, which cannot be imported ({error})",
+            fix=f"{install_line(extra)} {otherwise}".rstrip(),
+        ) from None

@@ -37,6 +37,12 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _in_notebook() -> bool:
+    """Whether cells of a notebook run in this process; nothing is imported to find out."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", ())
+
+
 class Progress:
     """Reports the samples done.
 
@@ -63,8 +69,8 @@ class Progress:
         self.last_share = done / max(total, 1)
         self.bar: Any = None
         self.lines, self.what = enabled, what
-        if enabled and self.stream.isatty():
-            from tqdm import tqdm
+        if enabled and (self.stream.isatty() or _in_notebook()):
+            from tqdm.auto import tqdm  # widgets in a notebook that has them, a line of text elsewhere
 
             sized = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": "sample"}
             self.bar = tqdm(total=total, initial=done, desc=what, file=self.stream, **sized)

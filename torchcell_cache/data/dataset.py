@@ -16,9 +16,9 @@ from torchcell_cache.core.checks import truth
 from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path
-from torchcell_cache.data.facts import warn_of_copies
-from torchcell_cache.data.torchcell import TorchcellNames
+from torchcell_cache.data.looks import Looks
 from torchcell_cache.errors import CacheNotFoundError, SettingError
+from torchcell_cache.store.facts import warn_of_copies
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.status import wait_for_store
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torchcell_cache.batch import SharedGraphBatch
 
 
-class PreprocessedDataset(TorchcellNames, Dataset):  # type: ignore[misc]
+class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
     """Samples of a store, read in microseconds, equal to ``processor(source[i])`` field by field.
 
     Opening never builds. The dataset keeps reading the generation it opened, also while a new one is published, and

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from torchcell_cache.core.checks import seed_number, suggestion, whole_number
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.data.expression import is_number
 from torchcell_cache.data.index_file import of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS, Float64Array
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import is_number, single_columns
 
 PARTS = ("train", "val", "test")
 MAX_CLASSES = 16
@@ -89,7 +89,9 @@ def draw(stratum: Int64Array, count: int, seed: int) -> Int64Array:
 
 def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
     """A column of numbers of a dataset by name."""
-    columns: dict[str, npt.NDArray[Any]] = {k: c for k, c in dataset.columns.items() if is_number(c)}
+    columns: dict[str, npt.NDArray[Any]] = {
+        name: each for name, each in single_columns(dataset.columns).items() if is_number(each)
+    }
     if not isinstance(name, str) or name not in columns:
         raise SettingError(f"{key}={name!r} is no column of this store{suggestion(str(name), list(columns))}")
     return columns[name]

@@ -18,16 +18,16 @@ import functools
 import math
 import operator
 import re
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import suggestion
+from torchcell_cache.core.checks import lookalike, suggestion
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import is_number
 
 MAX_LENGTH = 4_000
 MAX_NODES = 1_000
@@ -52,18 +52,6 @@ _JOIN: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.And: np.logical_and, ast.Or: np.logical_or, ast.BitAnd: np.logical_and, ast.BitOr: np.logical_or,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {"isnan": np.isnan, "isfinite": np.isfinite, "abs": np.abs}
-
-
-def is_number(column: npt.NDArray[Any]) -> bool:
-    """Whether a column has one number per sample."""
-    return column.ndim == 1 and column.dtype.kind in "biuf"
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    """The known name that ``name`` is, or the only one that looks the same; ``name`` itself if there is none."""
-    form = unicodedata.normalize("NFKC", name)
-    alike = [other for other in known if unicodedata.normalize("NFKC", other) == form]
-    return alike[0] if len(alike) == 1 and name not in alike else name
 
 
 def _is_truth(value: Any) -> bool:
@@ -168,8 +156,8 @@ class _Evaluation:
     def value(self, node: ast.expr) -> Any:
         """What a node of the tree comes to."""
         match node:
-            case ast.Name():
-                return self._column(self.name(node))
+            case ast.Name() | ast.Subscript():
+                return self._column(self._called(node))
             case ast.Constant(value=bool() as truth):
                 return truth
             case ast.Constant(value=int() | float() as constant):
@@ -198,9 +186,20 @@ class _Evaluation:
                 return result if np.ndim(result) or _is_truth(result) else float(result)
         raise self.refused(f"holds {self.shown(node)!r}, which is not of the language", fix=f"it has {_FIX}")
 
+    def _called(self, node: ast.expr) -> str:
+        """The column that a name, or a part such as ``y[7]``, stands for."""
+        match node:
+            case ast.Name():
+                return self.name(node)
+            case ast.Subscript(value=inner, slice=ast.Constant(value=int() as at)) if not isinstance(
+                at, bool
+            ):
+                return f"{self._called(inner)}[{at}]"
+        raise self.refused(f"holds {self.shown(node)!r}, which is no part of a column", fix="y[7]")
+
     def _column(self, name: str) -> Any:
         usable = [key for key, column in self.columns.items() if is_number(column)]
-        name = _meant(name, usable)
+        name = lookalike(name, usable)
         if name not in usable:
             why = "is not one number per sample" if name in self.columns else "is no column of this store"
             raise self.refused(f"names {name!r}, which {why}{suggestion(name, usable)}")
@@ -250,7 +249,7 @@ class _Evaluation:
 
     def _coded(self, sides: list[ast.expr], ops: list[ast.cmpop]) -> list[ast.expr]:
         """The sides of a comparison, codes for texts: ``cell_type == 'NK'`` asks for the number that the column holds."""
-        found = {_meant(self.name(side), self.categories) for side in sides if isinstance(side, ast.Name)}
+        found = {lookalike(self.name(side), self.categories) for side in sides if isinstance(side, ast.Name)}
         column = next(iter(found & self.categories.keys()), None)
         if column is None or len(found) != 1:
             return sides

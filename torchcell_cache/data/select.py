@@ -22,6 +22,7 @@ from torchcell_cache.data.view import into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.store.columns import single_columns
 
 MATCHES = ("any", "all", "only")
 
@@ -43,7 +44,8 @@ def select(
 
     Args:
         dataset: A store or a view of it.
-        where: Expression over the dataset's columns, see :mod:`.expression`; ``index`` is the position in the store.
+        where: Expression over the dataset's columns, see :mod:`.expression`; ``index`` is the position in the store, ``y[7]`` the
+            eighth of several values per sample.
         listed: Samples to start from, in that order: a file (``.npy`` index file, or text with a store position or a source
             id per line), or a sequence of source ids.
         genes: Names of nodes that a sample perturbs: at least one of them (``match="any"``), all of them, or nothing else.
@@ -68,7 +70,7 @@ def select(
     rows = np.arange(len(dataset), dtype=np.int64) if listed is None else _listed(dataset, listed)
     kept = np.ones(len(dataset), dtype=bool)
     if where is not None:
-        columns = {"index": dataset.positions(), **dataset.columns}
+        columns = {"index": dataset.positions(), **dataset.columns, **single_columns(dataset.columns)}
         kept &= Expression(where).mask(columns, len(dataset), dataset.categories)
     if genes:
         counts, sizes = count_perturbed(dataset, _node_ids(dataset, "genes", genes))

@@ -12,9 +12,11 @@ import numpy as np
 
 from torchcell_cache.core.checks import suggestion, truth
 from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors
+from torchcell_cache.core.markup import shares, table, text
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dividing import PARTS, count_divided, first_of_set
+from torchcell_cache.data.dividing import column as column_of
 from torchcell_cache.data.index_file import (
     check_identity,
     entry_of,
@@ -91,22 +93,33 @@ class Splits:
 
     def summary(self) -> str:
         """A table: samples of each part and group, their share, and the mean of the first label."""
-        columns = self.dataset.columns
-        label = next(
-            (n for n in (*self.dataset.label_columns.values(), "y") if n in columns and columns[n].ndim == 1),
-            None,
-        )
-        total = max(len(self.dataset), 1)
+        label, rows = self._rows()
         lines = [f"{'part':<22}{'samples':>10}{'share':>9}" + (f"  mean {label}" if label else "")]
+        for name, count, share, mean in rows:
+            inner = "  " * (name in self.groups) + name
+            lines.append(f"{inner:<22}{count:>10,}{share:>9.1%}" + (f"  {mean}" if label else ""))
+        return "\n".join(lines)
+
+    def _rows(self) -> tuple[str | None, list[tuple[str, int, float, str]]]:
+        """The first label, and of each part and group its name, samples, share and mean label."""
+        columns, total = self.dataset.columns, max(len(self.dataset), 1)
+        labels = (*self.dataset.label_columns.values(), "y")
+        label = next((name for name in labels if name in columns and columns[name].ndim == 1), None)
+        out = []
         for name in self.names:
             rows = self[name]
-            line = f"{'  ' * (name in self.groups) + name:<22}{len(rows):>10,}{len(rows) / total:>9.1%}"
-            if label is not None:
-                values = np.asarray(columns[label][rows], dtype=np.float64)
-                values = values[~np.isnan(values)]
-                line += f"  {values.mean():.4g}" if len(values) else "  -"
-            lines.append(line)
-        return "\n".join(lines)
+            values = np.asarray(columns[label][rows] if label else [], dtype=np.float64)
+            values = values[~np.isnan(values)]
+            out.append((name, len(rows), len(rows) / total, f"{values.mean():.4g}" if len(values) else "-"))
+        return label, out
+
+    def _repr_html_(self) -> str:
+        label, rows = self._rows()
+        shown = [(name, count, f"{share:.1%}", mean) for name, count, share, mean in rows]
+        bar = shares({name: len(part) for name, part in self.parts.items()})
+        notes = "".join(f"<br>{text(note)}" for note in self.notes)
+        head = ("part", "samples", "share", f"mean {label or 'label'}")
+        return f"{table([('parts', bar)], title='Splits')}{table(shown, head)}{notes}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -120,7 +133,7 @@ class Splits:
             if not len(self.parts.get(name, ()))
         ]
         if (column := self.made_by.get("column")) is not None:
-            values = self.dataset.columns[column]
+            values = column_of(self.dataset, column, "column")
             if nameless := int(np.count_nonzero(values != values)):
                 lines.append(f"{nameless:,} samples have no {column} and are one group")
         part = np.full(len(self.dataset), -1, dtype=np.int64)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchcell_cache.core.package import optional
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.facts import StoredFacts
 from torchcell_cache.errors import SettingError
 from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.store.facts import StoredFacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,13 +137,7 @@ class TorchcellNames(StoredFacts):
         Raises:
             SettingError: If pandas is not installed; ``columns`` needs none.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise SettingError(
-                "label_df is a pandas table, and pandas cannot be imported",
-                fix="pip install pandas, or dataset.columns, which gives numpy arrays",
-            ) from None
+        pd = optional("pandas", "label_df", "table", "or dataset.columns, which gives numpy arrays")
         rows, table = self.positions(), self.generation.table
         if table is not None and table.origins is not None and self._positions is None:
             rows = np.argsort(

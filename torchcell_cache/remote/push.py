@@ -31,6 +31,7 @@ from torchcell_cache.errors import (
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
 from torchcell_cache.remote.transfer import another_store, entries_of, moved
+from torchcell_cache.store.card import WholeStore, card
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -38,6 +39,9 @@ from torchcell_cache.store.stamps import ensure_verified
 
 LEDGER_NAME = ".pushed.json"
 """Beside the objects of a generation: digests of those that a push finished."""
+
+CARD_NAME = "card.html"
+"""Beside the store: what it is, for who comes by with a browser; not part of it, nothing reads it."""
 
 _THREADS = 8
 _LEDGER_SECONDS = 5.0
@@ -54,6 +58,8 @@ def push(
     progress: bool = True,
 ) -> str:
     """Put the published generation of a store into object storage, or complete what an interrupted push left.
+
+    Beside it stands ``card.html``, which says what it is.
 
     Args:
         root: Root of the store.
@@ -89,6 +95,7 @@ class _Push:
         self.bucket, self.directory, self.manifest = bucket, generation.directory, generation.manifest
         self.force, self.say = force, say
         self.remote = f"{PROCESSED_NAME}/{self.manifest.generation}"
+        self.page = card(WholeStore(generation), generation.root.name, bucket.url)
         self.turn, self.last_ledger = threading.Lock(), time.monotonic()
         self.done: dict[str, str] = {}
 
@@ -110,6 +117,7 @@ class _Push:
         data = self.manifest.to_bytes()
         if self.force or published is None or published.to_bytes() != data:
             self.bucket.put(data, f"{self.remote}/{GENERATION_MANIFEST}")
+            self.bucket.put(self.page.encode(), CARD_NAME)
             self.bucket.put(data, _PUBLISHED)
         there_before = len(entries_of(self.manifest)) - len(wanted)
         self.say(f"pushed {moved(wanted, self.bucket.url, begun)}; {there_before} were there")

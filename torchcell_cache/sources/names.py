@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes
@@ -32,7 +33,7 @@ _REPEATED = -2
 
 
 @dataclass(frozen=True, slots=True)
-class NameReport:
+class NameReport(Shown):
     """How names met nodes, each distinct name counted once.
 
     Attributes:

@@ -9,7 +9,7 @@ beyond their values stands in ``origin_*``. Further columns of a generic store k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,21 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         )
     except (KeyError, IndexError, UnicodeDecodeError, SourceContractError) as error:
         raise CorruptShardError(f"the stored columns do not fit together: {error}") from None
+
+
+def is_number(column: npt.NDArray[Any]) -> bool:
+    """Whether a column has one number per sample."""
+    return column.ndim == 1 and column.dtype.kind in "biuf"
+
+
+def single_columns(columns: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """Columns of one value per sample; those of several as ``y[0]``, ``y[1]``, ..., axes of length 1 left out."""
+    out: Arrays = {}
+    for name, column in columns.items():
+        wide = column.reshape(len(column), *(size for size in column.shape[1:] if size != 1))
+        for at in np.ndindex(wide.shape[1:]):
+            out[name + "".join(f"[{k}]" for k in at)] = wide[(slice(None), *at)]
+    return out
 
 
 def columns_bytes(arrays: Arrays) -> bytes:

@@ -42,6 +42,7 @@ from torchcell_cache.core.files import (
     storage_errors,
     write_atomic,
 )
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
@@ -62,7 +63,7 @@ __all__ = ["RepairReport", "repair"]
 
 
 @dataclass(slots=True)
-class RepairReport:
+class RepairReport(Shown):
     """What ``repair`` did.
 
     Attributes:

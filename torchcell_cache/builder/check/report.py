@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchcell_cache.core.files import file_digest
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.store.manifest import FileEntry
 
 _SHOWN = 20
@@ -37,7 +38,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Shown):
     """Result of ``verify``.
 
     Attributes:

@@ -11,8 +11,8 @@ from typing import Any
 
 from torchcell_cache.cli.bench.report import as_dict, as_text
 from torchcell_cache.cli.bench.store import BenchReport, bench_store
-from torchcell_cache.cli.figures import new_figure, write_figure
 from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.plots import new_figure, write_figure
 
 
 def bench(
@@ -62,7 +62,9 @@ def _line(enabled: bool) -> Iterator[Callable[[str], None]]:
 def save_plot(report: BenchReport, path: Path) -> None:
     """Draw the stages and the loader's waits into an image file."""
     figure = new_figure(path, (10.0, 3.8))
-    figure.suptitle(f"{report.facts['root']}, batches of {report.batch_size}, {report.facts['device']}")
+    figure.suptitle(
+        f"{Path(report.facts['root']).name}, batches of {report.batch_size}, {report.facts['device']}"
+    )
     left, right = figure.subplots(1, 2)
     _draw_stages(left, report)
     _draw_workers(right, report)
@@ -81,9 +83,9 @@ def _draw_stages(axes: Any, report: BenchReport) -> None:
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.set_xlabel("ms per batch, median")
-    axes.legend()
     if report.step_ms is not None:
-        axes.axvline(report.step_ms, linestyle="--", color="gray")
+        axes.axvline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
+    axes.legend()
 
 
 def _draw_workers(axes: Any, report: BenchReport) -> None:
@@ -92,7 +94,8 @@ def _draw_workers(axes: Any, report: BenchReport) -> None:
         axes.plot(labels, [row.wait.percentile(q) for row in report.sweep], style, label=f"p{q}, no step")
     if report.step_ms is not None:
         waits = [row.step_wait.percentile(50) for row in report.sweep if row.step_wait is not None]
-        axes.plot(labels, waits, "-s", label=f"p50 beside a {report.step_ms:g} ms step")
+        axes.plot(labels, waits, "-s", label="p50 beside your step")
+        axes.axhline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
     axes.set_yscale("log")
     axes.set_xlabel("workers")
     axes.set_ylabel("wait for a batch, ms")

@@ -17,6 +17,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import MOST, Common
 from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import single_columns
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -87,6 +88,7 @@ def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
             f"{type(dataset).__name__} has no stored columns, so {name!r} is unknown",
             fix="pass a PreprocessedDataset or a view of one, or numbers of your own (weights=, costs=)",
         )
+    columns = {**single_columns(columns), **columns}
     if not isinstance(name, str) or name not in columns:
         raise SettingError(f"no stored column {name!r}; there are {', '.join(sorted(columns))}")
     found: npt.NDArray[Any] = columns[name]
