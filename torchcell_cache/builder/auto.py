@@ -13,6 +13,7 @@ from torchcell_cache.builder.generic import GenericMaker, random_state_kept
 from torchcell_cache.builder.plan import BuildPlan, make_shard_plan
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.codec import deletions as structured
+from torchcell_cache.codec.constants import FIRST, MOST_BYTES, compacted, constants_of
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.layout import Layout
@@ -100,7 +101,7 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], coun
     """Costs of several storages of the same graphs: the processor makes each graph once for all of them."""
     assert plan.source is not None
     maker = GenericMaker(plan.source, processor, modes[0], plan.parts["base_graph"])
-    bodies: dict[str, list[bytes]] = {mode: [] for mode in modes}
+    records: dict[str, list[tuple[Layout, bytes]]] = {mode: [] for mode in modes}
     made = dict.fromkeys(modes, 0.0)
     layouts: dict[int, Layout] = {}
     begun = at = time.perf_counter()
@@ -110,7 +111,7 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], coun
             at = time.perf_counter()
             layout, body = maker.encoded(index, graph, mode)
             layouts[layout.id] = layout
-            bodies[mode].append(body)
+            records[mode].append((layout, body))
             made[mode] += processing + time.perf_counter() - at
         at = time.perf_counter()
         if at - begun > _PROBE_SECONDS and index + 1 >= _FULL_PROBE:
@@ -119,9 +120,14 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], coun
     costs = []
     for mode in modes:
         at = time.perf_counter()
-        for body in bodies[mode]:
+        known = constants_of(records[mode][:FIRST], MOST_BYTES)
+        bodies = [compacted(body, known) for _, body in records[mode]]
+        made[mode] += time.perf_counter() - at
+        maker.base.constants = known
+        at = time.perf_counter()
+        for body in bodies:
             decode_graph(body, layouts, maker.base)
-        costs.append(_cost(mode, made[mode], time.perf_counter() - at, bodies[mode]))
+        costs.append(_cost(mode, made[mode], time.perf_counter() - at, bodies))
     return costs
 
 

@@ -29,6 +29,7 @@ from torchcell_cache.builder.shards import (
 )
 from torchcell_cache.builder.shared_files import write_shared_files
 from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
+from torchcell_cache.codec.constants import MOST_BYTES
 from torchcell_cache.core.files import (
     file_digest,
     free_bytes,
@@ -70,7 +71,7 @@ class GenerationBuild:
         self.exclusive, self.console = exclusive, console
         name = new_generation_name(plan.fingerprint(storage).digest, shards)
         self.directory = processed_dir(root) / name
-        self.index_ms = 0.0
+        self.index_ms, self.has_constants = 0.0, True
 
     def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
         """Build everything that is not there yet and return the manifest, not yet published."""
@@ -141,7 +142,8 @@ class GenerationBuild:
             return StructuredMaker.open(self.directory, self.shards)
         assert self.plan.source is not None
         mode = "full" if self.storage == "full" else "delta"
-        return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"])
+        most = MOST_BYTES // max(self.shards.num_shards, 1) if self.has_constants else 0
+        return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"], most)
 
     # Shards
 
@@ -202,6 +204,8 @@ class GenerationBuild:
         schema = dict(self.shards.schema)
         if self.shards.records == "generic":
             schema["layouts"] = {k: v for e in shards for k, v in e.stats["layouts"].items()}
+            constants = {k: v for e in shards for k, v in e.stats.get("constants", {}).items()}
+            schema |= {"constants": constants} if constants else {}
             if self.plan.table is None:
                 labels = label_column([labels_in(e.stats) for e in shards])
                 write_atomic(self.directory / COLUMNS_FILE, columns_bytes(labels))
@@ -256,5 +260,6 @@ def content_digest(
 ) -> str:
     """Digest of what is stored: schema, base graph and every record under its index, in any order of work."""
     low, high = content_sums(shards)
+    schema = {name: part for name, part in schema.items() if name != "constants"}
     sums = [f"{low:016x}", f"{high:016x}"]
     return sha256_json({"schema": schema, "base_graph": graph_digest, "samples": num_samples, "sums": sums})

@@ -15,6 +15,7 @@ import torch
 
 from torchcell_cache.builder.shards import CHUNK, Chunk, Labels, joined_labels
 from torchcell_cache.codec.chunks import encode_many
+from torchcell_cache.codec.constants import FIRST, compacted, constants_of
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.records import BaseFields, encode_graph
@@ -30,12 +31,22 @@ _END = object()
 
 
 class GenericMaker:
-    """Records of typed fields, one sample at a time."""
+    """Records of typed fields, one sample at a time.
+
+    Each shard keeps what is constant in its first samples, up to ``most_constant`` bytes; ``constants`` are known from before.
+    """
 
     def __init__(
-        self, source: Source, processor: Any, mode: str, digests: Mapping[str, str] | None = None
+        self,
+        source: Source,
+        processor: Any,
+        mode: str,
+        digests: Mapping[str, str] | None = None,
+        most_constant: int = 0,
+        constants: Mapping[int, bytes] | None = None,
     ) -> None:
         self.source, self.processor, self.mode, self.digests = source, processor, mode, digests
+        self.most_constant, self.constants = most_constant, constants or {}
         self.processing = Processing(processor, source.base_graph, digests)
         self.base = BaseFields(self.processing.base_graph)
         # A quicker way to the same graphs, which verification does not take.
@@ -46,7 +57,8 @@ class GenericMaker:
         """One whose processor is a copy as it is now: what it counts or gathers does not depend on who builds which shard."""
         if self.processing.trusted:
             return self
-        return GenericMaker(self.source, copy_of(self.processor), self.mode, self.digests)
+        given = self.mode, self.digests, self.most_constant, self.constants
+        return GenericMaker(self.source, copy_of(self.processor), *given)
 
     def graphs(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """The processed graphs of samples ``start`` to ``stop``, read in one run where the source can.
@@ -104,20 +116,28 @@ class GenericMaker:
         layouts: dict[str, Any] = {}
         bodies: list[bytes] = []
         labels: list[Labels] = []
+        first: list[tuple[Layout, bytes]] = []
+        known, learning = self.constants, self.most_constant > 0
         size, begun = 0, time.monotonic()
         for index, graph in self.graphs(start, stop):
             layout, body = self.encoded(index, graph, self.mode)
             if (key := f"{layout.id:016x}") not in layouts:
                 layouts[key] = layout.to_dict()
             labels.append(label_of(graph))
-            bodies.append(body)
-            size += len(body)
+            bodies.append(body if learning else compacted(body, known))
+            size += len(bodies[-1])
+            if learning:
+                first.append((layout, body))
+                if len(first) < FIRST and index + 1 < stop:
+                    continue
+                known, learning = {**known, **constants_of(first, self.most_constant)}, False
+                bodies = [compacted(body, known) for body in bodies]
             if len(bodies) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
-                yield Chunk(bodies, layouts, joined_labels(labels))
+                yield Chunk(bodies, layouts, joined_labels(labels), known)
                 layouts, bodies, labels, size, begun = {}, [], [], 0, time.monotonic()
         self.processing.check_base_graph()
         if bodies:
-            yield Chunk(bodies, layouts, joined_labels(labels))
+            yield Chunk(bodies, layouts, joined_labels(labels), known)
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
         """Layout and body of one processed graph.

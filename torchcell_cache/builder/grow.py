@@ -171,6 +171,7 @@ def _grow(
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)
         work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console)
+        work.has_constants = "constants" in old.schema  # another store stays in the form that it has
         return _build(work, old, workers, publisher)
 
 

@@ -27,6 +27,7 @@ from torchcell_cache.builder.shards import (
     labels_in,
     own_sidecar,
 )
+from torchcell_cache.codec.constants import from_text
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.files import share_file
@@ -234,11 +235,11 @@ class MixedMaker:
                 yield Chunk(self._mixed(self.maker, np.arange(at, min(at + _RUN, stop))))
             return
         first = start + int(self.same[start:stop].sum())
-        labels = labels_in(self.stats)
+        labels, constants = labels_in(self.stats), from_text(self.stats.get("constants", {}))
         for at in range(start, first, _RUN):
             rows = np.arange(at, min(at + _RUN, first))
             known = None if labels is None else labels[rows - start]
-            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known)
+            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known, constants)
         if first < stop:
             yield from self.maker.chunks(first, stop)
 

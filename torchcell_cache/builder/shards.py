@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.codec.constants import expanded, to_text
 from torchcell_cache.codec.deletions import StructuredSchema, encode
 from torchcell_cache.codec.delta_code import encode_gaps_ragged
-from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, seal
+from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, digest_sums, seal
 from torchcell_cache.core.files import (
     file_digest,
     fsync_dir,
@@ -109,11 +110,13 @@ class Chunk:
         bodies: Bodies of the records.
         layouts: Layouts they use, by id in hexadecimal.
         labels: Their labels ``y``, ``[len(bodies), ...]``, where each has one of the same kind.
+        constants: Constants they may refer to.
     """
 
     bodies: list[bytes]
     layouts: dict[str, Any] = field(default_factory=dict)
     labels: Labels = None
+    constants: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class RecordMaker(Protocol):
@@ -174,13 +177,17 @@ def build_shard(
     start, stop = plan.span(shard)
     target = directory / shard_name(shard)
     temporary = temp_path((scratch or directory) / target.name)
-    sums, layouts, labels = [0, 0], dict[str, Any](), list[Labels]()
+    sums, layouts, labels, constants = [0, 0], dict[str, Any](), list[Labels](), dict[int, bytes]()
 
     def records() -> Iterator[Sequence[bytes]]:
         at = start
         for chunk in maker.chunks(start, stop):
             report(len(chunk.bodies), sum(map(len, chunk.bodies)))
             sealed, parts = seal(chunk.bodies, at, plan.seed, plan.max_record_bytes)
+            if chunk.constants:
+                whole = (expanded(body, chunk.constants) for body in chunk.bodies)
+                parts = digest_sums(whole, range(at, at + len(sealed)))
+                constants.update(chunk.constants)
             sums[:] = ((a + b) % (1 << 64) for a, b in zip(sums, parts, strict=True))
             at += len(sealed)
             layouts.update(chunk.layouts)
@@ -208,15 +215,17 @@ def build_shard(
         seed=plan.seed,
         sums=(sums[0], sums[1]),
         layouts=tuple(sorted(layouts)),
-        stats=_stats(layouts, labels) if plan.records == "generic" else {},
+        stats=_stats(layouts, labels, constants) if plan.records == "generic" else {},
     )
     write_sidecar(directory, entry)
     return entry
 
 
-def _stats(layouts: dict[str, Any], labels: list[Labels]) -> dict[str, Any]:
-    """What only the side file says of a shard: its layouts and, where every sample has one of the same kind, the labels."""
+def _stats(layouts: dict[str, Any], labels: list[Labels], constants: dict[int, bytes]) -> dict[str, Any]:
+    """What only the side file says of a shard: layouts, constants and, where each has one of the same kind, the labels."""
     stats: dict[str, Any] = {"layouts": dict(sorted(layouts.items()))}
+    if constants:
+        stats["constants"] = to_text(constants)
     y = joined_labels(labels)
     if y is not None:
         stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}

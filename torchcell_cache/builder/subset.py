@@ -113,9 +113,8 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
     size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
-    schema = {
-        name: value for name, value in manifest.schema.items() if name not in ("unknown_names", "origins")
-    }
+    dropped = ("unknown_names", "origins", "constants")
+    schema = {name: value for name, value in manifest.schema.items() if name not in dropped}
     if not generation.is_structured:
         schema["layouts"] = {}
     return ShardPlan(
@@ -162,7 +161,8 @@ class _CopyMaker:
         known, columns = self.generation.manifest.schema["layouts"], self.generation.columns
         used = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
         only_there = self.generation.table is None and "y" in columns
-        return Chunk(bodies, {name: known[name] for name in used}, columns["y"][rows] if only_there else None)
+        y = columns["y"][rows] if only_there else None
+        return Chunk(bodies, {name: known[name] for name in used}, y, self.generation.constants)
 
 
 class _SubsetBuild(GenerationBuild):

@@ -8,7 +8,7 @@ The full 128 bits also feed the content digest: summed over all samples they do 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -73,7 +73,7 @@ def check(values: Sequence[Buffer], indices: Sequence[int], shard_seeds: Sequenc
     raise error
 
 
-def digest_sums(bodies: Sequence[Buffer], indices: Int64Array | Sequence[int]) -> tuple[int, int]:
+def digest_sums(bodies: Iterable[Buffer], indices: Int64Array | Sequence[int]) -> tuple[int, int]:
     """The sums that :func:`seal` returns, recomputed from bodies read back."""
     raw = b"".join([xxhash.xxh3_128_digest(body, int(k)) for body, k in zip(bodies, indices, strict=True)])
     halves = np.frombuffer(raw, dtype=">u8").reshape(-1, 2)

@@ -21,6 +21,7 @@ Encodings::
     16 PALETTE  elements of 2 to 8 bytes: as DIFF, with at most 256 distinct new elements:
               u32 num_words | u32 num_entries | u16[num_words] gap-coded positions | zeros up to a multiple of 8 |
               the distinct elements | zeros up to a multiple of 8 | u8 per new element, its number among them
+    24 CONSTANT the store's constant of that id (:mod:`torchcell_cache.codec.constants`): u64 id, nothing else
 
 ``fill`` is 0 in every other encoding. SPARSE, DIFF and PALETTE stand only where shorter than BITS (bool, n > 8)
 or RAW, which also bounds what decoding them can take; PALETTE only where shorter than DIFF too, for up to 65,536
@@ -38,6 +39,7 @@ from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload
 from torchcell_cache.codec.values import (
     BASE,
     BITS,
+    CONSTANT,
     DIFF,
     PALETTE,
     RAW,
@@ -123,8 +125,8 @@ def decode(
     layouts: Mapping[int, Layout],
     base: Mapping[FieldKey, Payload],
     max_bytes: int = MAX_RECORD_BYTES,
-) -> tuple[Layout, list[Payload]]:
-    """Decode one body; every length is checked before anything is allocated.
+) -> tuple[Layout, list[Payload | int]]:
+    """Decode one body, constants as their ids; every length is checked before anything is allocated.
 
     Raises:
         FormatError: If this is not a generic record of version 1.
@@ -148,7 +150,7 @@ def decode(
             f"layout {layout_id:016x} ({known})"
         )
     view = memoryview(body)
-    fields: list[Payload] = []
+    fields: list[Payload | int] = []
     for key, is_tensor, field in zip(
         layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True
     ):
@@ -157,7 +159,9 @@ def decode(
             reference is None or isinstance(reference, TensorValue) != is_tensor
         ):
             raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
-        if reference is not None and field.encoding == BASE:
+        if field.encoding == CONSTANT:
+            fields.append(int.from_bytes(view[field.start : field.start + 8], "little"))
+        elif reference is not None and field.encoding == BASE:
             fields.append(reference)
         else:
             fields.append(decode_field(view[field.start : field.start + field.length], field, reference))
@@ -168,7 +172,7 @@ def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[Store
     """Read and check all descriptors, their sizes and the padding, and place the payloads."""
     position, decoded, out = HEADER.size, 0, []
     for is_tensor, label in zip(layout.tensors, layout.labels, strict=True):
-        field, position = _descriptor(body, position, label, is_tensor)
+        field, position = descriptor(body, position, label, is_tensor)
         if field.encoding != BASE:
             decoded += decoded_size(field, max_bytes)
             if decoded > max_bytes:
@@ -187,7 +191,7 @@ def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[Store
     return out
 
 
-def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> tuple[StoredField, int]:
+def descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> tuple[StoredField, int]:
     """Read one descriptor and check that its parts go together; returns it and where the next one starts."""
     end = position + FIELD.size
     if end > len(body):
@@ -197,6 +201,10 @@ def _descriptor(body: memoryview, position: int, label: str, is_tensor: bool) ->
         if dtype or ndim or fill or length:
             raise CorruptRecordError(f"{label} is the base graph's and says dtype {dtype} and {length} bytes")
         return StoredField(label, BASE, 0, 0, (), 0, 0), end
+    if encoding == CONSTANT:
+        if dtype or ndim or fill or length != 8:
+            raise CorruptRecordError(f"{label} is a constant and says dtype {dtype} and {length} bytes")
+        return StoredField(label, CONSTANT, 0, 0, (), 0, length), end
     if ndim > MAX_NDIM or end + 8 * ndim > len(body):
         raise CorruptRecordError(f"{label} says {ndim} dimensions")
     shape: tuple[int, ...] = struct.unpack_from(f"<{ndim}q", body, end)

@@ -20,6 +20,7 @@ from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 
 RAW, BASE, BITS, SPARSE, DIFF = range(5)
 PALETTE = 16
+CONSTANT = 24
 MAX_ENTRIES = 256
 PALETTE_LIMIT = 1 << 16
 """Changes of one field up to which a palette is tried: finding the distinct elements of more takes too long."""

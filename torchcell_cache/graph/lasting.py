@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
 P = ParamSpec("P")
@@ -45,3 +46,17 @@ def ranged(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         return run
 
     return named
+
+
+@lasting
+def copied_on_write(value: Tensor) -> Tensor:
+    """A copy in memory that torch can share until it is written; its first sharing is not safe in two threads."""
+    copied = value.detach().clone()
+    lazy_clone(copied)
+    return copied
+
+
+def lazy_clone(value: Tensor) -> Tensor:
+    """What :func:`copied_on_write` gave, copied when it is written."""
+    made: Tensor = value._lazy_clone() if hasattr(value, "_lazy_clone") else value.clone()
+    return made

@@ -6,6 +6,7 @@ in two files, :mod:`.values` and :mod:`torchcell_cache.graph.typed_json` know si
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.codec import generic
+from torchcell_cache.codec.constants import constant_payload
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
-from torchcell_cache.errors import RecordTooLargeError
+from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 from torchcell_cache.graph.fields import (
     GraphFields,
     flatten,
@@ -25,6 +27,7 @@ from torchcell_cache.graph.fields import (
     unflatten,
 )
 from torchcell_cache.graph.files import load_base_graph, save_base_graph, write_base_graph
+from torchcell_cache.graph.lasting import copied_on_write, lazy_clone
 from torchcell_cache.graph.typed_json import MAX_VALUE_BYTES, value_from_json
 from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
 
@@ -50,11 +53,12 @@ class BaseFields(Mapping[FieldKey, Payload]):
     """The base graph's fields, by store and name, for encoding and decoding samples; built once per process.
 
     As a mapping it gives what the codec needs; :meth:`value` gives the base graph's own objects. Nothing is
-    converted before it is asked for, and tensors are not copied.
+    converted before it is asked for, and tensors are not copied. ``constants`` are those of the store's records.
     """
 
-    def __init__(self, graph: Data | HeteroData | None) -> None:
-        self.graph = graph
+    def __init__(self, graph: Data | HeteroData | None, constants: Mapping[int, bytes] | None = None) -> None:
+        self.graph, self.constants = graph, constants or {}
+        self._made: dict[tuple[int, FieldKey, bool], Any] = {}
         fields = None if graph is None else flatten(graph)
         self._values: dict[FieldKey, Any] = (
             {} if fields is None else dict(zip(fields.layout.keys, fields.values, strict=True))
@@ -79,6 +83,22 @@ class BaseFields(Mapping[FieldKey, Payload]):
     def value(self, key: FieldKey) -> Any:
         """The base graph's own object."""
         return self._values[key]
+
+    def constant(self, number: int, key: FieldKey, is_tensor: bool) -> Any:
+        """A constant, read once and a copy each time: whoever changes its sample changes no other."""
+        place, label = (number, key, is_tensor), field_label(key)
+        if place not in self._made:
+            if number not in self.constants:
+                raise CorruptRecordError(f"{label} is constant {number:016x}, which the store does not have")
+            payload = constant_payload(self.constants[number], label, is_tensor, self.get(key))
+            tensor = isinstance(payload, TensorValue)
+            made = copied_on_write(to_tensor(payload)) if tensor else value_from_json(payload, label)
+            self._made.setdefault(place, made)
+        value = self._made[place]
+        if isinstance(value, Tensor):
+            return lazy_clone(value)
+        plain = type(value) is list and set(map(type, value)) <= {str, int, float, bool}
+        return value.copy() if plain else copy.deepcopy(value)
 
 
 def encode_graph(
@@ -129,8 +149,10 @@ def decode_graph(
     layout, payloads = generic.decode(body, layouts, base, max_bytes)
     values: list[Any] = []
     text_bytes = 0
-    for key, payload in zip(layout.keys, payloads, strict=True):
-        if key in base and base[key] is payload:
+    for key, is_tensor, payload in zip(layout.keys, layout.tensors, payloads, strict=True):
+        if isinstance(payload, int):
+            values.append(base.constant(payload, key, is_tensor))
+        elif key in base and base[key] is payload:
             values.append(base.value(key))
         elif isinstance(payload, TensorValue):
             values.append(to_tensor(payload))

@@ -23,7 +23,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.data import BaseData
 
 from torchcell_cache.core.samples import Sample
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import copied_on_write, lazy_clone
 
 _CONSTANT = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device, type)
 _ALIGNED = 16
@@ -271,17 +271,8 @@ class SharedFields:
         original = self._originals.get(id(value))
         if original is None:
             with self._lock:
-                original = self._originals.setdefault(id(value), _copied_on_write(value))
-        return original._lazy_clone() if hasattr(original, "_lazy_clone") else original.clone()
-
-
-@lasting
-def _copied_on_write(value: Tensor) -> Tensor:
-    """A copy in memory that torch can share until it is written; its first sharing is not safe in two threads."""
-    copied = value.detach().clone()
-    if hasattr(copied, "_lazy_clone"):
-        copied._lazy_clone()
-    return copied
+                original = self._originals.setdefault(id(value), copied_on_write(value))
+        return lazy_clone(original)
 
 
 def _values(holder: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CacheError, FormatError
 
@@ -31,6 +32,10 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
             bad.append(name)
     bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
     bad += [name for name in ("unknown_names", "origins") if not isinstance(schema.get(name, ""), str)]
+    try:
+        from_text(schema.get("constants", {}))
+    except (ValueError, TypeError, AttributeError):
+        bad.append("constants")
     processor = schema.get("processor")
     if isinstance(processor, dict) and not (
         isinstance(processor.get("name"), str) and isinstance(processor.get("settings"), dict)

@@ -140,6 +140,7 @@ class PartMaker:
         if self.generation.is_structured:
             return StructuredMaker.open(self.directory, plan)
         mode = "full" if self.manifest.storage == "full" else "delta"
+        constants = self.generation.constants
         processor, built_in = self.processor, False
         if processor is None:
             try:
@@ -153,12 +154,12 @@ class PartMaker:
         table = self.generation.table if built_in and self._given is None and whole_columns else None
         if table is not None:
             stored = PerturbationTable.of_table(self.generation.base_graph, table, processor.node_type)
-            return GenericMaker(stored, processor, mode)
+            return GenericMaker(stored, processor, mode, constants=constants)
         source = self.source("damaged shards of this store")
         before, wanted = compared(self.manifest.fingerprint, lambda: None, processor=processor)
         what = f"the store at {self.root} was built with another processor"
         insist_same(before, wanted, what, self.root, _BUILD_AGAIN)
-        return GenericMaker(source, processor, mode)
+        return GenericMaker(source, processor, mode, constants=constants)
 
 
 def _table_of_records(generation: Generation) -> SampleTable:

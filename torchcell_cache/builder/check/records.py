@@ -11,6 +11,7 @@ from torchcell_cache.builder.check.report import Report
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
+from torchcell_cache.codec.constants import expanded
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.digests import array_digest
@@ -60,7 +61,8 @@ class RecordChecker:
                 report.add(file, error, entry.index)
                 return
             bodies = [memoryview(record)[8:] for record in records]
-            sums = envelope.digest_sums(bodies, range(start, stop))
+            whole = (expanded(body, self.generation.constants) for body in bodies)
+            sums = envelope.digest_sums(whole, range(start, stop))
             low, high = (low + sums[0]) % (1 << 64), (high + sums[1]) % (1 << 64)
             for sample, text in self._problems(records, start, entry.seed, layouts):
                 report.add(file, text, entry.index, sample)
