@@ -91,9 +91,11 @@ class BaseFields(Mapping[FieldKey, Payload]):
             if number not in self.constants:
                 raise CorruptRecordError(f"{label} is constant {number:016x}, which the store does not have")
             payload = constant_payload(self.constants[number], label, is_tensor, self.get(key))
-            tensor = isinstance(payload, TensorValue)
-            made = copied_on_write(to_tensor(payload)) if tensor else value_from_json(payload, label)
-            self._made.setdefault(place, made)
+            self._made[place] = (
+                copied_on_write(to_tensor(payload))
+                if isinstance(payload, TensorValue)
+                else value_from_json(payload, label)
+            )
         value = self._made[place]
         if isinstance(value, Tensor):
             return lazy_clone(value)
