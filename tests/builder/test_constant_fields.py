@@ -224,7 +224,7 @@ def test_damaged_shards_and_records(tmp_path: Path) -> None:
     assert files_of(mended) == digests
     assert_serves(mended, Adds())
     other = tc.PreprocessedDataset(dataset.root)
-    other.generation.constants.clear()
+    other.generation.base_fields.constants.clear()
     with pytest.raises(CorruptRecordError, match="which the store does not have"):
         other[0]
 

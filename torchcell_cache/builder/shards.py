@@ -287,9 +287,7 @@ def _carry_over(scratch_file: Path, target: Path) -> Path:
 
 def content_sums(entries: Sequence[ShardEntry]) -> tuple[int, int]:
     """Sums of a whole store from those of its shards."""
-    low = sum(entry.sums[0] for entry in entries) % (1 << 64)
-    high = sum(entry.sums[1] for entry in entries) % (1 << 64)
-    return low, high
+    return sum(e.sums[0] for e in entries) % (1 << 64), sum(e.sums[1] for e in entries) % (1 << 64)
 
 
 def new_generation_name(fingerprint: str, plan: ShardPlan) -> str:

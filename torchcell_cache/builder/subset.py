@@ -162,7 +162,7 @@ class _CopyMaker:
         used = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
         only_there = self.generation.table is None and "y" in columns
         y = columns["y"][rows] if only_there else None
-        return Chunk(bodies, {name: known[name] for name in used}, y, self.generation.constants)
+        return Chunk(bodies, {name: known[name] for name in used}, y, self.generation.base_fields.constants)
 
 
 class _SubsetBuild(GenerationBuild):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.codec import generic
-from torchcell_cache.codec.constants import constant_payload
+from torchcell_cache.codec.constants import constant_payload, from_text
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
@@ -56,8 +56,8 @@ class BaseFields(Mapping[FieldKey, Payload]):
     converted before it is asked for, and tensors are not copied. ``constants`` are those of the store's records.
     """
 
-    def __init__(self, graph: Data | HeteroData | None, constants: Mapping[int, bytes] | None = None) -> None:
-        self.graph, self.constants = graph, constants or {}
+    def __init__(self, graph: Data | HeteroData | None, constants: Mapping[str, str] | None = None) -> None:
+        self.graph, self.constants = graph, from_text(constants or {})
         self._made: dict[tuple[int, FieldKey, bool], Any] = {}
         fields = None if graph is None else flatten(graph)
         self._values: dict[FieldKey, Any] = (

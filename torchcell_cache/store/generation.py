@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
-from torchcell_cache.codec.constants import from_text
 from torchcell_cache.codec.deletions import StructuredColumns, StructuredSchema
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.hints import root_argument
@@ -206,12 +205,7 @@ class Generation:
     @lasting
     def base_fields(self) -> BaseFields:
         """The base graph's fields, for generic records."""
-        return BaseFields(self.base_graph, self.constants)
-
-    @cached_property
-    def constants(self) -> dict[int, bytes]:
-        """What generic records refer to by id."""
-        return from_text(self.schema.get("constants", {}))
+        return BaseFields(self.base_graph, self.schema.get("constants"))
 
     @cached_property
     def shared_fields(self) -> SharedFields:

@@ -23,6 +23,7 @@ from torchcell_cache.builder.shards import (
 )
 from torchcell_cache.builder.shared_files import base_graph_files, publish_graph_file, table_columns
 from torchcell_cache.codec import deletions as structured
+from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.files import file_digest, write_atomic
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.ragged import offsets
@@ -140,7 +141,7 @@ class PartMaker:
         if self.generation.is_structured:
             return StructuredMaker.open(self.directory, plan)
         mode = "full" if self.manifest.storage == "full" else "delta"
-        constants = self.generation.constants
+        constants = from_text(self.manifest.schema.get("constants", {}))
         processor, built_in = self.processor, False
         if processor is None:
             try:

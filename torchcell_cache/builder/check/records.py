@@ -11,7 +11,7 @@ from torchcell_cache.builder.check.report import Report
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
-from torchcell_cache.codec.constants import expanded
+from torchcell_cache.codec.constants import expanded, from_text
 from torchcell_cache.codec.deletions import StructuredColumns
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.digests import array_digest
@@ -53,6 +53,7 @@ class RecordChecker:
         step = max(1, min(_CHUNK, _CHUNK_BYTES * count // max(entry.file.size, 1)))
         low = high = 0
         layouts: set[str] = set()
+        constants = from_text(self.generation.schema.get("constants", {}))
         for start in range(entry.start, entry.stop, step):
             stop = min(start + step, entry.stop)
             try:
@@ -61,7 +62,7 @@ class RecordChecker:
                 report.add(file, error, entry.index)
                 return
             bodies = [memoryview(record)[8:] for record in records]
-            whole = (expanded(body, self.generation.constants) for body in bodies)
+            whole = (expanded(body, constants) for body in bodies)
             sums = envelope.digest_sums(whole, range(start, stop))
             low, high = (low + sums[0]) % (1 << 64), (high + sums[1]) % (1 << 64)
             for sample, text in self._problems(records, start, entry.seed, layouts):
