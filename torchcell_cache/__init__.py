@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torchcell_cache.data.index_file import load_indices as load_indices
     from torchcell_cache.data.index_file import save_indices as save_indices
     from torchcell_cache.data.loader import CacheLoader as CacheLoader
+    from torchcell_cache.data.pairs import PairedCells as PairedCells
     from torchcell_cache.data.samplers.balanced import BalancedCostBatchSampler as BalancedCostBatchSampler
     from torchcell_cache.data.samplers.order import DistributedCacheSampler as DistributedCacheSampler
     from torchcell_cache.data.samplers.shards import DistributedShardSampler as DistributedShardSampler
@@ -72,6 +73,7 @@ _PLACES = {
     "LazySubgraphRepresentation": "processors",
     "Neo4jCellDataset": "sources.neo4j.source",
     "Neo4jPreprocessedCellDataset": "data.dataset",
+    "PairedCells": "data.pairs",
     "Perturbation": "processors",
     "PerturbationTable": "sources.table",
     "PreprocessedDataset": "data.dataset",

@@ -18,6 +18,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.induced_subgraph import NeighbourTable, hop_columns, neighbours, select
 from torchcell_cache.graph.topology import Topology
+from torchcell_cache.store.generation import Generation
 
 STRATEGIES = ("most_expressed", "random_expressed", "all", "perturbed_neighbourhood")
 
@@ -130,12 +131,17 @@ def scores_of(values: Any, base: Any, num_nodes: int, batch_size: int) -> Scores
     return np.where(np.isnan(scores), -np.inf, scores)
 
 
-def expression_of(batch: Any, values: Any) -> Any:
-    """What ``values`` means for a batch of cells: their own expression by default, a column of their own ``x`` by number."""
-    source = batch.generation.manifest.fingerprint.get("source", {})
+def expression_field(generation: Generation) -> tuple[str, int | None]:
+    """The node field that holds the expression of a store's cells and its column, ``None`` for the last."""
+    source = generation.manifest.fingerprint.get("source", {})
     while source.get("class") in ("AppendedSource", "Subset"):
         source = source["stored"] if "stored" in source else source["of"]["source"]
-    field, column = source.get("field", "x"), source.get("column")
+    return source.get("field", "x"), source.get("column")
+
+
+def expression_of(batch: Any, values: Any) -> Any:
+    """What ``values`` means for a batch of cells: their own expression by default, a column of their own ``x`` by number."""
+    field, column = expression_field(batch.generation)
     if isinstance(values, int) and not isinstance(values, bool):
         field, column = "x", values
     elif values is not None and values != field if isinstance(values, str) else values is not None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
-from torch_geometric.data.data import BaseData
 from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
@@ -33,13 +31,14 @@ from torchcell_cache.data.reading import (
     StoreReader,
     WorkerProcesses,
     checked_device,
+    mark_padding,
     on_device,
     packed,
     shared,
 )
 from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
 from torchcell_cache.data.samplers.order import samplers_of
-from torchcell_cache.data.view import StoreView, restricted, view_of
+from torchcell_cache.data.view import StoreView, loadable, restricted
 from torchcell_cache.errors import SettingError
 
 _OF_TORCH = ("num_workers", "prefetch_factor", "timeout", "persistent_workers")
@@ -121,8 +120,9 @@ class CacheLoader:
     ) -> None:
         valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
         refuse_unknown("CacheLoader", unknown, valid)
-        self._given, self.dataset = dataset, dataset if indices is None else restricted(dataset, indices)
-        self._view = _view(self.dataset)
+        self._epoch, self._given = 0, dataset  # epoch of a sampler that does not count them
+        self.dataset = dataset if indices is None else restricted(dataset, indices)
+        self._view = loadable(self.dataset)
         self.collate_fn = function_or_none("collate_fn", collate_fn)
         self.expand, self.follow_batch = truth("expand", expand), names_or_none("follow_batch", follow_batch)
         self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
@@ -182,8 +182,9 @@ class CacheLoader:
                 stacklevel=3,
             )
             collate = Collater([], self.follow_batch, self.exclude_keys)
-        shared_batch = packed if self.num_workers else shared
-        make = Collated(transform, collate, self.drop_removed) if self._samples else shared_batch
+        make: Any = packed if self.num_workers else shared
+        if self._samples:
+            make = Collated(transform, collate, self.drop_removed, self._view.pairing)
         self._reader = StoreReader(self._view.generation, make, getattr(self._own, "shards_at_once", 0))
         self._workers: WorkerProcesses | None = None
 
@@ -194,21 +195,23 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        transform = _view(self._given).transform  # may have been set since this loader was made
+        transform = loadable(self._given).transform  # may have been set since this loader was made
         if transform is not self._view.transform:
             self._view = replace(self._view, transform=transform)
             self._prepare_reader()
         own, plan = self._own, None if self._own is None else self._own.start_epoch()
-        jobs = _jobs(plan, self._view, self.batch_sampler)
+        jobs = _jobs(plan, self._view, self.batch_sampler, self._epoch if plan is None else plan.epoch)
+        self._epoch += 1
         here = ((job, self._reader[job.positions]) for job in jobs)
         read = self._in_workers(jobs) if self.num_workers else here
         for job, batch in on_device(read, self.device, self.pin_memory):
             if own is not None and plan is not None:
                 own.note_step(plan, job.step)
+            batch = batch if self._samples else self._view.batch(batch)
             if not self._samples and self.expand:
                 batch = batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
-            if own is not None and own.uneven == "pad" and isinstance(batch, SharedGraphBatch | BaseData):
-                batch.is_padding = torch.from_numpy(job.padding).to(self.device or "cpu")
+            if own is not None and own.uneven == "pad":
+                mark_padding(batch, job.padding, self._view.pairing, self.device)
             yield batch
         if own is not None and plan is not None:
             own.end_epoch(plan)
@@ -239,6 +242,7 @@ class CacheLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
+        self._epoch = whole_number("epoch", epoch, 0)
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
@@ -266,20 +270,7 @@ class CacheLoader:
         return f"CacheLoader({self.dataset!r}, batch_size={self.batch_size}, num_workers={self.num_workers})"
 
 
-def _view(dataset: Any) -> StoreView:
-    view = view_of(dataset)
-    if view is None:
-        raise SettingError(
-            f"CacheLoader reads one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of "
-            f"such views with one transform; got {dataset!r:.200}",
-            fix="stream.batches(num_workers=...)"
-            if isinstance(dataset, IterableDataset)
-            else "torch_geometric.loader.DataLoader reads anything else",
-        )
-    return view
-
-
-def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterator[Job]:
+def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any], epoch: int) -> Iterator[Job]:
     """What to read, step by step.
 
     No method of the loader: torch's iterator keeps it, the loader keeps that iterator, and a reference back would leave
@@ -288,7 +279,7 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterato
     if plan is not None:
         for step in range(len(plan)):
             indices, padding = plan.batch(step)
-            yield Job(step, view.positions(indices), padding)
+            yield Job(step, view.rows(indices, epoch), padding)
         return
     for step, chosen in enumerate(batches):
         if not gives_items(chosen):
@@ -296,5 +287,5 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any]) -> Iterato
                 f"batch_sampler= gave {chosen!r:.80}: expected a list of indices per batch",
                 fix="sampler= takes single indices",
             )
-        positions = view.positions(list(chosen))
-        yield Job(step, positions, np.zeros(len(positions), dtype=np.bool_))
+        indices = list(chosen)
+        yield Job(step, view.rows(indices, epoch), np.zeros(len(indices), dtype=np.bool_))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
+from torch_geometric.data.data import BaseData
 
 from torchcell_cache.batch import SharedGraphBatch
+from torchcell_cache.batch.pairs import PairedBatch
 from torchcell_cache.batch.pyg import without_removed
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
@@ -45,10 +48,14 @@ class Collated:
     transform: Callable[..., Any] | None
     collate: Callable[[list[Any]], Any] | None
     drop_removed: bool = False
+    pairing: Any = None
 
     def __call__(self, generation: Generation, positions: Int64Array) -> Any:
         """The samples at store positions."""
-        samples = generation.graphs(positions)
+        if self.pairing is None:
+            samples = generation.graphs(positions)
+        else:
+            positions, samples = self.pairing.graphs(generation, positions, self.collate is None)
         if self.transform is not None:
             samples = [self._transformed(generation, *each) for each in zip(positions, samples, strict=True)]
         if self.drop_removed:
@@ -58,6 +65,8 @@ class Collated:
     def _transformed(self, generation: Generation, position: int, sample: Any) -> Any:
         assert self.transform is not None
         try:
+            if self.pairing is not None:  # what categories share is the transform's own copy
+                return self.transform(copy.deepcopy(sample))
             return self.transform(generation.shared_fields.separate(sample))
         except Exception as error:
             error.add_note(f"in the dataset's transform of sample {position}")
@@ -113,11 +122,18 @@ class StoreReader:
             close_file(self.generation.files.paths[self._open.popitem()[0]])
 
 
+def mark_padding(batch: Any, padding: npt.NDArray[np.bool_], pairing: Any, device: Any = None) -> None:
+    """Say in ``is_padding`` which samples of a batch only fill up; of a PyG batch of pairs, which graphs."""
+    if isinstance(batch, SharedGraphBatch | PairedBatch | BaseData):
+        several = pairing.num_controls if pairing is not None and isinstance(batch, BaseData) else 1
+        batch.is_padding = torch.from_numpy(np.repeat(padding, several)).to(device or "cpu")
+
+
 # Worker processes, by torch's own machinery: it knows how to start, watch and stop them
 
 
 class Job(NamedTuple):
-    """One batch to read: its number in the epoch, ``[n] int64`` store positions, and which only fill up, ``[n] bool``."""
+    """One batch to read: its number in the epoch, ``[n] int64`` store positions, and which samples only fill up, ``[n] bool``."""
 
     step: int
     positions: Int64Array

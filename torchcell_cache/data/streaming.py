@@ -6,9 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from torch_geometric.data.data import BaseData
 from torch_geometric.loader.dataloader import Collater
 
 from torchcell_cache.batch import SharedGraphBatch
@@ -16,7 +14,7 @@ from torchcell_cache.core.checks import function_or_none, refuse_unknown, whole_
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
-from torchcell_cache.data.reading import Collated, StoreReader, shared
+from torchcell_cache.data.reading import Collated, StoreReader, mark_padding, shared
 from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.ranges import StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShuffleQuality, shuffle_quality
@@ -183,12 +181,13 @@ class StreamingCacheDataset(IterableDataset[Any]):
         try:
             for steps, start, stop in stretches:
                 indices, padding = plan.take(start, stop)
-                found = reader[indices if source is not None else self._view.positions(indices)]
+                found = reader[indices if source is not None else self._view.rows(indices, plan.epoch)]
+                found = self._view.batch(found) if isinstance(found, SharedGraphBatch) else found
                 if single:
                     yield from zip(steps, found, strict=True)
                     continue
-                if self.sampler.uneven == "pad" and isinstance(found, SharedGraphBatch | BaseData):
-                    found.is_padding = torch.from_numpy(padding)
+                if self.sampler.uneven == "pad":
+                    mark_padding(found, padding, None if source is not None else self._view.pairing)
                 yield steps[0], found
             if source is not None:
                 source.check()
@@ -198,7 +197,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
     def _store_reader(self) -> StoreReader:
         make: Any = shared
         if self.batch_size is None or self._view.transform is not None:
-            make = Collated(self._view.transform, None if self.batch_size is None else Collater([]))
+            collate = None if self.batch_size is None else Collater([])
+            make = Collated(self._view.transform, collate, pairing=self._view.pairing)
         return StoreReader(self._view.generation, make, self.sampler.shards_at_once)
 
     def __len__(self) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xxhash
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array
@@ -26,11 +26,13 @@ class StoreView:
         generation: The store's generation.
         chosen: Store positions, ``[n] int64``; ``None`` for the whole store as it is.
         transform: What the dataset applies to every sample it reads, or ``None``.
+        pairing: Which controls are read with the samples, of a ``PairedCells``.
     """
 
     generation: Generation
     chosen: Int64Array | None
     transform: Callable[..., Any] | None
+    pairing: Any = None
 
     def __len__(self) -> int:
         return len(self.generation) if self.chosen is None else len(self.chosen)
@@ -44,10 +46,21 @@ class StoreView:
         within = as_positions(indices, len(self))
         return within if self.chosen is None else self.chosen[within]
 
+    def rows(self, indices: Any, epoch: int) -> Int64Array:
+        """Store positions of what is read for a batch: its samples, behind them what they are paired with."""
+        positions: Int64Array = self.positions(indices)
+        return positions if self.pairing is None else self.pairing.rows(positions, epoch)
+
+    def batch(self, read: Any) -> Any:
+        """The batch of a shared batch of :meth:`rows`."""
+        return read if self.pairing is None else self.pairing.batch(read)
+
     @property
     def digest(self) -> str:
         """What the samples are and in which order, in hexadecimal."""
         digest = xxhash.xxh3_128(self.generation.manifest.content_digest.encode())
+        if self.pairing is not None:
+            digest.update(self.pairing.digest.encode())
         if self.chosen is not None and not np.array_equal(self.chosen, np.arange(len(self.generation))):
             digest.update(np.ascontiguousarray(self.chosen).tobytes())
         return digest.hexdigest()
@@ -57,16 +70,31 @@ def view_of(dataset: Any) -> StoreView | None:
     """The samples a dataset stands for, or ``None`` if they are not all of one store with one transform."""
     if isinstance(dataset, PreprocessedDataset):
         whole = dataset._indices is None
-        return StoreView(dataset.generation, None if whole else dataset.positions(), dataset.transform)
+        chosen = None if whole else dataset.positions()
+        return StoreView(dataset.generation, chosen, dataset.transform, dataset.pairing)
     if isinstance(dataset, Subset):
         inner = view_of(dataset.dataset)
         if inner is None:
             return None
         chosen = inner.positions(np.asarray(dataset.indices, dtype=np.int64))
-        return StoreView(inner.generation, chosen, inner.transform)
+        return replace(inner, chosen=chosen)
     if isinstance(dataset, ConcatDataset):
         return _joined([view_of(part) for part in dataset.datasets])
     return None
+
+
+def loadable(dataset: Any) -> StoreView:
+    """The samples that a loader reads; refuses what is no one store's."""
+    view = view_of(dataset)
+    if view is None:
+        raise SettingError(
+            f"CacheLoader reads one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of "
+            f"such views with one transform; got {dataset!r:.200}",
+            fix="stream.batches(num_workers=...)"
+            if isinstance(dataset, IterableDataset)
+            else "torch_geometric.loader.DataLoader reads anything else",
+        )
+    return view
 
 
 def restricted(dataset: Any, indices: Any) -> PreprocessedDataset:
@@ -94,6 +122,8 @@ def _joined(views: list[StoreView | None]) -> StoreView | None:
     for view in views:
         if first is None or view is None or view.transform is not first.transform:
             return None
+        if view.pairing is not first.pairing:
+            return None
         if (
             view.generation is not first.generation
             and view.generation.directory != first.generation.directory
@@ -101,7 +131,7 @@ def _joined(views: list[StoreView | None]) -> StoreView | None:
             return None
         parts.append(view.positions(np.arange(len(view))))
     assert first is not None
-    return StoreView(first.generation, np.concatenate(parts), first.transform)
+    return replace(first, chosen=np.concatenate(parts))
 
 
 def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
