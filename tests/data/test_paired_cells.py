@@ -246,9 +246,7 @@ def test_whatever_belongs_to_a_category_is_collated_as_pyg_does(made, kind):
 # Every way to read
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"num_workers": 2}, {"num_workers": 1, "multiprocessing_context": "spawn"}]
-)
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 2}])
 def test_a_loader_gives_the_pairs_of_its_epochs(made, settings):
     pairs = paired(made, num_controls=2)
     loader = tc.CacheLoader(pairs, batch_size=16, shuffle=True, seed=9, **settings)

@@ -56,7 +56,7 @@ class PairedBatch:
     def _expression(self) -> Tensor:
         """Of all samples, ``[batch * (1 + num_controls), num_genes]``."""
         field, column = expression_field(self.samples.generation)
-        found: Tensor = self.samples.features(None, field)  # type: ignore[operator]
+        found: Tensor = self.samples.features(None, field)  # type: ignore[attr-defined]
         if found.dim() == 2:
             return found
         return found[..., -1 if column is None else column].contiguous()

@@ -287,5 +287,5 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any], epoch: int
                 f"batch_sampler= gave {chosen!r:.80}: expected a list of indices per batch",
                 fix="sampler= takes single indices",
             )
-        indices = list(chosen)
-        yield Job(step, view.rows(indices, epoch), np.zeros(len(indices), dtype=np.bool_))
+        wanted = list(chosen)
+        yield Job(step, view.rows(wanted, epoch), np.zeros(len(wanted), dtype=np.bool_))

@@ -168,7 +168,7 @@ def by_category(
 
 def _category(dataset: Any, name: str, per: Any, category: str | None) -> str:
     """The column of names that a field is about."""
-    known = dataset.categories
+    known: dict[str, list[str]] = dataset.categories
     if category is not None:
         if category not in known:
             valid = suggestion(str(category), list(known))

@@ -106,7 +106,7 @@ class Pairing:
         digest = xxhash.xxh3_128(f"{self.num_controls} {self.seed}".encode())
         for part in (self.is_control, self.pool, self.ptr, self.stratum, self.table):
             if part is not None:
-                digest.update(np.ascontiguousarray(part))
+                digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 
