@@ -64,8 +64,6 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
     """
 
     _missing_is_error = True
-    pairing: Any = None
-    """Which controls its cells are read with, of a ``PairedCells``."""
 
     def __init__(
         self,

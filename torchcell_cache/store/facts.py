@@ -32,6 +32,9 @@ def _per_sample(name: str) -> bool:
 class StoredFacts(abc.ABC):
     """The part of :class:`~torchcell_cache.PreprocessedDataset` that answers from columns and manifest alone."""
 
+    pairing: Any = None
+    """Which controls the samples are read with, of a ``PairedCells``."""
+
     @property
     @abc.abstractmethod
     def generation(self) -> Generation:
