@@ -270,3 +270,38 @@ def test_a_package_that_is_not_there_is_a_line_to_type(lab, monkeypatch, call, m
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SettingError, match=line):
         call(lab)
+
+
+def test_what_a_database_said_selects_and_splits(lab) -> None:
+    """By dataset and by type of perturbation, in views too; the answer is made by hand."""
+    datasets = ["Costanzo", "Costanzo | Kuzmin", "Kuzmin", "Costanzo | Kuzmin", "Costanzo"]
+    assert lab.names("dataset").tolist() == datasets
+    assert lab[[3, 0]].names("dataset").tolist() == [datasets[3], datasets[0]]
+    assert lab.names("perturbation_type").tolist() == ["deletion"] * 4 + [None]
+    assert lab.categories["dataset"] == sorted(set(datasets))
+    assert tc.select(lab, "dataset == 'Kuzmin'").tolist() == [2]
+    assert tc.select(lab, "dataset in ('Kuzmin', 'Costanzo') and fitness > 1").tolist() == [2, 4]
+    assert tc.select(lab, "perturbation_type != 'deletion'").tolist() == [4]
+    assert tc.select(lab[1:4], "dataset == 'Kuzmin'").tolist() == [1]
+    split = tc.split_by_group(lab, "dataset", train=["Costanzo"], test=["Kuzmin"], val=["Costanzo | Kuzmin"])
+    assert [split[part].tolist() for part in ("train", "val", "test")] == [[0, 4], [1, 3], [2]]
+
+
+def test_several_types_of_a_sample_stand_together() -> None:
+    """Against sets made in plain Python, with samples that have none, many or repeated ones."""
+    draw = np.random.default_rng(0)
+    words = [f"type {k}" for k in range(12)]
+    for _ in range(20):
+        measured = draw.integers(0, 4, 30)
+        counts = draw.integers(0, 5, measured.sum())
+        kinds = draw.integers(0, 12, counts.sum())
+        codes = {name: np.zeros(len(counts), dtype=int) for name in ("dataset", "label")}
+        codes |= {"gene": kinds, "kind": kinds, "classes": [], "gene_set": []}
+        said = Origins.of(words, codes, np.cumsum([0, *counts]), np.zeros((30, 0)))
+        value_ptr = np.cumsum([0, *measured])
+        found, names = said.by_sample("kind", value_ptr)
+        assert names == sorted(set(names))
+        for k, code in enumerate(found.tolist()):
+            span = slice(said.ptr[value_ptr[k]], said.ptr[value_ptr[k + 1]])
+            want = " | ".join(sorted({words[kind] for kind in kinds[span]}))
+            assert (names[code] if code >= 0 else "") == want

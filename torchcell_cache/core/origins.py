@@ -89,6 +89,27 @@ class Origins:
         """A field's texts."""
         return [self.words[k] for k in getattr(self, name).tolist()]
 
+    def by_sample(self, name: str, value_ptr: Int64Array) -> tuple[Int64Array, list[str]]:
+        """Codes ``[num_samples]`` and their texts of ``dataset`` or ``kind``, several of a sample joined; -1 for none."""
+        count, width = len(value_ptr) - 1, max(len(self.words), 1)
+        owner = np.repeat(np.arange(count), np.diff(value_ptr))
+        if name in _OF_PERTURBATIONS:
+            owner = np.repeat(owner, np.diff(self.ptr))
+        samples, codes = np.divmod(np.unique(owner * width + getattr(self, name)), width)
+        ptr = np.searchsorted(samples, np.arange(count + 1))
+        texts, state = [""], np.zeros(count, dtype=np.int64)
+        for depth in range(
+            int(np.diff(ptr).max(initial=0))
+        ):  # longer and longer beginnings of what a sample has
+            rows = np.flatnonzero(np.diff(ptr) > depth)
+            found, at = np.unique(state[rows] * width + codes[ptr[rows] + depth], return_inverse=True)
+            state[rows] = len(texts) + at
+            pairs = (divmod(each, width) for each in found.tolist())
+            texts += [" | ".join(filter(None, (texts[a], self.words[b]))) for a, b in pairs]
+        names = sorted({texts[k] for k in np.unique(state).tolist()} - {""})
+        place = {text: k for k, text in enumerate(names)}
+        return np.array([place.get(text, -1) for text in texts], dtype=np.int64)[state], names
+
     def digest(self) -> str:
         """SHA-256 of all of it, hexadecimal."""
         codes = [array_digest(getattr(self, name).astype(np.int64)) for name in (*_CODES, "ptr")]

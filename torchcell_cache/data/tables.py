@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,10 +86,10 @@ class Tables(TorchcellNames):
 
         Returns:
             ``index`` (position in the store); ``source_id`` where the source named its samples; ``perturbed``, the list of
-            perturbed names; ``dataset``, a category (several joined by ``|``), where the source said; then :attr:`columns`,
+            perturbed names; then :attr:`columns`,
             those of names as categories, those of several values per sample as ``y[0]``, ``y[1]``, ... With ``measurements``
-            also ``measured`` and ``perturbation_type`` where the source said. Where a column has such a name itself, ours is
-            ``sample.<name>``.
+            also ``measured`` where the source said, and ``dataset`` and ``perturbation_type`` of each. Where a
+            column has such a name itself, ours is ``sample.<name>``.
 
         Raises:
             SettingError: If pyarrow is not installed, or samples have no measurements.
@@ -200,8 +199,9 @@ def _arrow(dataset: Tables, measurements: bool) -> pa.Table:
             own["source_id"] = pa.array(list(known.source_ids), pa.string())
         own["perturbed"] = _perturbed(pa, dataset, known)
     out = {name: column if at is None else column.take(pa.array(at)) for name, column in own.items()}
-    if known is not None and known.origins is not None:
-        out |= _of_origins(pa, known, measurements)
+    if measurements and known is not None and known.origins is not None:
+        out |= _of_origins(pa, known)
+        columns = {name: column for name, column in columns.items() if name not in out}
     apart = {name: name if name not in columns else f"sample.{name}" for name in out}
     out = {apart[name]: column for name, column in out.items()}
     for name, column in single_columns(columns).items():
@@ -221,15 +221,11 @@ def _perturbed(pa: Any, dataset: Tables, table: SampleTable) -> Any:
     return pa.LargeListArray.from_arrays(pa.array(ptr), pa.array(names).take(pa.array(ids)))
 
 
-def _of_origins(pa: Any, table: SampleTable, measurements: bool) -> dict[str, Any]:
-    """What a database said: datasets of each sample; of each measurement also what it measured, and its perturbations."""
+def _of_origins(pa: Any, table: SampleTable) -> dict[str, Any]:
+    """What a database said of each measurement: dataset, what it measured, and its perturbations."""
     origins = table.origins
     assert origins is not None
     words = pa.array(list(origins.words), pa.string())
-    if not measurements:
-        texts, ptr = np.array([*origins.words, ""], dtype=object)[origins.dataset], table.value_ptr.tolist()
-        each = [" | ".join(sorted(set(texts[a:b]))) for a, b in itertools.pairwise(ptr)]
-        return {"dataset": pa.array(each, pa.string()).dictionary_encode()}
     lists = (("perturbed", origins.gene), ("perturbation_type", origins.kind))
     return {
         "dataset": words.take(pa.array(origins.dataset)).dictionary_encode(),

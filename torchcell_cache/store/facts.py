@@ -6,6 +6,7 @@ import abc
 import mmap
 import warnings
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 _RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"}) | {
     *("unknown", "unknown_names", "unknown_name_length")
 }
+
+
+_ORIGINS = {"dataset": "dataset", "perturbation_type": "kind"}
+_made: WeakKeyDictionary[Generation, dict[str, tuple[Int64Array, list[str]]]] = WeakKeyDictionary()
+
+
+def _of_origins(generation: Generation) -> dict[str, tuple[Int64Array, list[str]]]:
+    """What a database said of each sample, as codes and their names, made once; empty where it said nothing."""
+    table = generation.table
+    if table is None or table.origins is None:
+        return {}
+    if generation not in _made:
+        made = {name: table.origins.by_sample(field, table.value_ptr) for name, field in _ORIGINS.items()}
+        _made[generation] = made
+    return _made[generation]
 
 
 def _per_sample(name: str) -> bool:
@@ -73,12 +89,14 @@ class StoredFacts(abc.ABC):
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Per-sample columns of this view that have one value or row per sample.
 
-        The store's own columns (``perturbed_count``, ``removed_edges``, ...) and the labels, the latter under the names
-        of :attr:`label_columns`.
+        The store's own columns (``perturbed_count``, ``removed_edges``, ...), where torchcell's records said so the
+        ``dataset`` and ``perturbation_type``, as codes of :attr:`categories` (several joined by ``|``), and the labels, the
+        latter under the names of :attr:`label_columns`.
         """
         rows = self.positions()
         own = {name: column[rows] for name, column in self.generation.columns.items() if _per_sample(name)}
-        return {**own, **self._labels(rows)}
+        said = {name: codes[rows] for name, (codes, _) in _of_origins(self.generation).items()}
+        return {**own, **said, **self._labels(rows)}
 
     @property
     def label_columns(self) -> dict[str, str]:
@@ -87,14 +105,16 @@ class StoredFacts(abc.ABC):
         Its own, but ``label.<name>`` where that is the name of a column of the store (``label.removed_edges``) or
         ``index``, the position.
         """
-        own = (name for name in self.generation.columns if _per_sample(name))
+        own = [name for name in self.generation.columns if _per_sample(name)]
+        own += _ORIGINS if "origins" in self.generation.schema else ()
         return names_apart((*self.generation.schema["phenotypes"], *self.statistic_info), own)
 
     @property
     def categories(self) -> dict[str, list[str]]:
         """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
-        apart = self.label_columns
-        return {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
+        apart, said = self.label_columns, _of_origins(self.generation)
+        named = {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
+        return {**{name: names for name, (_, names) in said.items()}, **named}
 
     def names(self, column: str) -> npt.NDArray[np.object_]:
         """A column of names as text, where :attr:`columns` has its codes.
@@ -114,6 +134,8 @@ class StoredFacts(abc.ABC):
         apart = self.label_columns
         if not isinstance(column, str):
             raise SettingError(f"column={column!r:.200}: expected the name of a column of names")
+        if column in (known := self.categories):
+            return named(self.columns[column], known[column])
         label = next((label for label, name in apart.items() if name == column), column)
         names = names_in(self.base_graph, label)
         return named(self.columns[apart.get(label, label)], names)
