@@ -327,7 +327,7 @@ def test_weights_in_text_that_are_none(tmp_path, weight):
         2**24 + 1,
         [1.0],
         10**400,
-        np.timedelta64(5),
+        np.timedelta64(5, "s"),
     ],
 )
 def test_weights_that_are_no_numbers(weight):
