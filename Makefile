@@ -10,7 +10,7 @@ JOBS ?= 3
 SAMPLES ?= 20000
 ROOT ?= demo/ecoli
 
-.PHONY: demo test lint types format bench campaign clean
+.PHONY: demo test lint types format bench campaign audit clean
 
 demo: $(VENV)/.demo
 	$(PY) -m experiments.demo root=$(ROOT) samples=$(SAMPLES)
@@ -27,6 +27,11 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
+
+# Known holes in what is installed; asks a service on the internet. Licences are a test: tests/system/test_licences.py.
+audit: $(VENV)/.dev
+	$(PY) -m pip install --quiet pip-audit
+	$(VENV)/bin/pip-audit --skip-editable
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
