@@ -459,15 +459,16 @@ def test_a_build_is_watched_killed_interrupted_and_resumed(tmp_path: Path, capsy
     assert main(["status", f"root={root}"]) == 65
     capsys.readouterr()
 
-    def start() -> subprocess.Popen[str]:
-        slow = [*build, "source.settings={seconds:0.05}"]
-        return subprocess.Popen(
-            command(*slow), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    told = tmp_path / "told"
 
-    def wait_for_shards(process: subprocess.Popen[str], count: int) -> None:
+    def start() -> fresh.Process:
+        slow = [*build, "source.settings={seconds:0.05}"]
+        with told.open("w") as file:
+            return fresh.Process(command(*slow), (0, file.fileno(), file.fileno()), env=environment())
+
+    def wait_for_shards(process: fresh.Process, count: int) -> None:
         while len(list(root.glob("processed/gen-*/shard-*.json"))) < count:
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, told.read_text()
             time.sleep(0.01)
 
     process = start()
@@ -476,8 +477,8 @@ def test_a_build_is_watched_killed_interrupted_and_resumed(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "building: " in said
     assert f"pid {process.pid}" in said
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
     assert main(["status", f"root={root}"]) == 75
     said = capsys.readouterr().out
     assert f"the builder (pid {process.pid} on" in said
@@ -487,11 +488,10 @@ def test_a_build_is_watched_killed_interrupted_and_resumed(tmp_path: Path, capsy
     process = start()
     wait_for_shards(process, 4)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 75, told
-    assert "stopped cleanly by SIGINT" in told
-    assert "to continue: torchcell-cache preprocess root=" in told
-    assert "Traceback" not in told
+    assert process.wait(30) == 75, told.read_text()
+    assert "stopped cleanly by SIGINT" in told.read_text()
+    assert "to continue: torchcell-cache preprocess root=" in told.read_text()
+    assert "Traceback" not in told.read_text()
     assert main(["status", f"root={root}", "json=true"]) == 75
     facts = json.loads(capsys.readouterr().out)
     assert facts["build"]["state"] == "interrupted"

@@ -63,10 +63,19 @@ class Process:
             self._socket.close()
         return self.returncode
 
-    def kill(self) -> None:
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._socket], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once and forget it."""
+        self.send_signal(signal.SIGKILL)
         self._socket.close()
 
 
