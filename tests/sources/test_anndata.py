@@ -7,10 +7,10 @@ import importlib.util
 import itertools
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -592,7 +592,7 @@ def check_peak(tmp_path: Path, count: int, genes: int) -> None:
     here = Path(__file__).parents[1] / "support"
     environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", PEAK, f"{tmp_path}/store", str(genes), *map(str, files)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = fresh.run(command, env=environment, text=True)
     assert done.returncode == 0, done.stderr
     small, large = (int(line) / 1024 for line in done.stdout.split())
     size = files[1].stat().st_size / 2**20

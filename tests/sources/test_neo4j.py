@@ -12,6 +12,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fresh
 import pytest
 from graphdb import PASSWORD, Embedded, Named, Table, assert_holds
 
@@ -145,7 +146,7 @@ def test_a_killed_client_goes_on(tmp_path, database, table):
         "Neo4jCellDataset(root, gene_set=genes, progress=False, **login)\n"
     )
     told = json.dumps([str(tmp_path), table.genes, database.login])
-    done = subprocess.run([sys.executable, "-c", script], input=told, text=True, check=False)
+    done = fresh.run([sys.executable, "-c", script], input=told)
     assert done.returncode == -9
     assert RawRecords.open(tmp_path) is None
     seen = []
@@ -392,9 +393,7 @@ print(len(raw), Path("/proc/self/status").read_text().split("VmHWM:")[1].split()
 def peak_of(root, login, query, parameters, columns=None):
     """Rows stored and peak memory in bytes of a process that does nothing but fetch."""
     told = json.dumps([str(root), login, query, parameters, columns])
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], input=told, capture_output=True, text=True, check=False
-    )
+    done = fresh.run([sys.executable, "-c", MEMORY], input=told, text=True)
     assert done.returncode == 0, done.stderr
     rows, peak = map(int, done.stdout.split())
     return rows, peak * 1024

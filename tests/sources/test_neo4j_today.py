@@ -1,10 +1,10 @@
 """What databases, servers and tables of today hold: kinds of deletion, numpy numbers, ids twice, transactions that end."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -284,5 +284,5 @@ slow.kill()
 
 
 def test_a_process_with_many_open_files_hears_its_server():
-    done = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True, check=False)
+    done = fresh.run([sys.executable, "-c", CROWDED], text=True)
     assert done.returncode == 0, done.stderr
