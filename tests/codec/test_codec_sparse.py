@@ -92,7 +92,7 @@ def one_by_one(
 
 
 @settings(max_examples=150, deadline=None)
-@given(chunks(), st.sampled_from(["delta", "full"]))
+@given(chunks(), st.sampled_from(["delta", "full", "compact"]))
 def test_a_chunk_is_encoded_as_its_samples_are(case, mode: str) -> None:
     chunk, base, whole = case
     bodies = encode_many(chunk, mode)

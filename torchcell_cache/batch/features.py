@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.batch.context import GraphContext
-from torchcell_cache.codec.envelope import CHECKSUM_BYTES
-from torchcell_cache.codec.field_reader import read_changes
+from torchcell_cache.codec.columns import read_column
+from torchcell_cache.codec.field_reader import Changes, changes_of
 from torchcell_cache.codec.layout import FieldKey, TensorValue, field_label
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.values import to_tensor
 
 if TYPE_CHECKING:
     from torchcell_cache.batch.graphs import GraphBatch
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def dense_features(batch: GraphBatch, key: FieldKey) -> Tensor:
@@ -28,27 +30,32 @@ def dense_features(batch: GraphBatch, key: FieldKey) -> Tensor:
         SettingError: If the samples do not all have this field with one shape and dtype.
         CorruptRecordError: If a record is damaged.
     """
-    sections, generation = batch.sections, batch.generation
+    located = batch.located
+    if located is not None and key in located[1].keys:
+        field = located[2][located[1].keys.index(key)]
+        changes = changes_of(located[0], field, batch.generation.base_fields.get(key))
+        if changes is not None:
+            return changed(batch, key, changes)
+        reference = batch.generation.base_fields.get(key)
+        column = read_column(located[0], field, reference) if field.dtype.any() else None
+        if column is not None and bool((column.shapes == column.shapes[0]).all()):
+            shape = (len(batch), *column.shapes[0].tolist())
+            return to_tensor(TensorValue(column.dtype, column.array.reshape(shape))).to(batch.device)
+    return _stacked(batch, key)
+
+
+def changed(batch: GraphBatch, key: FieldKey, changes: Changes) -> Tensor:
+    """The base graph's field with each sample's changes, ``[batch, *shape]``, on the batch's device."""
+    generation = batch.generation
     context = GraphContext(generation).on(batch.device)
-    ptr = sections["record_ptr"]
-    changes = read_changes(
-        sections["records"],
-        ptr[:-1] + CHECKSUM_BYTES,
-        ptr[1:],
-        generation.layouts,
-        generation.base_fields,
-        key,
-    )
-    if changes is None:
-        return _stacked(batch, key)
     base = context.tensor(generation.base_fields.value(key))
     out = context.pool.take(key, (len(batch), *base.shape), base.dtype).copy_(base.unsqueeze(0))
-    size, code = base.numel(), generation.base_fields[key]
-    assert isinstance(code, TensorValue)
-    slots = changes.positions + np.repeat(np.arange(len(batch)) * size, np.diff(changes.ptr))
+    slots = changes.positions + np.repeat(np.arange(len(batch)) * base.numel(), np.diff(changes.ptr))
     if len(slots):
-        values = to_tensor(TensorValue(code.dtype, changes.values))
-        out.view(-1)[torch.from_numpy(slots).to(batch.device)] = values.to(batch.device)
+        # As integers: bits stay what they are, and not every dtype can be indexed.
+        kind = _INTEGERS[base.element_size()]
+        values = torch.from_numpy(changes.values.view(f"i{base.element_size()}")).to(batch.device)
+        out.view(-1).view(kind)[torch.from_numpy(slots).to(batch.device)] = values
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Self
@@ -16,7 +17,11 @@ from torchcell_cache.batch.context import GraphContext, renumbered
 from torchcell_cache.batch.features import dense_features
 from torchcell_cache.batch.packed import Sections, require, require_within
 from torchcell_cache.batch.pyg import MASKS, collated
+from torchcell_cache.batch.pyg_records import NotPlainError, collated_records
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
+from torchcell_cache.codec.field_reader import Bytes, Located, locate
+from torchcell_cache.codec.generic import LAYOUT_AT
+from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError
@@ -219,10 +224,20 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         return sample, edge
 
     def _mask_names(self) -> Iterable[str]:
-        named = {name for store in self.graphs[0].stores for name in store._mapping}
-        return named.intersection(MASKS)
+        first = int.from_bytes(self.sections["records"][CHECKSUM_BYTES + LAYOUT_AT :][:8].tobytes(), "little")
+        layout = self.generation.layouts.get(first)
+        return set(MASKS).intersection(() if layout is None else (name for _, name in layout.keys))
+
+    @cached_property
+    def located(self) -> tuple[Bytes, Layout, list[Located]] | None:
+        """Where the fields of all records lie, ``None`` if their layouts differ."""
+        ptr = self.sections["record_ptr"]
+        return locate(self.sections["records"], ptr[:-1] + CHECKSUM_BYTES, ptr[1:], self.generation.layouts)
 
     def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
+        if not drop and self.context.selection is None:
+            with decoding(self.generation), contextlib.suppress(NotPlainError):
+                return collated_records(self, follow, exclude)
         graphs = list(self)
         wanted = _keys(graphs[0], exclude)
         for at, graph in enumerate(graphs[1:], 1):

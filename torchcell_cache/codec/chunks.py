@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.codec.alone import LEAST, encode_alone
 from torchcell_cache.codec.delta_code import encode_gaps_ragged
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, MODES
@@ -104,7 +105,7 @@ def encode_many(chunk: FieldChunk, mode: str, max_bytes: int = MAX_RECORD_BYTES)
 
     Raises:
         RecordTooLargeError: If a body or its decoded form exceeds ``max_bytes``.
-        SettingError: If ``mode`` is neither of the two.
+        SettingError: If ``mode`` is none of the three.
     """
     if mode not in MODES:
         raise SettingError(f"storage mode {mode!r} is unknown, choose 'full' or 'delta'")
@@ -124,11 +125,15 @@ def encode_many(chunk: FieldChunk, mode: str, max_bytes: int = MAX_RECORD_BYTES)
 
 def _parts(field: Field, count: int, mode: str) -> Parts:
     if isinstance(field, ChangedRows):
-        return _changed(field, count) if mode == "delta" else [_raw(_row(field, k)) for k in range(count)]
+        if mode == "full":
+            return [_own(_row(field, k), mode) for k in range(count)]
+        return _changed(field, count, mode)
     if isinstance(field, StackedField):
-        return _stacked(field)
+        if mode != "compact" or field.array[:1].nbytes <= LEAST:
+            return _stacked(field)
+        return [_own(TensorValue(field.dtype, row), mode) for row in np.ascontiguousarray(field.array)]
     assert isinstance(field, ListedField)
-    return [_raw(payload) for payload in field.payloads]
+    return [_own(payload, mode) for payload in field.payloads]
 
 
 def _descriptor(encoding: int, dtype: int, shape: Sequence[int], length: int) -> bytes:
@@ -136,12 +141,16 @@ def _descriptor(encoding: int, dtype: int, shape: Sequence[int], length: int) ->
     return FIELD.pack(encoding, dtype, len(shape), 0, length) + struct.pack(f"<{len(shape)}q", *shape)
 
 
-def _raw(payload: Payload) -> tuple[bytes, bytes, int]:
+def _own(payload: Payload, mode: str) -> tuple[bytes, bytes, int]:
+    """A field without the help of a base field."""
     if isinstance(payload, bytes):
         return _descriptor(RAW, 0, (), len(payload)), padded(payload), len(payload)
     assert payload.dtype != BOOL
+    code, size = RAW, payload.array.nbytes
     data = payload.array.astype(DTYPES[payload.dtype].carrier, copy=False).tobytes()
-    return _descriptor(RAW, payload.dtype, payload.array.shape, len(data)), padded(data), len(data)
+    if mode == "compact":
+        code, _, data = encode_alone(payload, size) or (RAW, 0, data)
+    return _descriptor(code, payload.dtype, payload.array.shape, len(data)), padded(data), size
 
 
 def _stacked(field: StackedField) -> Parts:
@@ -167,8 +176,8 @@ def _row(field: ChangedRows, k: int) -> TensorValue:
     return TensorValue(field.base.dtype, array)
 
 
-def _changed(field: ChangedRows, count: int) -> Parts:
-    """DIFF or PALETTE payloads of a whole chunk in one buffer; a sample for which neither is shorter takes RAW."""
+def _changed(field: ChangedRows, count: int, mode: str) -> Parts:
+    """DIFF or PALETTE payloads of a whole chunk in one buffer; a sample for which neither is shorter stands alone."""
     carrier, shape = DTYPES[field.base.dtype].carrier, field.base.array.shape
     size, plain = carrier.itemsize, field.base.array.size * carrier.itemsize
     assert size <= 8
@@ -193,7 +202,10 @@ def _changed(field: ChangedRows, count: int) -> Parts:
         if changed == 0:
             out.append(_SHARED)
         elif length >= plain:
-            out.append(_raw(_row(field, k)))
+            out.append(_own(_row(field, k), mode))
+        elif mode == "compact" and (found := encode_alone(value := _row(field, k), length)) is not None:
+            data_of, size = padded(found[2]), len(found[2])
+            out.append((_descriptor(found[0], value.dtype, shape, size), data_of, plain))
         else:
             out.append((_descriptor(codes[k], field.base.dtype, shape, length), data[start:stop], plain))
     return out

@@ -13,10 +13,11 @@ from typing import Any
 
 import xxhash
 
+from torchcell_cache.codec.alone import decoded
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.generic import FIELD, HEADER, descriptor
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload
-from torchcell_cache.codec.values import CONSTANT, decode_field, decoded_size
+from torchcell_cache.codec.values import CONSTANT, decoded_size
 
 MOST_BYTES = 256 << 20
 """Constants of all shards together: they stand in one manifest, which every reader parses."""
@@ -101,7 +102,7 @@ def constant_payload(value: bytes, label: str, is_tensor: bool, reference: Paylo
     """
     field, position = descriptor(memoryview(value), 0, label, is_tensor)
     decoded_size(field, MAX_RECORD_BYTES)
-    return decode_field(memoryview(value)[position : position + field.length], field, reference)
+    return decoded(memoryview(value)[position : position + field.length], field, reference)
 
 
 def to_text(constants: Mapping[int, bytes]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""One tensor field of many generic records, without decoding the records: where it lies, and its differences from the base.
+"""Fields of many generic records, each of all records together: where it lies, and what differs from the base field.
 
-For batches that need a node feature of all samples and nothing else. All lengths are checked before they are used; a record
-that does not fit raises the error that decoding it would raise.
+For batches, which need a field of all samples and no samples; :mod:`.columns` reads whole fields. All lengths are checked
+before they are used; a record that does not fit raises the error that decoding it would raise.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.codec.alone import FILL_PALETTE
 from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
-from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
+from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue
 from torchcell_cache.codec.values import BASE, DIFF, MAX_ENTRIES, PALETTE
 from torchcell_cache.core.ragged import Int64Array, ascends, offsets
 from torchcell_cache.errors import CorruptRecordError
@@ -41,12 +42,21 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Located:
-    """Descriptors of one field: per record its encoding, payload's first byte and length, each ``[n] int64``."""
+class Located:
+    """Descriptors of one field in many records, each ``[n] int64``: where they lie and what they say."""
 
+    label: str
+    at: Int64Array
     encoding: Int64Array
+    dtype: Int64Array
+    ndim: Int64Array
     start: Int64Array
     length: Int64Array
+
+    def take(self, rows: Int64Array) -> Located:
+        """Those of some records."""
+        parts = (self.at, self.encoding, self.dtype, self.ndim, self.start, self.length)
+        return Located(self.label, *(part[rows] for part in parts))
 
 
 def read_changes(
@@ -62,16 +72,36 @@ def read_changes(
     Raises:
         CorruptRecordError: If a record does not fit its descriptors.
     """
-    reference = base.get(key)
-    layout = _common_layout(data, starts, stops, layouts)
-    if layout is None or not isinstance(reference, TensorValue) or key not in layout.keys:
+    found = locate(data, starts, stops, layouts)
+    if found is None or key not in found[1].keys:
         return None
-    if bool((starts % 8).any()) or reference.dtype == BOOL or DTYPES[reference.dtype].carrier.itemsize > 8:
+    return changes_of(found[0], found[2][found[1].keys.index(key)], base.get(key))
+
+
+def changes_of(data: Bytes, found: Located, reference: Payload | None) -> Changes | None:
+    """Differences of a located field from the base field; ``None`` if a record has it otherwise."""
+    if not isinstance(reference, TensorValue) or reference.dtype == BOOL:
+        return None
+    carrier, size = DTYPES[reference.dtype].carrier, reference.array.size
+    if carrier.itemsize > 8 or not _like_base(data, found, reference):
+        return None
+    return scattered(data, found, carrier, np.full(len(found.at), size))
+
+
+def locate(
+    data: Bytes, starts: Int64Array, stops: Int64Array, layouts: Mapping[int, Layout]
+) -> tuple[Bytes, Layout, list[Located]] | None:
+    """The fields of records of one layout, and their bytes in whole words; ``None`` if the layouts differ.
+
+    Raises:
+        CorruptRecordError: If a record does not fit its descriptors.
+    """
+    layout = _common_layout(data, starts, stops, layouts)
+    if layout is None or bool((starts % 8).any()):
         return None
     if len(data) % 8:
         data = np.concatenate([data, np.zeros(-len(data) % 8, dtype=np.uint8)])
-    found = _locate(data, starts, stops, layout, layout.keys.index(key), reference)
-    return None if found is None else _changes(data, found, reference, field_label(key))
+    return data, layout, _locate(data, starts, stops, layout)
 
 
 def _common_layout(
@@ -98,51 +128,45 @@ def _common_layout(
     raise CorruptRecordError("a generic record has a header that does not fit it")
 
 
-def _locate(
-    data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout, wanted: int, reference: TensorValue
-) -> _Located | None:
+def _locate(data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout) -> list[Located]:
     """Walk the descriptors of all records together."""
     words = data.view("<u4")
     at = starts + HEADER.size
     payload = np.zeros(len(starts), dtype=np.int64)
-    found: _Located | None = None
-    for number, label in enumerate(layout.labels):
+    out: list[Located] = []
+    for label in layout.labels:
         if bool((at + FIELD.size > stops).any()):
             raise CorruptRecordError(f"a record ends inside the descriptor of {label}")
-        encoding, ndim = data[at].astype(np.int64), data[at + 2].astype(np.int64)
+        encoding, dtype, ndim = (data[at + k].astype(np.int64) for k in range(3))
         length = words[at // 4 + 1].astype(np.int64)
         if int(ndim.max()) > MAX_NDIM or bool((at + FIELD.size + 8 * ndim > stops).any()):
             raise CorruptRecordError(f"{label} says {int(ndim.max())} dimensions")
-        if number == wanted:
-            if not _like_base(data, at, encoding, ndim, reference):
-                return None
-            found = _Located(encoding, payload.copy(), length)
+        out.append(Located(label, at, encoding, dtype, ndim, payload.copy(), length))
         at = at + FIELD.size + 8 * ndim
         payload += (length + 7) // 8 * 8
-    assert found is not None
     if bool((at + payload != stops).any()):
         raise CorruptRecordError("payloads of a record do not fill it")
-    return _Located(found.encoding, at + found.start, found.length)
+    for found in out:
+        found.start[:] += at
+    return out
 
 
-def _like_base(
-    data: Bytes, at: Int64Array, encoding: Int64Array, ndim: Int64Array, reference: TensorValue
-) -> bool:
+def _like_base(data: Bytes, found: Located, reference: TensorValue) -> bool:
     """Whether each record holds the field as the base's own, or as a difference of its dtype and shape."""
-    differs = (encoding == DIFF) | ((encoding == PALETTE) & (reference.array.itemsize > 1))
-    if not bool((differs | (encoding == BASE)).all()):
+    differs = (found.encoding == DIFF) | ((found.encoding == PALETTE) & (reference.array.itemsize > 1))
+    if not bool((differs | (found.encoding == BASE)).all()):
         return False
-    shape = reference.array.shape
-    at = at[differs]
-    if bool((ndim[differs] != len(shape)).any()) or bool((data[at + 1] != reference.dtype).any()):
+    shape, at = reference.array.shape, found.at[differs]
+    if bool((found.ndim[differs] != len(shape)).any() or (found.dtype[differs] != reference.dtype).any()):
         return False
     stored = data.view("<i8")[(at[:, None] + FIELD.size) // 8 + np.arange(len(shape))]
     return bool((stored == np.array(shape, dtype=np.int64)).all())
 
 
-def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -> Changes:
-    carrier = DTYPES[reference.dtype].carrier
-    size, differs, palette = carrier.itemsize, found.encoding != BASE, found.encoding == PALETTE
+def scattered(data: Bytes, found: Located, carrier: np.dtype[Any], sizes: Int64Array) -> Changes:
+    """Positions and new elements of records that each say what differs, in tensors of ``sizes`` elements."""
+    label, size, differs = found.label, carrier.itemsize, found.encoding != BASE
+    palette = (found.encoding == PALETTE) | (found.encoding == FILL_PALETTE)
     if bool((found.length[differs] < _DIFF_HEAD_BYTES).any()) or bool(found.length[~differs].any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     heads = data.view("<u4")
@@ -160,15 +184,15 @@ def _changes(data: Bytes, found: _Located, reference: TensorValue, label: str) -
     if bool((rest < 0).any() or (rest % step).any()):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     word_ptr, ptr = offsets(num_words), offsets(rest // step)
-    words = _cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
+    words = cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
     ends = word_ptr[1:][num_words > 0] - 1
     if len(words) and bool((words[ends] == ESCAPE).any()):
         raise CorruptRecordError(f"positions of {label} end inside a gap")
     positions, position_ptr = decode_gaps_ragged(words, word_ptr)
-    _check_positions(positions, position_ptr, ptr, reference.array.size, label)
+    _check_positions(positions, position_ptr, ptr, sizes, label)
     tails, counts = (found.start + first) // size, np.diff(ptr)
     if not palette.any():
-        return Changes(positions, _cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
+        return Changes(positions, cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
     numbers = _numbers(data, found.start + first + table, ptr, palette, num_entries, label)
     places = np.repeat(tails, counts)
     places += numbers
@@ -185,7 +209,7 @@ def _numbers(
 ) -> npt.NDArray[Any]:
     """Where each new element stands behind its record's first one: its number in the table, or its own number."""
     counts = np.diff(ptr)
-    found = _cut(data, starts[palette], counts[palette])
+    found = cut(data, starts[palette], counts[palette])
     edges = offsets(counts[palette])
     filled = edges[:-1] < edges[1:]
     if len(found):
@@ -200,17 +224,18 @@ def _numbers(
 
 
 def _check_positions(
-    positions: Int64Array, position_ptr: Int64Array, ptr: Int64Array, count: int, label: str
+    positions: Int64Array, position_ptr: Int64Array, ptr: Int64Array, sizes: Int64Array, label: str
 ) -> None:
     if bool((position_ptr != ptr).any()):
         raise CorruptRecordError(f"{label} does not have as many new elements as positions")
     if len(positions) == 0:
         return
-    if not ascends(positions, ptr) or int(positions.max()) >= count:
-        raise CorruptRecordError(f"positions of {label} do not ascend within its {count} elements")
+    last = positions[ptr[1:] - 1][np.diff(ptr) > 0]
+    if not ascends(positions, ptr) or bool((last >= sizes[np.diff(ptr) > 0]).any()):
+        raise CorruptRecordError(f"positions of {label} do not ascend within its elements")
 
 
-def _cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:
+def cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:
     """``array[start : start + count]`` of every record, one after the other; slices cost less than indices."""
     spans = zip(starts.tolist(), (starts + counts).tolist(), strict=True)
     return np.concatenate([array[start:stop] for start, stop in spans]) if len(starts) else array[:0]

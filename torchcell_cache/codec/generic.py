@@ -21,11 +21,20 @@ Encodings::
     16 PALETTE  elements of 2 to 8 bytes: as DIFF, with at most 256 distinct new elements:
               u32 num_words | u32 num_entries | u16[num_words] gap-coded positions | zeros up to a multiple of 8 |
               the distinct elements | zeros up to a multiple of 8 | u8 per new element, its number among them
+    17 FILL     not bool: one element, then as DIFF against a tensor full of that element
+    18 FILL_PALETTE  elements of 2 to 8 bytes: one element, then as PALETTE against a tensor full of it
+    19 TABLE    elements of 1 to 8 bytes, at most 256 distinct ones:
+              u32 num_entries | u32 0 | the distinct elements | zeros up to a multiple of 8 |
+              the number of each element among them, in 0, 1, 2, 4 or 8 bits, whichever is enough, lowest bits first
+    20 NARROW   carriers of 2 to 8 bytes that are integers: the least element, then what to add to it,
+              a u8, u16 or u32 per element
     24 CONSTANT the store's constant of that id (:mod:`torchcell_cache.codec.constants`): u64 id, nothing else
 
-``fill`` is 0 in every other encoding. SPARSE, DIFF and PALETTE stand only where shorter than BITS (bool, n > 8)
-or RAW, which also bounds what decoding them can take; PALETTE only where shorter than DIFF too, for up to 65,536
-changes. The gap code is that of :mod:`torchcell_cache.codec.delta_code`.
+A leading element has zeros up to a multiple of 8. ``fill`` is 0 in every other encoding. SPARSE, DIFF and PALETTE stand only
+where shorter than BITS (bool, n > 8) or RAW, which also bounds what decoding them can take; PALETTE only where shorter than DIFF
+too, for up to 65,536 changes. 17 to 20 stand only in mode ``compact``, in records of format 2, where shorter than all above and
+what those take is over a quarter of RAW; of two of a length the lower number. The gap code is that of
+:mod:`torchcell_cache.codec.delta_code`.
 """
 
 from __future__ import annotations
@@ -34,6 +43,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from torchcell_cache.codec.alone import allowed, decoded, encode_alone
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.codec.values import (
@@ -45,7 +55,6 @@ from torchcell_cache.codec.values import (
     RAW,
     SPARSE,
     StoredField,
-    decode_field,
     decoded_size,
     encode_field,
     equals_base,
@@ -55,8 +64,9 @@ from torchcell_cache.codec.values import (
 from torchcell_cache.errors import CorruptRecordError, FormatError, SettingError, UnsupportedValueError
 
 KIND = 0x21
+LAYOUT_AT = 8
 MAX_NDIM = 8
-MODES = ("full", "delta")
+MODES = ("full", "delta", "compact")
 
 HEADER = struct.Struct("<BBHIQ")
 FIELD = struct.Struct("<BBBBI")
@@ -88,7 +98,7 @@ def encode(
     Raises:
         RecordTooLargeError: If the body or its decoded form exceeds ``max_bytes``.
         UnsupportedValueError: If a tensor has more than 8 dimensions.
-        SettingError: If ``mode`` is neither of the two.
+        SettingError: If ``mode`` is none of the three.
     """
     if mode not in MODES:
         raise SettingError(f"storage mode {mode!r} is unknown, choose 'full' or 'delta'")
@@ -109,6 +119,8 @@ def encode(
         if decoded > max_bytes:
             raise too_large(f"the sample up to {field_label(key)}", decoded, max_bytes)
         encoding, fill, payload = encode_field(value, reference.value, mode)
+        if mode == "compact" and isinstance(value, TensorValue) and value.dtype != BOOL:
+            encoding, fill, payload = encode_alone(value, len(payload)) or (encoding, fill, payload)
         dtype = value.dtype if isinstance(value, TensorValue) else 0
         descriptors.append(FIELD.pack(encoding, dtype, len(shape), fill, len(payload)))
         descriptors.append(struct.pack(f"<{len(shape)}q", *shape))
@@ -159,12 +171,13 @@ def decode(
             reference is None or isinstance(reference, TensorValue) != is_tensor
         ):
             raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
+        stored = view[field.start : field.start + field.length]
         if field.encoding == CONSTANT:
-            fields.append(int.from_bytes(view[field.start : field.start + 8], "little"))
+            fields.append(int.from_bytes(stored, "little"))
         elif reference is not None and field.encoding == BASE:
             fields.append(reference)
         else:
-            fields.append(decode_field(view[field.start : field.start + field.length], field, reference))
+            fields.append(decoded(stored, field, reference))
     return layout, fields
 
 
@@ -214,6 +227,8 @@ def descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> 
     )
     if is_tensor and known and 2 <= DTYPES[dtype].carrier.itemsize <= 8:
         possible = (RAW, DIFF, PALETTE)
+    if is_tensor and known and dtype != BOOL:
+        possible += allowed(dtype)
     if not known or encoding not in possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
         raise CorruptRecordError(
             f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}"

@@ -59,11 +59,11 @@ def too_large(what: str, got: int, cap: int) -> RecordTooLargeError:
 
 
 def equals_base(value: Payload, base: Payload | None, mode: str) -> bool:
-    """Whether a value is stored as the base graph's: JSON whenever equal, tensors only in ``delta`` mode."""
+    """Whether a value is stored as the base graph's: JSON whenever equal, tensors not in ``full`` mode."""
     if isinstance(value, bytes):
         return value == base
-    reference = _reference(value, base) if mode == "delta" else None
-    return reference is not None and bool(np.array_equal(_bits(value.array), _bits(reference)))
+    reference = _reference(value, base) if mode != "full" else None
+    return reference is not None and bool(np.array_equal(as_bits(value.array), as_bits(reference)))
 
 
 def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
@@ -77,8 +77,8 @@ def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
     if value.dtype == BOOL and size > 8:
         best = (BITS, 0, np.packbits(array.reshape(-1), bitorder="little").tobytes())
     else:
-        best = (RAW, 0, _little_endian(array, value.dtype))
-    if mode == "delta":
+        best = (RAW, 0, little_endian(array, value.dtype))
+    if mode != "full":
         sparse = _sparse(array, len(best[2])) if value.dtype == BOOL else None
         best = sparse or best
         reference = _reference(value, base)
@@ -94,13 +94,14 @@ def _reference(value: TensorValue, base: Payload | None) -> Array | None:
     return base.array if isinstance(base, TensorValue) and alike else None
 
 
-def _bits(array: Array) -> Array:
+def as_bits(array: Array) -> Array:
     """Flat view as unsigned integers, ``[n]``, or ``[n, 2]`` for 16-byte elements."""
     flat = array.reshape(-1)
     return flat.view(np.uint64).reshape(-1, 2) if flat.itemsize == 16 else flat.view(f"u{flat.itemsize}")
 
 
-def _little_endian(array: Array, dtype: int) -> bytes:
+def little_endian(array: Array, dtype: int) -> bytes:
+    """The elements as they are stored."""
     return array.astype(DTYPES[dtype].carrier, copy=False).tobytes()
 
 
@@ -116,23 +117,29 @@ def _sparse(array: Array, limit: int) -> Encoded | None:
 
 
 def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
-    """Positions and new elements where ``value`` differs from ``base``, if that takes less than ``limit`` bytes.
+    """Positions and new elements where ``value`` differs from ``base``, if that takes less than ``limit`` bytes."""
+    changed = as_bits(value.array) != as_bits(base)
+    found = differences(value, np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed), limit)
+    return None if found is None else (PALETTE if found[0] else DIFF, 0, found[1])
+
+
+def differences(value: TensorValue, positions: Int64Array, limit: int) -> tuple[bool, bytes] | None:
+    """Positions and elements of ``value`` there, if that takes less than ``limit`` bytes, and whether with a palette.
 
     An element takes its own bytes (DIFF), or one byte and a place in a table of the distinct ones (PALETTE).
     """
-    changed, size = _bits(value.array) != _bits(base), value.array.itemsize
-    positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
+    size = value.array.itemsize
     words: bytes | None = None
-    best: Encoded | None = None
+    best: tuple[bool, bytes] | None = None
     if len(positions) * (2 + size) < limit:
         words = _words(positions)
-        new = _little_endian(value.array.reshape(-1)[positions], value.dtype)
+        new = little_endian(value.array.reshape(-1)[positions], value.dtype)
         payload = _DIFF_HEAD.pack(len(words) // 2, 0) + padded(words) + new
         if len(payload) < limit:
-            best, limit = (DIFF, 0, payload), len(payload)
+            best, limit = (False, payload), len(payload)
     if not 2 <= size <= 8 or not 0 < 3 * len(positions) < min(limit, 3 * PALETTE_LIMIT + 1):
         return best
-    bits = _bits(value.array)[positions]
+    bits = as_bits(value.array)[positions]
     if len(np.unique(bits[: 4 * MAX_ENTRIES])) > MAX_ENTRIES:
         return best
     entries, indices = np.unique(bits, return_inverse=True)
@@ -142,7 +149,7 @@ def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
     table = padded(entries.astype(f"<u{size}", copy=False).tobytes())
     head = _DIFF_HEAD.pack(len(words) // 2, len(entries)) + padded(words)
     payload = head + table + indices.astype(np.uint8).tobytes()
-    return (PALETTE, 0, payload) if len(payload) < limit else best
+    return (True, payload) if len(payload) < limit else best
 
 
 def _words(positions: Int64Array) -> bytes:
@@ -188,7 +195,7 @@ def decode_field(stored: memoryview, field: StoredField, base: Payload | None) -
         return bytes(stored)
     count = math.prod(field.shape)
     if field.encoding == RAW:
-        flat = _native(stored, field)
+        flat = native(stored, field)
     elif field.encoding == BITS:
         packed = np.frombuffer(stored, dtype=np.uint8)
         if count % 8 and packed[-1] >> count % 8:
@@ -198,12 +205,15 @@ def decode_field(stored: memoryview, field: StoredField, base: Payload | None) -
         flat = np.full(count, bool(field.fill))
         for positions in _positions(stored, count, field.label):
             flat[positions] = not field.fill
+    elif not isinstance(base, TensorValue) or (base.dtype, base.array.shape) != (field.dtype, field.shape):
+        raise CorruptRecordError(f"{field.label} changes a base field of another shape or dtype")
     else:
-        flat = _patched(stored, field, base)
+        flat = base.array.reshape(-1).copy()
+        patched(stored, field, flat, field.encoding == PALETTE)
     return TensorValue(field.dtype, flat.reshape(field.shape))
 
 
-def _native(stored: memoryview, field: StoredField) -> Array:
+def native(stored: memoryview, field: StoredField) -> Array:
     """A fresh, writable, native-endian copy of stored elements."""
     carrier = DTYPES[field.dtype].carrier
     array = np.frombuffer(stored, dtype=carrier).astype(carrier.newbyteorder("="), copy=True)
@@ -212,22 +222,19 @@ def _native(stored: memoryview, field: StoredField) -> Array:
     return array
 
 
-def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Array:
-    """The base field with the stored elements put in."""
-    if not isinstance(base, TensorValue) or (base.dtype, base.array.shape) != (field.dtype, field.shape):
-        raise CorruptRecordError(f"{field.label} changes a base field of another shape or dtype")
+def patched(stored: memoryview, field: StoredField, flat: Array, palette: bool) -> None:
+    """Put the stored elements into a flat tensor."""
     num_words, entries = _DIFF_HEAD.unpack_from(stored) if len(stored) >= _DIFF_HEAD.size else (0, 1 << 31)
     end = _DIFF_HEAD.size + 2 * num_words
     first = end + -end % 8
-    if first > len(stored) or any(stored[end:first]) or (field.encoding == DIFF and entries):
+    if first > len(stored) or any(stored[end:first]) or (entries and not palette):
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
-    if field.encoding == PALETTE:
+    if palette:
         new = _looked_up(stored[first:], entries, field)
     elif (len(stored) - first) % DTYPES[field.dtype].carrier.itemsize == 0:
-        new = _native(stored[first:], field)
+        new = native(stored[first:], field)
     else:
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
-    flat: Array = base.array.reshape(-1).copy()
     done = 0
     for positions in _positions(stored[_DIFF_HEAD.size : end], flat.size, field.label):
         if done + len(positions) > len(new):
@@ -236,7 +243,6 @@ def _patched(stored: memoryview, field: StoredField, base: Payload | None) -> Ar
         done += len(positions)
     if done != len(new):
         raise CorruptRecordError(f"{field.label} changes {done} positions and has {len(new)} new elements")
-    return flat
 
 
 def _looked_up(stored: memoryview, num_entries: int, field: StoredField) -> Array:
@@ -248,7 +254,7 @@ def _looked_up(stored: memoryview, num_entries: int, field: StoredField) -> Arra
     indices = np.frombuffer(stored[first:], dtype=np.uint8)
     if len(indices) and int(indices.max()) >= num_entries:
         raise CorruptRecordError(f"{field.label} refers to element {int(indices.max())} of {num_entries}")
-    return _native(stored[:end], field)[indices]
+    return native(stored[:end], field)[indices]
 
 
 def _positions(stored: memoryview, count: int, label: str) -> Iterator[Int64Array]:

@@ -27,6 +27,7 @@ from torchcell_cache.core.checks import (
 )
 from torchcell_cache.data.reading import (
     Collated,
+    Expanded,
     Job,
     StoreReader,
     WorkerProcesses,
@@ -182,10 +183,15 @@ class CacheLoader:
                 stacklevel=3,
             )
             collate = Collater([], self.follow_batch, self.exclude_keys)
-        make: Any = packed if self.num_workers else shared
+        # Samples of their own come whole from the worker; what is the base graph's is copied here, into memory used before.
+        generation, there = self._view.generation, self.num_workers and self.expand and not self._view.pairing
+        on_host = self.device in (None, torch.device("cpu"))
+        expands = bool(there and on_host and not generation.is_structured)
+        self._whole, how = self._samples or expands, (self.follow_batch, self.exclude_keys, self.drop_removed)
+        make: Any = Expanded(*how) if expands else packed if self.num_workers else shared
         if self._samples:
             make = Collated(transform, collate, self.drop_removed, self._view.pairing)
-        self._reader = StoreReader(self._view.generation, make, getattr(self._own, "shards_at_once", 0))
+        self._reader = StoreReader(generation, make, getattr(self._own, "shards_at_once", 0))
         self._workers: WorkerProcesses | None = None
 
     # Iterating
@@ -207,8 +213,8 @@ class CacheLoader:
         for job, batch in on_device(read, self.device, self.pin_memory):
             if own is not None and plan is not None:
                 own.note_step(plan, job.step)
-            batch = batch if self._samples else self._view.batch(batch)
-            if not self._samples and self.expand:
+            batch = batch if self._whole else self._view.batch(batch)
+            if self.expand and not self._whole:
                 batch = batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
             if own is not None and own.uneven == "pad":
                 mark_padding(batch, job.padding, self._view.pairing, self.device)
@@ -226,7 +232,7 @@ class CacheLoader:
             words = [self._own.seed % 2**64, self._own.epoch, self._own.rank]
             seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
         for job, read in self._workers.read(jobs, seed):
-            yield job, read if self._samples else SharedGraphBatch.unpack(self._view.generation, read)
+            yield job, read if self._whole else SharedGraphBatch.unpack(self._view.generation, read)
 
     # Epochs and resuming
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +39,20 @@ def shared(generation: Generation, positions: Int64Array) -> SharedGraphBatch:
 def packed(generation: Generation, positions: Int64Array) -> Any:
     """A shared batch as one buffer, which crosses a process boundary."""
     return SharedGraphBatch.read(generation, positions).pack()
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A shared batch as the PyG batch of its samples, made where it is read."""
+
+    follow_batch: Sequence[str] | None
+    exclude_keys: Sequence[str] | None
+    drop_removed: bool
+
+    def __call__(self, generation: Generation, positions: Int64Array) -> Any:
+        """The samples at store positions."""
+        batch = SharedGraphBatch.read(generation, positions)
+        return batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def encode_graph(
             references.append(generic.BaseField(None, True))
             continue
         payload = payload_of(value, label)
-        reference = base[key] if shared and (mode == "delta" or not is_tensor) else None
+        reference = base[key] if shared and (mode != "full" or not is_tensor) else None
         text_bytes += len(payload) if isinstance(payload, bytes) and payload != reference else 0
         payloads.append(payload)
         references.append(generic.BaseField(reference, False))

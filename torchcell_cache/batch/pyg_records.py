@@ -1,0 +1,191 @@
+"""The fields of a batch of generic records, read column by column and collated as PyG does, without making the samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.data.storage import N_KEYS
+
+from torchcell_cache.batch.features import changed
+from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, collate, listed, no_increments
+from torchcell_cache.codec.columns import read_column, read_texts
+from torchcell_cache.codec.field_reader import changes_of
+from torchcell_cache.codec.layout import TensorValue, field_label
+from torchcell_cache.codec.values import BASE
+from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.graph.typed_json import value_from_json
+from torchcell_cache.graph.values import to_tensor
+
+if TYPE_CHECKING:
+    from torchcell_cache.batch.graphs import GraphBatch
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class NotPlainError(Exception):
+    """A field follows a rule that is not written down here: PyG itself has to collate the samples."""
+
+
+def collated_records(batch: GraphBatch, follow: frozenset[str], exclude: frozenset[str]) -> Any:
+    """The PyG batch of all records.
+
+    Raises:
+        NotPlainError: If PyG has to do it.
+        CorruptRecordError: If a record does not fit its descriptors.
+    """
+    fields = RecordFields(batch)
+    return collate(fields.template, fields, len(batch), batch.device, follow, exclude)
+
+
+class RecordFields:
+    """Fields of samples that are records of one layout."""
+
+    def __init__(self, batch: GraphBatch) -> None:
+        located = batch.located
+        if located is None:
+            raise NotPlainError
+        self.batch, self.base, self.device = batch, batch.generation.base_fields, batch.device
+        self.data, layout, fields = located
+        self.located = dict(zip(layout.keys, fields, strict=True))
+        self.template = batch._graph(0)
+        self.hetero = isinstance(self.template, HeteroData)
+        self._shapes: dict[Any, Int64Array] = {}
+        self._parsed: dict[bytes, Any] = {}
+
+    def names(self, key: Any, names: Iterable[str]) -> list[str]:
+        """All of them: records of one layout have the same fields."""
+        return list(names)
+
+    def num_nodes(self, key: Any) -> list[int]:
+        """Number of nodes of a type in each sample, by PyG's rules."""
+        if key not in self._shapes:
+            self._shapes[key] = self._counted(key)
+        return self._shapes[key].tolist()
+
+    def _counted(self, key: Any) -> Int64Array:
+        mapping = (self.template[key] if self.hetero else self.template._store)._mapping
+        if "num_nodes" in mapping:
+            counts = self._values(key, "num_nodes")
+            if not all(type(count) is int for count in counts):
+                raise NotPlainError
+            return np.array(counts, dtype=np.int64)
+        for known in (N_KEYS.__contains__, lambda name: "node" in name):
+            for name, value in mapping.items():
+                if not known(name) or value is None or isinstance(value, str | int | float | bool | list):
+                    continue
+                if not isinstance(value, Tensor) or value.dim() == 0:
+                    raise NotPlainError
+                return self._extents(key, name, -1 if not self.hetero and "index" in name else 0)
+        raise NotPlainError
+
+    def _extents(self, key: Any, name: str, dim: int) -> Int64Array:
+        """Size of a tensor field in one dimension, of each sample."""
+        found = self.located[key, name]
+        own = found.encoding != BASE
+        if bool((found.ndim[own] < 1).any()):
+            raise NotPlainError
+        at = found.at // 8 + 1 + (0 if dim == 0 else found.ndim - 1)
+        sizes = self.data.view("<i8")[np.where(own, at, 0)]
+        if not own.all():
+            sizes[~own] = self.base.value((key, name)).size(dim)
+        return sizes
+
+    def field(self, key: Any, name: str, value: Any) -> Field:
+        """A field of a store."""
+        shifts = "index" in name and (not self.hetero or isinstance(key, tuple))
+        if isinstance(value, Tensor) and not ("batch" in name or name in ("face", "ptr")):
+            return self._index(key, name, value) if shifts else self._rows(key, name, value)
+        nested = isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Tensor)
+        if shifts or nested or isinstance(value, dict | Tensor) or name in ("face", "ptr"):
+            raise NotPlainError
+        values = self._values(key, name)
+        if not isinstance(value, int | float):
+            return listed(values)
+        if not all(
+            isinstance(each, float) or (isinstance(each, int) and abs(each) < 1 << 62) for each in values
+        ):
+            raise NotPlainError
+        out = torch.tensor(values, device="cpu").to(self.device)
+        return Field(out, torch.arange(len(values) + 1, device="cpu"), no_increments(len(values)))
+
+    def _values(self, key: Any, name: str) -> list[Any]:
+        """Values that are no tensors; equal texts are parsed once."""
+        out = []
+        for text in read_texts(self.data, self.located[key, name]):
+            if text is None:
+                out.append(self.base.value((key, name)))
+                continue
+            if text not in self._parsed:
+                self._parsed[text] = value_from_json(text, field_label((key, name)))
+            value = self._parsed[text]
+            # What can be changed belongs to one sample.
+            out.append(
+                value if value is None or isinstance(value, str | int | float) else copy.deepcopy(value)
+            )
+        return out
+
+    def _rows(self, key: Any, name: str, value: Tensor) -> Field:
+        """A tensor whose first dimension is that of all samples together."""
+        count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
+        changes = changes_of(self.data, found, reference)
+        if changes is not None:
+            dense = changed(self.batch, (key, name), changes)
+            size = dense.size(1) if dense.dim() > 1 else 1
+            return self._cut(dense.flatten(0, 1) if dense.dim() > 1 else dense, np.full(count, size))
+        column = read_column(self.data, found, reference)
+        if column is None or bool((column.shapes[:, 1:] != column.shapes[0, 1:]).any()):
+            raise NotPlainError
+        sizes = column.shapes[:, 0] if value.dim() else np.ones(count, dtype=np.int64)
+        shape = (int(sizes.sum()), *column.shapes[0, 1:].tolist())
+        return self._cut(to_tensor(TensorValue(column.dtype, column.array.reshape(shape))), sizes)
+
+    def _cut(self, value: Tensor, sizes: Int64Array) -> Field:
+        return Field(value.to(self.device), torch.from_numpy(offsets(sizes)), no_increments(len(sizes)))
+
+    def _index(self, key: Any, name: str, value: Tensor) -> Field:
+        """A tensor of node numbers: samples stand side by side, each shifted by the nodes of those before it."""
+        count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
+        if value.dtype not in _INTEGERS or (self.hetero and (name not in INDEX_FIELDS or value.dim() != 2)):
+            raise NotPlainError
+        ends = [key[0], key[2]] if self.hetero else [None]
+        if self.hetero and not set(ends) <= set(self.template.node_types):
+            raise NotPlainError
+        incs = torch.from_numpy(np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends]))
+        if bool((found.encoding == BASE).all()):
+            whole: Tensor | None = self.base.value((key, name)).unsqueeze(0).expand(count, *value.shape)
+            sizes = np.full(count, value.size(-1))
+        else:
+            column = read_column(self.data, found, reference)
+            if (
+                column is None
+                or not value.dim()
+                or bool((column.shapes[:, :-1] != column.shapes[0, :-1]).any())
+            ):
+                raise NotPlainError
+            sizes, whole = column.shapes[:, -1], None
+            if bool((sizes == sizes[0]).all()):
+                shape = (count, *column.shapes[0].tolist())
+                whole = to_tensor(TensorValue(column.dtype, column.array.reshape(shape)))
+        if whole is None:
+            assert column is not None
+            parts = np.split(column.array, offsets(column.shapes.prod(axis=1))[1:-1])
+            pairs = zip(parts, column.shapes.tolist(), strict=True)
+            array = np.concatenate([part.reshape(shape) for part, shape in pairs], axis=-1)
+            flat = to_tensor(TensorValue(column.dtype, array))
+            shift = torch.repeat_interleave(incs, torch.from_numpy(sizes), dim=1)
+            flat = flat + shift if self.hetero else flat.add_(shift[0].to(flat.dtype))
+        else:
+            moved = whole.movedim(0, -2)
+            shift = incs.unsqueeze(-1) if self.hetero else incs[0].unsqueeze(-1).to(whole.dtype)
+            out = torch.empty(moved.shape, dtype=torch.int64 if self.hetero else whole.dtype, device="cpu")
+            flat = torch.add(moved, shift, out=out).flatten(-2)
+        slices = torch.from_numpy(offsets(sizes))
+        return Field(
+            flat.to(self.device), slices, incs.t().unsqueeze(-1).contiguous() if self.hetero else incs[0]
+        )
