@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, HeteroData
@@ -92,9 +93,13 @@ def collate(
 
 
 def _follow(slices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    samples = torch.arange(len(slices) - 1, device=device)
-    counts = slices.diff().to(device)
-    return torch.repeat_interleave(samples, counts, output_size=int(slices[-1])), slices.to(device, copy=True)
+    counts = slices.diff()
+    if device.type == "cpu":  # numpy takes a tenth of the time
+        owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts.numpy()))
+    else:
+        samples = torch.arange(len(counts), device=device)
+        owner = torch.repeat_interleave(samples, counts.to(device), output_size=int(slices[-1]))
+    return owner, slices.to(device, copy=True)
 
 
 def steps(batch_size: int, size: int) -> Tensor:

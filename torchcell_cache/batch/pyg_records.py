@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,21 @@ from torchcell_cache.graph.values import to_tensor
 if TYPE_CHECKING:
     from torchcell_cache.batch.graphs import GraphBatch
 
+_KEPT_TEXT = 1024
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class NotPlainError(Exception):
     """A field follows a rule that is not written down here: PyG itself has to collate the samples."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: bytes, label: str) -> tuple[Any, Callable[[Any], Any]]:
+    """A value, and what makes a copy of it for one sample, which may change it; texts recur from batch to batch."""
+    value = value_from_json(text, label)
+    if isinstance(value, list) and all(each is None or isinstance(each, str | int | float) for each in value):
+        return value, list.copy
+    return value, copy.copy if value is None or isinstance(value, str | int | float) else copy.deepcopy
 
 
 def collated_records(batch: GraphBatch, follow: frozenset[str], exclude: frozenset[str]) -> Any:
@@ -56,7 +67,6 @@ class RecordFields:
         self.template = batch._graph(0)
         self.hetero = isinstance(self.template, HeteroData)
         self._shapes: dict[Any, Int64Array] = {}
-        self._parsed: dict[bytes, Any] = {}
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """All of them: records of one layout have the same fields."""
@@ -116,19 +126,14 @@ class RecordFields:
 
     def _values(self, key: Any, name: str) -> list[Any]:
         """Values that are no tensors; equal texts are parsed once."""
-        out = []
-        for text in read_texts(self.data, self.located[key, name]):
-            if text is None:
-                out.append(self.base.value((key, name)))
-                continue
-            if text not in self._parsed:
-                self._parsed[text] = value_from_json(text, field_label((key, name)))
-            value = self._parsed[text]
-            # What can be changed belongs to one sample.
-            out.append(
-                value if value is None or isinstance(value, str | int | float) else copy.deepcopy(value)
-            )
-        return out
+        texts, base, label = read_texts(self.data, self.located[key, name]), None, field_label((key, name))
+        if None in texts:
+            base = self.base.value((key, name))
+        parse = {True: _parsed, False: _parsed.__wrapped__}
+        parsed = {
+            text: parse[len(text) <= _KEPT_TEXT](text, label) for text in set(texts) if text is not None
+        }
+        return [base if text is None else parsed[text][1](parsed[text][0]) for text in texts]
 
     def _rows(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor whose first dimension is that of all samples together."""
