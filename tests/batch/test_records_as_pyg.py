@@ -153,7 +153,7 @@ def test_records_are_decoded_once_and_equal_texts_parsed_once(tmp_path, monkeypa
 
     own = pyg_records.value_from_json
     monkeypatch.setattr(pyg_records, "value_from_json", lambda *a: parsed.append(a[0]) or own(*a))
-    pyg_records._parsed.cache_clear()
+    pyg_records._kept.cache_clear()
     got = ds.read_batch(range(8)).to_pyg()
     assert_same_batch(got, Batch.from_data_list(samples))
     assert len(decoded) <= 1

@@ -34,13 +34,16 @@ class NotPlainError(Exception):
     """A field follows a rule that is not written down here: PyG itself has to collate the samples."""
 
 
-@functools.lru_cache(maxsize=4096)
 def _parsed(text: bytes, label: str) -> tuple[Any, Callable[[Any], Any]]:
-    """A value, and what makes a copy of it for one sample, which may change it; texts recur from batch to batch."""
+    """A value, and what makes a copy of it for one sample, which may change it."""
     value = value_from_json(text, label)
     if isinstance(value, list) and all(each is None or isinstance(each, str | int | float) for each in value):
         return value, list.copy
     return value, copy.copy if value is None or isinstance(value, str | int | float) else copy.deepcopy
+
+
+_kept = functools.lru_cache(maxsize=4096)(_parsed)
+"""Short texts recur from batch to batch."""
 
 
 def collated_records(batch: GraphBatch, follow: frozenset[str], exclude: frozenset[str]) -> Any:
@@ -76,7 +79,8 @@ class RecordFields:
         """Number of nodes of a type in each sample, by PyG's rules."""
         if key not in self._shapes:
             self._shapes[key] = self._counted(key)
-        return self._shapes[key].tolist()
+        counts: list[int] = self._shapes[key].tolist()
+        return counts
 
     def _counted(self, key: Any) -> Int64Array:
         mapping = (self.template[key] if self.hetero else self.template._store)._mapping

@@ -120,7 +120,7 @@ def _packed(numbers: npt.NDArray[np.uint8], width: int) -> bytes:
     whole = np.zeros(-(-len(numbers) // each) * each, dtype=np.uint8)
     whole[: len(numbers)] = numbers
     shifts = np.arange(each, dtype=np.uint8) * np.uint8(width)
-    return np.bitwise_or.reduce(whole.reshape(-1, each) << shifts, axis=1).astype(np.uint8).tobytes()
+    return bytes(np.bitwise_or.reduce(whole.reshape(-1, each) << shifts, axis=1).astype(np.uint8))
 
 
 def _unpacked(packed: npt.NDArray[np.uint8], width: int, count: int) -> npt.NDArray[np.uint8]:
