@@ -79,6 +79,8 @@ def base_and_samples(seed: int, hetero: bool, has_base: bool):
         store.nothing = None
         store.pair = (k, "p")
         store.empty = some(0, 5)
+        store.long, store.table = list(range(200)), torch.arange(100).view(2, 50)
+        store.long_odd = list(range(200 + k // 5))
         if seed % 3 == 0:
             store.batch_of = "plate 1"
 

@@ -18,7 +18,7 @@ from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, collate, listed, no_i
 from torchcell_cache.codec.columns import read_column, read_texts
 from torchcell_cache.codec.field_reader import changes_of
 from torchcell_cache.codec.layout import TensorValue, field_label
-from torchcell_cache.codec.values import BASE
+from torchcell_cache.codec.values import BASE, CONSTANT
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.graph.typed_json import value_from_json
 from torchcell_cache.graph.values import to_tensor
@@ -100,7 +100,9 @@ class RecordFields:
 
     def _extents(self, key: Any, name: str, dim: int) -> Int64Array:
         """Size of a tensor field in one dimension, of each sample."""
-        found = self.located[key, name]
+        found, shared = self.located[key, name], self._shared(key, name)
+        if shared is not None:
+            return np.full(len(self.batch), shared.size(dim))
         own = found.encoding != BASE
         if bool((found.ndim[own] < 1).any()):
             raise NotPlainError
@@ -130,18 +132,36 @@ class RecordFields:
 
     def _values(self, key: Any, name: str) -> list[Any]:
         """Values that are no tensors; equal texts are parsed once."""
-        texts, base, label = read_texts(self.data, self.located[key, name]), None, field_label((key, name))
-        if None in texts:
-            base = self.base.value((key, name))
-        parse = {True: _parsed, False: _parsed.__wrapped__}
-        parsed = {
-            text: parse[len(text) <= _KEPT_TEXT](text, label) for text in set(texts) if text is not None
-        }
-        return [base if text is None else parsed[text][1](parsed[text][0]) for text in texts]
+        place = (key, name)
+        texts, label = read_texts(self.data, self.located[place]), field_label(place)
+        own = {text for text in texts if isinstance(text, bytes)}
+        found = {text: (_kept if len(text) <= _KEPT_TEXT else _parsed)(text, label) for text in own}
+        out: list[Any] = []
+        for text in texts:
+            if isinstance(text, bytes):
+                out.append(found[text][1](found[text][0]))
+            else:
+                out.append(self.base.value(place) if text is None else self.base.constant(text, place, False))
+        return out
+
+    def _shared(self, key: Any, name: str) -> Any:
+        """The value that the base graph or the store has for all samples, ``None`` if they do not share one."""
+        found = self.located[key, name]
+        if bool((found.encoding == BASE).all()):
+            return self.base.value((key, name))
+        if bool((found.encoding == CONSTANT).all()):
+            numbers = self.data.view("<u8")[found.start // 8]
+            if bool((numbers == numbers[0]).all()):
+                return self.base.constant(int(numbers[0]), (key, name), True)
+        return None
 
     def _rows(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor whose first dimension is that of all samples together."""
         count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
+        if bool((found.encoding == CONSTANT).all()) and (whole := self._shared(key, name)) is not None:
+            dense = whole.unsqueeze(0).expand(count, *whole.shape)
+            size = whole.size(0) if whole.dim() else 1
+            return self._cut(dense.flatten(0, 1) if whole.dim() else dense.clone(), np.full(count, size))
         changes = changes_of(self.data, found, reference)
         if changes is not None:
             dense = changed(self.batch, (key, name), changes)
@@ -166,8 +186,9 @@ class RecordFields:
         if self.hetero and not set(ends) <= set(self.template.node_types):
             raise NotPlainError
         incs = torch.from_numpy(np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends]))
-        if bool((found.encoding == BASE).all()):
-            whole: Tensor | None = self.base.value((key, name)).unsqueeze(0).expand(count, *value.shape)
+        whole: Tensor | None = self._shared(key, name)
+        if whole is not None:
+            whole = whole.unsqueeze(0).expand(count, *value.shape)
             sizes = np.full(count, value.size(-1))
         else:
             column = read_column(self.data, found, reference)

@@ -15,6 +15,7 @@ from torchcell_cache.codec.generic import FIELD
 from torchcell_cache.codec.layout import BOOL, DTYPES, Payload, TensorValue
 from torchcell_cache.codec.values import (
     BASE,
+    CONSTANT,
     DIFF,
     PALETTE,
     RAW,
@@ -34,16 +35,17 @@ class Column(NamedTuple):
     array: npt.NDArray[Any]
 
 
-def read_texts(data: Bytes, found: Located) -> list[bytes | None]:
-    """The JSON of a field that is no tensor, of each record; ``None`` where it is the base graph's.
+def read_texts(data: Bytes, found: Located) -> list[bytes | int | None]:
+    """The JSON of a field that is no tensor, of each record; an id for a constant, ``None`` for the base graph's.
 
     Raises:
         CorruptRecordError: If a descriptor does not fit.
     """
-    if found.dtype.any() or found.ndim.any() or not np.isin(found.encoding, (RAW, BASE)).all():
+    if found.dtype.any() or found.ndim.any() or not np.isin(found.encoding, (RAW, BASE, CONSTANT)).all():
         raise CorruptRecordError(f"{found.label} says encoding {int(found.encoding.max())} of no tensor")
     spans = zip(found.encoding.tolist(), found.start.tolist(), found.length.tolist(), strict=True)
-    return [data[at : at + length].tobytes() if code == RAW else None for code, at, length in spans]
+    texts = [(code, data[at : at + length].tobytes()) for code, at, length in spans]
+    return [None if c == BASE else int.from_bytes(t, "little") if c == CONSTANT else t for c, t in texts]
 
 
 def read_column(data: Bytes, found: Located, reference: Payload | None) -> Column | None:
