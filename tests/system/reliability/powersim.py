@@ -66,12 +66,20 @@ class Disk:
             self._sync(path)
         elif call.op == "rename":
             self.names[call.path2] = self.names.pop(path)
+            self._move_below(path, call.path2)
         elif call.op == "link":
             self.names[call.path2] = self.names[path]
         elif call.op in ("unlink", "rmdir"):
             del self.names[path]
         else:
             raise NotImplementedError(call.op)
+
+    def _move_below(self, path: str, target: str) -> None:
+        """What is in a directory comes along; what of it is safe is so under both names, whichever will be there."""
+        for name in [name for name in self.names if name.startswith(f"{path}/")]:
+            self.names[target + name[len(path) :]] = self.names.pop(name)
+        for name in [name for name in self.safe if name.startswith(f"{path}/")]:
+            self.safe[target + name[len(path) :]] = self.safe[name]
 
     @staticmethod
     def _write(data: bytearray, offset: int, content: bytes) -> None:
