@@ -524,6 +524,175 @@ def lightning_trains_the_same(place: Place) -> None:
 
 
 @check("build")
+def what_records_say_selects_and_splits(place: Place) -> None:
+    """Dataset and type of perturbation as columns of names, against the records themselves."""
+    import torchcell_cache as tc
+
+    dataset, records = place.lazy(), client.sample_records()
+    said = [sorted({item["experiment"]["dataset_name"] for item in items}) for items in records]
+    assert dataset.names("dataset").tolist() == [" | ".join(names) for names in said]
+    types = [
+        {p["perturbation_type"] for i in items for p in i["experiment"]["genotype"]["perturbations"]}
+        for items in records
+    ]
+    assert dataset.names("perturbation_type").tolist() == [" | ".join(sorted(names)) for names in types]
+    for name, rows in place.source.dataset_name_index.items():
+        alone = [k for k in rows if said[k] == [name]]
+        found = tc.select(dataset, f"dataset == {name!r}").tolist() if alone else []
+        assert found == sorted(alone), name
+    split = tc.split_by_group(dataset, "dataset", seed=1)
+    kept = [{dataset.names("dataset")[k] for k in split[part].tolist()} for part in ("train", "val", "test")]
+    assert sum(map(len, kept)) == len(set.union(*kept))
+
+
+@check("build")
+def measurements_keyed_by_deletions(place: Place) -> None:
+    """torchcell's aggregator puts measurements with different damped genes into one sample."""
+    from torchcell.data import DeletionKeyedGenotypeAggregator
+
+    import torchcell_cache as tc
+
+    aggregator = DeletionKeyedGenotypeAggregator(str(place.folder / "aggregated"))
+    grouped: dict[str, list[Any]] = {}
+    for items in client.sample_records(60):
+        for item in items:
+            grouped.setdefault(aggregator.aggregate_key_raw(item), []).append(item)
+    assert max(map(len, grouped.values())) > 3
+    client.write_records(place.folder / "by-deletion", list(grouped.values()))
+    source = client.opened(place.folder / "by-deletion", place.theirs("LazySubgraphRepresentation"))
+    dataset = tc.Neo4jPreprocessedCellDataset(str(place.folder / "by-deletion-store"), source)
+    dataset.preprocess_from_source(source, place.theirs("LazySubgraphRepresentation"), progress=False)
+    assert dataset.storage == "perturbation"
+    for k in range(len(grouped)):
+        assert_same(dataset[k], source.get(k), f"by deletion {k}")
+    source.close_lmdb()
+    for name in INDICES:
+        assert list(getattr(dataset, name).items()) == list(getattr(source, name).items()), name
+
+
+@check("build")
+def labels_that_are_dicts(place: Place) -> None:
+    """Morphology beside others: vectors by torchcell's Perturbation, also asked for by our name; one label alone by ours."""
+    from torchcell.datamodels import schema
+    from torchcell.datamodels.calmorph_labels import CALMORPH_LABELS, CALMORPH_STATISTICS
+
+    import torchcell_cache as tc
+
+    names, spreads = (sorted(known)[:3] for known in (CALMORPH_LABELS, CALMORPH_STATISTICS))
+    records = [items[:1] for items in client.sample_records(30)]
+    for k, [item] in enumerate(records):
+        if k % 3:
+            experiment = item["experiment"]
+            spread = dict(zip(reversed(spreads), (0.5, k / 2, 3.0), strict=True)) if k % 2 else None
+            shape = schema.CalMorphPhenotype(
+                calmorph=dict(zip(reversed(names), (float(k), 1.5, -2.0), strict=True)),
+                calmorph_coefficient_of_variation=spread,
+            )
+            experiment |= {"phenotype": shape.model_dump(), "experiment_type": "calmorph"}
+            item["experiment_reference"] |= {
+                "phenotype_reference": shape.model_dump(),
+                "experiment_reference_type": "calmorph",
+            }
+    root = place.folder / "shapes"
+    client.write_records(root, records)
+    source = client.opened(root, place.theirs("Perturbation"))
+    wanted = [source.get(k) for k in range(30)]
+    assert max(len(graph["gene"].phenotype_values) for graph in wanted) == 3
+    for label, processor in (("theirs", place.theirs("Perturbation")), ("ours", tc.Perturbation())):
+        dataset = tc.Neo4jPreprocessedCellDataset(str(place.folder / f"shapes-{label}"))
+        dataset.preprocess_from_source(source, processor, progress=False)
+        for k, want in enumerate(wanted):
+            assert_same(dataset[k], want, f"shapes {label} {k}")
+        got, want = dataset.label_df.set_index("index"), source.label_df.set_index("index")
+        assert got[sorted(got)].equals(want.loc[got.index][sorted(got)])
+        assert dataset.phenotype_label_index == source.phenotype_label_index
+    source.close_lmdb()
+    chosen = client.opened(root, phenotype_labels=["gene_interaction"])
+    dataset = tc.Neo4jPreprocessedCellDataset(str(place.folder / "shapes-none"))
+    dataset.preprocess_from_source(chosen, tc.Perturbation(), progress=False)
+    assert dataset.generation.is_structured
+    chosen.process_graph = place.theirs("Perturbation")
+    for k in range(30):
+        assert_same(dataset[k], chosen.get(k), f"fitness {k}")
+    chosen.close_lmdb()
+
+
+@check("build")
+def pinned_splits_and_spawned_workers(place: Place) -> None:
+    """torchcell's own files of a pinned split are read again; a worker of its data module gives the same batch."""
+    import torch
+    from torchcell.datamodules import CellDataModule
+    from torchcell.datamodules.lazy_collate import LazyCollater
+
+    theirs, ours = place.training()
+    pins: dict[str, Any] = {"pinned_split_indices": {"train": [3], "val": [4, 5], "test": [0, 1]}}
+    settings = {"split_indices": ["perturbation_count_index"], "batch_size": 4, "random_seed": 9, **pins}
+    folder = place.folder / "pinned"
+    modules = [CellDataModule(theirs, str(folder / "theirs"), **settings)]
+    modules += [CellDataModule(ours, str(folder / name), **settings) for name in ("ours", "theirs")]
+    files = [(module.index, split_of(module))[1] for module in modules]
+    assert files[0] == files[1] == files[2]
+    assert {4, 5} <= set(modules[2].index.val)
+    first = []
+    for workers in (0, 1):
+        more = {"num_workers": workers, "persistent_workers": False, "collate_fn": LazyCollater(ours)}
+        module = CellDataModule(ours, str(folder / "theirs"), **settings, **more)
+        module.setup()
+        torch.manual_seed(3)
+        first.append(next(iter(module.train_dataloader())))
+    place.same_batch(first[1], first[0])
+
+
+@check("build", "read")
+def the_transformer_learns_the_same(place: Place) -> None:
+    """The cell graph transformer on torchcell's Perturbation and Lazy samples: loss with its graph's part, and all gradients."""
+    import torch
+    from torch_geometric.data import Batch
+    from torchcell.models.cell_graph_transformer import CellGraphTransformer
+
+    import torchcell_cache as tc
+
+    def learnt(graph: Any, batch: Any) -> dict[str, Any]:
+        torch.manual_seed(2)
+        heads = {"physical_interaction": {"layer": 0, "head": 1, "lambda": 1.0}}
+        regularised = {"regularized_heads": heads, "row_sampling_rate": 0.5}
+        model = CellGraphTransformer(len(client.GENES), 16, 2, 2, graph, regularised, {"num_heads": 2}, 0.1)
+        output, more = model(graph, batch)
+        loss = torch.nn.functional.mse_loss(output.flatten(), batch["gene"].phenotype_values)
+        loss = loss + more["graph_reg_loss"]
+        loss.backward()
+        assert more["graph_reg_loss"] > 0
+        return {
+            "output": output.detach(),
+            "loss": loss.detach(),
+            **{n: p.grad for n, p in model.named_parameters()},
+        }
+
+    theirs, lazy = place.training()
+    follow, rows = ["perturbation_indices"], list(range(6))
+    for name in ("Perturbation", "LazySubgraphRepresentation"):
+        theirs.process_graph = place.theirs(name)
+        collated = Batch.from_data_list([theirs.get(k) for k in rows], follow_batch=follow)
+        theirs.process_graph = None
+        theirs.close_lmdb()
+        dataset = lazy
+        if name == "Perturbation":
+            dataset = tc.Neo4jPreprocessedCellDataset(str(place.folder / "one-label-perturbation"))
+            dataset.preprocess_from_source(theirs, place.theirs(name), progress=False)
+        want = learnt(theirs.cell_graph, collated)
+        assert len(want) > 25
+        (packed,) = tc.CacheLoader(dataset[rows], batch_size=6)
+        (expanded,) = tc.CacheLoader(dataset[rows], batch_size=6, expand=True, follow_batch=follow)
+        for batch in (packed.to_pyg(follow), expanded):
+            place.same_batch(batch, collated)
+            got = learnt(dataset.cell_graph, batch)
+            assert got.keys() == want.keys()
+            for key, value in want.items():
+                assert (value is None) == (got[key] is None), key
+                assert value is None or torch.equal(got[key], value), key
+
+
+@check("build")
 def labels_are_normalised_the_same(place: Place) -> None:
     """The same statistics and samples, also through a loader; what is stored stays as it is."""
     import torch
@@ -568,5 +737,7 @@ def run(stage: str, folder: Path) -> None:
     (folder / f"{stage}.json").write_text(json.dumps(outcome, indent=1))
 
 
+if __name__ == "__mp_main__":  # a worker that was spawned
+    client.put_on_path(client.fetched() or Path())
 if __name__ == "__main__":
     run(sys.argv[1], Path(sys.argv[2]))

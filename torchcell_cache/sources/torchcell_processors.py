@@ -50,6 +50,10 @@ def paired(source: Any, processor: Any) -> tuple[Any, Any, tuple[str, ...]]:
     """
     if not isinstance(source, TorchcellSource) or isinstance(processor, RecordProcessor):
         return source, processor, ()
+    if source.unlike is not None and type(processor) in NAMED.values():
+        theirs = getattr(sys.modules.get(_THEIRS), type(processor).__name__, None)
+        if theirs is not None and processor.settings() == type(processor)().settings():
+            processor = theirs()  # what they make of such a label is their own
     if not takes_records(processor):
         if source.unlike is not None and type(processor) in NAMED.values():
             raise SourceContractError(
