@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import stores
 from commands import BEFORE, SIZE, append, build, damage, repair, subset, tree, update
-from faultlib import Fault, FaultServer
+from faultlib import FOREVER, Fault, FaultServer
 
 import torchcell_cache as tc
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.errors import BuildInProgressError, SettingError
+from torchcell_cache.errors import BuildInProgressError, CacheError, SettingError
 
 
 def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, kills: int) -> None:
@@ -58,6 +58,52 @@ def test_killed_at_every_call_and_given_again(
     builds: FaultServer, room: Callable[[], Path], command: Any
 ) -> None:
     killed_and_given_again(builds, room, command, kills=10_000)
+
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ESTALE)
+
+
+def refused_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, cases: int) -> int:
+    """One call is refused, or all from one on, or two in two runs; then the command is given undisturbed."""
+
+    def prepared() -> Path:
+        place = room()
+        for step in BEFORE[command]:
+            step(place)
+        return place
+
+    place = prepared()
+    calls = builds.run_trial(command, place, prefix=place).calls
+    wanted, raised = tree(place), 0
+    stores.remove(place)
+    for case in range(cases):
+        place, ats = prepared(), [1 + case * calls // cases]
+        if case % 3 == 2:
+            ats.append(max(1, calls - ats[0]))
+        for at in ats:
+            fault = Fault("fail", at=at, error=ERRORS[case % len(ERRORS)], times=(1, FOREVER)[case % 2])
+            trial = builds.run_trial(command, place, prefix=place, fault=fault)
+            assert trial.outcome in ("ok", "raised"), (case, at, trial)
+            raised += trial.outcome == "raised"
+            assert trial.error is None or isinstance(trial.error, CacheError), (case, at, trial.error)
+        with stores.fresh_handles():
+            command(place)
+        assert tree(place) == wanted, (case, ats)
+        stores.remove(place)
+    return raised
+
+
+@pytest.mark.parametrize("command", BEFORE, ids=lambda command: command.__name__)
+def test_refused_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any) -> None:
+    assert refused_and_given_again(builds, room, command, cases=4) >= 1
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("command", BEFORE, ids=lambda command: command.__name__)
+def test_refused_everywhere_and_given_again(
+    builds: FaultServer, room: Callable[[], Path], command: Any
+) -> None:
+    assert refused_and_given_again(builds, room, command, cases=150) >= 20
 
 
 @pytest.mark.parametrize("number", ["EPERM", "EACCES", "EROFS", "EXDEV", "EMLINK", "ENOTSUP", "ENOSYS"])
