@@ -8,9 +8,10 @@ PY = $(VENV)/bin/python
 # Tests wait for processes and services more than they compute, so one more than the cores of a small machine.
 JOBS ?= 3
 SAMPLES ?= 20000
+SITE ?= site
 ROOT ?= demo/ecoli
 
-.PHONY: demo test lint types format bench campaign audit clean
+.PHONY: demo test lint types docs format bench campaign audit clean
 
 demo: $(VENV)/.demo
 	$(PY) -m experiments.demo root=$(ROOT) samples=$(SAMPLES)
@@ -32,6 +33,9 @@ types: $(VENV)/.dev
 audit: $(VENV)/.dev
 	$(PY) -m pip install --quiet pip-audit
 	$(VENV)/bin/pip-audit --skip-editable
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict --quiet --site-dir $(SITE)
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
@@ -55,9 +59,13 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PY) -m pip install --quiet -e ".[demo,dev]"
 	touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml $(VENV)/.dev
+	$(PY) -m pip install --quiet -e ".[docs]"
+	touch $@
+
 $(VENV)/.bench: pyproject.toml $(VENV)/.torch
 	$(PY) -m pip install --quiet -e ".[bench]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site demo .pytest_cache .mypy_cache .ruff_cache

@@ -83,11 +83,19 @@ LONG = {"sources.cells.source"}
 """Files that are still longer than 300 lines; none may be added."""
 
 
+def _examples(tree: ast.Module) -> int:
+    """Lines of examples in docstrings, which may be as long as they like."""
+    kinds = ast.FunctionDef | ast.ClassDef | ast.Module
+    docs = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    return sum(len(doc.partition("\nExample:\n")[2].splitlines()) + 2 for doc in docs if "\nExample:\n" in doc)
+
+
 def test_files_and_functions_are_short() -> None:
     long = []
     for name, path in MODULES.items():
         text = path.read_text(encoding="utf-8")
-        if len(text.splitlines()) > 300 and name.removeprefix(f"{PACKAGE}.") not in LONG:
+        lines = len(text.splitlines()) - _examples(ast.parse(text))
+        if lines > 300 and name.removeprefix(f"{PACKAGE}.") not in LONG:
             long.append(name)
         long += [
             f"{name}.{node.name}"

@@ -33,6 +33,11 @@ class SharedGraphBatch(PackedBatch):
     Attributes:
         generation: The store's generation.
         is_padding: Which samples only fill up an even number of steps, ``[batch] bool``, if a loader says so.
+
+    Example:
+        >>> batch = ds.read_batch([0, 3, 5])
+        >>> batch.edge_mask(("gene", "physical", "gene")).shape, batch.to_pyg()["gene"].x.shape
+        (torch.Size([3, 24]), torch.Size([24, 2]))
     """
 
     # Samples

@@ -111,6 +111,13 @@ def build_part(
         BuildFailedError: If this task makes other shared files than another one did.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
+
+    Example:
+        >>> setup = {"source": tc.testing.tiny_source(4), "processor": tc.Perturbation(), "storage": "delta", "tasks": 2}
+        >>> for task in range(2):  # each on a node of its own
+        ...     _ = tc.build_part("stores/array", **setup, task=task, progress=False)
+        >>> tc.finalize("stores/array", **setup, progress=False)
+        PreprocessedDataset(4)
     """
     task, tasks = check_task(task, tasks)
     workers = whole_number("num_workers", num_workers, 0)
@@ -183,6 +190,12 @@ def finalize(
     Raises:
         BuildIncompleteError: Naming the shards that are missing or damaged, their tasks, and the line that repairs them.
         CacheError: Whatever else :func:`torchcell_cache.build` raises.
+
+    Example:
+        >>> setup = {"source": tc.testing.tiny_source(4), "processor": tc.Perturbation(), "storage": "delta", "tasks": 1}
+        >>> _ = tc.build_part("stores/parts", **setup, task=0, progress=False)
+        >>> tc.finalize("stores/parts", **setup, progress=False)
+        PreprocessedDataset(4)
     """
     _, tasks = check_task(0, tasks)
     request = BuildRequest.from_arguments(

@@ -169,6 +169,10 @@ def gc(
         CorruptManifestError: If its manifest is damaged, likewise.
         BuildInProgressError: If a build or repair is running, also after ``wait`` seconds.
         SettingError: If ``keep`` is less than 1 or ``wait`` no number of seconds.
+
+    Example:
+        >>> tc.gc("stores/cell")  # names of what was removed
+        []
     """
     if whole_number("keep", keep) < 1:
         raise SettingError(f"keep={keep}, expected at least 1: the published generation always stays")

@@ -95,6 +95,12 @@ def append(
         StaleCacheError: If the tail stands on another base graph, or the processor is not the store's.
         SourceContractError: If the tail's samples are of another kind.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
+
+    Example:
+        >>> tc.build("stores/grows", source=tc.testing.tiny_source(4), processor=tc.Perturbation(), progress=False)
+        PreprocessedDataset(4)
+        >>> print(tc.append("stores/grows", tc.testing.tiny_source(2, seed=1), progress=False))
+        2 of 6 samples computed (33.3%), 0 of 1 shards shared with the generation before
     """
     where = local_path(root)
     return _grow(where, as_source(tail), processor, True, num_workers, progress)
@@ -125,6 +131,12 @@ def update(
         CacheNotFoundError: If there is no store.
         SettingError: If the store's processor is needed and only its owner has it.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
+
+    Example:
+        >>> tc.build("stores/new", source=tc.testing.tiny_source(4), processor=tc.Perturbation(), progress=False)
+        PreprocessedDataset(4)
+        >>> print(tc.update("stores/new", tc.testing.tiny_source(4, seed=1), progress=False))
+        4 of 4 samples computed (100.0%), 0 of 1 shards shared with the generation before
     """
     where = local_path(root)
     return _grow(where, as_source(source), processor, False, num_workers, progress)

@@ -75,6 +75,11 @@ def build(
         StorageError: If the file system refuses.
         BuildInterruptedError: If a signal asked to stop; run the same call again.
         SettingError: If an argument has no such value.
+
+    Example:
+        >>> source = tc.testing.tiny_source(4)
+        >>> tc.build("stores/four", source=source, processor=tc.LazySubgraphRepresentation(), storage="delta", progress=False)
+        PreprocessedDataset(4)
     """
     place = None if scratch is None else local_path(scratch, "scratch")
     workers = whole_number("num_workers", num_workers, 0)

@@ -110,6 +110,10 @@ class Sample:
         index: Position in the source, or -1.
         source_id: The source's own name of this sample, or ``None``.
         unknown: Perturbed names that no node has, ascending; nothing is removed for them.
+
+    Example:
+        >>> tc.testing.tiny_source(4)[1].perturbed
+        array([5, 7])
     """
 
     perturbed: Int64Array

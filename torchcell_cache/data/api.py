@@ -87,6 +87,10 @@ def save_subset(
         StaleCacheError: If another store is at ``root``.
         CorruptRecordError: If a record of the old store is damaged.
         StorageError: If the file system refuses.
+
+    Example:
+        >>> tc.save_subset(ds[ds.columns["perturbed_count"] == 2], "stores/pairs", progress=False)
+        PreprocessedDataset(3)
     """
     chosen = view_of(view)
     if chosen is None:

@@ -61,6 +61,11 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         CorruptManifestError: If the manifest is damaged.
         StaleCacheError: If ``source_dataset`` is not what the store was built from, or ``indices`` is of another store.
         SettingError: If an argument belongs to the build.
+
+    Example:
+        >>> dataset = tc.PreprocessedDataset("stores/cell")
+        >>> dataset[3:5], dataset[-1]["gene"].ids_pert
+        (PreprocessedDataset(2), ['G0', 'G4', 'G5'])
     """
 
     _missing_is_error = True
@@ -272,6 +277,13 @@ class Neo4jPreprocessedCellDataset(PreprocessedDataset):
 
     Raises:
         SettingError: If ``source_dataset`` is a function.
+
+    Example:
+        >>> dataset = tc.Neo4jPreprocessedCellDataset("stores/torchcell")
+        >>> dataset.preprocess_from_source(tc.testing.tiny_source(4), tc.Perturbation(), progress=False)
+        Neo4jPreprocessedCellDataset(4)
+        >>> len(dataset)
+        4
     """
 
     _missing_is_error = False

@@ -108,6 +108,10 @@ def save_indices(
         SettingError: If the name does not end in ``.npy`` or ``chosen`` is neither a view nor indices.
         IndexError: If an index is out of range.
         StorageError: If the file cannot be written.
+
+    Example:
+        >>> tc.save_indices("double.npy", tc.select(ds, "perturbed_count == 2"), ds).name
+        'double.npy'
     """
     target, made_by = npy_path("path", path), plain_values(made_by)
     generation: Generation | None = None
@@ -158,6 +162,11 @@ def load_indices(path: str | os.PathLike[str], dataset: Any) -> Int64Array:
         CorruptManifestError: If the file beside it is damaged.
         FormatError: If it is not a ``.npy`` of one row of whole numbers.
         IndexError: If a position is out of range.
+
+    Example:
+        >>> _ = tc.save_indices("chosen.npy", [4, 2], ds)
+        >>> tc.load_indices("chosen.npy", ds)
+        array([4, 2])
     """
     source = npy_path("indices", path)
     if not isinstance(dataset, Generation):

@@ -88,6 +88,10 @@ class CacheLoader:
 
     Raises:
         SettingError: If an argument is unknown, wrong or contradicts another.
+
+    Example:
+        >>> for batch in tc.CacheLoader(ds, batch_size=4, shuffle=True):
+        ...     fitness = batch.labels("fitness")  # [4] float32
     """
 
     def __init__(

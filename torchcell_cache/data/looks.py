@@ -41,7 +41,8 @@ class Looks(Tables):
         Example:
             >>> ds.info()  # doctest: +ELLIPSIS
             root            ...stores/cell
-            samples         4 as 'perturbation' (structured records), 1 shards of ...
+            samples         12 as 'delta' (structured records), 3 shards of 4
+            ...
         """
         print("\n".join(lines_of(facts_of(self, whole_number("bins", bins, 1, most=10_000)))))
 

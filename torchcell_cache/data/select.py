@@ -63,6 +63,10 @@ def select(
     Raises:
         SettingError: If a column, node or id is unknown, or fewer than ``n`` samples are left.
         StaleCacheError: If ``listed`` is an index file of another store.
+
+    Example:
+        >>> tc.select(ds, "perturbed_count == 2 and not isnan(fitness)", without=["G0"])
+        array([1, 2])
     """
     of_store("select", dataset)
     genes, without = _texts("genes", genes), _texts("without", without)

@@ -56,7 +56,9 @@ def split_by_group(
             measurements of several groups.
 
     Example:
-        >>> splits = tc.split_by_group(ds, "donor", test=["D3"])  # doctest: +SKIP
+        >>> splits = tc.split_by_group(ds, "perturbed_count", test=[3], progress=False)
+        >>> ds.columns["perturbed_count"][splits.test].tolist()
+        [3, 3, 3]
     """
     parts, how, values = planned(dataset, "split_by_group", fractions, seed, stratify, bins)
     groups = _Groups(dataset, column)

@@ -59,7 +59,9 @@ def split_random(
         SettingError: If an argument is wrong.
 
     Example:
-        >>> splits = tc.split_random(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
+        >>> splits = tc.split_random(ds, (0.5, 0.25, 0.25), stratify="fitness", progress=False)
+        >>> {name: len(rows) for name, rows in splits.parts.items()}
+        {'train': 6, 'val': 3, 'test': 3}
     """
     parts, how, values = planned(dataset, "split_random", fractions, seed, stratify, bins)
     rows, of = np.unique(first_of(dataset.positions()), return_inverse=True)
@@ -117,8 +119,8 @@ def split_by_perturbation(
         SettingError: If an argument is wrong, or the store knows no perturbed nodes.
 
     Example:
-        >>> splits = tc.split_by_perturbation(ds, (0.8, 0.1, 0.1), stratify="fitness")  # doctest: +SKIP
-        >>> train = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)  # doctest: +SKIP
+        >>> splits = tc.split_by_perturbation(ds, (0.8, 0.1, 0.1), stratify="fitness", progress=False)
+        >>> loader = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)
     """
     parts, how, values = planned(dataset, "split_by_perturbation", fractions, seed, stratify, bins)
     seen_parts = (

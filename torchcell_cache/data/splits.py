@@ -54,6 +54,11 @@ class Splits:
         parts: Indices by name; disjoint, and together every sample of the dataset.
         groups: Indices of groups within the parts, such as ``test_unseen1``.
         made_by: How the split was made, plain JSON values.
+
+    Example:
+        >>> splits = tc.split_random(ds, (0.5, 0.25, 0.25), progress=False)
+        >>> splits.save("split").name, len(tc.Splits.load("split", ds).train)
+        ('split', 6)
     """
 
     dataset: Any = field(repr=False)

@@ -56,6 +56,10 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     Raises:
         SettingError: If an argument is unknown or wrong, or a rank would get no batch, or an empty one.
+
+    Example:
+        >>> sum(len(batch) for batch in tc.StreamingCacheDataset(ds, 4).batches())
+        12
     """
 
     def __init__(

@@ -95,8 +95,8 @@ class Tables(TorchcellNames):
             SettingError: If pyarrow is not installed, or samples have no measurements.
 
         Example:
-            >>> ds.to_arrow().column("perturbed").to_pylist()
-            [['G0', 'G2', 'G6'], ['G3', 'G4'], ['G2', 'G5'], ['G3']]
+            >>> ds[:3].to_arrow().column("perturbed").to_pylist()
+            [['G3', 'G4', 'G7'], ['G3', 'G4'], ['G1', 'G6']]
         """
         return _arrow(self, measurements)
 
@@ -108,7 +108,7 @@ class Tables(TorchcellNames):
 
         Example:
             >>> ds.to_pandas().groupby("perturbed_count").size().to_dict()
-            {1: 1, 2: 2, 3: 1}
+            {0: 4, 1: 2, 2: 3, 3: 3}
         """
         optional("pandas", "to_pandas", "table")
         frame = self.to_arrow(measurements=measurements).to_pandas()
@@ -164,7 +164,7 @@ class Tables(TorchcellNames):
 
         Example:
             >>> len(ds.to_in_memory())
-            4
+            12
         """
         at = self.positions()
         if not len(at):

@@ -84,8 +84,9 @@ def save_base_graph(graph: Data | HeteroData, directory: str | os.PathLike[str])
         StorageError: If the file system refuses.
 
     Example:
-        >>> tc.save_base_graph(graph, "cell")
-        >>> tc.load_base_graph("cell")
+        >>> where = tc.save_base_graph(tc.testing.tiny_graph(), "cell")
+        >>> tc.load_base_graph("cell")["gene"].num_nodes
+        8
     """
     if not isinstance(graph, Data | HeteroData):
         raise SettingError(
@@ -175,6 +176,11 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
     Raises:
         CorruptShardError: If a file is missing, damaged, or does not fit the other.
         FormatError: If it was written by another version.
+
+    Example:
+        >>> _ = tc.save_base_graph(ds.base_graph, "graph")
+        >>> tc.load_base_graph("graph").node_types
+        ['gene', 'reaction', 'metabolite']
     """
     path = local_path(directory, "directory") / VALUES_FILE
     try:

@@ -43,6 +43,11 @@ class IncidenceIndex:
         gpr_by: Whether a gpr entry goes with its ``gene`` (mask processor) or its ``reaction`` (subgraph processor).
         metabolic: Whether reactions and what hangs on them are part of the index (``gpr="any"``).
         build_ms: What building cost, milliseconds; 0 when loaded.
+
+    Example:
+        >>> index = ds.generation.removal.index
+        >>> index.ptr.shape  # a row of positions per gene
+        (8, 7)
     """
 
     topology: Topology

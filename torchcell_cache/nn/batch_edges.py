@@ -28,6 +28,11 @@ def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
 
     Raises:
         SettingError: If the batch is not of a store of deletions: a processor of your own may change edges in any way.
+
+    Example:
+        >>> edges = tc.nn.shared_edges(ds.read_batch(range(3)))
+        >>> edges["gene", "regulatory", "gene"].edge_index.shape
+        torch.Size([2, 12])
     """
     if batch.generation.topology is None:
         raise SettingError(

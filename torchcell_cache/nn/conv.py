@@ -60,8 +60,11 @@ def shared_conv(
             (``cached=True``), or ``route="fast"`` is not exact here.
 
     Example:
-        >>> edges = shared_edges(batch)["gene", "physical", "gene"]
-        >>> y = shared_conv(GATConv(16, 8), x, edges)  # [batch, num_genes, 8]
+        >>> conv, x = GCNConv(2, 4), ds.base_graph["gene"].x
+        >>> batch = ds.read_batch(range(3))
+        >>> edges = tc.nn.shared_edges(batch)["gene", "physical", "gene"]
+        >>> tc.nn.shared_conv(conv, x.expand(3, -1, -1), edges).shape
+        torch.Size([3, 8, 4])
     """
     choice("route", route, ROUTES)
     pair = (x, x) if isinstance(x, Tensor) else (x[0], x[1])

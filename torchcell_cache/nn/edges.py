@@ -23,6 +23,11 @@ class KeptEdges:
         sample: Sample of each kept edge, ``[num_kept] int64``.
         edge: Its position in the base graph's edge list, ``[num_kept] int64``.
         index: Both ends, numbered as in a PyG batch: ``sample * num_nodes + node``, ``[2, num_kept] int64``.
+
+    Example:
+        >>> edges = tc.nn.shared_edges(ds.read_batch(range(4)))["gene", "physical", "gene"]
+        >>> edges.edge_index.shape
+        torch.Size([2, 24])
     """
 
     sample: Tensor
@@ -50,6 +55,11 @@ class SharedEdges:
         source_kept: Kept source nodes, ``[batch, num_source] bool``; ``None`` for all.
         target_kept: Kept target nodes, ``[batch, num_target] bool``; ``None`` for all.
         by_nodes: Whether an edge is kept if and only if its ends are kept by the two masks above.
+
+    Example:
+        >>> edges = tc.nn.shared_edges(ds.read_batch(range(4)))["gene", "physical", "gene"]
+        >>> edges.edge_index.shape
+        torch.Size([2, 24])
     """
 
     edge_index: Tensor

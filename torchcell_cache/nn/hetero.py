@@ -50,6 +50,13 @@ def shared_hetero_conv(
 
     Raises:
         SettingError: If a shape or a name does not fit, or an edge type's source or target has no features.
+
+    Example:
+        >>> key, x = ("gene", "physical", "gene"), ds.base_graph["gene"].x
+        >>> edges = tc.nn.shared_edges(ds.read_batch(range(3)))
+        >>> layer = HeteroConv({key: GCNConv(2, 4)})
+        >>> tc.nn.shared_hetero_conv(layer, {"gene": x.expand(3, -1, -1)}, {key: edges[key]})["gene"].shape
+        torch.Size([3, 8, 4])
     """
     choice("route", route, ROUTES)
     _check_names(layer, x, edges, argument_dicts)
@@ -193,8 +200,10 @@ class SharedConv(torch.nn.Module):
         route: As for :func:`shared_conv`.
 
     Example:
-        >>> conv = SharedConv(GINConv(mlp))
-        >>> y = conv(x, shared_edges(batch)["gene", "physical", "gene"])  # [batch, num_genes, num_out]
+        >>> conv, x = tc.nn.SharedConv(GCNConv(2, 4)), ds.base_graph["gene"].x
+        >>> batch = ds.read_batch(range(3))
+        >>> conv(x.expand(3, -1, -1), tc.nn.shared_edges(batch)["gene", "physical", "gene"]).shape
+        torch.Size([3, 8, 4])
     """
 
     def __init__(self, layer: torch.nn.Module, route: str = "auto") -> None:

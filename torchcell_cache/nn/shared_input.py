@@ -36,7 +36,7 @@ def shared_input(x: Tensor, batch: Any) -> Tensor:
         ``[batch, num_nodes, num_features]``, a view.
 
     Example:
-        >>> x = shared_input(torch.cat([embedding.weight, encode(batch.base_graph["gene"].x)], dim=1), batch)
+        >>> x = tc.nn.shared_input(ds.base_graph["gene"].x, ds.read_batch(range(3)))
     """
     return x.expand(batch if isinstance(batch, int) else len(batch), *x.shape)
 

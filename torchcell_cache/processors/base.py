@@ -26,6 +26,15 @@ class GraphProcessor(Protocol):
 
     ``sample`` is the processor's own and may be changed. The base graph's tensors may be handed on but never changed: every
     sample shares them. A field that *is* the base graph's tensor costs nothing on disk.
+
+    Example:
+        >>> class Doubled(tc.GraphProcessor):
+        ...     def process(self, base_graph, sample):
+        ...         graph = base_graph.clone()
+        ...         graph["gene"].x = graph["gene"].x * 2
+        ...         return graph
+        >>> tc.testing.check_processor(Doubled(), tc.testing.tiny_source(4))
+        []
     """
 
     def process(self, base_graph: Any, sample: Any) -> Data | HeteroData:

@@ -31,6 +31,9 @@ class DCellGraphProcessor:
 
     Raises:
         SettingError: If ``statistics`` is neither.
+
+    Example:
+        >>> processor = tc.DCellGraphProcessor(statistics="always")
     """
 
     cache_version: ClassVar[int] = 1

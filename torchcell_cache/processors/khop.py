@@ -58,6 +58,10 @@ class KHopSubgraph(SampleProcessor):
 
     Raises:
         SettingError: If a setting is none of the valid ones.
+
+    Example:
+        >>> tc.build("stores/hop", source=tc.testing.tiny_source(4), processor=tc.KHopSubgraph(2), progress=False)
+        PreprocessedDataset(4)
     """
 
     def __init__(

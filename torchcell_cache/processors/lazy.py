@@ -40,6 +40,11 @@ class LazySubgraphRepresentation(DeletionProcessor):
     Fields and order are torchcell's; per-node and per-edge tensors of the base graph that torchcell does not know
     (``edge_attr``, ``edge_weight``, ...) follow at the end of their store. A homogeneous base graph gives a ``Data`` with
     the same node fields, then ``edge_index`` and ``edge_mask``.
+
+    Example:
+        >>> rule = tc.LazySubgraphRepresentation(gpr="rule")  # a reaction goes when its rule says so
+        >>> tc.build("stores/rule", source=tc.testing.tiny_source(4), processor=rule, progress=False)
+        PreprocessedDataset(4)
     """
 
     gpr_by: ClassVar[str] = "gene"

@@ -22,6 +22,11 @@ class Perturbation(DeletionProcessor):
 
     Args:
         node_type: Perturbed node type; ``gene``, or the only one, by default.
+
+    Example:
+        >>> ids = tc.build("stores/ids", source=tc.testing.tiny_source(4), processor=tc.Perturbation(), progress=False)
+        >>> ids[0]["gene"].perturbation_indices
+        tensor([0, 1, 7])
     """
 
     gpr_by: ClassVar[str] = "gene"
@@ -75,6 +80,10 @@ class Unperturbed:
 
     Args:
         node_type: Perturbed node type; ``gene``, or the only one, by default.
+
+    Example:
+        >>> tc.build("stores/whole", source=tc.testing.tiny_source(4), processor=tc.Unperturbed(), progress=False)
+        PreprocessedDataset(4)
     """
 
     cache_version: ClassVar[int] = 1

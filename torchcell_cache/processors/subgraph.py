@@ -38,6 +38,11 @@ class SubgraphRepresentation(DeletionProcessor):
 
     Fields and order are torchcell's; ``pert_mask`` speaks of all nodes or edges of the base graph. A homogeneous base
     graph gives a ``Data`` with the same node fields, then ``edge_index`` and ``edge_pert_mask [num_edges] bool``.
+
+    Example:
+        >>> cut = tc.build("stores/cut", source=tc.testing.tiny_source(4), processor=tc.SubgraphRepresentation(), progress=False)
+        >>> cut[0]["gene"].num_nodes, cut.base_graph["gene"].num_nodes
+        (5, 8)
     """
 
     gpr_by: ClassVar[str] = "reaction"

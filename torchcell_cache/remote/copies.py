@@ -74,6 +74,9 @@ def stage(
         CorruptShardError: If a file of the store is not what its manifest says; nothing is published.
         StorageError: If there is no room, or a file system refuses.
         SettingError: If an argument has no such value.
+
+    Example:
+        >>> copy = tc.PreprocessedDataset(tc.stage("stores/cell", "scratch", progress=False))
     """
     if keep is not None:
         keep = whole_number("keep", keep, 1, fix="keep=1, the copy just staged always stays")

@@ -46,6 +46,11 @@ def pull(
         StaleCacheError: If another store is at ``root``.
         StorageError: If there is no room, or the object store cannot be reached.
         SettingError: If the address or an option cannot be used.
+
+    Example:
+        >>> where = tc.push("stores/cell", f"file://{here}/bucket", progress=False)
+        >>> tc.pull(where, "stores/pulled", progress=False).name
+        'pulled'
     """
     overwrite, say = truth("overwrite", overwrite), Console(truth("progress", progress))
     where, bucket = local_path(root), Bucket(url, storage_options)

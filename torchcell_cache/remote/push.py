@@ -79,6 +79,11 @@ def push(
         RemoteAccessError: If the object store does not let us in.
         RemoteUnavailableError: If it does not answer; the same call goes on where it was.
         SettingError: If the address or an option cannot be used.
+
+    Example:
+        >>> where = tc.push("stores/cell", f"file://{here}/bucket", progress=False)
+        >>> tc.PreprocessedDataset(where, cache_dir="cache").content_digest == ds.content_digest
+        True
     """
     overwrite, force = truth("overwrite", overwrite), truth("force", force)
     where, bucket, say = local_path(root), Bucket(url, storage_options), Console(truth("progress", progress))

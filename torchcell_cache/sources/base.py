@@ -20,6 +20,10 @@ class Source(Protocol):
 
     Attributes:
         base_graph: The graph all samples share, or ``None``.
+
+    Example:
+        >>> isinstance(tc.testing.tiny_source(4), tc.sources.Source)
+        True
     """
 
     base_graph: Any
@@ -35,7 +39,12 @@ class Source(Protocol):
 
 @runtime_checkable
 class PerturbationSource(Source, Protocol):
-    """A source whose samples are perturbed ids and measurements; the build takes all of them as columns."""
+    """A source whose samples are perturbed ids and measurements; the build takes all of them as columns.
+
+    Example:
+        >>> isinstance(tc.testing.tiny_source(4), tc.sources.PerturbationSource)
+        True
+    """
 
     @property
     def table(self) -> SampleTable:

@@ -64,6 +64,9 @@ def ecoli_base_graph(self_loops: bool = False, *, model: Any = None) -> HeteroDa
     Args:
         self_loops: Append one self loop per gene to each gene-gene edge type.
         model: What :func:`ecoli_model` returned, to read the file only once.
+
+    Example:
+        >>> graph = tc.sources.ecoli_base_graph()  # doctest: +SKIP
     """
     self_loops = truth("self_loops", self_loops)
     return metabolic_base_graph(ecoli_model() if model is None else model, self_loops=self_loops)
@@ -92,6 +95,9 @@ def ecoli_knockouts(
 
     Raises:
         SettingError: If cobra is not installed or ``num_samples`` is not positive.
+
+    Example:
+        >>> genes, growth = tc.sources.ecoli_knockouts(1000)  # doctest: +SKIP
     """
     num_samples, seed = whole_number("num_samples", num_samples, 1), whole_number("seed", seed, 0)
     model = ecoli_model() if model is None else model
@@ -124,6 +130,9 @@ def EcoliKnockouts(  # noqa: N802 - a source, named like the classes it stands b
         seed: Seed of the draws.
         self_loops: Append one self loop per gene to each gene-gene edge type.
         progress: Called now and then with (labelled, total).
+
+    Example:
+        >>> source = tc.sources.EcoliKnockouts(num_samples=1000)  # doctest: +SKIP
     """
     from torchcell_cache.sources.table import PerturbationTable
 

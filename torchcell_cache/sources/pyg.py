@@ -33,6 +33,11 @@ class PygSource:
             dataset's ``base_graph`` or ``cell_graph`` if it has one.
         version: A text that names the dataset's content. Without it up to 20,000 samples are hashed, and of a larger
             dataset 4,096 evenly spaced ones.
+
+    Example:
+        >>> graphs = [Data(x=torch.rand(4, 2), y=torch.tensor([k])) for k in range(3)]
+        >>> len(tc.sources.PygSource(graphs))
+        3
     """
 
     def __init__(
@@ -134,7 +139,12 @@ def _check_kind(dataset: Any) -> None:
 
 
 def as_source(source: Any, base_graph: Any = None) -> Source:
-    """``source`` itself if it is one, else a :class:`PygSource` around it."""
+    """``source`` itself if it is one, else a :class:`PygSource` around it.
+
+    Example:
+        >>> tc.sources.as_source([Data(x=torch.rand(4, 2))]).identity()["num_samples"]
+        1
+    """
     if isinstance(source, Source) and hasattr(source, "identity"):
         return source
     from torchcell_cache.sources.torchcell import torchcell_source  # no other source needs processors

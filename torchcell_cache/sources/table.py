@@ -60,6 +60,11 @@ class PerturbationTable:
 
     Attributes:
         notes: What was read as what, and what was left out.
+
+    Example:
+        >>> cell = tc.testing.tiny_graph()
+        >>> tc.PerturbationTable(cell, [["G0"], ["G3", "G5"]], phenotypes={"fitness": [0.9, 0.4]})
+        PerturbationTable(2, phenotypes=['fitness'])
     """
 
     notes: tuple[str, ...] = ()
@@ -133,7 +138,7 @@ class PerturbationTable:
             SettingError: If a setting is none.
 
         Example:
-            ``tc.PerturbationTable.from_csv("screen.csv", graph, phenotypes=["fitness"], nan="keep")``
+            >>> tc.PerturbationTable.from_csv("screen.csv", graph, phenotypes=["fitness"], nan="keep")  # doctest: +SKIP
         """
         if not isinstance(path, str | os.PathLike):
             raise SettingError(

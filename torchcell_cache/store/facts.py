@@ -129,7 +129,7 @@ class StoredFacts(abc.ABC):
             SettingError: If there is no such column of names.
 
         Example:
-            ``ds[ds.names("cell_type") == "NK"]``
+            >>> ds[ds.names("cell_type") == "NK"]  # doctest: +SKIP
         """
         apart = self.label_columns
         if not isinstance(column, str):

@@ -50,6 +50,9 @@ def assert_same_graph(actual: Any, expected: Any) -> None:
 
     Raises:
         AssertionError: Naming the store, the key and the first difference.
+
+    Example:
+        >>> tc.testing.assert_same_graph(ds[0], ds[:1][0])
     """
     text = first_difference(actual, expected)
     if text is not None:
@@ -70,6 +73,10 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
 
     Returns:
         One sentence per finding, also for what could not be checked; empty if all was checked and all is well.
+
+    Example:
+        >>> tc.testing.check_processor(tc.Perturbation(), tc.testing.tiny_source(4))
+        []
     """
     n = whole_number("n", n)
     try:
@@ -138,6 +145,10 @@ def check_source(source: Any, n: int = 8) -> list[str]:
 
     Returns:
         One sentence per finding; empty if all is well.
+
+    Example:
+        >>> tc.testing.check_source(tc.testing.tiny_source(4))
+        []
     """
     problems: list[str] = []
     identity = None

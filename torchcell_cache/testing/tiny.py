@@ -30,6 +30,10 @@ def tiny_graph(
         metabolism: Add five reactions with gene rules and four metabolites.
         homogeneous: Give a ``Data`` with ``edge_index`` and ``edge_weight`` instead of a ``HeteroData``.
         seed: Seed of edges and features.
+
+    Example:
+        >>> tc.testing.tiny_graph(metabolism=False).edge_types[0]
+        ('gene', 'physical', 'gene')
     """
     random = np.random.default_rng(seed)
     features = torch.from_numpy(random.standard_normal((num_genes, num_features)).astype(np.float32))
@@ -92,6 +96,10 @@ def tiny_source(num_samples: int = 12, base_graph: Any = None, *, seed: int = 0)
         num_samples: How many.
         base_graph: :func:`tiny_graph` if ``None``.
         seed: Seed of knock-outs and labels.
+
+    Example:
+        >>> tc.testing.tiny_source(4)
+        PerturbationTable(4, phenotypes=['fitness'])
     """
     graph = tiny_graph() if base_graph is None else base_graph
     num_nodes = int(graph.num_nodes if isinstance(graph, Data) else graph["gene"].num_nodes)

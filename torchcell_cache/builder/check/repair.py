@@ -124,6 +124,10 @@ def repair(
         StaleCacheError: If source or processor are not the ones the store was built from.
         BuildInProgressError: If another process builds or repairs this store.
         StorageError: If the file system refuses.
+
+    Example:
+        >>> print(tc.repair("stores/cell", progress=False))  # doctest: +ELLIPSIS
+        repair ...stores/cell: nothing is damaged
     """
     begun = time.perf_counter()
     where, progress = local_path(root), truth("progress", progress)

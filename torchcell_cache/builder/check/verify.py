@@ -79,6 +79,11 @@ def verify(
         CacheNotFoundError: If there is no store.
         CorruptManifestError: If its manifest is so damaged that nothing else can be checked.
         SettingError: If an argument has no such value.
+
+    Example:
+        >>> report = tc.verify("stores/cell", "full", progress=False)
+        >>> report.ok, report.checked["shards"]
+        (True, 3)
     """
     choice("level", level, LEVELS)
     num_samples, seed = whole_number("num_samples", num_samples, 0), seed_number(seed)

@@ -106,6 +106,11 @@ class BalancedCostBatchSampler(CacheSampler):
 
     Raises:
         SettingError: If an argument is wrong, a sample costs more than ``max_cost``, or a rank would get no batch.
+
+    Example:
+        >>> sampler = tc.BalancedCostBatchSampler(ds, 4, by="removed_edges")
+        >>> sum(len(rows) for rows in sampler)
+        12
     """
 
     place_name = "batches_seen"

@@ -221,6 +221,10 @@ class DistributedCacheSampler(OrderSampler):
 
     Raises:
         SettingError: If an argument is wrong, or ranks would get no batch, or an empty one.
+
+    Example:
+        >>> list(tc.DistributedCacheSampler(ds[:6], 2, rank=1, world_size=2, uneven="exact"))
+        [[2, 3], [5]]
     """
 
     def __init__(

@@ -139,6 +139,11 @@ class DistributedShardSampler(StreamOrderSampler):
 
     Raises:
         SettingError: If an argument is wrong, or a rank would get no batch, or an empty one.
+
+    Example:
+        >>> loader = tc.CacheLoader(ds, sampler=tc.DistributedShardSampler(ds, batch_size=4))
+        >>> len(loader)
+        3
     """
 
     def __init__(

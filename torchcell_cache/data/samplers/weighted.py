@@ -191,6 +191,10 @@ class WeightedCacheSampler(OrderSampler):
 
     Raises:
         SettingError: If an argument is wrong; names the valid ones.
+
+    Example:
+        >>> sampler = tc.WeightedCacheSampler(ds, 4, by="perturbed_count")
+        >>> loader = tc.CacheLoader(ds, sampler=sampler)
     """
 
     def __init__(

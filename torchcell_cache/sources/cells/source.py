@@ -88,7 +88,7 @@ class AnnDataSource:
         RemoteAccessError: If a server does not let us in.
 
     Example:
-        ``AnnDataSource("plates/*.h5ad", graph, categories=["cell_type"], target_sum=1e4, log1p=True)``
+        >>> cells = tc.AnnDataSource("plates/*.h5ad", graph, categories=["cell_type"], log1p=True)  # doctest: +SKIP
     """
 
     gives_graphs = True

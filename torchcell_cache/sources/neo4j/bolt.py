@@ -116,6 +116,10 @@ def embedded_bolt(
     Raises:
         SettingError: If ``arcadedb-embedded`` is not installed, or the password is too short.
         SourceUnavailableError: If the server does not start; the message ends with its log.
+
+    Example:
+        >>> with tc.sources.embedded_bolt("database") as server:  # doctest: +SKIP
+        ...     tc.sources.load_experiments(server.uri, rows)
     """
     if importlib.util.find_spec("arcadedb_embedded") is None:
         raise SettingError(

@@ -102,6 +102,9 @@ def load_experiments(
         SourceContractError: If a row lacks a key, holds a value of another type, or has the id of an earlier row.
         SettingError: If user, password or database are wrong.
         SourceUnavailableError: If the server cannot be reached.
+
+    Example:
+        >>> tc.sources.load_experiments("bolt://localhost:7687", rows)  # doctest: +SKIP
     """
     from torchcell_cache.sources.neo4j.driver import Login, writing
 

@@ -82,6 +82,9 @@ class Neo4jCellDataset(PerturbationTable):
         SourceUnavailableError: The server does not answer; the same call goes on.
         StaleCacheError: ``root/raw`` holds the rows of another query.
         SourceContractError: No rows, or a record that is not an experiment; the message names it.
+
+    Example:
+        >>> source = tc.Neo4jCellDataset("raw", "bolt://host:7687", query="trigenic.cql")  # doctest: +SKIP
     """
 
     def __init__(

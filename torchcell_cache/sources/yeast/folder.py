@@ -88,6 +88,9 @@ def yeast_base_graph(
     Raises:
         SettingError: If the folder or one of its files is missing, or a network has a name that is not read.
         SourceContractError: If a file does not hold what its name says; names the row.
+
+    Example:
+        >>> graph = tc.sources.yeast_base_graph("yeast")  # doctest: +SKIP
     """
     self_loops, scores = truth("self_loops", self_loops), truth("scores", scores)
     path = yeast_folder(folder)
@@ -132,6 +135,9 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
     Raises:
         SettingError: If the folder or the table is missing.
         SourceContractError: If the table has no such columns, a value that is no number, or a knock-out twice.
+
+    Example:
+        >>> genes, labels = tc.sources.yeast_knockouts("yeast")  # doctest: +SKIP
     """
     path = _only(yeast_folder(folder), ("fba_knockouts.tsv", "fba_knockouts.tsv.gz"))
     table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
@@ -164,6 +170,9 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
 
     Raises:
         SettingError, SourceContractError: As the functions above; also if ``num_samples`` is out of range.
+
+    Example:
+        >>> source = tc.sources.YeastKnockouts("yeast", num_samples=1000)  # doctest: +SKIP
     """
     from torchcell_cache.sources.table import PerturbationTable
 
