@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -180,10 +181,43 @@ def test_errors_and_exit_codes_are_those_of_the_readme() -> None:
         assert f"`{code}`" in text
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "bench", "campaign"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "bench", "campaign"])
 def test_make_knows_what_the_readme_promises(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_is_the_tutorial() -> None:
+    make = runpy.run_path(str(ROOT / "docs" / "notebook.py"))["notebook"]
+    text = (ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8")
+    assert text == make((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")), (
+        "python docs/notebook.py"
+    )
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    code = [
+        body.rstrip("\n")
+        for language, body in blocks_of(ROOT / "docs" / "tutorial.md")
+        if language == "python"
+    ]
+    assert [re.sub(r"%%writefile \S+\n", "", cell) for cell in cells] == code
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import torchcell_cache as tc
+
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    whole = {"errors", "nn", "sources", "testing", "__version__", "Sample", "IncidenceIndex"}
+    assert [
+        name for name in tc.__all__ if name not in whole and not re.search(rf"\.{name}$", page, re.MULTILINE)
+    ] == []
+
+
+def test_the_version_is_said_once() -> None:
+    from torchcell_cache import __version__
+
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff")]
+    assert f'version = "{__version__}"' in texts[0]
+    assert f"version: {__version__}" in texts[1]
 
 
 def test_demo_arguments_are_checked_before_any_work() -> None:

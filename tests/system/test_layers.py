@@ -87,7 +87,9 @@ def _examples(tree: ast.Module) -> int:
     """Lines of examples in docstrings, which may be as long as they like."""
     kinds = ast.FunctionDef | ast.ClassDef | ast.Module
     docs = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
-    return sum(len(doc.partition("\nExample:\n")[2].splitlines()) + 2 for doc in docs if "\nExample:\n" in doc)
+    return sum(
+        len(doc.partition("\nExample:\n")[2].splitlines()) + 2 for doc in docs if "\nExample:\n" in doc
+    )
 
 
 def test_files_and_functions_are_short() -> None:

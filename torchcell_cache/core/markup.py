@@ -100,7 +100,7 @@ def bars(
         )
     ticks = _ticks(low, high, facts["whole"])
     if labels:
-        ticks = {k + 0.5: label for k, label in enumerate(labels) if k % (1 + len(labels) // 8) == 0}
+        ticks = {k + 0.5: label for k, label in enumerate(labels) if k % -(-len(labels) // 5) == 0}
     else:
         at = 8 + 214 * (facts["median"] - low) / span
         parts.append(f'<path d="M{at:.1f} 16V96" stroke="{_COLORS[3]}" stroke-dasharray="3 2"/>')

@@ -66,7 +66,7 @@ def _pictures(histograms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _counted(dataset: StoredFacts) -> list[tuple[str, Markup]]:
     """The bar of perturbed counts, if the store knows them."""
     column = dataset.columns.get("perturbed_count")
-    return [] if column is None or not len(column) else [("perturbed nodes", _count_bar(column))]
+    return [] if column is None or not len(column) else [("perturbed", _count_bar(column))]
 
 
 def _count_bar(column: npt.NDArray[Any]) -> Markup:
@@ -78,7 +78,7 @@ def _count_bar(column: npt.NDArray[Any]) -> Markup:
 def batch_html(title: str, perturbed: npt.NDArray[Any], labels: Mapping[str, npt.NDArray[Any]]) -> str:
     """What a notebook shows of a batch: how many nodes its samples perturb, ``[batch]``, and its labels, ``[batch]`` each."""
     pictures = "".join(bars(name, histogram(values, 12)) for name, values in labels.items())
-    return table([("perturbed nodes", _count_bar(perturbed))], title=title) + f"<div>{pictures}</div>"
+    return table([("perturbed", _count_bar(perturbed))], title=title) + f"<div>{pictures}</div>"
 
 
 def dataset_html(dataset: StoredFacts, name: str) -> str:

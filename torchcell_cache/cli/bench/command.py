@@ -85,7 +85,7 @@ def _draw_stages(axes: Any, report: BenchReport) -> None:
     axes.set_xlabel("ms per batch, median")
     if report.step_ms is not None:
         axes.axvline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
-    axes.legend()
+    _legend(axes)
 
 
 def _draw_workers(axes: Any, report: BenchReport) -> None:
@@ -99,4 +99,9 @@ def _draw_workers(axes: Any, report: BenchReport) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("workers")
     axes.set_ylabel("wait for a batch, ms")
-    axes.legend()
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Above the picture, where no bar is."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small", frameon=False)
