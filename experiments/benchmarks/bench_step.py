@@ -4,7 +4,7 @@
     python -m experiments.benchmarks.bench_step --small          # to see that it runs
 
 Each way lives in a process of its own with one thread; all take turns, one step at a time, so that a slow moment hits
-everybody. A step reads a batch, runs the layers over the nine gene networks forwards and backwards, and nothing else.
+everybody, and one that has taken its steps ends. A step reads a batch, runs the layers over the nine gene networks forwards and backwards, and nothing else.
 Peak memory is above what the process had before its first step: libraries, base graph and store.
 """
 
@@ -186,14 +186,17 @@ def measure(works: list[Work], root: Path, rounds: int) -> list[dict[str, Any]]:
         end.close()
     times: dict[Work, list[float]] = {work: [] for work in works}
     losses: dict[Work, Any] = {}
+    peaks: dict[Work, float | None] = {}
     for number in range(rounds + 1):
         for work in works:
-            if (number and work.slow) or isinstance(losses.get(work), str):
+            if work in peaks:
                 continue
             took, losses[work] = _answer(pipes[work], True) or (None, "killed: not enough memory")
             times[work] += [took] if took is not None else []
             shown = losses[work] if took is None else f"{took:.0f} ms"
             print(f"  {work.layer}, {work.depth} layers, {work.way}, {work.batch}: {shown}", flush=True)
+            if work.slow or number == rounds or took is None:
+                peaks[work] = _answer(pipes[work], None)  # and its memory is free for the others
     rows = []
     for work in works:
         counted = times[work][1:] or times[work]
@@ -203,7 +206,7 @@ def measure(works: list[Work], root: Path, rounds: int) -> list[dict[str, Any]]:
             "ms": statistics.median(counted) if counted else None,
             "calls": len(counted),
         }
-        rows.append({**row, "loss": losses[work], "peak_mb": _answer(pipes[work], None) if counted else None})
+        rows.append({**row, "loss": losses[work], "peak_mb": peaks[work] if counted else None})
     for process in processes:
         process.terminate()
         process.join()
@@ -212,12 +215,12 @@ def measure(works: list[Work], root: Path, rounds: int) -> list[dict[str, Any]]:
 
 def _answer(pipe: Any, question: Any) -> Any:
     """What a process says; ``None`` if it is gone."""
-    pipe.send(question)
-    if not pipe.poll(TIMEOUT):
-        raise RuntimeError(f"a step took more than {TIMEOUT} s")
     try:
+        pipe.send(question)
+        if not pipe.poll(TIMEOUT):
+            raise RuntimeError(f"a step took more than {TIMEOUT} s")
         return pipe.recv()
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return None
 
 
