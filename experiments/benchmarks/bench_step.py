@@ -4,7 +4,8 @@
     python -m experiments.benchmarks.bench_step --small          # to see that it runs
 
 Each way lives in a process of its own with one thread; all take turns, one step at a time, so that a slow moment hits
-everybody, and one that has taken its steps ends. A step reads a batch, runs the layers over the nine gene networks forwards and backwards, and nothing else.
+everybody, and one that has taken its steps ends. A step reads a batch, runs the layers over the nine gene networks forwards
+and backwards, and nothing else.
 Peak memory is above what the process had before its first step: libraries, base graph and store.
 """
 

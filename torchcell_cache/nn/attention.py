@@ -7,6 +7,7 @@ everything made of them has derivatives of any order. Only a layer's node featur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,15 +17,15 @@ from torch.profiler import record_function
 from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerConv
 from torch_geometric.nn.aggr import SumAggregation
 
-from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
+from torchcell_cache.nn.adjacency import Adjacency, Compressed, adjacency_of
 from torchcell_cache.nn.again import run_again
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, snapshot
 from torchcell_cache.nn.product import gather_sum, hidden_rows
 
 ATTENTION = (GATConv, GATv2Conv, TransformerConv)
-BLOCK = 1 << 14
-"""Edges whose features are looked at together where a score needs all of them: they stay in the second cache."""
+BLOCK = 1 << 17
+"""Numbers of edges' features that are looked at together where a score needs all of them: they stay in the second cache."""
 
 
 def _is_batched(*values: Tensor) -> bool:
@@ -121,8 +122,7 @@ class _PairScores(torch.autograd.Function):
         ctx.edges, ctx.slope = edges, slope
         ctx.save_for_backward(source, target, att)
         out = source.new_empty(len(edges.column))
-        for begin in range(0, len(out), BLOCK):
-            part = slice(begin, begin + BLOCK)
+        for part, _ in _blocks(edges.ptr, att):
             both = source.index_select(0, edges.column[part]).add_(target.index_select(0, edges.row[part]))
             torch.mv(F.leaky_relu_(both, slope), att, out=out[part])
         return out
@@ -143,16 +143,32 @@ class _PairScores(torch.autograd.Function):
             wanted = [t for t in given if t.requires_grad]
             found = iter(torch.autograd.grad(whole, wanted, grad, create_graph=again))
             return *(next(found) if t.requires_grad else None for t in given), None, None
-        outs = torch.zeros_like(source), torch.zeros_like(target), torch.zeros_like(att)
-        for begin in range(0, len(grad), BLOCK):
-            part = slice(begin, begin + BLOCK)
-            ends = edges.column[part], edges.row[part]
-            both = source.index_select(0, ends[0]).add_(target.index_select(0, ends[1]))
-            outs[2].add_(torch.mv(F.leaky_relu(both, slope).t(), grad[part]))
-            of_both = torch.where(both > 0, att, att * slope).mul_(grad[part, None])
-            outs[0].index_add_(0, ends[0], of_both)
-            outs[1].index_add_(0, ends[1], of_both)
+        outs = [torch.zeros_like(t) for t in (source, target, att)]
+        # A row's edges lie together by either end: they are summed, nothing is scattered.
+        for end, ptr in enumerate((edges.ptr_t, edges.ptr)):
+            by_end = [edges.column, edges.row, grad]
+            if not end:
+                by_end = [v.index_select(0, edges.by_source) for v in by_end]
+            for part, rows in _blocks(ptr, att):
+                column, row, weight = (v[part] for v in by_end)
+                both = source.index_select(0, column).add_(target.index_select(0, row))
+                slopes = torch.ops.aten.leaky_relu_backward(torch.ones_like(both), both, slope, False)
+                place = torch.arange(len(both), dtype=ptr.dtype, device=ptr.device)
+                offsets = ptr[rows.start : rows.stop + 1] - part.start
+                own = Compressed(offsets, place, weight, (rows.stop - rows.start, len(both)))
+                outs[end][rows] = gather_sum(own, slopes).mul_(att)
+                if end:
+                    outs[2].add_(torch.mv(both.mul_(slopes).t(), weight))
         return *outs, None, None
+
+
+def _blocks(ptr: Tensor, att: Tensor) -> list[tuple[slice, slice]]:
+    """Entries of some whole rows at a time, and these rows."""
+    size, num_entries = max(BLOCK // len(att), 1), int(ptr[-1])
+    marks = torch.arange(0, num_entries + size, size, dtype=ptr.dtype, device=ptr.device)
+    rows = torch.unique(torch.searchsorted(ptr, marks).clamp_(max=len(ptr) - 1))
+    both = zip(pairwise(ptr[rows].tolist()), pairwise(rows.tolist()), strict=True)
+    return [(slice(*entries), slice(*whole)) for entries, whole in both]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
