@@ -85,6 +85,29 @@ def test_a_table_for_people(store: Path, capsys) -> None:
     assert any("the cache " in tip for tip in tips)
 
 
+def test_where_a_step_goes(store: Path, tmp_path: Path, capsys) -> None:
+    quick = [*QUICK, "workers=0", "cold=false"]
+    facts = facts_of(capsys, f"root={store}", *quick, "hidden=3", "layers=3")
+    assert [step["way"] for step in facts["steps"]] == ["shared", "pyg"]
+    parts = ["data", "expansion", "layer 1", "layer 2", "layer 3", "backward"]
+    for step in facts["steps"]:
+        assert list(step["parts_ms"]) == parts
+        assert all(ms > 0 for ms in step["parts_ms"].values())
+        assert 1 <= step["samples"] <= 4
+        assert step["sample_ms"] == pytest.approx(sum(step["parts_ms"].values()) / step["samples"])
+    assert any(tip.startswith("the shared mode ") and "width 3" in tip for tip in facts["advice"])
+    assert not facts_of(capsys, f"root={store}", *quick)["steps"]  # asked for by a width
+
+    root, own = tmp_path / "homogeneous", tmp_path / "own"
+    tc.build(root, source=screen(plain_graph(), 9), processor=tc.SubgraphRepresentation(), progress=False)
+    assert main(["bench", f"root={root}", *quick, "hidden=2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^step .*\blayer 1 +layer 2 +backward +a sample$", said, re.MULTILINE)
+    assert "(2 GIN layers of width 2 over all edge types between perturbed nodes, no optimizer)" in said
+    tc.build(own, source=[Data(x=torch.ones(2), y=torch.tensor([k])) for k in range(4)], progress=False)
+    assert "removes nothing" in facts_of(capsys, f"root={own}", *quick, "hidden=2")["skipped"]["steps"]
+
+
 def test_stores_that_cannot_do_everything(tmp_path: Path, capsys) -> None:
     def build(name: str, source, **settings) -> str:
         tc.build(tmp_path / name, source=source, progress=False, **settings)

@@ -56,6 +56,7 @@ def as_dict(report: BenchReport) -> dict[str, Any]:
         **report.facts,
         "stages": {name: timing.to_dict() for name, timing in report.stages.items()},
         "skipped": report.skipped,
+        "steps": [step.to_dict() for step in report.steps],
         "stayed_in_memory": report.stayed,
         "workers": [
             {
@@ -74,7 +75,16 @@ def as_dict(report: BenchReport) -> dict[str, Any]:
 def as_text(report: BenchReport) -> str:
     """The report as tables, followed by the advice."""
     return "\n".join(
-        [*_head(report), "", *_stage_table(report), "", *_worker_table(report), "", *_advised(report)]
+        [
+            *_head(report),
+            "",
+            *_stage_table(report),
+            "",
+            *_step_table(report),
+            *_worker_table(report),
+            "",
+            *_advised(report),
+        ]
     )
 
 
@@ -105,6 +115,20 @@ def _stage_table(report: BenchReport) -> Iterator[str]:
         yield f"(smaller batches where {report.batch_size} samples would take too much time or memory)"
 
 
+def _step_table(report: BenchReport) -> Iterator[str]:
+    if not report.steps:
+        return
+    facts, parts = report.facts, list(report.steps[0].parts)
+    yield f"{'step':<9}{'samples':>8}" + "".join(f"{name:>11}" for name in (*parts, "a sample"))
+    for step in report.steps:
+        cells = [step.parts[name] for name in parts]
+        yield f"{step.way:<9}{step.samples:>8}" + "".join(
+            f"{human_ms(ms):>11}" for ms in (*cells, step.sample_ms)
+        )
+    yield f"({facts['layers']} GIN layers of width {facts['hidden']} over all edge types between perturbed nodes, no optimizer)"
+    yield ""
+
+
 def _worker_table(report: BenchReport) -> Iterator[str]:
     step = report.step_ms
     wait = "" if step is None else f"   wait beside a step of {step:g} ms: p50, p99, share"
@@ -131,7 +155,13 @@ def _advised(report: BenchReport) -> Iterator[str]:
 
 def advice(report: BenchReport) -> list[str]:
     """What to set and what to expect, a sentence or two each, the most important first."""
-    return [*_workers(report), *_against_processing(report), *_expanding(report), *_cold(report)]
+    return [
+        *_workers(report),
+        *_against_processing(report),
+        *_shared_mode(report),
+        *_expanding(report),
+        *_cold(report),
+    ]
 
 
 def _workers(report: BenchReport) -> Iterator[str]:
@@ -210,6 +240,22 @@ def _not_compared(report: BenchReport, single: float | None, process: float | No
 
 def _times(factor: float) -> str:
     return f"{factor:.1f} times as long" if factor < 10 else f"{factor:,.0f} times as long"
+
+
+def _shared_mode(report: BenchReport) -> Iterator[str]:
+    """What a model on the shared graph gains."""
+    if len(report.steps) != 2:
+        return
+    shared, pyg = report.steps
+    width, versus = (
+        report.facts["hidden"],
+        f"{human_ms(shared.sample_ms)} a sample, {human_ms(pyg.sample_ms)} on PyG batches",
+    )
+    if shared.sample_ms >= _NO_GAIN * pyg.sample_ms:
+        yield f"the shared mode does not help layers of width {width} here: a step costs {versus}"
+    else:
+        factor = pyg.sample_ms / shared.sample_ms
+        yield f"the shared mode makes a step of width {width} {factor:.1f} times as fast: {versus} (torchcell_cache.nn)"
 
 
 def _expanding(report: BenchReport) -> Iterator[str]:

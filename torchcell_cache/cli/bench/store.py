@@ -23,6 +23,7 @@ from torchcell_cache.cli.bench.stages import (
     stages,
     still_in_memory,
 )
+from torchcell_cache.cli.bench.step import StepTiming, time_steps
 from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
@@ -67,6 +68,7 @@ class BenchReport:
         stages: Timings by stage.
         skipped: Why a stage could not be timed, by stage.
         sweep: Timings of the loader by number of workers.
+        steps: Where a step goes, on shared batches and on PyG's, if a width was given.
         stayed: Share of the shards that stayed in memory when they should have been cold, ``None`` if unknown.
     """
 
@@ -74,6 +76,7 @@ class BenchReport:
     stages: dict[str, Timing] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     sweep: list[WorkerTiming] = field(default_factory=list)
+    steps: list[StepTiming] = field(default_factory=list)
     stayed: float | None = None
 
     @property
@@ -105,6 +108,8 @@ def bench_store(
     seed: int = 0,
     device: torch.device | str | None = None,
     exclude_keys: Sequence[str] = (),
+    hidden: int | None = None,
+    layers: int = 2,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Time every stage from the store to the model, with one thread.
@@ -122,6 +127,9 @@ def bench_store(
         seed: Seed of the samples drawn.
         device: Where batches go; a GPU if there is one, by default.
         exclude_keys: Fields to leave out of PyG batches, as a loader's ``exclude_keys``.
+        hidden: Width of your model: also time a step of GIN layers over all edge types between perturbed nodes, part by
+            part, on shared batches and on PyG's.
+        layers: Their number.
         on_progress: Called with a few words before each part of the work.
 
     Raises:
@@ -131,6 +139,8 @@ def bench_store(
     batch_size = whole_number("batch_size", batch_size, 1)
     num_batches = min(whole_number("num_batches", num_batches, 1), _MOST_BATCHES)
     workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
+    hidden = hidden if hidden is None else whole_number("hidden", hidden, 1)
+    layers = whole_number("layers", layers, 1)
     _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
     if len(dataset) == 0:
@@ -140,10 +150,18 @@ def bench_store(
     watch = Stopwatch(draws, _device(device))
     facts: dict[str, Any] = {"batch_size": size, "asked": batch_size, "num_batches": num_batches}
     facts |= {"step_ms": step_ms, "seed": seed, "seconds": seconds, "exclude_keys": list(exclude_keys)}
+    facts |= {"hidden": hidden, "layers": layers}
     report = BenchReport(_facts(dataset, watch.device) | facts)
     begun = time.monotonic()
     with _one_thread():
         _time_stages(report, dataset, watch, cold, begun, on_progress)
+        if hidden is not None:
+            on_progress("steps")
+            try:
+                given = hidden, layers, exclude_keys, seconds / 4
+                report.steps = time_steps(dataset, watch.draws, watch.device, *given)
+            except Exception as error:
+                report.skipped["steps"] = reason(error)
         # At least a little for each, should the stages have taken longer than they were given.
         left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
         for count in workers:
