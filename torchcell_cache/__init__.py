@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torchcell_cache.core.samples import Sample as Sample
     from torchcell_cache.data.api import build as build
     from torchcell_cache.data.api import finalize as finalize
+    from torchcell_cache.data.api import import_torchcell as import_torchcell
     from torchcell_cache.data.api import save_subset as save_subset
     from torchcell_cache.data.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.data.dataset import PreprocessedDataset as PreprocessedDataset
@@ -92,6 +93,7 @@ _PLACES = {
     "finalize": "data.api",
     "nn": "",
     "gc": "builder.generations",
+    "import_torchcell": "data.api",
     "load_base_graph": "graph.records",
     "load_indices": "data.index_file",
     "pull": "remote.pull",

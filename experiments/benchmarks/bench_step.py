@@ -170,10 +170,13 @@ def live(pipe: Any, work: Work, root: str) -> None:
             pipe.send((None, f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"))
             continue
         pipe.send((1e3 * (time.perf_counter() - begun), loss))
-    peak = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
-    pipe.send(int(peak.split()[1]) / 1024 - before)
+    pipe.send(peak_since(before))
+
+
+def peak_since(before: float) -> float:
+    """Most memory of this process since its peak was started anew, in MB above ``before``."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024 - before
 
 
 def measure(works: list[Work], root: Path, rounds: int) -> list[dict[str, Any]]:

@@ -31,7 +31,19 @@ from torchcell_cache.errors import (
     SettingError,
 )
 
-_WRITERS = ("stage", "push", "pull", "preprocess", "append", "update", "select", "split", "repair", "gc")
+_WRITERS = (
+    "stage",
+    "push",
+    "pull",
+    "preprocess",
+    "import-torchcell",
+    "append",
+    "update",
+    "select",
+    "split",
+    "repair",
+    "gc",
+)
 EXIT_BUG = 1
 
 

@@ -219,7 +219,7 @@ def _loaded(group: str, path: Path) -> ModuleType:
     return module
 
 
-def make_base_graph(name: str) -> Any:
+def make_base_graph(name: str, key: str = "source.base_graph") -> Any:
     """A base graph by name, from a directory, or from another store."""
     from torchcell_cache import sources
     from torchcell_cache.graph.records import load_base_graph
@@ -228,13 +228,13 @@ def make_base_graph(name: str) -> Any:
 
     if name in BASE_GRAPHS:
         return getattr(sources, f"{name}_base_graph")()
-    path = local_path(name, "source.base_graph")
+    path = local_path(name, key)
     if (path / "base_graph.json").is_file():
         return load_base_graph(path)
     graph = Generation.open(path).base_graph if manifest_path(path).is_file() else None
     if graph is None:
         raise SourceContractError(
-            f"source.base_graph={name} is neither a directory with base_graph.json nor a store with a base graph",
+            f"{key}={name} is neither a directory with base_graph.json nor a store with a base graph",
             path=path,
             fix=f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)",
         )

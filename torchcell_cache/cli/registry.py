@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "init": ("cli.init:init",),
     "preprocess": ("cli.commands:preprocess", "builder.run:build"),
+    "import-torchcell": (
+        "cli.commands:import_torchcell",
+        "data.api:import_torchcell",
+        "builder.run:build - source processor max_record_bytes",
+    ),
     "append": ("cli.commands:append", "builder.grow:append - tail"),
     "update": ("cli.commands:update", "builder.grow:update"),
     "info": ("cli.info:info",),
@@ -187,7 +192,7 @@ def overview() -> str:
     lines = ["torchcell-cache <command> key=value ...", "", "commands:"]
     for name, places in COMMANDS.items():
         first = signature(places).about.partition("\n")[0].rstrip(".")
-        lines.append(f"  {name:<12}{first[0].lower()}{first[1:]}")
+        lines.append(f"  {name:<18}{first[0].lower()}{first[1:]}")
     lines += ["", "torchcell-cache <command> --help lists the keys of a command", _EXIT_CODES]
     return "\n".join(lines)
 

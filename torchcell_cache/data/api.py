@@ -11,13 +11,14 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from torchcell_cache.builder import array, grow, run, subset
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import plain_values
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.generation import Generation
 
-__all__ = ["Growth", "append", "build", "finalize", "save_subset", "update"]
+__all__ = ["Growth", "append", "build", "finalize", "import_torchcell", "save_subset", "update"]
 
 P = ParamSpec("P")
 
@@ -57,6 +58,49 @@ build = _opened(run.build)
 finalize = _opened(array.finalize)
 append = _grown(grow.append)
 update = _grown(grow.update)
+
+
+def import_torchcell(
+    root: str | os.PathLike[str],
+    *,
+    store: str | os.PathLike[str],
+    base_graph: Any,
+    trust: bool = False,
+    num_samples: int = 100,
+    progress: bool = True,
+    **settings: Any,
+) -> PreprocessedDataset:
+    """Make a store of one that torchcell's own ``Neo4jPreprocessedCellDataset`` made, and open it.
+
+    Its pickles are read in a process of its own, in which nothing that they name is called. Perturbed genes and labels are
+    taken, masks are made anew from ``base_graph``; random samples are compared with what the old store has. It does not say
+    which dataset a measurement is of, nor the type of a perturbation: a store built from torchcell's dataset does.
+
+    Args:
+        root: Directory of the new store.
+        store: Root of the old one.
+        base_graph: The cell graph it was made with.
+        trust: That its maker is trusted: files of LMDB can crash the process that reads them.
+        num_samples: Random samples that are compared.
+        progress: Whether to print progress.
+        **settings: Those of :func:`build`: ``storage``, ``num_workers``, ``on_stale`` and others.
+
+    Raises:
+        UnsafeContentError: If it is not trusted, or a record names a class or function that such records do not have.
+        CacheNotFoundError: If there is no such store.
+        SourceContractError: If a record is damaged, or the base graph is another one.
+        CacheError: What :func:`build` raises.
+
+    Example:
+        ``tc.import_torchcell("stores/tmi", store="old/preprocessed", base_graph=source.cell_graph, trust=True)``
+    """
+    from torchcell_cache.processors.lazy import LazySubgraphRepresentation
+    from torchcell_cache.sources.torchcell_store import torchcell_store
+
+    if local_path(root) == local_path(store, "store"):
+        raise SettingError(f"root={root} is the old store", fix="root=<another directory>")
+    source = torchcell_store(store, base_graph, trust=trust, num_samples=num_samples, progress=progress)
+    return build(root, source=source, processor=LazySubgraphRepresentation(), progress=progress, **settings)
 
 
 def save_subset(

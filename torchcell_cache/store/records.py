@@ -128,6 +128,17 @@ def _records(path: Path) -> Iterator[Sequence[bytes]]:
         yield chunk
 
 
+def foreign_get(path: Path) -> Callable[[bytes], bytes | None]:
+    """``get`` of an LMDB file that somebody else wrote; the environment lives as long as it. Damage raises ``OSError``."""
+    try:
+        get: Callable[[bytes], bytes | None] = (
+            _opened(path, path.stat().st_size, readonly=True, create=False).begin().get
+        )
+    except lmdb.Error as error:
+        raise OSError(_errno_of(error), str(error), str(path)) from None
+    return get
+
+
 def _opened(path: str | Path, map_bytes: int, **options: Any) -> lmdb.Environment:
     return lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False, readahead=False, **options)
 
