@@ -129,13 +129,9 @@ def _records(path: Path) -> Iterator[Sequence[bytes]]:
 
 
 def foreign_get(path: Path) -> Callable[[bytes], bytes | None]:
-    """``get`` of an LMDB file that somebody else wrote; the environment lives as long as it. Damage raises ``OSError``."""
-    try:
-        get: Callable[[bytes], bytes | None] = (
-            _opened(path, path.stat().st_size, readonly=True, create=False).begin().get
-        )
-    except lmdb.Error as error:
-        raise OSError(_errno_of(error), str(error), str(path)) from None
+    """``get`` of an LMDB file that somebody else wrote; the environment lives as long as it."""
+    get: Callable[[bytes], bytes | None]
+    get = _opened(path, path.stat().st_size, readonly=True, create=False).begin().get
     return get
 
 
