@@ -63,7 +63,7 @@ class Stored(NamedTuple):
             raise RefusedError(f"a tensor in it names {named[1]}") from None
         if not isinstance(storage, torch.storage.TypedStorage):
             raise ValueError(f"the data of a tensor are a {type(storage).__name__}")
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).numpy()  # type: ignore[call-overload]
+        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).numpy()  # type: ignore[no-untyped-call]
         (count,), (step,) = self.size, self.stride
         last = self.offset + max(count - 1, 0) * step
         if count and not (0 <= self.offset <= last < len(flat) and step > 0 and 0 < count <= len(flat)):
@@ -152,9 +152,8 @@ class Columns:
     def write(self, directory: Path) -> None:
         """Arrays as ``COLUMNS``, the rest as ``OUTCOME``."""
         columns = {**self.flat, **{f"{name}.count": part for name, part in self.counts.items()}}
-        np.savez(
-            directory / COLUMNS, **{name: np.array(part, part.typecode) for name, part in columns.items()}
-        )
+        arrays: dict[str, Any] = {name: np.array(part, part.typecode) for name, part in columns.items()}
+        np.savez(directory / COLUMNS, **arrays)
         (directory / OUTCOME).write_text(json.dumps({**self.same, "words": list(self.words)}))
 
 

@@ -124,7 +124,7 @@ class Records:
         self.file, self.checked = file, checked
         self.said = json.loads((directory / OUTCOME).read_text())
         with np.load(directory / COLUMNS, allow_pickle=False) as arrays:
-            self.arrays = dict(arrays)
+            self.arrays: dict[str, npt.NDArray[Any]] = dict(arrays)
         self.ptr = {
             name: offsets(self.arrays[f"{name}.count"])
             for name in self.arrays
