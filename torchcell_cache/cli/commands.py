@@ -68,10 +68,10 @@ def preprocess(
         say_result(json, said, **facts, published=part.published, generation=part.generation)
         return
     last: dict[str, Any] = {"tasks": tasks, "script": script}
-    _say_made(json, api.finalize(root, **last, **shared) if finalize else api.build(root, **work, **shared))
+    say_made(json, api.finalize(root, **last, **shared) if finalize else api.build(root, **work, **shared))
 
 
-def _say_made(json: bool, dataset: Any) -> None:
+def say_made(json: bool, dataset: Any) -> None:
     """Print what the store of a command is."""
     facts = store_facts(dataset)
     said = f"{dataset.root}: {len(dataset):,} samples as '{dataset.storage}', {facts['shards']} shards"
@@ -91,27 +91,6 @@ def store_facts(dataset: Any) -> dict[str, Any]:
         + sum(file.size for file in manifest.files),
         "content_digest": manifest.content_digest,
     }
-
-
-def import_torchcell(*, base_graph: str, num_workers: int = 2, json: bool = False, **settings: Any) -> None:
-    """Make a store of one that torchcell's own Neo4jPreprocessedCellDataset made.
-
-    Its pickles are read in a process of its own, in which nothing they name is called; names that torchcell's records do not
-    have are refused. Ids and labels are taken, masks are made anew, random samples are compared. Interrupted, the same
-    command continues.
-
-    Args:
-        base_graph: The cell graph it was made with: a directory written by save_base_graph, or the root of another store.
-        json: Print the result as JSON.
-
-    Example:
-        torchcell-cache import-torchcell root=stores/tmi store=old/preprocessed base_graph=cell/ trust=true
-    """
-    from torchcell_cache.cli.makers import make_base_graph
-    from torchcell_cache.data.api import import_torchcell
-
-    graph = make_base_graph(base_graph, "base_graph")
-    _say_made(json, import_torchcell(base_graph=graph, num_workers=num_workers, **settings))
 
 
 def _check_array(task: int | None, tasks: int | None, last: bool) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
     "init": ("cli.init:init",),
     "preprocess": ("cli.commands:preprocess", "builder.run:build"),
     "import-torchcell": (
-        "cli.commands:import_torchcell",
+        "cli.importing:import_torchcell",
         "data.api:import_torchcell",
         "builder.run:build - source processor max_record_bytes",
     ),

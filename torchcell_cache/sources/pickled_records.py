@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchcell_cache.store.records import foreign_get
+from torchcell_cache.store.records import opened
 
 MAX_RECORD_BYTES = 1 << 28
 OUTCOME, COLUMNS = "outcome.json", "columns.npz"
@@ -178,7 +178,7 @@ def main(file: str, count: str, directory: str, checked: str) -> None:
     columns = Columns(set(json.loads(checked)))
     outcome: dict[str, Any] = {}
     try:
-        get = foreign_get(Path(file))
+        get = opened(file, Path(file).stat().st_size, readonly=True, create=False).begin().get
         _limit_memory(int(count))
         for index in range(int(count)):
             os.write(1, b"%d\n" % index)

@@ -77,8 +77,8 @@ def _write(
 ) -> tuple[int, Sequence[bytes]]:
     """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
     unsynced = {"sync": False, "metasync": False, "writemap": False, "meminit": True}
-    opened = _opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
-    with contextlib.closing(opened) as env:
+    env_of = opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
+    with contextlib.closing(env_of) as env:
         index, room = first_index, _Room(map_bytes, env.stat()["psize"])
         with env.begin(write=True) as txn:
             cursor = txn.cursor()
@@ -115,8 +115,8 @@ class _Room:
 
 def _records(path: Path) -> Iterator[Sequence[bytes]]:
     """Records of a file, in order, in chunks of bounded size."""
-    opened = _opened(path, path.stat().st_size, readonly=True)
-    with contextlib.closing(opened) as env, env.begin() as txn:
+    env_of = opened(path, path.stat().st_size, readonly=True)
+    with contextlib.closing(env_of) as env, env.begin() as txn:
         chunk: list[bytes] = []
         size = 0
         for value in txn.cursor().iternext(keys=False, values=True):
@@ -128,14 +128,8 @@ def _records(path: Path) -> Iterator[Sequence[bytes]]:
         yield chunk
 
 
-def foreign_get(path: Path) -> Callable[[bytes], bytes | None]:
-    """``get`` of an LMDB file that somebody else wrote; the environment lives as long as it."""
-    get: Callable[[bytes], bytes | None]
-    get = _opened(path, path.stat().st_size, readonly=True, create=False).begin().get
-    return get
-
-
-def _opened(path: str | Path, map_bytes: int, **options: Any) -> lmdb.Environment:
+def opened(path: str | Path, map_bytes: int, **options: Any) -> lmdb.Environment:
+    """An LMDB file, without a lock."""
     return lmdb.open(str(path), map_size=map_bytes, subdir=False, lock=False, readahead=False, **options)
 
 
@@ -150,7 +144,7 @@ class _Env:
     def __init__(self, path: str, size: int) -> None:
         try:
             size = max(size, _MIN_MAP_BYTES)
-            self.env = _opened(path, size, readonly=True, create=False, max_spare_txns=1)
+            self.env = opened(path, size, readonly=True, create=False, max_spare_txns=1)
             self.entries = int(self.env.stat()["entries"])
         except lmdb.Error as error:
             for numbers, fix in _NOT_THE_FILES_FAULT:
