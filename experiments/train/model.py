@@ -6,6 +6,7 @@ batch of the mask representation (``LazySubgraphRepresentation``) has its own co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from torchcell_cache.nn import shared_edges, shared_hetero_conv
 GPR, RMR = ("gene", "gpr", "reaction"), ("reaction", "rmr", "metabolite")
 
 
+def _unheard(_: str) -> None:
+    """Nobody listens."""
+
+
 class HeteroGin(nn.Module):
     """Predicts one number per sample.
 
@@ -25,10 +30,14 @@ class HeteroGin(nn.Module):
         base_graph: The graph all samples share; gives node counts, feature width and edge types.
         hidden: Width.
         layers: Number of message passing layers.
+
+    Attributes:
+        mark: Told what has just been done: ``expansion``, ``layer 1``, ..., ``read-out``.
     """
 
     def __init__(self, base_graph: Any, hidden: int = 32, layers: int = 2) -> None:
         super().__init__()
+        self.mark: Callable[[str], None] = _unheard
         self.counts = {name: int(base_graph[name].num_nodes) for name in base_graph.node_types}
         self.edge_types = list(base_graph.edge_types)
         self.weighted = RMR in self.edge_types and "stoichiometry" in base_graph[RMR]
@@ -65,8 +74,10 @@ class HeteroGin(nn.Module):
         weights = {RMR: base[RMR].stoichiometry} if self.weighted else {}
         x = self._embedded(base["gene"].x if self.features is not None else None)
         x = {name: value.expand(size, -1, -1) for name, value in x.items()}
-        for conv, norms in zip(self.convs, self.norms, strict=True):
+        self.mark("expansion")
+        for number, (conv, norms) in enumerate(zip(self.convs, self.norms, strict=True), 1):
             x = self._update(x, norms, shared_hetero_conv(conv, x, edges, edge_weight_dict=weights))
+            self.mark(f"layer {number}")
         return self._read_out(x, {name: batch.node_mask(name) for name in self.counts})
 
     def _pyg(self, batch: Any) -> Tensor:
@@ -81,8 +92,10 @@ class HeteroGin(nn.Module):
         x = {name: self.place[name].weight.repeat(size, 1) for name in self.counts}
         if self.features is not None:
             x["gene"] = x["gene"] + self.features(batch["gene"].x)
-        for conv, norms in zip(self.convs, self.norms, strict=True):
+        self.mark("expansion")
+        for number, (conv, norms) in enumerate(zip(self.convs, self.norms, strict=True), 1):
             x = self._update(x, norms, conv(x, index, edge_weight_dict=weights))
+            self.mark(f"layer {number}")
         x = {name: value.view(size, self.counts[name], -1) for name, value in x.items()}
         return self._read_out(x, {name: batch[name].mask.view(size, -1) for name in self.counts})
 
@@ -106,4 +119,5 @@ class HeteroGin(nn.Module):
             if name != "metabolite":
                 parts.append((value * ~keep).sum(1))
         out: Tensor = self.head(torch.cat(parts, dim=-1)).squeeze(-1)
+        self.mark("read-out")
         return out

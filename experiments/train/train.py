@@ -22,7 +22,9 @@ import torchcell_cache as tc
 from experiments.train.checkpoint import CsvLog, load_checkpoint, restore, save_checkpoint, training_state
 from experiments.train.data import Data, load_data, sample_indices, targets
 from experiments.train.model import HeteroGin
+from experiments.train.parts import STEP, where_it_went
 from experiments.train.preemption import StopSignal, leave, listen, stop_listening
+from torchcell_cache.cli.bench.step import Marks
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError
 
@@ -121,7 +123,7 @@ class Trainer:
         with tqdm(total=left, desc=f"epoch {self.epoch}", unit="it", disable=hidden, leave=False) as bar:
             batches = iter(self.data.train)
             while True:
-                asked = time.perf_counter()
+                asked, marks = time.perf_counter(), Marks(self.device) if self.steps_run == STEP else None
                 batch = next(batches, None)
                 if batch is None:
                     break
@@ -129,7 +131,7 @@ class Trainer:
                     self.samples.append(sample_indices(self.data.train, batch))
                 batch = batch.to(self.device)
                 waited += time.perf_counter() - asked
-                self._step(batch)
+                self._step(batch, marks)
                 self.preempted = self.stop_signal.agreed()
                 steps += 1
                 bar.update()
@@ -144,11 +146,20 @@ class Trainer:
             torch.cuda.synchronize(self.device)
         return begun, waited, steps
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: Any, marks: Marks | None) -> None:
+        if marks is not None:
+            marks("data")
+            self.model.mark = marks
         loss = nn.functional.mse_loss(self.runner(batch), targets(batch, self.data))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if marks is not None:
+            marks("backward")
         self.optimizer.step()
+        if marks is not None:
+            marks("optimizer")
+            size = self.cfg.batch_size if self.world_size == 1 else None
+            self._say(where_it_went(self.model, self.data, size, marks, self.step + 1))
         self.pending.append(loss.detach())
         self.step += 1
         self.steps_run += 1

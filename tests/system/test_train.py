@@ -69,6 +69,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+def test_where_a_step_goes_is_said_once(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["data", "expansion", "layer-1", "layer-2", "read-out", "backward", "optimizer"]
+    for mode in MODES:
+        run(configured(tmp_path, mode=mode, root=trained / "store", epochs=1))
+        (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("step 2: ")]
+        assert [part.replace("layer ", "layer-").split()[0] for part in line.split("(")[1].split(", ")][
+            :7
+        ] == parts
+        assert ("; mode=shared would take " in line) == (mode == "preprocessed")
+        expected = losses(trained / mode)["steps"][:7]
+        assert torch.equal(losses(tmp_path / mode)["steps"], expected)  # it changes nothing
+
+
 def test_three_modes_give_the_same_losses(trained: Path) -> None:
     fly, stored, shared = (losses(trained / mode) for mode in MODES)
     assert len(fly["steps"]) == EPOCHS * 7
