@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from torchcell_cache.data.split_nodes import split_random as split_random
     from torchcell_cache.data.splits import Splits as Splits
     from torchcell_cache.data.streaming import StreamingCacheDataset as StreamingCacheDataset
+    from torchcell_cache.graph.files import load_base_graph as load_base_graph
+    from torchcell_cache.graph.files import save_base_graph as save_base_graph
     from torchcell_cache.graph.incidence import IncidenceIndex as IncidenceIndex
-    from torchcell_cache.graph.records import load_base_graph as load_base_graph
-    from torchcell_cache.graph.records import save_base_graph as save_base_graph
     from torchcell_cache.processors import DCellGraphProcessor as DCellGraphProcessor
     from torchcell_cache.processors import GraphProcessor as GraphProcessor
     from torchcell_cache.processors import KHopSubgraph as KHopSubgraph

@@ -31,7 +31,7 @@ from torchcell_cache.errors import (
     SettingError,
     StaleCacheError,
 )
-from torchcell_cache.graph.records import save_base_graph
+from torchcell_cache.graph.files import save_base_graph
 from torchcell_cache.store.manifest import manifest_path, processed_dir
 
 COUNT = 40

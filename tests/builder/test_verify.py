@@ -25,7 +25,7 @@ from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError, SettingError
 from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
 from torchcell_cache.graph.compare import first_difference
-from torchcell_cache.graph.records import save_base_graph
+from torchcell_cache.graph.files import save_base_graph
 from torchcell_cache.store.manifest import Manifest, read_manifest
 from torchcell_cache.store.records import close_all, write_shard
 

@@ -15,7 +15,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest
 
 NODES = 9_000  # x and edge_index beyond the size up to which tensors are copied at once
 

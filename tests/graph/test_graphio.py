@@ -29,21 +29,11 @@ from torchcell_cache.errors import (
     RecordTooLargeError,
     UnsupportedValueError,
 )
-from torchcell_cache.graph.records import (
-    BaseFields,
-    decode_graph,
-    encode_graph,
-    flatten,
-    graph_digest,
-    graph_digests,
-    is_same_tensor,
-    load_base_graph,
-    save_base_graph,
-    to_array,
-    to_tensor,
-    unflatten,
-)
+from torchcell_cache.graph.fields import flatten, graph_digest, graph_digests, unflatten
+from torchcell_cache.graph.files import load_base_graph, save_base_graph
+from torchcell_cache.graph.records import BaseFields, decode_graph, encode_graph
 from torchcell_cache.graph.typed_json import value_from_json, value_to_json
+from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
 
 torch.set_num_threads(1)
 TYPED = (CorruptRecordError, FormatError, RecordTooLargeError)

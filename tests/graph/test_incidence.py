@@ -11,7 +11,7 @@ from torch_geometric.data import Data, HeteroData
 
 import torchcell_cache as tc
 from torchcell_cache.errors import CorruptIndexError, GraphMismatchError, SourceContractError
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import topology_of
 

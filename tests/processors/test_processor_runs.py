@@ -20,7 +20,7 @@ from torch_geometric.transforms import BaseTransform
 import torchcell_cache as tc
 from torchcell_cache.builder.generic import GenericMaker
 from torchcell_cache.core.locks import STATUS_NAME, read_status
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.processors.base import Processing
 from torchcell_cache.store.manifest import processed_dir
 

@@ -22,7 +22,8 @@ from torchcell_cache.errors import (
 from torchcell_cache.remote.copies import KEPT_SECONDS, local_origin
 from torchcell_cache.remote.transfer import Origin, check_space, entries_of, fill
 from torchcell_cache.store.lease import LEASE_NAME
-from torchcell_cache.store.manifest import FileEntry, copy_name, processed_dir, read_manifest
+from torchcell_cache.store.manifest import copy_name, processed_dir, read_manifest
+from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.testing import assert_same_graph
 
 

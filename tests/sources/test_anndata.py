@@ -534,7 +534,7 @@ def test_graphs_and_files_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_the_command_line_builds_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torchcell_cache.cli import main
-    from torchcell_cache.graph.records import save_base_graph
+    from torchcell_cache.graph.files import save_base_graph
 
     cells = made_up(20, GENES)
     path = write(cells, tmp_path / "c.h5ad")

@@ -15,8 +15,7 @@ from torch_geometric.data import Batch, Data, HeteroData, TemporalData
 from torch_geometric.edge_index import EdgeIndex
 
 import torchcell_cache as tc
-from torchcell_cache.graph.fields import item_digest
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest, item_digest
 
 same = tc.testing.assert_same_graph
 EDGES = [[0, 1], [1, 2]]

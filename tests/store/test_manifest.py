@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 
 from torchcell_cache.errors import CacheNotFoundError, CorruptManifestError, FormatError
 from torchcell_cache.store.manifest import (
-    FILE_NAMES,
     STORAGES,
-    FileEntry,
     Manifest,
-    ShardEntry,
     manifest_path,
     processed_dir,
     read_manifest,
+    write_manifest,
+)
+from torchcell_cache.store.shard_entry import (
+    FILE_NAMES,
+    FileEntry,
+    ShardEntry,
     read_sidecar,
     shard_name,
     sidecar_path,
-    write_manifest,
     write_sidecar,
 )
 

@@ -14,7 +14,7 @@ import pytest
 
 from torchcell_cache import errors
 from torchcell_cache.core.sealed import unseal
-from torchcell_cache.store.manifest import FILE_NAMES
+from torchcell_cache.store.shard_entry import FILE_NAMES
 from torchcell_cache.testing import tiny_source
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform, Compose, NormalizeFeatures
 
 import torchcell_cache as tc
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.testing import elsewhere
 
 check = tc.testing.check_processor

@@ -40,7 +40,8 @@ from torchcell_cache.errors import (
     SettingError,
 )
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import Manifest, processed_dir, read_sidecar, shard_name, sidecar_path
+from torchcell_cache.store.manifest import Manifest, processed_dir
+from torchcell_cache.store.shard_entry import read_sidecar, shard_name, sidecar_path
 from torchcell_cache.store.stamps import ensure_verified
 from torchcell_cache.store.status import TASKS_NAME, task_states, task_status_path
 

@@ -44,15 +44,8 @@ from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
 from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import (
-    GRAPH_FILES,
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    format_of,
-    processed_dir,
-    read_sidecar,
-)
+from torchcell_cache.store.manifest import GRAPH_FILES, Manifest, format_of, processed_dir
+from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar
 
 
 class GenerationBuild:

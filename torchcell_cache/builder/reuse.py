@@ -36,7 +36,7 @@ from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.removal import ReactionRemoval, Removal
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import ShardEntry, shard_name, write_sidecar
+from torchcell_cache.store.shard_entry import ShardEntry, shard_name, write_sidecar
 
 _RUN = 512
 """Samples of which records are read and made together."""

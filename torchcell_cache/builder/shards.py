@@ -31,7 +31,8 @@ from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import arrays_to_table, load_columns
-from torchcell_cache.store.manifest import (
+from torchcell_cache.store.records import write_shard
+from torchcell_cache.store.shard_entry import (
     FileEntry,
     ShardEntry,
     read_sidecar,
@@ -39,7 +40,6 @@ from torchcell_cache.store.manifest import (
     sidecar_path,
     write_sidecar,
 )
-from torchcell_cache.store.records import write_shard
 from torchcell_cache.store.stamps import is_whole
 
 CHUNK = 512

@@ -22,7 +22,7 @@ from torchcell_cache.core.files import (
 from torchcell_cache.core.ragged import smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import BuildFailedError
-from torchcell_cache.graph.records import write_base_graph
+from torchcell_cache.graph.files import write_base_graph
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
 from torchcell_cache.store.manifest import GRAPH_FILES

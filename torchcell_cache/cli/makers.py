@@ -222,7 +222,7 @@ def _loaded(group: str, path: Path) -> ModuleType:
 def make_base_graph(name: str, key: str = "source.base_graph") -> Any:
     """A base graph by name, from a directory, or from another store."""
     from torchcell_cache import sources
-    from torchcell_cache.graph.records import load_base_graph
+    from torchcell_cache.graph.files import load_base_graph
     from torchcell_cache.store.generation import Generation
     from torchcell_cache.store.manifest import manifest_path
 

@@ -81,7 +81,7 @@ class IncidenceIndex:
             SourceContractError: If the graph's indices are out of range.
         """
         if graph_digest is None:
-            from torchcell_cache.graph.records import graph_digest as digest_of
+            from torchcell_cache.graph.fields import graph_digest as digest_of
 
             graph_digest = digest_of(base_graph)
         begin = time.perf_counter()

@@ -1,8 +1,4 @@
-"""Graphs to bytes and back: a sample as a generic record, and the façade of this room.
-
-The parts stand next door: :mod:`.fields` takes graphs apart, :mod:`.files` keeps the base graph
-in two files, :mod:`.values` and :mod:`torchcell_cache.graph.typed_json` know single values.
-"""
+"""Graphs to bytes and back: a sample as a generic record."""
 
 from __future__ import annotations
 
@@ -21,32 +17,12 @@ from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
 from torchcell_cache.graph.fields import (
     GraphFields,
     flatten,
-    graph_digest,
-    graph_digests,
     payload_of,
     unflatten,
 )
-from torchcell_cache.graph.files import load_base_graph, save_base_graph, write_base_graph
 from torchcell_cache.graph.lasting import copied_on_write, lazy_clone
 from torchcell_cache.graph.typed_json import MAX_VALUE_BYTES, value_from_json
-from torchcell_cache.graph.values import is_same_tensor, to_array, to_tensor
-
-__all__ = [
-    "BaseFields",
-    "GraphFields",
-    "decode_graph",
-    "encode_graph",
-    "flatten",
-    "graph_digest",
-    "graph_digests",
-    "is_same_tensor",
-    "load_base_graph",
-    "save_base_graph",
-    "to_array",
-    "to_tensor",
-    "unflatten",
-    "write_base_graph",
-]
+from torchcell_cache.graph.values import is_same_tensor, to_tensor
 
 
 class BaseFields(Mapping[FieldKey, Payload]):

@@ -25,9 +25,9 @@ from torchcell_cache.core.hints import USED_NAME
 from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
 from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import FileEntry, Manifest, processed_dir
+from torchcell_cache.store.manifest import Manifest, processed_dir
 from torchcell_cache.store.records import close_file
-from torchcell_cache.store.shard_entry import FILE_NAMES
+from torchcell_cache.store.shard_entry import FILE_NAMES, FileEntry
 from torchcell_cache.store.stamps import is_verified
 
 LOCK_NAME = ".files.lock"

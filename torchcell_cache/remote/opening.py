@@ -30,7 +30,8 @@ from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.remote.transfer import Origin, bring
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest, copy_name
+from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, copy_name
+from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.store.status import waiting
 
 THREADS = 8

@@ -34,7 +34,8 @@ from torchcell_cache.remote.transfer import another_store, entries_of, moved
 from torchcell_cache.store.card import WholeStore, card
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import open_with_lease
-from torchcell_cache.store.manifest import MANIFEST_NAME, FileEntry, Manifest
+from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest
+from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.store.stamps import ensure_verified
 
 LEDGER_NAME = ".pushed.json"

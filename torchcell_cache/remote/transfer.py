@@ -39,7 +39,8 @@ from torchcell_cache.errors import (
     StorageLostError,
 )
 from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, write_sidecar
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir
+from torchcell_cache.store.shard_entry import FileEntry, write_sidecar
 from torchcell_cache.store.stamps import is_verified, stamp
 
 Fetch = Callable[[str], AbstractContextManager[BinaryIO]]

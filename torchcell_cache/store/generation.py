@@ -20,8 +20,9 @@ from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptRecordError, FormatError, StorageLostError
+from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.lasting import lasting
-from torchcell_cache.graph.records import BaseFields, decode_graph, load_base_graph
+from torchcell_cache.graph.records import BaseFields, decode_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors import BUILT_IN

@@ -2,7 +2,7 @@
 
 ``manifest.json`` names one generation and every file of it with size and digests; before it is published
 there is no store, afterwards there is a complete one. A shard counts as built once its sidecar is there. Both
-are sealed JSON (see ``durable.sealedjson``) and are checked value by value: a document that passes describes exactly
+are sealed JSON (see :mod:`torchcell_cache.core.sealed`) and are checked value by value: a document that passes describes exactly
 one possible store.
 """
 
@@ -36,31 +36,7 @@ from torchcell_cache.store.shard_entry import (
     file_to_json,
     match_text,
     parse_document,
-    read_sidecar,
-    shard_name,
-    sidecar_path,
-    write_sidecar,
 )
-
-__all__ = [
-    "ENDIANNESS",
-    "FILE_NAMES",
-    "FORMAT_VERSION",
-    "MANIFEST_NAME",
-    "PROCESSED_NAME",
-    "STORAGES",
-    "FileEntry",
-    "Manifest",
-    "ShardEntry",
-    "manifest_path",
-    "processed_dir",
-    "read_manifest",
-    "read_sidecar",
-    "shard_name",
-    "sidecar_path",
-    "write_manifest",
-    "write_sidecar",
-]
 
 MANIFEST_NAME = "manifest.json"
 STORAGES = ("perturbation", "delta", "full")

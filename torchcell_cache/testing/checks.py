@@ -21,8 +21,7 @@ from torchcell_cache.core.digests import canonical_json
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import CacheError, SettingError, UnsupportedValueError
 from torchcell_cache.graph.compare import first_difference, stores_of, value_difference
-from torchcell_cache.graph.fields import item_digest
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest, item_digest
 from torchcell_cache.processors.base import Processing, apply_processor, asked, is_interrupt, said
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.torchcell_processors import paired

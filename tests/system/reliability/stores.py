@@ -23,7 +23,8 @@ from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError
 from torchcell_cache.store import records as store
 from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import FileEntry, Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.shard_entry import FileEntry
 
 SHAPES = ("delta", "perturbation", "full", "generic")
 COUNT = 21

@@ -18,16 +18,8 @@ from torchcell_cache.errors import (
     StorageLostError,
     StorageReadOnlyError,
 )
-from torchcell_cache.store.manifest import (
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    processed_dir,
-    read_manifest,
-    read_sidecar,
-    write_manifest,
-    write_sidecar,
-)
+from torchcell_cache.store.manifest import Manifest, processed_dir, read_manifest, write_manifest
+from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar, write_sidecar
 
 OLD, NEW = b"old" * 50_000, b"brand new" * 40_000
 KILLS = ("kill_before", "kill_after", "kill_torn")

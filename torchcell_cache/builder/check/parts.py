@@ -29,13 +29,14 @@ from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.ragged import offsets
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError, SettingError
-from torchcell_cache.graph.records import graph_digest
+from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.store.columns import columns_bytes, count_removed_edges
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import FileEntry, Manifest
+from torchcell_cache.store.manifest import Manifest
+from torchcell_cache.store.shard_entry import FileEntry
 
 _CHUNK = 4096
 _BUILD_AGAIN = "build the store again: torchcell-cache preprocess ... on_stale=rebuild"

@@ -23,7 +23,7 @@ from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.phenotypes import phenotype_fields
 from torchcell_cache.store.columns import Arrays
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import ShardEntry
+from torchcell_cache.store.shard_entry import ShardEntry
 
 _CHUNK_BYTES = 16 << 20
 _CHUNK = 512

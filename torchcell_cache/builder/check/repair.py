@@ -47,16 +47,8 @@ from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.store.manifest import (
-    GRAPH_FILES,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    processed_dir,
-    sidecar_path,
-    write_sidecar,
-)
+from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest, processed_dir
+from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, sidecar_path, write_sidecar
 from torchcell_cache.store.stamps import stamp
 
 __all__ = ["RepairReport", "repair"]

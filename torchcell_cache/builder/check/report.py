@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torchcell_cache.core.files import file_digest
 from torchcell_cache.core.markup import Shown
-from torchcell_cache.store.manifest import FileEntry
+from torchcell_cache.store.shard_entry import FileEntry
 
 _SHOWN = 20
 _PER_PLACE = 50

@@ -29,21 +29,14 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
-from torchcell_cache.graph.records import load_base_graph
+from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
 from torchcell_cache.store.lease import keeping
-from torchcell_cache.store.manifest import (
-    GRAPH_FILES,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    ShardEntry,
-    read_sidecar,
-    sidecar_path,
-)
+from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest
+from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar, sidecar_path
 from torchcell_cache.store.stamps import stamp
 
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
