@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
-from torchcell_cache.data import facts
+from torchcell_cache.store import facts
 
 pl = pytest.importorskip("lightning.pytorch", reason="the lightning extra is not installed")
 from torchcell_cache.lightning import CacheDataModule, DataWaitCallback, PreemptionCallback  # noqa: E402

@@ -43,8 +43,7 @@ from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
 from torchcell_cache.store.columns import columns_bytes
-from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import GRAPH_FILES, Manifest, format_of, processed_dir
+from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest, format_of, processed_dir
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar
 
 
@@ -219,7 +218,7 @@ class GenerationBuild:
             created=self._created(seconds),
             format_version=format_of(schema),
         )
-        write_atomic(self.directory / GENERATION_MANIFEST, manifest.to_bytes())
+        write_atomic(self.directory / MANIFEST_NAME, manifest.to_bytes())
         self._summary(manifest, seconds, built)
         if stop is not None and stop.signal is not None:
             stop.raise_interrupted(count, count)

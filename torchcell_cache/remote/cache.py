@@ -24,8 +24,7 @@ from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, st
 from torchcell_cache.core.hints import USED_NAME
 from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
-from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import Manifest, processed_dir
+from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, processed_dir
 from torchcell_cache.store.records import close_file
 from torchcell_cache.store.shard_entry import FILE_NAMES, FileEntry
 from torchcell_cache.store.stamps import is_verified
@@ -92,7 +91,7 @@ class LocalCache:
                     self.locks.open()
                 self.held.clear()  # what was leased through the lock file that is gone is leased no more
                 self.here[:] = False
-            path = self.directory / GENERATION_MANIFEST
+            path = self.directory / MANIFEST_NAME
             if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
                 write_atomic(path, self.manifest.to_bytes())
             remove_stale_temps(self.directory)

@@ -29,7 +29,7 @@ from torchcell_cache.remote.cache import LocalCache, cache_at
 from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
 from torchcell_cache.remote.transfer import Origin, bring
-from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, copy_name
 from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.store.status import waiting
@@ -142,11 +142,11 @@ def reopen(bucket: Bucket, root: Path, generation: str, limit: int | None) -> Ge
     Raises:
         StorageLostError: If neither this node nor the address has it any more.
     """
-    path = root / PROCESSED_NAME / generation / GENERATION_MANIFEST
+    path = root / PROCESSED_NAME / generation / MANIFEST_NAME
     try:
         manifest = Manifest.from_bytes(path.read_bytes(), path=path)
     except (FileNotFoundError, CorruptManifestError):
-        name = f"{PROCESSED_NAME}/{generation}/{GENERATION_MANIFEST}"
+        name = f"{PROCESSED_NAME}/{generation}/{MANIFEST_NAME}"
         try:
             manifest = _parsed(bucket, name)
         except FileNotFoundError:

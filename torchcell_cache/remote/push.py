@@ -32,7 +32,7 @@ from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import object_name
 from torchcell_cache.remote.transfer import another_store, entries_of, moved
 from torchcell_cache.store.card import WholeStore, card
-from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest
 from torchcell_cache.store.shard_entry import FileEntry
@@ -122,7 +122,7 @@ class _Push:
         self._check_sizes()
         data = self.manifest.to_bytes()
         if self.force or published is None or published.to_bytes() != data:
-            self.bucket.put(data, f"{self.remote}/{GENERATION_MANIFEST}")
+            self.bucket.put(data, f"{self.remote}/{MANIFEST_NAME}")
             self.bucket.put(self.page.encode(), CARD_NAME)
             self.bucket.put(data, _PUBLISHED)
         there_before = len(entries_of(self.manifest)) - len(wanted)

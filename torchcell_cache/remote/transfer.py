@@ -38,8 +38,7 @@ from torchcell_cache.errors import (
     StorageFullError,
     StorageLostError,
 )
-from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir
+from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, manifest_path, processed_dir
 from torchcell_cache.store.shard_entry import FileEntry, write_sidecar
 from torchcell_cache.store.stamps import is_verified, stamp
 
@@ -171,7 +170,7 @@ def write_rest(manifest: Manifest, root: Path, publish: bool = True) -> None:
         remove_stale_temps(place)
     for shard in manifest.shards:
         write_sidecar(directory, shard)
-    write_atomic(directory / GENERATION_MANIFEST, manifest.to_bytes())
+    write_atomic(directory / MANIFEST_NAME, manifest.to_bytes())
     if publish:
         write_atomic(manifest_path(root), manifest.to_bytes())
 

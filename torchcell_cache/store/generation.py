@@ -30,14 +30,20 @@ from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.private import SharedFields
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
-from torchcell_cache.store.manifest import SECOND, Manifest, load_manifest, processed_dir, read_manifest
+from torchcell_cache.store.manifest import (
+    MANIFEST_NAME,
+    SECOND,
+    Manifest,
+    load_manifest,
+    processed_dir,
+    read_manifest,
+)
 from torchcell_cache.store.records import ShardFiles
 from torchcell_cache.store.schema import check_schema, decoding
 from torchcell_cache.store.stamps import Fetcher, have_file, have_shard
 from torchcell_cache.store.table_reader import MAX_BYTES, TableReader
 
 T = TypeVar("T")
-GENERATION_MANIFEST = "manifest.json"
 
 _SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
 _SHARED_LOCK = threading.RLock()
@@ -72,7 +78,7 @@ class Generation:
         if generation is None:
             manifest = read_manifest(root)
         else:
-            path = processed_dir(root) / generation / GENERATION_MANIFEST
+            path = processed_dir(root) / generation / MANIFEST_NAME
             try:
                 manifest = load_manifest(path)
             except FileNotFoundError:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from torchcell_cache.errors import CacheNotFoundError
-from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir
+from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, manifest_path, processed_dir
 
 LEASE_NAME = ".staged.json"
 """In the root of a staged copy: says what it is a copy of."""
@@ -69,7 +69,7 @@ def _with_lease(
         found = read(root)
         lease = None
         with contextlib.suppress(BlockingIOError):
-            lease = _take(processed_dir(root) / manifest_of(found).generation / GENERATION_MANIFEST)
+            lease = _take(processed_dir(root) / manifest_of(found).generation / MANIFEST_NAME)
         if not left or before == _identity(manifest_path(root)):
             return found, lease
         _close(lease)
@@ -131,7 +131,7 @@ def try_to_remove(root: Path) -> int | None:
 def is_in_use(directory: Path) -> bool:
     """Whether somebody reads a generation; ``False`` where the file system does not say."""
     try:
-        descriptor = os.open(directory / GENERATION_MANIFEST, _FLAGS)
+        descriptor = os.open(directory / MANIFEST_NAME, _FLAGS)
     except OSError:
         return False
     try:

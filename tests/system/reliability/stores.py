@@ -22,8 +22,13 @@ import torchcell_cache as tc
 from torchcell_cache.core.files import file_digest
 from torchcell_cache.errors import CacheError, CacheNotFoundError
 from torchcell_cache.store import records as store
-from torchcell_cache.store.generation import GENERATION_MANIFEST
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    manifest_path,
+    processed_dir,
+    read_manifest,
+)
 from torchcell_cache.store.shard_entry import FileEntry
 
 SHAPES = ("delta", "perturbation", "full", "generic")
@@ -190,5 +195,5 @@ def fit_digests(root: Path) -> None:
 
 def put_manifest(root: Path, manifest: Manifest) -> None:
     """Write a manifest in both places, whatever is there."""
-    for path in (manifest_path(root), processed_dir(root) / manifest.generation / GENERATION_MANIFEST):
+    for path in (manifest_path(root), processed_dir(root) / manifest.generation / MANIFEST_NAME):
         path.write_bytes(manifest.to_bytes())

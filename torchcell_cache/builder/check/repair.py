@@ -46,7 +46,7 @@ from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
-from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest, processed_dir
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, sidecar_path, write_sidecar
 from torchcell_cache.store.stamps import stamp
@@ -174,7 +174,7 @@ class _Repair:
                         self.report.damaged.append(sidecar_path("", shard.index).name)
                 on_progress(shard.stop - shard.start)
             if own_manifest(self.old) != self.manifest:
-                self.report.damaged.append(GENERATION_MANIFEST)
+                self.report.damaged.append(MANIFEST_NAME)
             if (self.old / PLAN_FILE).exists() and self._plan_bytes() is None:
                 self.report.damaged.append(PLAN_FILE)
 
@@ -213,7 +213,7 @@ class _Repair:
         if (plan := self._plan_bytes()) is not None:
             write_atomic(directory / PLAN_FILE, plan)
         new = replace(new, shards=tuple(shards))
-        write_atomic(directory / GENERATION_MANIFEST, new.to_bytes())
+        write_atomic(directory / MANIFEST_NAME, new.to_bytes())
         fsync_dir(directory)
         self.report.generation = new.generation
         return new

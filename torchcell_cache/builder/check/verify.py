@@ -33,7 +33,7 @@ from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
-from torchcell_cache.store.generation import GENERATION_MANIFEST, Generation
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import keeping
 from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar, sidecar_path
@@ -149,10 +149,10 @@ class _Verifier:
 
     def _own_manifest(self) -> None:
         def check() -> None:
-            if (self.directory / GENERATION_MANIFEST).read_bytes() != self.manifest.to_bytes():
-                self._add(GENERATION_MANIFEST, "is not a copy of the published manifest")
+            if (self.directory / MANIFEST_NAME).read_bytes() != self.manifest.to_bytes():
+                self._add(MANIFEST_NAME, "is not a copy of the published manifest")
 
-        self._guarded(GENERATION_MANIFEST, check)
+        self._guarded(MANIFEST_NAME, check)
 
     def _file(self, entry: FileEntry, shard: int | None = None) -> None:
         """Size and, at level full, digest; a file that passes is added to ``sound``."""
