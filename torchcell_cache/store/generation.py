@@ -68,13 +68,7 @@ class Generation:
 
     @classmethod
     def open(cls, root: Path, generation: str | None = None) -> Generation:
-        """Open the published generation, or a given earlier one.
-
-        Raises:
-            CacheNotFoundError: If there is none.
-            CorruptManifestError: If its manifest is damaged.
-            StorageLostError: If the earlier generation was removed meanwhile.
-        """
+        """Open the published generation, or a given earlier one."""
         if generation is None:
             manifest = read_manifest(root)
         else:
@@ -82,11 +76,8 @@ class Generation:
             try:
                 manifest = load_manifest(path)
             except FileNotFoundError:
-                raise StorageLostError(
-                    f"generation {generation} of the store at {root} was removed",
-                    path=path,
-                    fix="reopen the dataset",
-                ) from None
+                gone = f"generation {generation} of the store at {root} was removed"
+                raise StorageLostError(gone, path=path, fix="reopen the dataset") from None
         return cls(Path(root), manifest)
 
     def __reduce__(self) -> Any:
