@@ -279,7 +279,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--small", action="store_true", help="a hundredth of the graphs, three samples")
     parser.add_argument("--only", choices=("own", "large"), help="one of the two graphs")
-    parser.add_argument("--rounds", type=int, nargs=2, default=(5, 2), help="counted steps, own and large")
+    parser.add_argument("--rounds", type=int, nargs=2, default=(3, 2), help="counted steps, own and large")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(given)
     found = client.fetched()

@@ -751,6 +751,23 @@ def labels_are_normalised_the_same(place: Place) -> None:
     assert all(ours[k]["gene"].phenotype_values.equal(value) for k, value in enumerate(before))
 
 
+@check("build")
+def the_benchmark_runs(place: Place) -> None:
+    """In small: losses and gradients agree in all three ways, and every figure is there."""
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    from experiments.benchmarks import bench_torchcell
+
+    rows = bench_torchcell.main(["--small", "--json", str(place.folder / "bench.json")])
+    assert json.loads((place.folder / "bench.json").read_text()) == rows
+    assert [row["way"] for row in rows] == [*bench_torchcell.WAYS] * 2
+    for k, row in enumerate(rows):
+        theirs = rows[k - k % 3]
+        for what in ("loss", "gradient"):
+            apart = [abs(a - b) / abs(b) for a, b in zip(row[what], theirs[what], strict=True)]
+            assert max(apart) <= (1e-3 if row["way"] == "shared" else 0), (row["way"], what, apart)
+        assert min(row[part] for part in (*bench_torchcell.PARTS, "all")) > 0
+
+
 def run(stage: str, folder: Path) -> None:
     place_path = client.fetched()
     assert place_path is not None
