@@ -4,7 +4,7 @@
     python -m experiments.gpu_check --device cpu --scale 0.02 --batch 4 --steps 2
 
 Needs the package and torch. Everything is compared with the CPU: masks and PyG batches bit by bit, every route and its
-gradients with the CPU in double precision. Times are medians.
+gradients with the CPU in double precision. Times are medians. What fails is a line of the table; the rest still runs.
 """
 
 from __future__ import annotations
@@ -37,18 +37,15 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "sage": lambda: G.SAGEConv(WIDTH, WIDTH),
     "graph": lambda: G.GraphConv(WIDTH, WIDTH),
     "gcn": lambda: G.GCNConv(WIDTH, WIDTH),
+    "gin max": lambda: G.GINConv(nn.Linear(WIDTH, WIDTH), aggr="max"),
     "gat": lambda: G.GATConv(WIDTH, WIDTH // 2, heads=2),
+    "gatv2": lambda: G.GATv2Conv(WIDTH, WIDTH // 2, heads=2),
     "transformer": lambda: G.TransformerConv(WIDTH, WIDTH),
 }
 
 
 class Check:
-    """One run: what was compared, what was timed.
-
-    Args:
-        device: The accelerator, or the CPU.
-        steps: Repetitions of everything timed.
-    """
+    """One run on a device: what was compared, what was timed, ``steps`` times."""
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.steps = device, steps
@@ -59,6 +56,13 @@ class Check:
         self.rows.append({"what": what, "value": value, "unit": unit})
         shown = f"{value:.4g}" if isinstance(value, float) else value
         print(f"| {what} | {shown} {unit} |", flush=True)
+
+    def tried(self, what: str, run: Callable[[], Any]) -> None:
+        """A section; what it raises is a line of the table, and the others still run."""
+        try:
+            run()
+        except Exception as error:
+            self.note(what, False, f"({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
@@ -103,43 +107,64 @@ def same_batches(check: Check, dataset: Any, positions: list[int]) -> None:
     equal = all(torch.equal(a, b.cpu()) for a, b in zip(masks, found, strict=True))
     equal &= torch.equal(here.node_mask(), there.node_mask().cpu())
     check.note("masks equal the CPU's, made without a wait", equal)
-    wanted, made = here.to_pyg(), there.to_pyg()
-    pairs = [
-        (value, made_store[name])
-        for store, made_store in zip(wanted.stores, made.stores, strict=True)
-        for name, value in store.items()
-        if isinstance(value, Tensor)
-    ]
-    equal = all(torch.equal(a.nan_to_num(), b.cpu().nan_to_num()) and a.dtype == b.dtype for a, b in pairs)
-    check.note(f"to_pyg equals the CPU's, {len(pairs)} tensors", equal)
+    pinned = dataset.read_batch(positions).pin_memory()
+    with check.never_waiting():
+        pinned.to(check.device, non_blocking=True).node_mask()
+    check.note("a batch copied and its nodes masked without a wait", True)
+    for drop in (False, True):
+        wanted, made = here.to_pyg(drop_removed=drop), there.to_pyg(drop_removed=drop)
+        pairs = [
+            (value, made_store[name])
+            for store, made_store in zip(wanted.stores, made.stores, strict=True)
+            for name, value in store.items()
+            if isinstance(value, Tensor)
+        ]
+        equal = all(
+            a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.cpu().nan_to_num()) for a, b in pairs
+        )
+        check.note(f"to_pyg(drop_removed={drop}) equals the CPU's, {len(pairs)} tensors", equal)
 
 
-def same_layers(check: Check, batch: Any, there: Any, edge_type: Any) -> None:
-    """Every route and its gradients, against the CPU in double precision."""
+def same_layers(check: Check, batch: Any, there: Any, edge_type: Any, shared: bool) -> None:
+    """Every route and its gradients, against the CPU in double precision; ``shared``: samples that enter alike."""
     num_nodes = batch.base_graph[edge_type[0]].num_nodes
     for name, make in LAYERS.items():
         torch.manual_seed(0)
         layer = make().double()
-        x = torch.randn(len(batch), num_nodes, WIDTH, dtype=torch.float64)
+        x = torch.randn(num_nodes, WIDTH, dtype=torch.float64)
+        x = x.expand(len(batch), -1, -1) if shared else x * torch.rand(len(batch), 1, 1, dtype=torch.float64)
         wanted = _run(layer, x, shared_edges(batch)[edge_type], "general")
-        for route in ("auto", "general"):
+        for route in ("auto",) if shared else ("auto", "general"):
             for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-4)):
                 moved = make().to(check.device, dtype)
                 moved.load_state_dict(layer.state_dict())
                 found = _run(moved, x.to(check.device, dtype), shared_edges(there)[edge_type], route)
-                least = 1e-3 * max(
-                    float(a.abs().max()) for a in wanted
-                )  # some gradients are nothing but rounding
+                # Some gradients are nothing but rounding.
+                least = 1e-3 * max(float(a.abs().max()) for a in wanted)
                 apart = max(
                     float((a - b.cpu().double()).abs().max() / a.abs().max().clamp(min=least))
                     for a, b in zip(wanted, found, strict=True)
                 )
-                name_ = f"{name}, {route}, {str(dtype).removeprefix('torch.')}: values and gradients"
+                name_ = f"{name}, {'one input, ' * shared}{route}, {str(dtype).removeprefix('torch.')}: values and gradients"
                 check.note(f"{name_} within {tolerance:g}", bool(apart < tolerance), f"({apart:.1e})")
 
 
+@torch.no_grad()
+def half_precision(check: Check, batch: Any, edge_type: Any) -> None:
+    """Layers under autocast to bf16 beside themselves in single precision."""
+    x = torch.randn(len(batch), batch.base_graph[edge_type[0]].num_nodes, WIDTH, device=check.device)
+    edges = shared_edges(batch)[edge_type]
+    for name, make in LAYERS.items():
+        layer = make().to(check.device)
+        wanted = shared_conv(layer, x, edges)
+        with torch.autocast(check.device.type, torch.bfloat16):
+            found = shared_conv(layer, x, edges)
+        apart = float((found.float() - wanted).abs().max() / wanted.abs().max())
+        check.note(f"{name} under autocast to bf16 within 0.05", apart < 0.05, f"({apart:.1e})")
+
+
 def _run(layer: nn.Module, x: Tensor, edges: Any, route: str) -> list[Tensor]:
-    x = x.clone().requires_grad_()
+    x = x.detach().requires_grad_() if x.stride(0) == 0 else x.clone().requires_grad_()
     out = shared_conv(layer, x, edges, route=route)
     seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, [x, *layer.parameters()], seed, allow_unused=True)
@@ -155,11 +180,14 @@ def products(check: Check, batch: Any, edge_type: Any) -> None:
     wide = x.transpose(0, 1).reshape(num_nodes, -1)
     dense = matrix.sparse.to_dense()
     name = f"{edge_type[1]}, {edges.edge_index.size(1):,} edges"
-    check.time(f"{name}: one wide sparse product", lambda: matrix.sparse @ wide)
-    check.time(f"{name}: dense product, float32", lambda: dense @ wide)
-    check.time(f"{name}: dense product for each sample, no transposes", lambda: torch.matmul(dense, x))
     half = dense.bfloat16(), wide.bfloat16()
-    check.time(f"{name}: dense product, bf16", lambda: half[0] @ half[1])
+    for what, left, right in (
+        ("one wide sparse product", matrix.sparse, wide),
+        ("dense product, float32", dense, wide),
+        ("dense product for each sample, no transposes", dense, x),
+        ("dense product, bf16", *half),
+    ):
+        check.time(f"{name}: {what}", lambda a=left, b=right: a @ b)
 
 
 def training(check: Check, dataset: Any, batch_size: int) -> None:
@@ -188,9 +216,8 @@ def training(check: Check, dataset: Any, batch_size: int) -> None:
         except torch.OutOfMemoryError as error:
             check.note(f"training, {mode}", f"out of memory: {str(error)[:80]}")
             continue
-        check.note(
-            f"training, {mode}, {len(graphs)} networks: step with its data", float(np.median(steps)), "ms"
-        )
+        name = f"training, {mode}, {len(graphs)} networks: step with its data"
+        check.note(name, float(np.median(steps)), "ms")
         check.note(f"training, {mode}: share of waiting for data", 100 * sum(waits) / sum(steps), "%")
         if check.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(check.device) / 1e9
@@ -251,20 +278,25 @@ def run(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
     check.note("device", torch.cuda.get_device_name(check.device) if is_cuda else "CPU")
     check.note("torch", torch.__version__)
     print("|---|---|")
-    same_batches(check, dataset, positions)
     types = gene_edge_types(dataset.base_graph)
-    small = min(types, key=lambda t: dataset.base_graph[t].edge_index.size(1))
-    few = positions[: min(4, len(positions))]
-    same_layers(check, dataset.read_batch(few), dataset.read_batch(few).to(check.device), small)
+    by_size = sorted(types, key=lambda t: dataset.base_graph[t].edge_index.size(1))
+    few = dataset.read_batch(positions[:4])
     batch = dataset.read_batch(positions)
-    there = batch.to(check.device)
-    check.time("a batch to the device", lambda: dataset.read_batch(positions).to(check.device))
+    there, few_there = batch.to(check.device), few.to(check.device)
+    pinned = batch.pin_memory()
+    check.tried("batches", lambda: same_batches(check, dataset, positions))
+    for shared in (False, True):
+        check.tried("layers", lambda s=shared: same_layers(check, few, few_there, by_size[0], s))
+    check.tried("bf16", lambda: half_precision(check, few_there, by_size[0]))
+    check.time("reading a batch", lambda: dataset.read_batch(positions))
+    check.time("a batch to the device", lambda: pinned.to(check.device, non_blocking=True))
     check.time("all edge masks", lambda: [there.edge_mask(t) for t in types])
     check.time("to_pyg on the device", there.to_pyg)
-    for edge_type in sorted(types, key=lambda t: dataset.base_graph[t].edge_index.size(1))[:: len(types) - 1]:
-        products(check, there, edge_type)
-    graph_capture(check, there, small)
-    training(check, dataset, arguments.batch)
+    check.time("to_pyg(drop_removed=True) on the device", lambda: there.to_pyg(drop_removed=True))
+    for edge_type in by_size[:: len(by_size) - 1]:
+        check.tried("products", lambda t=edge_type: products(check, there, t))
+    check.tried("CUDA graph", lambda: graph_capture(check, there, by_size[0]))
+    check.tried("training", lambda: training(check, dataset, arguments.batch))
     return check.rows
 
 
