@@ -16,6 +16,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """``-n`` alone would make what a module makes once in every worker: tests of a group stay together."""
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "loadgroup"
+    if hasattr(config, "workerinput"):  # a worker hears only what was typed
+        config.option.loadgroup = True
 
 
 @pytest.fixture(autouse=True, scope="session")
