@@ -1,10 +1,13 @@
 """Every test gets its own directory of digest stamps and one thread."""
 
+import functools
 import multiprocessing
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import fresh
 import pytest
@@ -12,12 +15,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """``-n`` alone would make what a module makes once in every worker: tests of a group stay together."""
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"
-    if hasattr(config, "workerinput"):  # a worker hears only what was typed
-        config.option.loadgroup = True
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file that is an ``xdist_group`` stay in one worker, whatever the versions of pytest and xdist."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def group(file: str) -> str | None:
+        found = re.search(
+            r"^pytestmark = .*xdist_group\(\"(\w+)\"", (config.rootpath / file).read_text(), re.M
+        )
+        return None if found is None else found[1]
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.partition("::")[0]) or nodeid
+
+    return Groups(config, log) if config.getvalue("dist") in ("load", "loadgroup") else None
 
 
 @pytest.fixture(autouse=True, scope="session")
