@@ -1,6 +1,7 @@
 """Sources and settings that are not storable as they are: the processor decides, and identity still tells changes."""
 
 import ast
+import functools
 import linecache
 import sys
 import types
@@ -19,7 +20,7 @@ from torchcell_cache.graph.fields import graph_digest, item_digest
 
 same = tc.testing.assert_same_graph
 EDGES = [[0, 1], [1, 2]]
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CS[CR]", "ignore:The PyTorch API of nested")
 
 
 class PairData(Data):  # type: ignore[misc]
@@ -259,14 +260,14 @@ def test_a_store_of_a_notebook_built_before_is_not_stale(
 ) -> None:
     """Earlier versions noted methods of such a cell a second time."""
     from torchcell_cache.builder import plan
-    from torchcell_cache.builder.codehash import legacy_processor_part
+    from torchcell_cache.builder.codehash import processor_part
 
     session = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", session)
     processor = _cell_of_a_notebook(session, 1, _IMPORTS + _BODIES["class"])
     source = tc.testing.tiny_source(3)
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "processor_part", legacy_processor_part)
+        patch.setattr(plan, "processor_part", functools.partial(processor_part, by_statement=False))
         tc.build(tmp_path, source=source, processor=processor, storage="full", progress=False)
     tc.build(tmp_path, source=source, processor=processor, storage="full", progress=False)
     assert tc.verify(tmp_path, source=source, processor=processor, progress=False).ok

@@ -202,18 +202,17 @@ def finalize(
     request = BuildRequest.from_arguments(
         root, source, processor, storage, shard_size, on_stale, allow_empty, max_record_bytes, progress
     )
-    check = ArrayCheck(request.root, tasks, script, request.console.enabled)
 
     def generation(exclusive: bool) -> GenerationBuild:
         begun = begun_storage(request.root, request.plan) if storage == "auto" else storage
         if begun is None:
             what = f"no task has begun at {request.root} with this source and processor"
-            raise check.incomplete(what, request.root, range(tasks))
+            raise _incomplete(what, request.root, range(tasks), script)
         return request.work(begun, exclusive)
 
     def begin() -> None:  # without the lock, so that it waits for no task
         work = generation(False)
-        check.check(work.directory, work.shards)
+        check_shards(work.directory, work.shards, tasks, script, request.console.enabled)
 
     def make(publisher: Publisher) -> Manifest:
         work = generation(publisher.lock.exclusive)
@@ -244,57 +243,38 @@ def check_task(task: int, tasks: int) -> tuple[int, int]:
 def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[str, Any]:
     """What the status file of a task says besides its progress."""
     names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-    job = "_".join(os.environ.get(name, "") for name in names).strip("_") or os.environ.get(
-        "SLURM_JOB_ID", ""
-    )
+    job = "_".join(os.environ.get(name, "") for name in names).strip("_")
     me = {**asdict(this_process()), "host": os.environ.get("SLURMD_NODENAME") or platform.node()}
-    return {
-        "task": task,
-        "tasks": tasks,
-        "generation": work.directory.name,
-        "shards": shards,
-        "job": job,
-        "process": me,
-    }
+    facts = {"task": task, "tasks": tasks, "generation": work.directory.name, "shards": shards}
+    return {**facts, "job": job or os.environ.get("SLURM_JOB_ID", ""), "process": me}
 
 
-class ArrayCheck:
-    """The check before an array build is published: which shards are there and whole, and which tasks have to run again."""
+def check_shards(directory: Path, plan: ShardPlan, tasks: int, script: str, progress: bool) -> None:
+    """Look at every shard's side file, size and digest: a ``BuildIncompleteError`` if one is missing or damaged."""
+    with contextlib.suppress(OSError):
+        os.listdir(directory)  # noqa: PTH208 - asks a network file system for names it may still believe missing
+    problems: list[tuple[int, str]] = []
+    on_progress = Progress(plan.num_samples, 0, None, enabled=progress, what="check shards")
+    with on_progress, ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(partial(_problem, directory, plan), range(plan.num_shards))
+        for shard, text in enumerate(found):
+            on_progress(len(range(*plan.span(shard))))
+            if text is not None:
+                problems.append((shard, text))
+    if not problems:
+        return
+    lines = [f"{len(problems)} of {plan.num_shards} shards are missing or damaged"]
+    lines += [f"    shard {k} (task {k % tasks}): {text}" for k, text in problems[:_LONGEST_LIST]]
+    if len(problems) > _LONGEST_LIST:
+        lines.append(f"    and {len(problems) - _LONGEST_LIST} more")
+    raise _incomplete("\n".join(lines), directory, (shard % tasks for shard, _ in problems), script)
 
-    def __init__(self, root: Path, tasks: int, script: str, progress: bool) -> None:
-        self.root, self.tasks, self.script, self.progress = root, tasks, script, progress
 
-    def check(self, directory: Path, plan: ShardPlan) -> None:
-        """Look at every shard's side file, size and digest.
-
-        Raises:
-            BuildIncompleteError: If one is missing or damaged.
-        """
-        with contextlib.suppress(OSError):
-            os.listdir(directory)  # noqa: PTH208 - asks a network file system for names it may still believe missing
-        problems: dict[int, str] = {}
-        shards, what = range(plan.num_shards), "check shards"
-        on_progress = Progress(plan.num_samples, 0, None, enabled=self.progress, what=what)
-        with on_progress, ThreadPoolExecutor(_THREADS) as pool:
-            for shard, text in zip(
-                shards, pool.map(lambda k: _problem(directory, plan, k), shards), strict=True
-            ):
-                on_progress(len(range(*plan.span(shard))))
-                if text is not None:
-                    problems[shard] = text
-        if not problems:
-            return
-        lines = [f"{len(problems)} of {plan.num_shards} shards are missing or damaged"]
-        listed = list(problems.items())
-        lines += [f"    shard {k} (task {k % self.tasks}): {text}" for k, text in listed[:_LONGEST_LIST]]
-        if len(listed) > _LONGEST_LIST:
-            lines.append(f"    and {len(listed) - _LONGEST_LIST} more")
-        raise self.incomplete("\n".join(lines), directory, (shard % self.tasks for shard in problems))
-
-    def incomplete(self, message: str, path: Path, tasks: Iterable[int]) -> BuildIncompleteError:
-        """The error that names the tasks to run again."""
-        fix = f"sbatch --array={ranges(tasks)} {shlex.quote(str(self.script))}"
-        return BuildIncompleteError(message, path=path, fix=fix)
+def _incomplete(message: str, path: Path, tasks: Iterable[int], script: str) -> BuildIncompleteError:
+    """The error that names the tasks to run again."""
+    return BuildIncompleteError(
+        message, path=path, fix=f"sbatch --array={ranges(tasks)} {shlex.quote(str(script))}"
+    )
 
 
 def _problem(directory: Path, plan: ShardPlan, shard: int) -> str | None:

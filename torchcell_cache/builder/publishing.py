@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.codehash import legacy_processor_part, processor_part
+from torchcell_cache.builder.codehash import processor_part
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.shards import generation_prefix
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
@@ -194,7 +194,7 @@ def in_stored_words(
     out: dict[str, Any] = dict(wanted)
     notes: tuple[str, ...] = ()
     differs = "processor" in wanted and wanted["processor"] != stored.get("processor")
-    if differs and stored.get("processor") == legacy_processor_part(processor):
+    if differs and stored.get("processor") == processor_part(processor, by_statement=False):
         out["processor"] = stored["processor"]
     if "base_graph" in wanted and wanted["base_graph"] != stored.get("base_graph"):
         notes = _order_note(stored, wanted["base_graph"], graph, load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -198,7 +199,8 @@ def build_shard(
         with storage_errors(target):
             write_shard(temporary, start, records(), plan.map_bytes)
             if scratch is not None:
-                temporary = _carry_over(temporary, temp_path(target))
+                finished, temporary = temporary, shutil.copyfile(temporary, temp_path(target))
+                finished.unlink()
             size, sha256, xxh3 = file_digest(temporary)
             temporary.chmod(0o444)
             fsync_file(temporary)
@@ -274,20 +276,6 @@ def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> l
             if is_whole(directory / shard_name(shard), entry.file):
                 whole.append(entry)
     return whole
-
-
-def _carry_over(scratch_file: Path, target: Path) -> Path:
-    """Copy a finished file from scratch to the store's file system, then remove it from scratch."""
-    with scratch_file.open("rb") as source, target.open("wb") as sink:
-        while block := source.read(1 << 22):
-            sink.write(block)
-    scratch_file.unlink()
-    return target
-
-
-def content_sums(entries: Sequence[ShardEntry]) -> tuple[int, int]:
-    """Sums of a whole store from those of its shards."""
-    return sum(e.sums[0] for e in entries) % (1 << 64), sum(e.sums[1] for e in entries) % (1 << 64)
 
 
 def new_generation_name(fingerprint: str, plan: ShardPlan) -> str:

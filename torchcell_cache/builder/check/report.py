@@ -85,23 +85,10 @@ class Report(Shown):
 
     def to_json(self) -> str:
         """The report as JSON."""
-        problems = [problem._asdict() for problem in self.problems]
-        facts: dict[str, Any] = {
-            "root": self.root,
-            "generation": self.generation,
-            "level": self.level,
-            "ok": self.ok,
-        }
-        return json.dumps(
-            {
-                **facts,
-                "problems": problems,
-                "checked": self.checked,
-                "seconds": self.seconds,
-                "notes": self.notes,
-            },
-            indent=1,
-        )
+        names = ("root", "generation", "level", "ok", "problems", "checked", "seconds", "notes")
+        facts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        facts["problems"] = [problem._asdict() for problem in self.problems]
+        return json.dumps(facts, indent=1)
 
     def __str__(self) -> str:
         looked = ", ".join(f"{number:,} {what}" for what, number in self.checked.items())

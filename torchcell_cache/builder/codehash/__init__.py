@@ -12,19 +12,14 @@ from typing import Any
 from torchcell_cache.builder.codehash.collect import code_digest
 from torchcell_cache.core.digests import storable_json
 
-__all__ = ["code_digest", "legacy_processor_part", "processor_part"]
+__all__ = ["code_digest", "processor_part"]
 
 
 def processor_part(processor: object, by_statement: bool = True) -> dict[str, Any]:
-    """What a fingerprint says of a processor."""
+    """What a fingerprint says of a processor; earlier versions did not take cells of notebooks ``by_statement``."""
     if processor is None:
         return {"class": "none"}
     named = getattr(processor, "stands_for", processor)
     what = named if isinstance(named, dict) else code_digest(named, by_statement)
     part: dict[str, Any] = storable_json(what)
     return part
-
-
-def legacy_processor_part(processor: object) -> dict[str, Any]:
-    """What earlier versions said of a processor from a notebook."""
-    return processor_part(processor, by_statement=False)

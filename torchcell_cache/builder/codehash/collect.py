@@ -118,7 +118,7 @@ class _Collector(NameFollower):
         if "<" in code.co_qualname:  # may exist several times, with another closure each
             result = {"$function": place, "source": definition.digest}
             return result | self._captured(value, definition, where)
-        self.keep(value)
+        self._kept.append(value)
         name = self._units[id(value)] = self.put(place, definition.digest)
         self._queue.append(lambda: self._put_defaults(name, value, definition))
         return {"$function": name}
@@ -184,7 +184,7 @@ class _Collector(NameFollower):
     def class_name(self, cls: type) -> str:
         if id(cls) not in self._units:
             label, version = self.class_label(cls), self.declared_version(cls)
-            self.keep(cls)
+            self._kept.append(cls)
             self._units[id(cls)] = label
             if version is not None:
                 self.put(label, {"cache_version": version})

@@ -38,7 +38,7 @@ def is_library(name: str, file: str | None, own: frozenset[str] = frozenset()) -
         return True
     if file is None:
         return top in sys.stdlib_module_names or top in sys.builtin_module_names
-    if any(part in _INSTALLED for part in PurePath(file).parts):
+    if is_installed(file):
         return top not in own
     return file.startswith(_STDLIB) or file.startswith("<frozen")
 

@@ -62,10 +62,6 @@ class ValueEncoder:
         self._done: dict[int, Json] = {}
         self._kept: list[object] = []  # keeps ids in _done from being used again
 
-    def keep(self, value: object) -> None:
-        """Keep an object alive, so that no other one gets its id."""
-        self._kept.append(value)
-
     def function(self, value: types.FunctionType, where: str) -> Json:
         """A Python function."""
         raise NotImplementedError
