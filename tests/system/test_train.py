@@ -121,9 +121,9 @@ def test_a_signal_ends_in_a_checkpoint_and_75(trained: Path, number: int) -> Non
     heard = 0
 
     class Signalled(Trainer):
-        def _step(self, batch: Any) -> None:
+        def _step(self, batch: Any, marks: Any) -> None:
             nonlocal heard
-            super()._step(batch)
+            super()._step(batch, marks)
             if self.steps_run == 9:
                 os.kill(os.getpid(), number)
                 heard += 1

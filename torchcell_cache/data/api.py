@@ -92,7 +92,10 @@ def import_torchcell(
         CacheError: What :func:`build` raises.
 
     Example:
-        ``tc.import_torchcell("stores/tmi", store="old/preprocessed", base_graph=source.cell_graph, trust=True)``
+        >>> tc.import_torchcell(  # doctest: +SKIP
+        ...     "stores/tmi", store="old/preprocessed", base_graph=source.cell_graph, trust=True
+        ... )
+        PreprocessedDataset(332313)
     """
     from torchcell_cache.processors.lazy import LazySubgraphRepresentation
     from torchcell_cache.sources.torchcell_store import torchcell_store

@@ -140,7 +140,12 @@ class PairedCells(PreprocessedDataset):
         SettingError: If there are no controls, a stratum has none, a category no value, or an argument is wrong.
 
     Example:
-        ``tc.PairedCells(ds, control="condition == 'ctrl'", per_category={"pert": str, "de_idx": top_genes})``
+        >>> cells = tc.build("stores/cells", source=[Data(x=torch.rand(3, 1)) for _ in range(4)], progress=False)
+        >>> tc.PairedCells(cells, control=[0, 1])[3]
+        Data(x=[3, 1], y=[1, 3]...)
+        >>> tc.PairedCells(  # doctest: +SKIP
+        ...     ds, control="condition == 'ctrl'", per_category={"pert": str, "de_idx": top_genes}
+        ... )
     """
 
     def __init__(

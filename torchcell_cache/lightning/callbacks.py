@@ -115,7 +115,7 @@ class DataWaitCallback(pl.Callback):
 
     def _say(self, pl_module: Any, name: str, value: float, prog_bar: bool) -> None:
         # In 64 bits: a float32 counts to 16 million.
-        exact = torch.tensor(value, dtype=torch.float64)
+        exact = torch.tensor(value, dtype=torch.float64, device="cpu")
         pl_module.log(name, exact, on_step=True, on_epoch=False, batch_size=1, prog_bar=prog_bar)
 
     def _restart(self) -> None:
@@ -191,7 +191,7 @@ class PreemptionCallback(pl.Callback):
             return bool(self._heard)
         if self._settled():
             return True
-        self._flag = torch.tensor([int(bool(self._heard))])
+        self._flag = torch.tensor([int(bool(self._heard))], device="cpu")
         self._work = torch.distributed.all_reduce(self._flag, group=self._group, async_op=True)
         return False
 

@@ -63,7 +63,8 @@ class Stored(NamedTuple):
             raise RefusedError(f"a tensor in it names {named[1]}") from None
         if not isinstance(storage, torch.storage.TypedStorage):
             raise ValueError(f"the data of a tensor are a {type(storage).__name__}")
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).numpy()  # type: ignore[no-untyped-call]
+        empty = torch.empty(0, dtype=storage.dtype, device="cpu")
+        flat = empty.set_(storage.untyped()).numpy()  # type: ignore[no-untyped-call]
         (count,), (step,) = self.size, self.stride
         last = self.offset + max(count - 1, 0) * step
         if count and not (0 <= self.offset <= last < len(flat) and step > 0 and 0 < count <= len(flat)):
