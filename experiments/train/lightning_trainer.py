@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -12,20 +11,22 @@ from torch import Tensor, nn
 from experiments.train.data import load_data, targets
 from experiments.train.model import HeteroGin
 from torchcell_cache.core.urls import local_path
+from torchcell_cache.errors import SettingError
 
 try:
     import lightning
-except ImportError:
+
+    from torchcell_cache.lightning import DataWaitCallback
+except (ImportError, SettingError):
     raise SystemExit("trainer=lightning needs Lightning: pip install '.[lightning]'") from None
 
 
 class LightningGin(lightning.LightningModule):  # type: ignore[misc]
-    """The model with its loss, optimizer and the share of time that steps wait for data."""
+    """The model with its loss and optimizer."""
 
     def __init__(self, model: HeteroGin, data: Any, optimizer: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.data, self.settings = model, data, optimizer
-        self.waited, self.begun, self.idle_since = 0.0, 0.0, 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), **self.settings)
@@ -39,19 +40,6 @@ class LightningGin(lightning.LightningModule):  # type: ignore[misc]
     def validation_step(self, batch: Any, _: int) -> None:
         error = self.model(batch) - targets(batch, self.data)
         self.log("val_loss", error.square().mean(), batch_size=len(error), sync_dist=True, prog_bar=True)
-
-    def on_train_epoch_start(self) -> None:
-        self.waited, self.begun = 0.0, time.perf_counter()
-        self.idle_since = self.begun
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.waited += time.perf_counter() - self.idle_since
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.idle_since = time.perf_counter()
-
-    def on_train_epoch_end(self) -> None:
-        self.log("data_wait_share", self.waited / max(time.perf_counter() - self.begun, 1e-9))
 
 
 def fit(cfg: DictConfig, device: torch.device, rank: int, world_size: int) -> None:
@@ -74,7 +62,7 @@ def fit(cfg: DictConfig, device: torch.device, rank: int, world_size: int) -> No
         log_every_n_steps=1,
         enable_progress_bar=bool(cfg.progress),
         enable_model_summary=False,
-        callbacks=[every],
+        callbacks=[every, DataWaitCallback()],
         logger=lightning.pytorch.loggers.CSVLogger(str(directory), name="lightning"),
     )
     resume = str(last) if cfg.resume and last.is_file() else None

@@ -24,6 +24,7 @@ from experiments.train.data import Data, load_data, sample_indices, targets
 from experiments.train.model import HeteroGin
 from experiments.train.parts import STEP, where_it_went
 from experiments.train.preemption import StopSignal, leave, listen, stop_listening
+from experiments.train.watching import Line, Loggers, profiled
 from torchcell_cache.cli.bench.step import Marks
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError
@@ -61,7 +62,10 @@ class Trainer:
             data.train.load_state_dict(state["loader"])
             self._say(f"going on at epoch {self.epoch}, step {self.step}, from {self.path}")
         self.logs: list[CsvLog] = []
+        self.loggers: Loggers | None = None
+        self.line = Line(cfg.report_every if cfg.progress and not sys.stderr.isatty() else None, self._say)
         if rank == 0:
+            self.loggers = Loggers(cfg, self.path.parent)
             at = self.epoch, self.step
             self.logs = [
                 CsvLog(self.path.with_name("steps.csv"), ("epoch", "step", "loss"), at),
@@ -81,6 +85,21 @@ class Trainer:
         Raises:
             SystemExit: With 75, after a signal; the same command goes on.
         """
+        with profiled(
+            self.path.parent if self.cfg.profile and self.rank == 0 else None, self._say
+        ) as self.profile:
+            self._run_epochs()
+        for log in [*self.logs, *([self.loggers] if self.loggers else [])]:
+            log.close()
+        self.stop_signal.barrier()  # the checkpoint is there before any rank ends, and with it, perhaps, its job
+        if self.preempted:
+            self._say(
+                f"{self.stop_signal.name}: stopped at epoch {self.epoch}, step {self.step}, which {self.path} holds; "
+                "the same command goes on"
+            )
+            leave()
+
+    def _run_epochs(self) -> None:
         while self.epoch < self.cfg.epochs:
             self.data.train.set_epoch(self.epoch)
             begun, waited, steps = self._train_epoch()
@@ -92,26 +111,19 @@ class Trainer:
             self._write_losses()
             val_loss = self._validate()
             rate, share = steps / max(seconds, 1e-9), waited / max(seconds, 1e-9)
-            if self.rank == 0:
+            if self.loggers is not None:
                 train_loss = self.loss_sum / max(self.step, 1)
                 row = (self.epoch, self.step, train_loss, val_loss, seconds, rate, share)
                 self.logs[1].add(*row)
                 self.logs[1].flush()
+                named = dict(zip(EPOCH_COLUMNS[2:], row[2:], strict=True))
+                self.loggers.log(self._number(self.step), epoch=self.epoch, **named)
                 self._say(
                     f"epoch {self.epoch}: train {train_loss:.5f}, validation {val_loss:.5f}, {rate:.2f} it/s, "
                     f"waiting for data {share:.2%}"
                 )
             self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
             self._save()
-        for log in self.logs:
-            log.close()
-        self.stop_signal.barrier()  # the checkpoint is there before any rank ends, and with it, perhaps, its job
-        if self.preempted:
-            self._say(
-                f"{self.stop_signal.name}: stopped at epoch {self.epoch}, step {self.step}, which {self.path} holds; "
-                "the same command goes on"
-            )
-            leave()
 
     def _train_epoch(self) -> tuple[float, float, int]:
         self.runner.train()
@@ -135,6 +147,10 @@ class Trainer:
                 self.preempted = self.stop_signal.agreed()
                 steps += 1
                 bar.update()
+                self.profile()
+                if self.rank == 0:
+                    later = (self.cfg.epochs - self.epoch - 1) * len(self.data.train)
+                    self.line(self.epoch, steps, left, later, begun, waited, self.loss)
                 if self._stopping() or (
                     self.cfg.checkpoint_every and self.step % self.cfg.checkpoint_every == 0
                 ):
@@ -160,7 +176,8 @@ class Trainer:
             marks("optimizer")
             size = self.cfg.batch_size if self.world_size == 1 else None
             self._say(where_it_went(self.model, self.data, size, marks, self.step + 1))
-        self.pending.append(loss.detach())
+        self.loss = loss.detach()
+        self.pending.append(self.loss)
         self.step += 1
         self.steps_run += 1
 
@@ -177,13 +194,18 @@ class Trainer:
             losses /= self.world_size
         values = losses.tolist()
         self.loss_sum += sum(values)
-        if self.rank == 0:
+        if self.loggers is not None:
             for k, value in enumerate(values, self.step - len(values)):
                 self.logs[0].add(self.epoch, k, value)
+                self.loggers.log(self._number(k), loss=value)
             self.logs[0].flush()
         self.pending.clear()
         if self.cfg.log_samples:
             self._write_samples()
+
+    def _number(self, step: int) -> int:
+        """A step of this epoch, counted over all epochs."""
+        return self.epoch * len(self.data.train) + step
 
     def _write_samples(self) -> None:
         """Which rank saw which samples in the steps since the last call, ``samples.csv``."""

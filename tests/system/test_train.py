@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -260,6 +262,36 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert "waiting for data" in out
     assert 0 <= float(column(tmp_path / "run" / "epochs.csv", "data_wait_share")) <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_says_how_it_goes(trained: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line now and then, TensorBoard and W&B beside the CSV files, a profile; the training is the same."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    loud = {"progress": "true", "report_every": "0", "profile": "true", "logger": "[csv,tensorboard,wandb]"}
+    run(configured(trained, run_dir="watched", **loud))
+    said, directory = capsys.readouterr().out, trained / "watched"
+    assert "epoch 1: 3/7 steps (42 %), loss " in said
+    line = r"epoch 0: 7/7 steps \(100 %\), loss [\d.]+, [\d.]+ it/s, waiting for data [\d.]+%, 0.0 s left in the epoch, .* in all"
+    assert re.search(line, said)
+    assert "Self CPU" in said
+    assert json.loads((directory / "profile.json").read_text())["traceEvents"]
+    expected = losses(trained / "shared")
+    assert torch.equal(losses(directory)["steps"], expected["steps"])
+    board = accumulator.EventAccumulator(str(directory / "tensorboard"))
+    board.Reload()
+    found = torch.tensor([event.value for event in board.Scalars("loss")], dtype=torch.float64)
+    torch.testing.assert_close(found, expected["steps"])
+    assert [event.step for event in board.Scalars("val_loss")] == [7, 14]
+    (record,) = directory.glob("wandb/offline-run-*/run-watched.wandb")
+    assert b"data_wait_share" in record.read_bytes()
+    run(configured(trained, run_dir="silent", report_every="0"))
+    assert "steps (" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="csv, tensorboard, wandb"):
+        run(configured(trained, run_dir="none", logger="wadb"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is not None, reason="Lightning is installed")
