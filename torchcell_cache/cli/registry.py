@@ -225,7 +225,7 @@ def command_help(command: str, arguments: Iterable[str] = ()) -> str:
             said = f", by default {default}" if default else ""
             parts += [f"{group}=...{said}; {group}=NAME --help lists the keys of one:", ""]
             parts += [
-                f"  {f'{group}={name}':<{_COLUMN - 4}}# {_headline(GROUPS[group][name])}" for name in valid
+                f"  {f'{group}={name}':<{_COLUMN}}# {_headline(GROUPS[group][name])}" for name in valid
             ] + [""]
     return "\n".join([*parts, _EXIT_CODES])
 
