@@ -21,28 +21,35 @@ from torchcell_cache.errors import SampleError
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.base import copy_of
+from torchcell_cache.store.groups import GROUP_BYTES, disk_bytes
 
 _PROBE = 64
 _FULL_PROBE = 4
 _PROBE_SECONDS = 10.0
 _NOISE = 1.5
+_DISK_BYTES_PER_US = 500
 
 
 @dataclass(frozen=True, slots=True)
 class StorageCost:
-    """What one storage costs per sample: microseconds to make and to read as a graph, bytes to keep."""
+    """What one storage costs per sample: microseconds to make and to read as a graph, bytes on disk."""
 
     storage: str
     make_us: float
     read_us: float
     num_bytes: float
 
+    @property
+    def whole_us(self) -> float:
+        """Microseconds to read a sample, and its bytes from a disk."""
+        return self.read_us + self.num_bytes / _DISK_BYTES_PER_US
+
 
 def choose_storage(plan: BuildPlan, console: Callable[[str], None]) -> str:
     """Measure, print the comparison, and name the storage with the fewest bytes among those that read fast.
 
-    "Fast" is within 1.5 times of the quickest read, below which differences are noise on a shared machine. Where ids can
-    be stored, ``full`` is shown for comparison but never chosen: shared batches need ids.
+    "Fast" is, read from an ordinary disk, within 1.5 times of the quickest, below which differences are noise on a shared
+    machine. Where ids can be stored, ``full`` is shown for comparison but never chosen: shared batches need ids.
     """
     count = plan.num_samples
     if count == 0:
@@ -54,8 +61,8 @@ def choose_storage(plan: BuildPlan, console: Callable[[str], None]) -> str:
     ]
     costs += _on_trial(plan, ("full",) if costs else ("delta", "full"), count)
     eligible = [c for c in costs if c.storage != "full" or not plan.can_be_structured]
-    quickest = min(cost.read_us for cost in eligible)
-    chosen = min((c for c in eligible if c.read_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
+    quickest = min(cost.whole_us for cost in eligible)
+    chosen = min((c for c in eligible if c.whole_us <= _NOISE * quickest), key=lambda c: c.num_bytes)
     console("storage       make/sample  read/sample  bytes/sample")
     for cost in costs:
         mark = "  <- chosen" if cost is chosen else ""
@@ -109,7 +116,7 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], coun
         processing = time.perf_counter() - at
         for mode in modes:
             at = time.perf_counter()
-            layout, body = maker.encoded(index, graph, mode)
+            layout, body = maker.encoded(index, graph, mode if mode == "full" else "compact")
             layouts[layout.id] = layout
             records[mode].append((layout, body))
             made[mode] += processing + time.perf_counter() - at
@@ -127,11 +134,13 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...], coun
         at = time.perf_counter()
         for body in bodies:
             decode_graph(body, layouts, maker.base)
-        costs.append(_cost(mode, made[mode], time.perf_counter() - at, bodies))
+        costs.append(_cost(mode, made[mode], time.perf_counter() - at, bodies, GROUP_BYTES))
     return costs
 
 
-def _cost(storage: str, making: float, reading: float, bodies: list[bytes]) -> StorageCost:
+def _cost(
+    storage: str, making: float, reading: float, bodies: list[bytes], group_bytes: int = 0
+) -> StorageCost:
     count = len(bodies)
-    size = float(np.mean([len(body) + 8 for body in bodies]))
+    size = float(np.mean([disk_bytes(len(body) + 8, group_bytes) for body in bodies]))
     return StorageCost(storage, making * 1e6 / count, reading * 1e6 / count, size)

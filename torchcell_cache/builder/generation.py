@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generic import GenericMaker, label_column, seeding
-from torchcell_cache.builder.plan import BuildPlan
+from torchcell_cache.builder.plan import BuildPlan, mode_of
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
@@ -42,7 +42,15 @@ from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
 from torchcell_cache.store.columns import columns_bytes
-from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest, format_of, processed_dir
+from torchcell_cache.store.groups import disk_bytes
+from torchcell_cache.store.manifest import (
+    GRAPH_FILES,
+    GROUPED,
+    MANIFEST_NAME,
+    Manifest,
+    format_of,
+    processed_dir,
+)
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar
 
 
@@ -132,7 +140,7 @@ class GenerationBuild:
         if self.shards.records == "structured":
             return StructuredMaker.open(self.directory, self.shards)
         assert self.plan.source is not None
-        mode = "full" if self.storage == "full" else "delta"
+        mode = mode_of(self.storage, self.shards.schema)
         most = MOST_BYTES // max(self.shards.num_shards, 1) if self.has_constants else 0
         return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"], most)
 
@@ -140,7 +148,7 @@ class GenerationBuild:
 
     def _check_space(self, missing: int, size: float) -> None:
         """Refuse if ``missing`` samples of the ``size`` of the first ones cannot fit; nothing is written yet."""
-        per_sample = size + 30 if size < 2000 else -(-(size + 24) // 4096) * 4096
+        per_sample = disk_bytes(size, self.shards.schema.get(GROUPED, 0))
         need, free = int(missing * per_sample * 1.1), free_bytes(self.directory)
         self.console(
             f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free"
@@ -250,6 +258,6 @@ def content_digest(
     schema: dict[str, Any], graph_digest: str, num_samples: int, shards: list[ShardEntry]
 ) -> str:
     """Digest of what is stored: schema, base graph and every record under its index, in any order of work."""
-    schema = {name: part for name, part in schema.items() if name != "constants"}
+    schema = {name: part for name, part in schema.items() if name not in ("constants", GROUPED)}
     sums = [f"{sum(entry.sums[k] for entry in shards) % (1 << 64):016x}" for k in (0, 1)]
     return sha256_json({"schema": schema, "base_graph": graph_digest, "samples": num_samples, "sums": sums})

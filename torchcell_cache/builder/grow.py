@@ -35,7 +35,7 @@ from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
-from torchcell_cache.store.manifest import processed_dir
+from torchcell_cache.store.manifest import COMPACT, GROUPED, processed_dir
 
 STORED = object()
 """Stands for the processor that the store was built with."""
@@ -180,6 +180,9 @@ def _grow(
         before = old.manifest.created.get("notes", []) if is_append else []
         plan = replace(plan, notes=tuple(dict.fromkeys([*before, *notes])))
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
+        written = {name: old.schema[name] for name in (COMPACT, GROUPED) if name in old.schema}
+        schema = {k: v for k, v in shards.schema.items() if k not in (COMPACT, GROUPED)}
+        shards = replace(shards, schema={**schema, **written})  # as the store that grows
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)
         work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console)

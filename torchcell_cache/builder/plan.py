@@ -22,6 +22,8 @@ from torchcell_cache.processors import BUILT_IN, NAMED
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.torchcell_processors import paired
+from torchcell_cache.store.groups import GROUP_BYTES
+from torchcell_cache.store.manifest import COMPACT, GROUPED
 
 FORMAT_VERSION = 1
 STORAGES = ("perturbation", "delta", "full", "auto")
@@ -166,9 +168,19 @@ def make_shard_plan(
         shard_size=size,
         seed=int(plan.fingerprint(storage).digest[:16], 16),
         records="generic" if structured is None else "structured",
-        schema=_schema(plan, structured),
+        schema={**_schema(plan, structured), **written_form(structured is None, storage)},
         max_record_bytes=max_record_bytes,
     )
+
+
+def written_form(generic: bool, storage: str) -> dict[str, int]:
+    """What a schema says of how records are written, beyond the first version of the format; see ``mode_of``."""
+    return ({} if storage == "full" else {COMPACT: 2}) | {GROUPED: GROUP_BYTES} if generic else {}
+
+
+def mode_of(storage: str, schema: dict[str, Any]) -> str:
+    """How the fields of generic records are encoded."""
+    return "full" if storage == "full" else "compact" if COMPACT in schema else "delta"
 
 
 def columns_part(table: SampleTable | None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.columns import arrays_to_table, load_columns
+from torchcell_cache.store.manifest import GROUPED
 from torchcell_cache.store.records import write_shard
 from torchcell_cache.store.shard_entry import (
     FileEntry,
@@ -197,7 +198,7 @@ def build_shard(
 
     try:
         with storage_errors(target):
-            write_shard(temporary, start, records(), plan.map_bytes)
+            write_shard(temporary, start, records(), plan.map_bytes, plan.schema.get(GROUPED, 0))
             if scratch is not None:
                 finished, temporary = temporary, shutil.copyfile(temporary, temp_path(target))
                 finished.unlink()

@@ -31,6 +31,7 @@ from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.private import SharedFields
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.manifest import (
+    GROUPED,
     MANIFEST_NAME,
     SECOND,
     Manifest,
@@ -64,7 +65,9 @@ class Generation:
         paths = [str(self.directory / s.file.name) for s in shards]
         # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
         before_open = partial(have_shard, self.directory, manifest, fetcher)
-        self.files = ShardFiles(paths, [s.file.size for s in shards], starts, before_open)
+        self.files = ShardFiles(
+            paths, [s.file.size for s in shards], starts, before_open, GROUPED in self.schema
+        )
 
     @classmethod
     def open(cls, root: Path, generation: str | None = None) -> Generation:

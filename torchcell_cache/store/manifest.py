@@ -42,7 +42,9 @@ MANIFEST_NAME = "manifest.json"
 STORAGES = ("perturbation", "delta", "full")
 VERSIONS = (1, 2)
 SECOND = ("unknown_names", "origins")
-"""Parts of a schema that the first version does not know, each the digest of columns; ``constants`` is one more."""
+"""Parts of a schema that the first version does not know, each the digest of columns."""
+COMPACT, GROUPED = "encodings", "group_bytes"
+"""Two more: which encodings records may have, and how many bytes of records are one value of a shard's file."""
 _FIELDS: dict[str, type] = {
     **dict.fromkeys(("format_version", "num_samples", "shard_size"), int),
     **dict.fromkeys(("endianness", "generation", "storage", "content_digest"), str),
@@ -54,7 +56,7 @@ _FIELDS: dict[str, type] = {
 
 def format_of(schema: dict[str, Any]) -> int:
     """The oldest version of the format that can say what a schema says."""
-    return 2 if {*SECOND, "constants"} & set(schema) else 1
+    return 2 if {*SECOND, "constants", COMPACT, GROUPED} & set(schema) else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.store.env_pool import EnvPool
+from torchcell_cache.store.groups import LAST_KEY, Directory, Items, grouped, numbered
 from torchcell_cache.store.stamps import stat_whole
 
 _MIN_MAP_BYTES = 1 << 20
@@ -44,20 +45,23 @@ _NOT_THE_FILES_FAULT = (
 )
 
 
-def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int) -> int:
-    """Write consecutive records into a new LMDB file, in one transaction.
+def write_shard(
+    path: Path, first_index: int, chunks: Iterable[Sequence[bytes]], map_bytes: int, group_bytes: int = 0
+) -> None:
+    """Write consecutive records into a new LMDB file, in one transaction, in groups of ``group_bytes`` unless that is 0.
 
     The same records give the same bytes: keys are appended in order, pages are zeroed, nothing is ever reopened. Each chunk
     is taken once: where the map turns out too small, what was written moves to a file with a larger one.
     """
-    rest, map_bytes = iter(chunks), max(map_bytes, _MIN_MAP_BYTES)
+    rest = grouped(first_index, chunks, group_bytes) if group_bytes else numbered(first_index, chunks)
+    map_bytes = max(map_bytes, _MIN_MAP_BYTES)
     moved = path.with_name(f".tmp-moved-{path.name.removeprefix('.tmp-')}")
     try:
-        index, pending = _write(path, first_index, rest, map_bytes)
+        pending = _write(path, rest, map_bytes)
         while pending:
             path.replace(moved)
             map_bytes *= _GROWTH
-            index, pending = _write(path, first_index, chain(_records(moved), [pending], rest), map_bytes)
+            pending = _write(path, chain(_records(moved), [pending], rest), map_bytes)
             moved.unlink(missing_ok=True)
     except lmdb.Error as error:
         # LMDB passes on text only, EIO for a short write; before the file goes its size tells whether it met a limit.
@@ -69,31 +73,27 @@ def write_shard(path: Path, first_index: int, chunks: Iterable[Sequence[bytes]],
     finally:
         with contextlib.suppress(OSError):
             moved.unlink(missing_ok=True)
-    return index - first_index
 
 
-def _write(
-    path: Path, first_index: int, chunks: Iterator[Sequence[bytes]], map_bytes: int
-) -> tuple[int, Sequence[bytes]]:
-    """Write chunks while the map has room; returns the next index and the chunk that had none, if any."""
+def _write(path: Path, chunks: Iterator[Items], map_bytes: int) -> Items:
+    """Write chunks while the map has room; returns the chunk that had none, if any."""
     unsynced = {"sync": False, "metasync": False, "writemap": False, "meminit": True}
     env_of = opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
     with contextlib.closing(env_of) as env:
-        index, room = first_index, _Room(map_bytes, env.stat()["psize"])
+        room = _Room(map_bytes, env.stat()["psize"])
         with env.begin(write=True) as txn:
             cursor = txn.cursor()
-            for records in chunks:
-                if not room.takes(records):
-                    return index, records
-                items = [(k.to_bytes(8, "big"), record) for k, record in enumerate(records, start=index)]
+            for chunk in chunks:
+                if not room.takes([value for _, value in chunk]):
+                    return chunk
+                items = [(key.to_bytes(8, "big"), value) for key, value in chunk]
                 written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
                 if not written == added == len(items):
                     raise FormatError(
-                        f"{path}: LMDB took {added} of {len(items)} records from sample {index} on"
+                        f"{path}: LMDB took {added} of {len(items)} records from sample {chunk[0][0]} on"
                     )
-                index += len(items)
         env.sync(True)
-    return index, ()
+    return []
 
 
 class _Room:
@@ -113,14 +113,14 @@ class _Room:
         return 2 * self.in_leaves // (self.page - _NODE_BYTES) + self.overflow + _SPARE_PAGES <= self.pages
 
 
-def _records(path: Path) -> Iterator[Sequence[bytes]]:
-    """Records of a file, in order, in chunks of bounded size."""
+def _records(path: Path) -> Iterator[Items]:
+    """Items of a file, in order, in chunks of bounded size."""
     env_of = opened(path, path.stat().st_size, readonly=True)
     with contextlib.closing(env_of) as env, env.begin() as txn:
-        chunk: list[bytes] = []
+        chunk: Items = []
         size = 0
-        for value in txn.cursor().iternext(keys=False, values=True):
-            chunk.append(value)
+        for key, value in txn.cursor().iternext(keys=True, values=True):
+            chunk.append((int.from_bytes(key, "big"), value))
             size += len(value)
             if size > _MOVED_BYTES:
                 yield chunk
@@ -141,6 +141,8 @@ def _damaged(path: str, text: str, kind: Any = CorruptShardError) -> Exception:
 class _Env:
     """One open environment; a read transaction per thread lives as long as the handle."""
 
+    directory: Directory | None
+
     def __init__(self, path: str, size: int) -> None:
         try:
             size = max(size, _MIN_MAP_BYTES)
@@ -152,17 +154,32 @@ class _Env:
                     raise StorageLostError(f"{path} cannot be opened: {error}", path=path, fix=fix) from None
             raise _damaged(path, f"{path} cannot be opened: {error}") from None
         self.local = threading.local()
-        self.retired = False
+        self.retired, self.directory = False, None
 
     def get(self, views: bool) -> Any:
-        """``get`` of this thread's transaction, giving copies or views of the mapping."""
+        """``get`` of this thread's transaction, giving copies or views of the mapping, of single records."""
         name = "view" if views else "copy"
         found = getattr(self.local, name, None)
         if found is None:
-            begun: Any = self.env.begin(buffers=True) if views else self.env.begin(buffers=False)
+            in_views: Any = views or self.directory is not None
+            begun: Any = self.env.begin(buffers=in_views)
             found = begun.get  # the method keeps its transaction alive
+            if self.directory is not None:
+                found = self.directory.get(found, not views)
             setattr(self.local, name, found)
         return found
+
+    def insist(self, path: str, first: int, count: int, in_groups: bool) -> None:
+        """Refuse a file that does not hold ``count`` records from ``first`` on."""
+        if in_groups and self.directory is None:
+            try:
+                with self.env.begin() as txn:
+                    told = txn.get(LAST_KEY.to_bytes(8, "big"))
+                self.directory = Directory(told, first, count, self.entries)
+            except (lmdb.Error, ValueError) as error:
+                raise _damaged(path, f"{path}: {error}") from None
+        elif not in_groups and self.entries != count:
+            raise _damaged(path, f"{path} holds {self.entries} records, the manifest says {count}")
 
     def close(self) -> None:
         self.local = threading.local()
@@ -203,11 +220,16 @@ class ShardFiles:
     """Read access to the shards of one generation."""
 
     def __init__(
-        self, paths: Sequence[str], sizes: Sequence[int], starts: Sequence[int], before_open: Any = None
+        self,
+        paths: Sequence[str],
+        sizes: Sequence[int],
+        starts: Sequence[int],
+        before_open: Any = None,
+        in_groups: bool = False,
     ) -> None:
         self.paths, self.sizes = list(paths), list(sizes)
         self.starts = np.asarray(starts, dtype=np.int64)
-        self.before_open = before_open
+        self.before_open, self.in_groups = before_open, in_groups
         counts = np.diff(self.starts)
         even = len(counts) > 0 and bool((counts[:-1] == counts[0]).all()) and counts[-1] <= counts[0]
         self._stride = int(counts[0]) if even else 0  # a division is quicker than a search
@@ -229,10 +251,8 @@ class ShardFiles:
     def open(self, shard: int) -> _Env:
         """The open file of a shard, checked before it is mapped."""
         handle = self._open_checked(shard)
-        wanted = int(self.starts[shard + 1] - self.starts[shard])
-        if handle.entries != wanted:
-            path = self.paths[shard]
-            raise _damaged(path, f"{path} holds {handle.entries} records, the manifest says {wanted}")
+        first, stop = self.starts[shard : shard + 2].tolist()
+        handle.insist(self.paths[shard], first, stop - first, self.in_groups)
         return handle
 
     def _open_checked(self, shard: int, more: int = _MORE_TRIES) -> _Env:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CacheError, FormatError
+from torchcell_cache.store.manifest import COMPACT, GROUPED
 
 if TYPE_CHECKING:
     from torchcell_cache.store.generation import Generation
@@ -32,6 +33,9 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
             bad.append(name)
     bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
     bad += [name for name in ("unknown_names", "origins") if not isinstance(schema.get(name, ""), str)]
+    bad += [COMPACT] if schema.get(COMPACT, 2) != 2 else []
+    size = schema.get(GROUPED, 1)
+    bad += [GROUPED] if type(size) is not int or size < 1 else []
     try:
         from_text(schema.get("constants", {}))
     except (ValueError, TypeError, AttributeError):

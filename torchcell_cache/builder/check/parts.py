@@ -12,6 +12,7 @@ import numpy as np
 
 from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.builder.generic import GenericMaker, label_column, label_of
+from torchcell_cache.builder.plan import mode_of
 from torchcell_cache.builder.publishing import compared, insist_same, on_stored_graph
 from torchcell_cache.builder.run import check_source
 from torchcell_cache.builder.shards import (
@@ -141,7 +142,7 @@ class PartMaker:
         """Makes the records of this store, from its columns where they are whole and say all of it."""
         if self.generation.is_structured:
             return StructuredMaker.open(self.directory, plan)
-        mode = "full" if self.manifest.storage == "full" else "delta"
+        mode = mode_of(self.manifest.storage, self.manifest.schema)
         constants = from_text(self.manifest.schema.get("constants", {}))
         processor, built_in = self.processor, False
         if processor is None:

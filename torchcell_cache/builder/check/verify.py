@@ -34,8 +34,9 @@ from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.generation import Generation
+from torchcell_cache.store.groups import LAST_KEY
 from torchcell_cache.store.lease import keeping
-from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest
+from torchcell_cache.store.manifest import GRAPH_FILES, GROUPED, MANIFEST_NAME, Manifest
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar, sidecar_path
 from torchcell_cache.store.stamps import stamp
 
@@ -252,10 +253,17 @@ class _Verifier:
             return
         self.report.count("shards")
         found = outline(self.directory / entry.file.name)
-        wanted = (entry.stop - entry.start, entry.start, entry.stop - 1)
-        if (found.entries, found.first, found.last) != wanted:
-            text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {wanted[0]:,}"
-            self._add(entry.file.name, f"{text}, {wanted[1]} to {wanted[2]}", entry.index)
+        count, wanted = entry.stop - entry.start, (entry.start, entry.stop - 1)
+        good, what = found.entries == count, f"{count:,}, {wanted[0]} to {wanted[1]}"
+        if GROUPED in self.manifest.schema:
+            wanted = (entry.start, LAST_KEY)
+            good, what = (
+                2 <= found.entries <= count + 1,
+                f"up to {count:,} groups from {entry.start} and where they lie",
+            )
+        if not good or (found.first, found.last) != wanted:
+            text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {what}"
+            self._add(entry.file.name, text, entry.index)
         elif self.level == "full":
             checker.check(entry, self.report, on_progress)
         else:
