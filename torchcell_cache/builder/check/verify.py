@@ -254,15 +254,12 @@ class _Verifier:
         self.report.count("shards")
         found = outline(self.directory / entry.file.name)
         count, wanted = entry.stop - entry.start, (entry.start, entry.stop - 1)
-        good, what = found.entries == count, f"{count:,}, {wanted[0]} to {wanted[1]}"
+        text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {count:,}, "
+        text, good = f"{text}{wanted[0]} to {wanted[1]}", found.entries == count
         if GROUPED in self.manifest.schema:
-            wanted = (entry.start, LAST_KEY)
-            good, what = (
-                2 <= found.entries <= count + 1,
-                f"up to {count:,} groups from {entry.start} and where they lie",
-            )
+            wanted, good = (entry.start, LAST_KEY), 2 <= found.entries <= count + 1
+            text = f"holds {found.entries:,} groups, samples from {found.first} on, expected those from {entry.start} on"
         if not good or (found.first, found.last) != wanted:
-            text = f"holds {found.entries:,} records, samples {found.first} to {found.last}, expected {what}"
             self._add(entry.file.name, text, entry.index)
         elif self.level == "full":
             checker.check(entry, self.report, on_progress)
