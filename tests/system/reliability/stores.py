@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,19 @@ def fit_digests(root: Path) -> None:
         shards=tuple(replace(shard, file=fit(shard.file)) for shard in manifest.shards),
     )
     put_manifest(root, fitted)
+
+
+def edit_records(root: Path, number: int, change: Callable[[list[bytes]], None]) -> None:
+    """A shard's file with other records in it, sealed as they come; ``fit_digests`` makes it that of the store."""
+    manifest = read_manifest(root)
+    entry, size = manifest.shards[number], manifest.schema.get("group_bytes", 0)
+    path = processed_dir(root) / manifest.generation / entry.file.name
+    files = store.ShardFiles([str(path)], [path.stat().st_size], [entry.start, entry.stop], None, size > 0)
+    records = files.read(range(entry.start, entry.stop), [0] * (entry.stop - entry.start))
+    store.close_file(path)
+    change(records)
+    path.unlink()
+    store.write_shard(path, entry.start, [records], 1 << 24, size)
 
 
 def put_manifest(root: Path, manifest: Manifest) -> None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import lmdb
 import pytest
 import stores
 
@@ -22,7 +21,6 @@ from torchcell_cache.store.manifest import manifest_path, processed_dir, read_ma
 Room = Callable[[], Path]
 Flips = list[tuple[Path, int]]
 CHILD_ROUNDS = 50
-LMDB_FORMAT = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 
 
 def damaged_files(root: Path) -> set[str]:
@@ -255,21 +253,15 @@ def shard(root: Path, number: int) -> Path:
     return processed_dir(root) / manifest.generation / manifest.shards[number].file.name
 
 
-def swap_records(path: Path, first: int, second: int) -> None:
-    with (
-        lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24, **LMDB_FORMAT) as env,
-        env.begin(write=True) as txn,
-    ):
-        keys = [index.to_bytes(8, "big") for index in (first, second)]
-        values = [txn.get(key) for key in keys]
-        for key, value in zip(keys, reversed(values), strict=True):
-            assert txn.put(key, value)
-
-
 @pytest.mark.parametrize("shape", stores.SHAPES)
 def test_a_record_under_another_key_is_refused(editable: Callable[..., Path], shape: str) -> None:
     root = editable(shape)
-    swap_records(shard(root, 1), 8, 12)
+
+    def swap(records: list[bytes]) -> None:
+        first = 8 - stores.SHARD
+        records[first], records[first + 4] = records[first + 4], records[first]
+
+    stores.edit_records(root, 1, swap)
     stores.fit_digests(root)
     with stores.fresh_handles():
         dataset = tc.PreprocessedDataset(root)

@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 import stores
 import torch
 import xxhash
-from test_flip import LMDB_FORMAT, in_child, shard
+from test_flip import in_child
 
 import torchcell_cache as tc
 from torchcell_cache.core.sealed import seal
@@ -125,12 +124,11 @@ def put_record(root: Path, index: int, body: bytes) -> None:
     number = index // stores.SHARD
     seed = read_manifest(root).shards[number].seed
     checksum = xxhash.xxh3_128_intdigest(body, index) % (1 << 64) ^ seed
-    path = shard(root, number)
-    with (
-        lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24, **LMDB_FORMAT) as env,
-        env.begin(write=True) as txn,
-    ):
-        assert txn.put(index.to_bytes(8, "big"), checksum.to_bytes(8, "little") + body)
+
+    def put(records: list[bytes]) -> None:
+        records[index % stores.SHARD] = checksum.to_bytes(8, "little") + body
+
+    stores.edit_records(root, number, put)
 
 
 def records(root: Path, payload: bytes) -> Iterator[Callable[[], None]]:
