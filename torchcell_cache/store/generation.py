@@ -65,9 +65,8 @@ class Generation:
         paths = [str(self.directory / s.file.name) for s in shards]
         # Bound to what it needs rather than to this object: without a cycle, what nobody uses is gone at once.
         before_open = partial(have_shard, self.directory, manifest, fetcher)
-        self.files = ShardFiles(
-            paths, [s.file.size for s in shards], starts, before_open, GROUPED in self.schema
-        )
+        sizes, in_groups = [s.file.size for s in shards], GROUPED in self.schema
+        self.files = ShardFiles(paths, sizes, starts, before_open, in_groups)
 
     @classmethod
     def open(cls, root: Path, generation: str | None = None) -> Generation:

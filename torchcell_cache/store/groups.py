@@ -20,6 +20,8 @@ GROUP_BYTES = 1 << 16
 LAST_KEY = (1 << 64) - 1
 _HEAD = struct.Struct("<II")
 _PAGE = 4096
+_NODE_BYTES = 32
+_SPARE_PAGES = 64
 
 Items = list[tuple[int, bytes]]
 
@@ -53,6 +55,23 @@ def grouped(first: int, chunks: Iterable[Sequence[bytes]], group_bytes: int) -> 
     counts += [len(begun)] if begun else []
     numbers = np.array([*lengths, *counts], dtype="<u4").tobytes()
     yield [*items, (LAST_KEY, _HEAD.pack(len(lengths), len(counts)) + numbers)]
+
+
+class Room:
+    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut."""
+
+    def __init__(self, map_bytes: int, page: int) -> None:
+        self.pages, self.page = map_bytes // page, page
+        self.in_leaves = self.overflow = 0
+
+    def takes(self, records: Sequence[bytes]) -> bool:
+        """Note records and say whether there is room for them."""
+        # A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
+        sizes = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + _NODE_BYTES
+        large = sizes[sizes > self.page // 2 - _NODE_BYTES]
+        self.in_leaves += int(sizes.sum() - large.sum()) + 2 * _NODE_BYTES * len(large)
+        self.overflow += int((large // self.page + 1).sum())
+        return 2 * self.in_leaves // (self.page - _NODE_BYTES) + self.overflow + _SPARE_PAGES <= self.pages
 
 
 class Directory:

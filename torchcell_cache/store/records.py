@@ -23,14 +23,12 @@ from torchcell_cache.core.hints import repair_hint
 from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.store.env_pool import EnvPool
-from torchcell_cache.store.groups import LAST_KEY, Directory, Items, grouped, numbered
+from torchcell_cache.store.groups import LAST_KEY, Directory, Items, Room, grouped, numbered
 from torchcell_cache.store.stamps import stat_whole
 
 _MIN_MAP_BYTES = 1 << 20
 _MAX_MAP_BYTES = 1 << 42
 _GROWTH = 4
-_NODE_BYTES = 32
-_SPARE_PAGES = 64
 _MOVED_BYTES = 16 << 20
 _SAID = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 _MORE_TRIES = 4
@@ -80,7 +78,7 @@ def _write(path: Path, chunks: Iterator[Items], map_bytes: int) -> Items:
     unsynced = {"sync": False, "metasync": False, "writemap": False, "meminit": True}
     env_of = opened(path, min(map_bytes, _MAX_MAP_BYTES), **unsynced, max_dbs=0, **_FORMAT)
     with contextlib.closing(env_of) as env:
-        room = _Room(map_bytes, env.stat()["psize"])
+        room = Room(map_bytes, env.stat()["psize"])
         with env.begin(write=True) as txn:
             cursor = txn.cursor()
             for chunk in chunks:
@@ -89,28 +87,10 @@ def _write(path: Path, chunks: Iterator[Items], map_bytes: int) -> Items:
                 items = [(key.to_bytes(8, "big"), value) for key, value in chunk]
                 written, added = cursor.putmulti(items, dupdata=False, overwrite=False, append=True)
                 if not written == added == len(items):
-                    raise FormatError(
-                        f"{path}: LMDB took {added} of {len(items)} records from sample {chunk[0][0]} on"
-                    )
+                    said = f"LMDB took {added} of {len(items)} records from sample {chunk[0][0]} on"
+                    raise FormatError(f"{path}: {said}")
         env.sync(True)
     return []
-
-
-class _Room:
-    """Whether records fit a map, by what LMDB takes for them at most; a function of the records, however they are cut."""
-
-    def __init__(self, map_bytes: int, page: int) -> None:
-        self.pages, self.page = map_bytes // page, page
-        self.in_leaves = self.overflow = 0
-
-    def takes(self, records: Sequence[bytes]) -> bool:
-        """Note records and say whether there is room for them."""
-        # A record that leaves no room for a second one in its leaf has pages of its own. Leaves are at least half full.
-        sizes = np.fromiter(map(len, records), dtype=np.int64, count=len(records)) + _NODE_BYTES
-        large = sizes[sizes > self.page // 2 - _NODE_BYTES]
-        self.in_leaves += int(sizes.sum() - large.sum()) + 2 * _NODE_BYTES * len(large)
-        self.overflow += int((large // self.page + 1).sum())
-        return 2 * self.in_leaves // (self.page - _NODE_BYTES) + self.overflow + _SPARE_PAGES <= self.pages
 
 
 def _records(path: Path) -> Iterator[Items]:
@@ -141,7 +121,7 @@ def _damaged(path: str, text: str, kind: Any = CorruptShardError) -> Exception:
 class _Env:
     """One open environment; a read transaction per thread lives as long as the handle."""
 
-    directory: Directory | None
+    directory: Directory | None = None
 
     def __init__(self, path: str, size: int) -> None:
         try:
@@ -154,7 +134,7 @@ class _Env:
                     raise StorageLostError(f"{path} cannot be opened: {error}", path=path, fix=fix) from None
             raise _damaged(path, f"{path} cannot be opened: {error}") from None
         self.local = threading.local()
-        self.retired, self.directory = False, None
+        self.retired = False
 
     def get(self, views: bool) -> Any:
         """``get`` of this thread's transaction, giving copies or views of the mapping, of single records."""
