@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
+from torchcell_cache.cli.bench.investment import investment
 from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
 from torchcell_cache.cli.bench.report import advice, as_text
 from torchcell_cache.cli.bench.stages import Timing
@@ -46,7 +47,11 @@ def facts_of(capsys, *arguments: str) -> dict:
 
 def test_every_number_is_there_and_makes_sense(store: Path, capsys) -> None:
     before = torch.get_num_threads()
-    facts = facts_of(capsys, f"root={store}", *QUICK, "workers=[0,1]", "step_ms=2.5", "device=cpu")
+    facts = facts_of(
+        capsys, f"root={store}", *QUICK, "workers=[0,1]", "step_ms=2.5", "device=cpu", "epochs=1000"
+    )
+    assert facts["investment"]["hours_without"] > facts["investment"]["hours_with"] > 0
+    assert facts["investment"]["hours_build"] > 0
     assert torch.get_num_threads() == before
     assert facts["samples"] == 20
     assert facts["batch_size"] == 4
@@ -273,6 +278,30 @@ def test_the_fewest_workers_that_will_do() -> None:
     assert advice(made_up(None, {0: 1.0, 1: 0.5}, **CHEAP, **dear))[0].startswith(
         "1 worker; a batch every 0.500 ms,"
     )
+
+
+def test_what_a_training_costs_without_and_with_and_when_the_build_has_paid() -> None:
+    report = made_up(None, {0: 0.1}, **CHEAP, pyg_collate=90, on_the_fly=270.3)
+    assert investment(report) is None
+    assert "epochs" not in "\n".join(advice(report))
+    # 10,000 batches an epoch: 1 h without, 3 s with.
+    report.facts |= {"samples": 100_000, "epochs": 1000, "build_seconds": 7200.0, "store_bytes": 5_000_000}
+    found = investment(report)
+    assert found is not None
+    assert found["hours_without"] == pytest.approx(1000.83, rel=1e-4)
+    assert found["hours_with"] == pytest.approx(1000 * 3 / 3600)
+    assert found["hours_with_pyg_batches"] == pytest.approx(1000 * 203 / 3600)
+    assert (found["hours_build"], found["bytes"], found["paid_after_epochs"]) == (2.0, 5_000_000, 2)
+    said = "1,000 epochs: 1000 h 50 min of one core for data without the cache, 50 min 0 s with it"
+    assert f"{said}, after 2 h 0 min to build 5.0 MB; it has paid after 2 epochs" in advice(report)
+    report.stages["batch"] = report.stages["expand"]  # 20 ms, less than 360: still pays; and then more
+    assert investment(report)["paid_after_epochs"] == 3  # type: ignore[index]
+    report.stages["batch"] = Timing("", 10, (0.4,) * 5)
+    assert investment(report)["paid_after_epochs"] is None  # type: ignore[index]
+    assert "it never pays" in "\n".join(advice(report))
+    del report.stages["on the fly"]
+    assert investment(report)["hours_without"] is None  # type: ignore[index]
+    assert "cannot be said: processing" in "\n".join(advice(report))
 
 
 def test_whether_the_cache_helps() -> None:

@@ -98,6 +98,28 @@ def test_importing_the_package_is_free() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+NEEDLESS = """
+import sys
+import torchcell_cache as tc
+ds = tc.build(sys.argv[1], source=tc.testing.tiny_source(), processor=tc.LazySubgraphRepresentation(), progress=False)
+for name in tc.__all__:
+    getattr(tc, name)
+next(iter(tc.CacheLoader(ds, batch_size=4))).to_pyg()
+tc.verify(sys.argv[1], progress=False)
+from torchcell_cache.cli import main
+assert main(["--help"]) == 0 and main(["preprocess", "source=neo4j", "--help"]) == 0
+sys.exit(", ".join({name.split(".")[0] for name in sys.modules} & {"neo4j", "hydra", "omegaconf", "antlr4", "lightning"}) or 0)
+"""
+
+
+def test_neo4j_and_hydra_are_loaded_by_what_needs_them(tmp_path: Path) -> None:
+    """Both are always installed; only a server's samples need the one, settings of the command line the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", NEEDLESS, tmp_path / "store"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_public_name_resolves() -> None:
     import torchcell_cache as tc
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from torchcell_cache.cli.bench.investment import investment, paid
 from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
 from torchcell_cache.core.progress import human_bytes
 
@@ -68,6 +69,7 @@ def as_dict(report: BenchReport) -> dict[str, Any]:
             }
             for row in report.sweep
         ],
+        "investment": investment(report),
         "advice": advice(report),
     }
 
@@ -158,6 +160,7 @@ def advice(report: BenchReport) -> list[str]:
     return [
         *_workers(report),
         *_against_processing(report),
+        *paid(report),
         *_shared_mode(report),
         *_expanding(report),
         *_cold(report),

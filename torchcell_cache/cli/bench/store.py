@@ -110,6 +110,7 @@ def bench_store(
     exclude_keys: Sequence[str] = (),
     hidden: int | None = None,
     layers: int = 2,
+    epochs: int | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> BenchReport:
     """Time every stage from the store to the model, with one thread.
@@ -130,6 +131,7 @@ def bench_store(
         hidden: Width of your model: also time a step of GIN layers over all edge types between perturbed nodes, part by
             part, on shared batches and on PyG's.
         layers: Their number.
+        epochs: Epochs you mean to train: also say what they cost in hours of one core without the cache and with it.
         on_progress: Called with a few words before each part of the work.
 
     Raises:
@@ -141,6 +143,7 @@ def bench_store(
     workers, seed = [whole_number("workers", count, 0) for count in workers], whole_number("seed", seed, 0)
     hidden = hidden if hidden is None else whole_number("hidden", hidden, 1)
     layers = whole_number("layers", layers, 1)
+    epochs = epochs if epochs is None else whole_number("epochs", epochs, 1, most=_LONGEST)
     _check(workers, step_ms, seconds)
     dataset = PreprocessedDataset(root)
     if len(dataset) == 0:
@@ -150,7 +153,7 @@ def bench_store(
     watch = Stopwatch(draws, _device(device))
     facts: dict[str, Any] = {"batch_size": size, "asked": batch_size, "num_batches": num_batches}
     facts |= {"step_ms": step_ms, "seed": seed, "seconds": seconds, "exclude_keys": list(exclude_keys)}
-    facts |= {"hidden": hidden, "layers": layers}
+    facts |= {"hidden": hidden, "layers": layers, "epochs": epochs}
     report = BenchReport(_facts(dataset, watch.device) | facts)
     begun = time.monotonic()
     with _one_thread():
@@ -199,6 +202,8 @@ def _facts(dataset: PreprocessedDataset, device: torch.device) -> dict[str, Any]
         "storage": manifest.storage,
         "record_bytes": sum(shard.file.size for shard in manifest.shards),
         "shards": len(manifest.shards),
+        "store_bytes": sum(s.file.size for s in manifest.shards) + sum(f.size for f in manifest.files),
+        "build_seconds": manifest.created.get("seconds"),
         "content_digest": manifest.content_digest,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "cores": cores,
