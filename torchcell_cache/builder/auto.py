@@ -27,7 +27,7 @@ _PROBE = 64
 _FULL_PROBE = 4
 _PROBE_SECONDS = 10.0
 _NOISE = 1.5
-_DISK_BYTES_PER_US = 500
+_DISK_BYTES_PER_US = 100
 
 
 @dataclass(frozen=True, slots=True)
