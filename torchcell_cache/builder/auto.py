@@ -48,7 +48,7 @@ class StorageCost:
 def choose_storage(plan: BuildPlan, console: Callable[[str], None]) -> str:
     """Measure, print the comparison, and name the storage with the fewest bytes among those that read fast.
 
-    "Fast" is, read from an ordinary disk, within 1.5 times of the quickest, below which differences are noise on a shared
+    "Fast" is, read from a disk of 100 MB/s, within 1.5 times of the quickest, below which differences are noise on a shared
     machine. Where ids can be stored, ``full`` is shown for comparison but never chosen: shared batches need ids.
     """
     count = plan.num_samples
