@@ -155,8 +155,6 @@ class PreemptionCallback(pl.Callback):
     ) -> None:
         self.path, self.signals = Path(local_path(path)), tuple(signals)
         self._heard, self._before = 0, dict[int, Any]()
-        self._flag: Any = None
-        self._work: Any = None
         self._group: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -186,24 +184,18 @@ class PreemptionCallback(pl.Callback):
         raise SystemExit(EXIT_INTERRUPTED if trainer.is_global_zero else 0)
 
     def _agreed(self) -> bool:
-        """Whether any rank has heard a signal, answered alike on all: the sum of one step is read at the next, so none waits."""
+        """Whether any rank has heard a signal, answered alike on all.
+
+        At once, not a step later: a signal to a whole job step has also ended what loggers run beside the ranks.
+        """
         if self._group is None:
             return bool(self._heard)
-        if self._settled():
-            return True
-        self._flag = torch.tensor([int(bool(self._heard))], device="cpu")
-        self._work = torch.distributed.all_reduce(self._flag, group=self._group, async_op=True)
-        return False
-
-    def _settled(self) -> bool:
-        if self._work is None or self._flag is None:
-            return False
-        self._work.wait()
-        return bool(self._flag.item())
+        flag = torch.tensor([int(bool(self._heard))])
+        torch.distributed.all_reduce(flag, group=self._group)
+        return bool(flag.item())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Give the signals back."""
-        self._settled()
         self._leave()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -214,4 +206,4 @@ class PreemptionCallback(pl.Callback):
         while self._before:
             number, before = self._before.popitem()
             signal.signal(number, before)
-        self._flag = self._work = self._group = None
+        self._group = None
