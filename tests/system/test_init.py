@@ -114,7 +114,9 @@ def rows(run: Path, name: str) -> list[str]:
     parts = sorted(
         run.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])
     )
-    return [row[name] for path in parts for row in csv.DictReader(path.open(newline="")) if row.get(name)]
+    return [
+        row[name] for path in parts for row in csv.DictReader(path.read_text().splitlines()) if row.get(name)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
