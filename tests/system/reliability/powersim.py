@@ -75,11 +75,10 @@ class Disk:
             raise NotImplementedError(call.op)
 
     def _move_below(self, path: str, target: str) -> None:
-        """What is in a directory comes along; what of it is safe is so under both names, whichever will be there."""
-        for name in [name for name in self.names if name.startswith(f"{path}/")]:
-            self.names[target + name[len(path) :]] = self.names.pop(name)
-        for name in [name for name in self.safe if name.startswith(f"{path}/")]:
-            self.safe[target + name[len(path) :]] = self.safe[name]
+        """What is in a directory comes along: it is there under whichever name the directory will have."""
+        for entries in (self.names, self.safe):
+            for name in [name for name in entries if name.startswith(f"{path}/")]:
+                entries[target + name[len(path) :]] = entries[name]
 
     @staticmethod
     def _write(data: bytearray, offset: int, content: bytes) -> None:
