@@ -30,6 +30,7 @@ from torch_geometric.data import Batch
 
 from experiments.benchmarks import ours
 from experiments.benchmarks.harness import Machine, memory_mb, single_thread
+from experiments.benchmarks.report import replace_between
 from experiments.benchmarks.workload import gene_edge_types, make_workload
 from torchcell_cache.nn import shared_edges, shared_hetero_conv, shared_input
 
@@ -270,6 +271,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--only", nargs="*", help="layers, ways or depths, such as GIN shared 2")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path, help="page with the markers of benchmark:step")
     arguments = parser.parse_args(given)
     single_thread()
     scale, batch, stock_attention = (0.01, 3, 2) if arguments.small else (1.0, 28, 1)
@@ -277,13 +279,18 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     for group in (LAYERS, WAYS, "23"):
         wanted = [name for name in arguments.only or () if name in group]
         works = [w for w in works if not wanted or {w.layer, w.way, str(w.depth)} & set(wanted)]
-    print(Machine.here().describe(), f"one thread, width {WIDTH}", sep="; ", flush=True)
+    machine = f"{Machine.here().describe()}; one thread, width {WIDTH}"
+    print(machine, flush=True)
     with tempfile.TemporaryDirectory() as root:
         workload = make_workload(0, scale, batch)
         ours.build(Path(root) / "store", ours.make_source(workload, workload.samples), "perturbation", 1)
         rows = measure(works, Path(root) / "store", 1 if arguments.small else arguments.rounds)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(table(rows), f"largest process: {peak:.1f} GB", sep="\n\n")
+    said = f"{table(rows)}\n\nLargest process: {peak:.1f} GB."
+    print(said)
+    page = arguments.markdown
+    if page and not replace_between(page, "benchmark:step", f"Measured on {machine}.\n\n{said}"):
+        parser.exit(1, f"{page} has no markers <!-- benchmark:step:start --> and :end\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     return rows

@@ -9,7 +9,9 @@ from experiments.benchmarks import bench_step
 
 
 def test_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = bench_step.main(["--small", "--json", str(tmp_path / "found.json")])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- benchmark:step:start -->\nold\n<!-- benchmark:step:end -->\nafter\n")
+    rows = bench_step.main(["--small", "--json", str(tmp_path / "found.json"), "--markdown", str(page)])
     assert json.loads((tmp_path / "found.json").read_text()) == rows
     assert len(rows) == 17
     assert all(row["ms"] > 0 and row["calls"] and row["peak_mb"] >= 0 for row in rows)
@@ -22,3 +24,8 @@ def test_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "Losses of 2 layers of GATv2, 2 samples, 2 ways" in said
     assert "torch" in said.splitlines()[0]
+    table = page.read_text()
+    assert table.startswith("before\n")
+    assert table.endswith("after\n")
+    assert "old" not in table
+    assert sum(line.startswith("| 2 layers of GAT |") for line in table.splitlines()) == 3
