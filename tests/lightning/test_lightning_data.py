@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -199,7 +200,7 @@ def test_what_every_logger_gets(store: Path, tmp_path: Path) -> None:
     """How fast, how long it waited and how many samples, through ``self.log``; also after a checkpoint."""
     slow = functools.partial(module, store, collate_fn=_slowly)
     logs = {}
-    for name, data, seconds in (("slow loader", slow(), 0.0), ("slow step", module(store), 0.02)):
+    for name, data, seconds in (("slow loader", slow(), 0.0), ("slow step", module(store), 0.06)):
         logger = pl.loggers.CSVLogger(tmp_path / name)
         fit(
             Model(seconds=seconds),
@@ -213,14 +214,13 @@ def test_what_every_logger_gets(store: Path, tmp_path: Path) -> None:
         with Path(logger.log_dir, "metrics.csv").open(newline="") as file:
             logs[name] = [row for row in csv.DictReader(file) if row["it_per_s"]]
     assert [float(row["samples_seen"]) for row in logs["slow step"]] == [8, 16, 22, 30, 38, 44]
-    share = {name: [float(row["data_wait_share"]) for row in rows] for name, rows in logs.items()}
-    assert min(share["slow loader"]) > 0.6
-    assert max(share["slow step"]) < 0.4
+    share = {name: np.median([float(row["data_wait_share"]) for row in rows]) for name, rows in logs.items()}
+    assert share["slow loader"] > share["slow step"] + 0.2  # medians: a busy machine adds to both
     assert all(0 < float(row["it_per_s"]) < 50 for row in logs["slow step"])
 
 
 def _slowly(samples: list[Any]) -> Any:
-    time.sleep(0.02)
+    time.sleep(0.06)
     return _Graphs(samples)
 
 
