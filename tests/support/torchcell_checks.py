@@ -603,6 +603,38 @@ def measurements_keyed_by_deletions(place: Place) -> None:
 
 
 @check("build")
+def stores_grow_with_their_records(place: Place) -> None:
+    """update and append with torchcell's and a user's processor: samples, indices, what an old source is told."""
+    import pytest
+
+    import torchcell_cache as tc
+
+    sources = {}
+    for name, part in (("before", slice(40)), ("after", slice(55)), ("tail", slice(40, 55))):
+        client.write_records(place.folder / f"grows-{name}", client.sample_records(55)[part])
+        sources[name] = client.opened(place.folder / f"grows-{name}")
+    for processor in (place.theirs("LazySubgraphRepresentation"), OwnProcessor()):
+        for way in ("update", "append"):
+            root = place.folder / f"grown-{way}-{type(processor).__name__}"
+            tc.build(root, source=sources["before"], processor=processor, progress=False)
+            with pytest.raises(tc.errors.StaleCacheError, match="40 -> 55"):
+                tc.Neo4jPreprocessedCellDataset(str(root), sources["after"])
+            more = sources["after" if way == "update" else "tail"]
+            growth = getattr(tc, way)(root, more, processor, progress=False)
+            assert growth.num_samples == 55
+            assert growth.recomputed == 15 or way == "update"
+            dataset = tc.PreprocessedDataset(root)
+            sources["after"].process_graph = processor
+            for k in range(55):
+                assert_same(dataset[k], sources["after"].get(k), f"{way} {k}")
+            sources["after"].process_graph = None
+            sources["after"].close_lmdb()
+            for index in INDICES:
+                found = [list(getattr(d, index).items()) for d in (dataset, sources["after"])]
+                assert found[0] == found[1], index
+
+
+@check("build")
 def labels_that_are_dicts(place: Place) -> None:
     """Morphology beside others: vectors by torchcell's Perturbation, also asked for by our name; one label alone by ours."""
     from torchcell.datamodels import schema

@@ -85,9 +85,8 @@ class GenericMaker:
         """What to raise for what a user's code raised, which may even have asked the process to end."""
         if is_interrupt(error):
             return error
-        place = (
-            "the source" if self.processor is None else f"the source or in {type(self.processor).__name__}"
-        )
+        runs = getattr(self.processor, "runs", self.processor)  # torchcell's or a user's of three arguments
+        place = "the source" if runs is None else f"the source or in {type(runs).__name__}"
         return SampleError(
             f"{where}: {type(error).__name__} in {place}: {said(error)}\n{traceback.format_exc()}",
             fix="correct the sample or the processor and run the same command again; finished shards are kept",

@@ -33,6 +33,7 @@ from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.processors.base import asked
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.sources.torchcell_processors import paired
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import COMPACT, GROUPED, processed_dir
@@ -156,6 +157,8 @@ def _grow(
         source, order = on_stored_graph(given, old, digests)
         digests = digests if source is given else old.manifest.fingerprint["base_graph"]
         if is_append:
+            with asked("the source or the processor, asked what it is,"):
+                source, used, _ = paired(source, used)
             source = appended(old, source, digests)
             digests = old.manifest.fingerprint["base_graph"]
         with asked("the source or the processor, asked what it is,"):
