@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from torchcell_cache.builder.check.verify import verify as verify
     from torchcell_cache.builder.generations import gc as gc
     from torchcell_cache.core.samples import Sample as Sample
+    from torchcell_cache.data.api import append as append
     from torchcell_cache.data.api import build as build
     from torchcell_cache.data.api import finalize as finalize
     from torchcell_cache.data.api import import_torchcell as import_torchcell
     from torchcell_cache.data.api import save_subset as save_subset
+    from torchcell_cache.data.api import update as update
     from torchcell_cache.data.dataset import Neo4jPreprocessedCellDataset as Neo4jPreprocessedCellDataset
     from torchcell_cache.data.dataset import PreprocessedDataset as PreprocessedDataset
     from torchcell_cache.data.index_file import load_indices as load_indices
     from torchcell_cache.data.index_file import save_indices as save_indices
-    from torchcell_cache.data.loader import CacheLoader as CacheLoader
     from torchcell_cache.data.pairs import PairedCells as PairedCells
     from torchcell_cache.data.samplers.balanced import BalancedCostBatchSampler as BalancedCostBatchSampler
     from torchcell_cache.data.samplers.order import DistributedCacheSampler as DistributedCacheSampler
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from torchcell_cache.data.split_nodes import split_random as split_random
     from torchcell_cache.data.splits import Splits as Splits
     from torchcell_cache.data.streaming import StreamingCacheDataset as StreamingCacheDataset
+    from torchcell_cache.data.typed_loader import CacheLoader as CacheLoader
     from torchcell_cache.graph.files import load_base_graph as load_base_graph
     from torchcell_cache.graph.files import save_base_graph as save_base_graph
     from torchcell_cache.graph.incidence import IncidenceIndex as IncidenceIndex
@@ -117,19 +119,21 @@ _PLACES = {
 __all__ = [*sorted(_PLACES.keys() - {"lightning"}), "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACES and (lacks := platform_lacks()) is not None:
-        raise ImportError(lacks)
-    if name not in _PLACES:
-        raise AttributeError(
-            f"module 'torchcell_cache' has no attribute {name!r}; it has {', '.join(__all__)}"
-        )
-    place = _PLACES[name]
-    value = import_module(f"torchcell_cache.{name}") if not place else None
-    if place:
-        value = getattr(import_module(f"torchcell_cache.{place}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker is to find unknown names
+
+    def __getattr__(name: str) -> Any:
+        if name in _PLACES and (lacks := platform_lacks()) is not None:
+            raise ImportError(lacks)
+        if name not in _PLACES:
+            raise AttributeError(
+                f"module 'torchcell_cache' has no attribute {name!r}; it has {', '.join(__all__)}"
+            )
+        place = _PLACES[name]
+        value = import_module(f"torchcell_cache.{name}") if not place else None
+        if place:
+            value = getattr(import_module(f"torchcell_cache.{place}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from torch_geometric.data import Batch, Data, HeteroData
 
 from torchcell_cache.batch.masks import owners
 from torchcell_cache.batch.node_sampling import checked_nodes, choose, restricted, selectable_from
 from torchcell_cache.batch.pyg import as_pyg, unlike_pyg
 from torchcell_cache.batch.transfer import PackedBatch
+from torchcell_cache.core.choices import Strategy
 from torchcell_cache.core.ragged import Float32Array, Int64Array, means
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import EdgeType
@@ -55,10 +57,10 @@ class SharedGraphBatch(PackedBatch):
         """Store positions of the samples, ``[batch] int64``."""
         return self.tensors["indices"]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Data | HeteroData]:
         return (self[k] for k in range(len(self)))
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Data | HeteroData:
         """The graph of one sample, equal to ``dataset[i]`` and like it on the CPU.
 
         Raises:
@@ -213,7 +215,7 @@ class SharedGraphBatch(PackedBatch):
         *,
         allow_wild_type: bool = False,
         drop_removed: bool = False,
-    ) -> Any:
+    ) -> Batch:
         """Exactly ``Batch.from_data_list([processor(source[i]) for i in indices])``, made on the batch's device.
 
         On an accelerator it is what ``.to(device)`` makes of that batch.
@@ -239,7 +241,7 @@ class SharedGraphBatch(PackedBatch):
         node_type: str | None,
         k: int | None = None,
         *,
-        strategy: str = "most_expressed",
+        strategy: Strategy = "most_expressed",
         values: Any = None,
         weighted: bool = False,
         edge_types: Iterable[Any] | None = None,
@@ -277,13 +279,8 @@ class SharedGraphBatch(PackedBatch):
                 lists), or the store holds whole graphs.
         """
         topology = selectable_from(self, node_type)
-        settings = {
-            "values": values,
-            "weighted": weighted,
-            "edge_types": edge_types,
-            "key": (seed, epoch, step),
-        }
-        out: Self = restricted(self, topology, choose(self, topology, k, strategy, settings), False)
+        how = {"values": values, "weighted": weighted, "edge_types": edge_types, "key": (seed, epoch, step)}
+        out: Self = restricted(self, topology, choose(self, topology, k, strategy, how), False)
         return out
 
     def restrict(

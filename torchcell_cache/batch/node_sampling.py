@@ -6,7 +6,7 @@ first whatever the strategy: a sample whose perturbed node were left out would l
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from torchcell_cache.batch.context import InducedContext, neighbour_table
 from torchcell_cache.core.checks import choice, whole_number
+from torchcell_cache.core.choices import Strategy
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.induced_subgraph import NeighbourTable, hop_columns, neighbours, select
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.store.generation import Generation
 
-STRATEGIES = ("most_expressed", "random_expressed", "all", "perturbed_neighbourhood")
+STRATEGIES = get_args(Strategy)
 
 Scores = npt.NDArray[np.float64]
 

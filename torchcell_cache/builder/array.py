@@ -27,6 +27,7 @@ from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.checks import whole_number
+from torchcell_cache.core.choices import OnStale, Storage
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
 from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.process import this_process
@@ -39,6 +40,8 @@ from torchcell_cache.errors import (
     FormatError,
     SettingError,
 )
+from torchcell_cache.processors.base import ProcessorLike
+from torchcell_cache.sources.pyg import SourceLike
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest, processed_dir
 from torchcell_cache.store.shard_entry import read_sidecar, shard_name, sidecar_path
@@ -74,14 +77,14 @@ class Part:
 def build_part(
     root: str | os.PathLike[str],
     *,
-    source: Any,
-    processor: Any = None,
+    source: SourceLike,
+    processor: ProcessorLike = None,
     task: int,
     tasks: int,
-    storage: str = "auto",
+    storage: Storage = "auto",
     num_workers: int = 0,
     shard_size: int | None = None,
-    on_stale: str = "error",
+    on_stale: OnStale = "error",
     allow_empty: bool = False,
     max_record_bytes: int = MAX_RECORD_BYTES,
     scratch: str | os.PathLike[str] | None = None,
@@ -134,9 +137,10 @@ def build_part(
         console.notes(plan.notes)
     place = None if scratch is None else make_dirs_durable(local_path(scratch, "scratch"))
     with publishing(where, console, shared=True):
-        if storage == "auto":
-            storage = settle_storage(where, plan, partial(choose_storage, plan, console))
-        work = request.work(storage, exclusive=False)
+        chosen: str = storage
+        if chosen == "auto":
+            chosen = settle_storage(where, plan, partial(choose_storage, plan, console))
+        work = request.work(chosen, exclusive=False)
         count, name = work.shards.num_shards, work.directory.name
         share = range(task, count, tasks)  # so that a slow stretch of the source is spread over all
         if not share:
@@ -162,12 +166,12 @@ def build_part(
 def finalize(
     root: str | os.PathLike[str],
     *,
-    source: Any,
-    processor: Any = None,
+    source: SourceLike,
+    processor: ProcessorLike = None,
     tasks: int,
-    storage: str = "auto",
+    storage: Storage = "auto",
     shard_size: int | None = None,
-    on_stale: str = "error",
+    on_stale: OnStale = "error",
     allow_empty: bool = False,
     max_record_bytes: int = MAX_RECORD_BYTES,
     script: str = SCRIPT,

@@ -32,7 +32,7 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.graph.fields import graph_digests
 from torchcell_cache.processors.base import asked
 from torchcell_cache.sources.base import Source, notes_of
-from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.sources.pyg import SourceLike, as_source
 from torchcell_cache.sources.torchcell_processors import paired
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
@@ -74,7 +74,7 @@ class Growth(Shown):
 
 def append(
     root: str | os.PathLike[str],
-    tail: Any,
+    tail: SourceLike,
     processor: Any = STORED,
     *,
     num_workers: int = 0,
@@ -109,7 +109,7 @@ def append(
 
 def update(
     root: str | os.PathLike[str],
-    source: Any,
+    source: SourceLike,
     processor: Any = STORED,
     *,
     num_workers: int = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from torchcell_cache.builder.codehash import processor_part
 from torchcell_cache.builder.shards import ShardPlan
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Storage
 from torchcell_cache.core.fingerprint import Fingerprint, source_part
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -26,7 +27,7 @@ from torchcell_cache.store.groups import GROUP_BYTES
 from torchcell_cache.store.manifest import COMPACT, GROUPED
 
 FORMAT_VERSION = 1
-STORAGES = ("perturbation", "delta", "full", "auto")
+STORAGES = get_args(Storage)
 SHARD_SIZES = {"perturbation": 32_768, "delta": 4_096, "full": 1_024}
 """Samples per shard by default: seconds of work each, and never a function of the number of workers."""
 

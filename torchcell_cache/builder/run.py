@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild
@@ -22,28 +22,29 @@ from torchcell_cache.builder.publishing import (
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.checks import choice, rank_and_world_size, truth, whole_number
+from torchcell_cache.core.choices import OnStale, Storage
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.locks import BuilderLock
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import BuildInProgressError, SourceContractError
-from torchcell_cache.processors.base import asked
-from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.processors.base import ProcessorLike, asked
+from torchcell_cache.sources.pyg import SourceLike, as_source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest
 
-ON_STALE = ("error", "rebuild", "warn")
+ON_STALE = get_args(OnStale)
 
 
 def build(
     root: str | os.PathLike[str],
     *,
-    source: Any,
-    processor: Any = None,
-    storage: str = "auto",
+    source: SourceLike,
+    processor: ProcessorLike = None,
+    storage: Storage = "auto",
     num_workers: int = 0,
     shard_size: int | None = None,
-    on_stale: str = "error",
+    on_stale: OnStale = "error",
     allow_empty: bool = False,
     max_record_bytes: int = MAX_RECORD_BYTES,
     scratch: str | os.PathLike[str] | None = None,
@@ -95,7 +96,7 @@ def build(
 
     def make(publisher: Publisher) -> Manifest:
         _one_rank_only(publisher.lock)
-        chosen = storage
+        chosen: str = storage
         if chosen == "auto":
             chosen = begun_storage(request.root, plan) or choose_storage(plan, console)
         work = request.work(chosen, publisher.lock.exclusive)

@@ -148,6 +148,15 @@ def checked_options(options: Mapping[str, Any] | None, protocol: str) -> dict[st
     return dict(options or {})
 
 
+def refuse_remote(root: Any, given: Mapping[str, Any]) -> None:
+    """Refuse what only addresses take for a directory."""
+    names = [name for name, value in given.items() if repr(value) not in ("None", "''", "{}", "0")]
+    if names:
+        raise SettingError(
+            f"{', '.join(names)}: for addresses only, {os.fspath(root)} is a directory", fix="leave it out"
+        )
+
+
 def refuse_inside(place: Path, store: Any, what: str) -> None:
     """Refuse a place in the directory of a store, whose files belong to what wrote them.
 

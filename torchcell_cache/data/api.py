@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from torchcell_cache.builder import array, grow, run, subset
+from torchcell_cache.core.choices import OnStale
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import plain_values
@@ -107,11 +108,11 @@ def import_torchcell(
 
 
 def save_subset(
-    view: Any,
+    view: PreprocessedDataset,
     root: str | os.PathLike[str],
     *,
     shard_size: int | None = None,
-    on_stale: str = "error",
+    on_stale: OnStale = "error",
     made_by: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> PreprocessedDataset:

@@ -6,16 +6,18 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch_geometric.data import Dataset
 
 from torchcell_cache.core.checks import truth
+from torchcell_cache.core.choices import Download
 from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.core.urls import is_url, local_path
+from torchcell_cache.core.urls import is_url, local_path, refuse_remote
 from torchcell_cache.data.looks import Looks
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.store.facts import warn_of_copies
@@ -24,6 +26,8 @@ from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.status import wait_for_store
 
 if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
     from torchcell_cache.batch import SharedGraphBatch
 
 
@@ -84,7 +88,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         indices: Any = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | str | None = None,
-        download: str = "lazy",
+        download: Download = "lazy",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         if root is None:
@@ -112,7 +116,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
             opened = open_url(root, **remote, download=download, wait=wait)
             self._opened, self._root = opened, opened.root
         else:
-            _refuse_remote(root, {**remote, "download": None if repr(download) == "'lazy'" else download})
+            refuse_remote(root, {**remote, "download": None if repr(download) == "'lazy'" else download})
             self._root = local_path(root)
             self._open(wait, source_dataset is None)
         if self._opened is not None and source_dataset is not None:
@@ -202,6 +206,10 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         within = index + count if index < 0 else index
         return within if chosen is None else int(chosen[within])
 
+    @overload
+    def __getitem__(self, idx: int) -> Data | HeteroData: ...
+    @overload
+    def __getitem__(self, idx: slice | Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> Self: ...
     def __getitem__(self, idx: Any) -> Any:
         """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
         if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
@@ -226,7 +234,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         assert self.transform is not None
         return self.transform(self.generation.shared_fields.separate(graph))
 
-    def index_select(self, idx: Any) -> PreprocessedDataset:
+    def index_select(self, idx: Any) -> Self:
         """A view of the given samples, in the given order."""
         view = copy.copy(self)
         view.__dict__.pop("_positions", None)
@@ -243,7 +251,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
 
     def preprocess_from_source(
         self, source_dataset: Any, graph_processor: Any, num_workers: int = 0, **settings: Any
-    ) -> PreprocessedDataset:
+    ) -> Self:
         """Build the store from a source, then read from it: torchcell's calling style of ``build``."""
         if self._opened is not None and self._opened.fetcher is not None:
             raise SettingError(
@@ -302,11 +310,3 @@ class Neo4jPreprocessedCellDataset(PreprocessedDataset):
                 fix="Neo4jPreprocessedCellDataset(root, transform=...)",
             )
         super().__init__(root, transform, pre_transform, source_dataset=source_dataset, **settings)
-
-
-def _refuse_remote(root: Any, given: Mapping[str, Any]) -> None:
-    names = [name for name, value in given.items() if repr(value) not in ("None", "''", "{}", "0")]
-    if names:
-        raise SettingError(
-            f"{', '.join(names)}: for addresses only, {os.fspath(root)} is a directory", fix="leave it out"
-        )

@@ -25,6 +25,7 @@ from torchcell_cache.core.checks import (
     truth,
     whole_number,
 )
+from torchcell_cache.core.choices import Uneven
 from torchcell_cache.data.reading import (
     Collated,
     Expanded,
@@ -119,7 +120,7 @@ class CacheLoader:
         worker_init_fn: Callable[[int], None] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
-        uneven: str = "drop_last",
+        uneven: Uneven = "drop_last",
         indices: Any = None,
         **unknown: Any,
     ) -> None:

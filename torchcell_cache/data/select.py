@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from torchcell_cache.core.checks import choice, gives_items, seed_number, suggestion, whole_number
+from torchcell_cache.core.choices import Match
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array, ragged_rows, segments
 from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import column, draw, strata_of
 from torchcell_cache.data.expression import Expression
 from torchcell_cache.data.index_file import load_indices, of_store
@@ -24,16 +26,16 @@ from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.store.columns import single_columns
 
-MATCHES = ("any", "all", "only")
+MATCHES = get_args(Match)
 
 
 def select(
-    dataset: Any,
+    dataset: PreprocessedDataset,
     where: str | None = None,
     *,
     listed: Any = None,
     genes: Iterable[str] = (),
-    match: str = "any",
+    match: Match = "any",
     without: Iterable[str] = (),
     n: int | None = None,
     seed: int = 0,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.ragged import Int64Array, means
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import PARTS, divide, named_parts, planned, strata
 from torchcell_cache.data.samplers.weighted import column_of
 from torchcell_cache.data.splits import Splits
@@ -20,7 +21,7 @@ _MOST_LISTED = 20
 
 
 def split_by_group(
-    dataset: Any,
+    dataset: PreprocessedDataset,
     column: str,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     *,

@@ -9,13 +9,15 @@ dealt out are perturbed *sets*: replicates, reciprocal crosses and the cells of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Controls, GroupNames
 from torchcell_cache.core.ragged import Int64Array, means, ragged_rows
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import (
     checked_fractions,
     divide,
@@ -29,13 +31,13 @@ from torchcell_cache.data.samplers.weighted import Float64Array
 from torchcell_cache.data.select import perturbed_of
 from torchcell_cache.data.splits import Splits
 
-NAMES = ("unseen", "gears")
-CONTROLS = ("random", "train")
+NAMES = get_args(GroupNames)
+CONTROLS = get_args(Controls)
 _SAMPLES, _NODES = 0, 1
 
 
 def split_random(
-    dataset: Any,
+    dataset: PreprocessedDataset,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     *,
     seed: int = 0,
@@ -71,15 +73,15 @@ def split_random(
 
 
 def split_by_perturbation(
-    dataset: Any,
+    dataset: PreprocessedDataset,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     *,
     seen_fractions: Sequence[float] | None = None,
     seed: int = 0,
     stratify: str | None = None,
     bins: int = 10,
-    names: str = "unseen",
-    controls: str = "random",
+    names: GroupNames = "unseen",
+    controls: Controls = "random",
     progress: bool = True,
 ) -> Splits:
     """Nodes divided into training, validation and test nodes, and perturbed sets by the nodes in them.

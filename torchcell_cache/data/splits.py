@@ -15,6 +15,7 @@ from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_err
 from torchcell_cache.core.markup import shares, table, text
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import PARTS, count_divided, first_of_set
 from torchcell_cache.data.dividing import column as column_of
 from torchcell_cache.data.index_file import (
@@ -61,7 +62,7 @@ class Splits:
         ('split', 6)
     """
 
-    dataset: Any = field(repr=False)
+    dataset: PreprocessedDataset = field(repr=False)
     parts: dict[str, Int64Array] = field(repr=False)
     groups: dict[str, Int64Array] = field(default_factory=dict, repr=False)
     made_by: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class Splits:
         """Indices of the test samples."""
         return self["test"]
 
-    def view(self, name: str) -> Any:
+    def view(self, name: str) -> PreprocessedDataset:
         """A part or group as a view of the dataset."""
         return self.dataset[self[name]]
 
@@ -218,7 +219,7 @@ class Splits:
         )
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str], dataset: Any) -> Splits:
+    def load(cls, directory: str | os.PathLike[str], dataset: PreprocessedDataset) -> Splits:
         """Read a split for the store it was made for, or for one with the same samples.
 
         Args:

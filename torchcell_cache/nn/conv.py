@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Route
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.nn.again import pieces, run_in_pieces
@@ -19,7 +20,7 @@ from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
 from torchcell_cache.nn.masked import plain_of
 from torchcell_cache.nn.shared_input import Differing
 
-ROUTES = ("auto", "fast", "general")
+ROUTES = get_args(Route)
 
 
 @ranged("layer")
@@ -28,7 +29,7 @@ def shared_conv(
     x: Tensor | tuple[Tensor, Tensor],
     edges: SharedEdges,
     *,
-    route: str = "auto",
+    route: Route = "auto",
     **arguments: Any,
 ) -> Tensor:
     """Run a layer on every sample of a batch, each with its own kept edges of one shared edge list.

@@ -12,6 +12,7 @@ from torch_geometric.nn import HeteroConv
 from torch_geometric.nn.conv.hetero_conv import group
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Route
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.graph.topology import EdgeType
@@ -30,7 +31,7 @@ def shared_hetero_conv(
     x: Mapping[str, Tensor],
     edges: Mapping[EdgeType, SharedEdges],
     *,
-    route: str = "auto",
+    route: Route = "auto",
     **argument_dicts: Mapping[Any, Any],
 ) -> dict[str, Tensor]:
     """Run a ``HeteroConv`` on every sample of a batch; see :func:`shared_conv`.
@@ -206,7 +207,7 @@ class SharedConv(torch.nn.Module):
         torch.Size([3, 8, 4])
     """
 
-    def __init__(self, layer: torch.nn.Module, route: str = "auto") -> None:
+    def __init__(self, layer: torch.nn.Module, route: Route = "auto") -> None:
         super().__init__()
         self.layer, self.route = layer, choice("route", route, ROUTES)
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import signal
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -48,6 +49,10 @@ class GraphProcessor(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes the result, as JSON values; part of the store's fingerprint."""
+
+
+ProcessorLike = GraphProcessor | Callable[..., Any] | None
+"""What a build takes: a processor, a function of a sample, nothing."""
 
 
 def apply_processor(processor: Any, base_graph: Any, item: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch_geometric.data import HeteroData
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Statistics
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.topology import perturbable_type
@@ -38,7 +39,7 @@ class DCellGraphProcessor:
 
     cache_version: ClassVar[int] = 1
 
-    def __init__(self, *, node_type: str | None = None, statistics: str = "measured") -> None:
+    def __init__(self, *, node_type: str | None = None, statistics: Statistics = "measured") -> None:
         self.node_type, self.statistics = node_type, choice("statistics", statistics, STATISTICS)
 
     def __repr__(self) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import GprRule, Statistics
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -26,7 +27,7 @@ from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-GPR_RULES = ("any", "rule")
+GPR_RULES = get_args(GprRule)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +112,7 @@ class DeletionProcessor(SampleProcessor):
     gpr_by: ClassVar[str]
 
     def __init__(
-        self, *, gpr: str = "any", node_type: str | None = None, statistics: str = "measured"
+        self, *, gpr: GprRule = "any", node_type: str | None = None, statistics: Statistics = "measured"
     ) -> None:
         self.gpr = choice("gpr", gpr, GPR_RULES)
         self.statistics = choice("statistics", statistics, STATISTICS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.core.checks import choice, whole_number
+from torchcell_cache.core.choices import Flow, Perturbed, Statistics
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError
@@ -31,8 +32,8 @@ from torchcell_cache.processors.subgraph import cut_edges, cut_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FLOWS = ("both", "source_to_target", "target_to_source")
-PERTURBED = ("keep", "delete")
+FLOWS = get_args(Flow)
+PERTURBED = get_args(Perturbed)
 _EDGES_KNOWN = tuple(name for name in (*NODE_FIELDS, *EDGE_FIELDS) if name != "stoichiometry")
 
 
@@ -69,10 +70,10 @@ class KHopSubgraph(SampleProcessor):
         num_hops: int = 1,
         edge_types: Iterable[EdgeType | Sequence[str] | str] | None = None,
         *,
-        flow: str = "both",
-        perturbed: str = "keep",
+        flow: Flow = "both",
+        perturbed: Perturbed = "keep",
         node_type: str | None = None,
-        statistics: str = "measured",
+        statistics: Statistics = "measured",
     ) -> None:
         num_hops = whole_number("num_hops", num_hops, 1)
         if isinstance(edge_types, str):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
+from torchcell_cache.core.choices import Statistics
 from torchcell_cache.core.ragged import Float32Array
 
-STATISTICS = ("measured", "always")
+STATISTICS = get_args(Statistics)
 """Which samples have the ``phenotype_stat_*`` fields: those with a statistic, or all of them."""
 
 

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast, get_args
 
 import numpy as np
 
+from torchcell_cache.core.choices import Download
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.hints import PROCESSED_NAME
 from torchcell_cache.core.progress import Progress
@@ -35,7 +36,7 @@ from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.store.status import waiting
 
 THREADS = 8
-DOWNLOADS = ("lazy", "all")
+DOWNLOADS = get_args(Download)
 _PAUSES_S = 0.5, 10.0
 
 
@@ -111,7 +112,7 @@ def open_url(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_bytes: int | str | None = None,
-    download: str = "lazy",
+    download: Download = "lazy",
     storage_options: Mapping[str, Any] | None = None,
     wait: bool | float = False,
 ) -> Generation:

@@ -6,17 +6,18 @@ import math
 import numbers
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.choices import Nan
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.positional import column_list, on_host, plain
 
 Float64Array = npt.NDArray[np.float64]
-NAN = ("error", "keep", "skip")
+NAN = get_args(Nan)
 """What to do with a value that is NaN or infinite: refuse; keep it; leave the sample out."""
 
 _EXACT = 2.0**24

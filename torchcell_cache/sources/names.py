@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import Unknown
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -25,7 +26,7 @@ from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.near_names import hint
 
-UNKNOWN = ("error", "skip", "drop", "keep")
+UNKNOWN = get_args(Unknown)
 """What to do with a name no node has: refuse; leave the sample out; leave the name out; keep it, removing nothing."""
 
 _EXAMPLES = 3

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import xxhash
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from torch_geometric.data import Batch
 from torch_geometric.data.data import BaseData
 
@@ -15,6 +15,9 @@ from torchcell_cache.errors import CacheError, SampleError, SourceContractError
 from torchcell_cache.graph.fields import item_digest
 from torchcell_cache.processors.base import is_interrupt, said
 from torchcell_cache.sources.base import Source
+
+SourceLike = Source | Sequence[Any] | Dataset[Any]
+"""What a build takes: a source, graphs in a list, a PyG dataset."""
 
 FULL_IDENTITY_LIMIT = 20_000
 _PROBES = 4_096

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.choices import Replicates
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.ragged import means as column_means
 from torchcell_cache.errors import SourceContractError
 
 Float64Array = npt.NDArray[np.float64]
-REPLICATES = ("keep", "group", "mean", "error")
+REPLICATES = get_args(Replicates)
 """Keep each as a sample; make one sample of several measurements, or of their mean; refuse them."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchcell_cache.core.choices import Duplicate, Empty, Nan, Replicates, Unknown
 from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.core.urls import local_path
@@ -78,13 +79,13 @@ class PerturbationTable:
         statistics: Any = None,
         source_ids: Any = None,
         node_type: str | None = None,
-        unknown: str = "error",
-        duplicate: str = "error",
-        empty: str = "keep",
-        nan: str = "keep",
+        unknown: Unknown = "error",
+        duplicate: Duplicate = "error",
+        empty: Empty = "keep",
+        nan: Nan = "keep",
         aliases: Mapping[str, str] | str | Path | None = None,
         name: str | None = None,
-        replicates: str = "keep",
+        replicates: Replicates = "keep",
         interactions: bool | str = False,
     ) -> None:
         policies = Policies(unknown, duplicate, empty, nan, replicates, interactions)

@@ -17,6 +17,8 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.store.columns import ORIGIN, categories_of, named, names_apart, names_in
 
 if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
     from torchcell_cache.store.generation import Generation
 
 
@@ -61,12 +63,12 @@ class StoredFacts(abc.ABC):
         """Store positions of samples of this view, ``[n] int64``."""
 
     @property
-    def base_graph(self) -> Any:
-        """The graph all samples share; its tensors map the store's file."""
+    def base_graph(self) -> Data | HeteroData:
+        """The graph all samples share, ``None`` if they share none; its tensors map the store's file."""
         return self.generation.base_graph
 
     @property
-    def cell_graph(self) -> Any:
+    def cell_graph(self) -> Data | HeteroData:
         """Torchcell's name of :attr:`base_graph`."""
         return self.base_graph
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torchcell_cache.builder.check.pages import outline
 from torchcell_cache.builder.check.records import RecordChecker, check_table
@@ -24,6 +24,7 @@ from torchcell_cache.builder.generations import read_or_recover, read_plan, stor
 from torchcell_cache.builder.plan import columns_part
 from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
 from torchcell_cache.core.checks import choice, seed_number, truth, whole_number
+from torchcell_cache.core.choices import Level
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
@@ -42,12 +43,12 @@ from torchcell_cache.store.stamps import stamp
 
 __all__ = ["LEVELS", "Problem", "Report", "verify"]
 
-LEVELS = ("quick", "full")
+LEVELS = get_args(Level)
 
 
 def verify(
     root: str | os.PathLike[str],
-    level: str = "quick",
+    level: Level = "quick",
     source: Any = None,
     processor: Any = None,
     num_samples: int = 500,

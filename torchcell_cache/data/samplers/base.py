@@ -6,17 +6,18 @@ import abc
 import copy
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypedDict, Unpack
+from typing import Any, ClassVar, NoReturn, TypedDict, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.checks import choice, rank_and_world_size, seed_number, truth, whole_number
+from torchcell_cache.core.choices import Uneven
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
 
-UNEVEN = ("drop_last", "pad", "exact")
+UNEVEN = get_args(Uneven)
 STATE_VERSION = 1
 MOST = 2**40
 """Samples of an epoch: more is a mistake, and nothing that an array holds."""
@@ -49,7 +50,7 @@ class Common(TypedDict, total=False):
     drop_last: bool
     rank: int | None
     world_size: int | None
-    uneven: str
+    uneven: Uneven
 
 
 class CacheSampler(abc.ABC):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.choices import Flavor
 from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.cells.h5ad import needs
@@ -17,7 +18,7 @@ from torchcell_cache.sources.cells.rows import Rows
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32."""
-FLAVORS = ("seurat", "cell_ranger", "seurat_v3")
+FLAVORS = get_args(Flavor)
 _RUNS = 64
 
 

@@ -14,6 +14,7 @@ from torch_geometric.data.data import BaseData
 from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
 from torchcell_cache.core.checks import choice, real_number, truth, whole_number
+from torchcell_cache.core.choices import Flavor, Unknown
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
@@ -109,11 +110,11 @@ class AnnDataSource:
         perturbation: str | Sequence[str] = (),
         separator: str = "+",
         control: str | Sequence[str] = "ctrl",
-        unknown: str = "error",
+        unknown: Unknown = "error",
         target_sum: float | None = None,
         log1p: bool = False,
         n_top_genes: int | None = None,
-        flavor: str = "seurat",
+        flavor: Flavor = "seurat",
         hvg_cells: int = 20_000,
         node_type: str | None = None,
         version: str | None = None,

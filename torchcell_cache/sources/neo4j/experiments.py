@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from torchcell_cache.core.choices import OnMalformed
 from torchcell_cache.errors import SettingError
 from torchcell_cache.sources.measurements import float32_problem
 
 _KEYS = ("id", "perturbed", "phenotypes", "statistics")
-POLICIES = ("error", "skip")
+POLICIES = get_args(OnMalformed)
 
 
 class Malformed(ValueError):  # noqa: N818 - a signal between two functions, shown as SourceContractError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.choices import OnMalformed, Replicates, Unknown
 from torchcell_cache.core.fingerprint import explain, sha256_json
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, SettingError, SourceContractError, StaleCacheError
@@ -100,10 +101,10 @@ class Neo4jCellDataset(PerturbationTable):
         self_loops: bool = False,
         parameters: Mapping[str, Any] | None = None,
         columns: Mapping[str, Any] | None = None,
-        replicates: str = "keep",
-        duplicates: str | None = None,
-        unknown: str = "error",
-        malformed: str = "error",
+        replicates: Replicates = "keep",
+        duplicates: Replicates | None = None,
+        unknown: Unknown = "error",
+        malformed: OnMalformed = "error",
         username: str | None = None,
         password: str | None = None,
         database: str | None = None,

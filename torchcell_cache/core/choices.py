@@ -1,0 +1,25 @@
+"""The words that settings may be: what a type checker knows of them, and, by ``get_args``, what is checked."""
+
+from typing import Literal
+
+Controls = Literal["random", "train"]
+Download = Literal["lazy", "all"]
+Duplicate = Literal["error", "unique"]
+Empty = Literal["keep", "error"]
+Flavor = Literal["seurat", "cell_ranger", "seurat_v3"]
+Flow = Literal["both", "source_to_target", "target_to_source"]
+GprRule = Literal["any", "rule"]
+GroupNames = Literal["unseen", "gears"]
+Level = Literal["quick", "full"]
+OnMalformed = Literal["error", "skip"]
+Match = Literal["any", "all", "only"]
+Nan = Literal["error", "keep", "skip"]
+OnStale = Literal["error", "rebuild", "warn"]
+Perturbed = Literal["keep", "delete"]
+Replicates = Literal["keep", "group", "mean", "error"]
+Route = Literal["auto", "fast", "general"]
+Statistics = Literal["measured", "always"]
+Storage = Literal["perturbation", "delta", "full", "auto"]
+Strategy = Literal["most_expressed", "random_expressed", "all", "perturbed_neighbourhood"]
+Uneven = Literal["drop_last", "pad", "exact"]
+Unknown = Literal["error", "skip", "drop", "keep"]
