@@ -190,7 +190,7 @@ class PreemptionCallback(pl.Callback):
         """
         if self._group is None:
             return bool(self._heard)
-        flag = torch.tensor([int(bool(self._heard))])
+        flag = torch.tensor([int(bool(self._heard))], device="cpu")  # of a gloo group
         torch.distributed.all_reduce(flag, group=self._group)
         return bool(flag.item())
 
