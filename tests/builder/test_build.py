@@ -174,7 +174,7 @@ def test_a_transform_on_a_pyg_dataset_round_trips_and_shares_the_base(tmp_path: 
     )
     copied = [d.clone() for d in samples]
     for k, graph in enumerate(copied):
-        graph.x += k  # what is the same in all samples is stored once, too
+        graph.x += k + torch.rand_like(graph.x)  # what samples have in common is stored once, too
     apart = tc.build(
         tmp_path / "apart", source=tc.sources.PygSource(copied, base), storage="full", progress=False
     )
@@ -184,7 +184,7 @@ def test_a_transform_on_a_pyg_dataset_round_trips_and_shares_the_base(tmp_path: 
 
     assert record(ds) < 250
     assert "constants" not in ds.generation.schema
-    assert sum(map(len, apart.generation.schema["constants"].values())) > base.x.nbytes
+    assert len(apart.generation.read([8])[0]) > base.x.nbytes
     for k in range(9):
         oracle.assert_stores_equal(oracle.stores_of(ds[k]), oracle.stores_of(samples[k]))
         oracle.assert_stores_equal(oracle.stores_of(apart[k]), oracle.stores_of(copied[k]))
