@@ -4,6 +4,7 @@ import html.parser
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,21 @@ def test_small_bars_beside_large_ones_are_seen() -> None:
     assert "no values" in bars("x", histogram(np.full(3, np.nan), 4))
     assert shown(shares({HOSTILE: 3, "b": 1}))
     assert HOSTILE in shown(table([(HOSTILE, 1)], (HOSTILE, "n"), HOSTILE))
+
+
+NOTEBOOK = """
+import sys, types
+if sys.argv[1] == "kernel":  # what IPython's kernel leaves for others to see; the bar itself is tqdm's
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell, version_info=(9, 0))
+import torchcell_cache as tc
+tc.build(sys.argv[2], source=tc.testing.tiny_source(40), processor=tc.Perturbation(), storage="delta")
+"""
+
+
+@pytest.mark.parametrize(("where", "bar"), [("kernel", True), ("batch log", False)])
+def test_a_build_in_a_notebook_has_a_bar(tmp_path: Path, where, bar) -> None:
+    call = [sys.executable, "-c", NOTEBOOK, where, str(tmp_path / "s")]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert bool(re.search(r"preprocess: +\d+%\|", done.stderr)) is bar
+    assert "40 samples as 'delta'" in done.stderr
