@@ -39,3 +39,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("name", checks.CHECKS)
 def test_with_gears_itself(outcomes: dict[str, str], name: str) -> None:
     assert outcomes[name] == "ok", outcomes[name]
+
+
+def test_the_benchmark_runs() -> None:
+    if missing := [name for name in ("anndata", "scipy") if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"the benchmark needs {', '.join(missing)}")
+    from experiments.gears import bench
+
+    text = bench.run(small=True, rounds=1)
+    assert text.count("\n| `PairedCells`, `CacheLoader`: `x` and `y` |") == 2
+    assert "| 5,045 genes | Norman, 91,205 cells | Replogle, 162,751 cells |" in text

@@ -269,8 +269,7 @@ def one_line_takes_gears_to_a_store(screen: Screen) -> None:
     )
     again = pickle.loads(pickled.read_bytes())
     assert_same(again[3], ours.dataset_processed[3])
-    said = screen.trained(ours.dataloader)
-    assert len(said) == len(screen.trained(screen.loaders(screen.their_list)))
+    assert len(screen.trained(ours.dataloader, epochs=1)) > 5
 
 
 def main(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ _GOLDEN, _FIRST, _SECOND = (
     np.uint64(word) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 _MOST = 1 << 16
+
+
+@lru_cache(64)
+def _start(seed: int, epoch: int) -> np.uint64:
+    """Where an epoch's row of numbers starts."""
+    return np.uint64(raw_numbers(1, seed, epoch, _STREAM)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +66,19 @@ class Pairing:
         """Controls of some cells, ``[n, num_controls] int64``: a function of seed, epoch, position and number alone."""
         if self.table is not None:
             return np.asarray(self.table[positions], dtype=np.int64)
-        shape = len(positions), self.num_controls
-        own = np.broadcast_to(positions[:, None], shape)
         # SplitMix64, entered at the cell's own place in the epoch's row of numbers.
-        place = (positions[:, None] * self.num_controls + np.arange(1, shape[1] + 1)).astype(np.uint64)
-        drawn = raw_numbers(1, self.seed, epoch, _STREAM)[0] + place * _GOLDEN
+        numbers = np.arange(1, self.num_controls + 1)
+        place = (positions[:, None] * self.num_controls + numbers).astype(np.uint64)
+        drawn = _start(self.seed, epoch) + place * _GOLDEN
         drawn = (drawn ^ (drawn >> np.uint64(30))) * _FIRST
         drawn = (drawn ^ (drawn >> np.uint64(27))) * _SECOND
         drawn ^= drawn >> np.uint64(31)
-        which = np.zeros(shape[0], dtype=np.int64) if self.stratum is None else self.stratum[positions]
-        sizes = np.diff(self.ptr)[which, None]
-        at = self.ptr[which, None] + (drawn % sizes.astype(np.uint64)).astype(np.int64)
-        return np.where(self.is_control[positions, None], own, self.pool[at])
+        first, size = self.ptr[0], self.ptr[1]
+        if self.stratum is not None:
+            which = self.stratum[positions, None]
+            first, size = self.ptr[which], self.ptr[which + 1] - self.ptr[which]
+        at = first + (drawn % size.astype(np.uint64)).astype(np.int64)
+        return np.where(self.is_control[positions, None], positions[:, None], self.pool[at])
 
     def rows(self, positions: Int64Array, epoch: int) -> Int64Array:
         """What to read for a batch: its cells, then the controls of each."""
