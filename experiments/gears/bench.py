@@ -166,7 +166,7 @@ def share_of_memory() -> float:
 
 
 class Here:
-    """One way, answering ``open``, ``epoch`` and ``memory`` with a number each."""
+    """One way, answering ``base``, ``open``, ``epoch`` and ``memory`` with a number each."""
 
     def __init__(self, way: str, folder: Path, rank: int = 0, world_size: int = 1) -> None:
         import torch
@@ -177,13 +177,16 @@ class Here:
 
         torch.set_num_threads(1)
         _ = tc.CacheLoader, tc.PairedCells
-        self.place = way, folder, rank, world_size
-        self.base = share_of_memory()
+        self.place, self.base = (way, folder, rank, world_size), 0.0
         self.batches: Callable[[], Iterator[Any]] = lambda: iter(())
 
     def ask(self, what: str) -> float:
         """Seconds, or bytes of ``memory``."""
-        if what == "memory":
+        if (
+            what == "base"
+        ):  # libraries are shared in parts: with as many processes as when memory is asked for
+            self.base = share_of_memory()
+        if what in ("base", "memory"):
             return share_of_memory() - self.base
         start = time.perf_counter()
         if what == "open":
@@ -227,6 +230,9 @@ class Process:
 def measure(folder: Path, rounds: int, kind: Any) -> dict[str, dict[str, float]]:
     """Start-up, epochs in turns, and memory after them, of every way."""
     processes = {way: kind(way, folder) for way in WAYS}
+    for _ in range(2):  # the first answers come when all have started
+        for process in processes.values():
+            process.ask("base")
     out = {way: {"open": process.ask("open")} for way, process in processes.items()}
     epochs: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
@@ -235,6 +241,7 @@ def measure(folder: Path, rounds: int, kind: Any) -> dict[str, dict[str, float]]
             epochs[way] += [took] * (number > 0)  # the first one reads the disk
     for way, process in processes.items():
         out[way] |= {"epoch": median(epochs[way]), "memory": process.ask("memory")}
+    for process in processes.values():
         process.close()
     return out
 
@@ -242,7 +249,7 @@ def measure(folder: Path, rounds: int, kind: Any) -> dict[str, dict[str, float]]
 def memory_of_ranks(way: str, folder: Path, ranks: int, kind: Any) -> float:
     """Memory of all ranks together, after an epoch that they share."""
     processes = [kind(way, folder, rank, ranks) for rank in range(ranks)]
-    for command in ("open", "epoch"):
+    for command in ("base", "base", "open", "epoch"):  # the first answers come when all have started
         for process in processes:
             process.ask(command)
     total = sum(process.ask("memory") for process in processes)

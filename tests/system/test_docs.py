@@ -26,6 +26,7 @@ RUNNABLE = (
     "docs/sampling.md",
     "docs/node_selection.md",
     "docs/single_cell.md",
+    "docs/gears.md",
     "docs/subsets.md",
     "docs/object_storage.md",
     "docs/growing.md",
