@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import OrderedDict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from torchcell_cache.batch.device import DeviceContext, of_store
+from torchcell_cache.core.lazy import ThreadLock, cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import FormatError
 from torchcell_cache.graph.incidence import IncidenceIndex
@@ -24,7 +23,7 @@ from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.store.generation import Generation
 
-_LOCK = threading.RLock()
+_LOCK = ThreadLock()
 _TABLES: weakref.WeakKeyDictionary[Generation, NeighbourTable] = weakref.WeakKeyDictionary()
 _GENERATIONS: weakref.WeakValueDictionary[tuple[str, str], Generation] = weakref.WeakValueDictionary()
 _OPENED: OrderedDict[tuple[str, str], Generation] = OrderedDict()

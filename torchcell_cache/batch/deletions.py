@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields, check_sta
 from torchcell_cache.batch.subgraphs import FilteredFields, KeptEdgeFields
 from torchcell_cache.codec.deletions import StructuredColumns, words_of
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Float32Array, Int64Array, ascends, merge_ragged
 from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.incidence import IncidenceIndex

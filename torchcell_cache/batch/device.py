@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import copy
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Hashable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from torchcell_cache.core.lazy import ThreadLock, cached_property
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Topology
 from torchcell_cache.processors.deletion import Deletion, DeletionProcessor
 from torchcell_cache.store.generation import Generation
 
-_LOCK = threading.RLock()
+_LOCK = ThreadLock()
 _SHARED: weakref.WeakValueDictionary[tuple[str, str, str], DeviceContext] = weakref.WeakValueDictionary()
 _HELD: weakref.WeakKeyDictionary[Generation, dict[str, DeviceContext]] = weakref.WeakKeyDictionary()
 
@@ -56,7 +56,7 @@ class BufferPool:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._buffers: dict[Hashable, list[npt.NDArray[np.uint8]]] = {}
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
 
     def take(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of undefined content; the caller writes all of it."""

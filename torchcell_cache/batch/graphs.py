@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.codec.field_reader import Bytes, Located, locate
 from torchcell_cache.codec.generic import LAYOUT_AT
 from torchcell_cache.codec.layout import Layout
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import FormatError, SettingError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -15,6 +14,7 @@ from torchcell_cache.batch.batch import SharedGraphBatch
 from torchcell_cache.batch.node_sampling import expression_field
 from torchcell_cache.batch.pyg import Field, collate, collated, listed, no_increments, steps
 from torchcell_cache.core.checks import names_or_none
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
 

@@ -6,7 +6,6 @@ On the CPU the samples are filtered one after the other, which stays in the cach
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torchcell_cache.batch.masks import Regions, node_flags
 from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers, of_edges
 from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.graph.topology import Domain
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from torchcell_cache.batch.context import GraphContext, find_generation, induced
 from torchcell_cache.batch.device import DeviceContext
 from torchcell_cache.batch.packed import Buffer, Places, Sections
 from torchcell_cache.core.indexing import all_within
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting, ranged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +13,7 @@ from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Storage
 from torchcell_cache.core.fingerprint import Fingerprint, source_part
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests

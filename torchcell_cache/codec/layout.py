@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.errors import FormatError
 
 StoreKey: TypeAlias = str | tuple[str, str, str] | None

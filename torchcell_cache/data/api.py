@@ -12,6 +12,7 @@ import numpy as np
 
 from torchcell_cache.builder import array, grow, run, subset
 from torchcell_cache.core.choices import OnStale
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import plain_values
@@ -27,7 +28,7 @@ P = ParamSpec("P")
 class Growth(grow.Growth):
     """What an update did, see :class:`torchcell_cache.builder.grow.Growth`."""
 
-    @functools.cached_property
+    @cached_property
     def dataset(self) -> PreprocessedDataset:
         """The store as it is now."""
         return PreprocessedDataset._of(self.generation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch_geometric.data import Dataset
 from torchcell_cache.core.checks import truth
 from torchcell_cache.core.choices import Download
 from torchcell_cache.core.indexing import Positions, as_positions
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path, refuse_remote
 from torchcell_cache.data.looks import Looks

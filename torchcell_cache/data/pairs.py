@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import xxhash
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.batch.pairs import PairedBatch
 from torchcell_cache.core.checks import seed_number, whole_number
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import of_store

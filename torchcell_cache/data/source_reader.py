@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from torchcell_cache.codec.deletions import StructuredColumns
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.data.samplers.ranges import StreamPlan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
 
@@ -131,7 +131,7 @@ class Compressed:
     values: Tensor
     shape: tuple[int, int]
 
-    @functools.cached_property
+    @cached_property
     def sparse(self) -> Tensor:
         """As a sparse tensor of torch."""
         return _csr(self.row_ptr, self.column, self.values, self.shape)

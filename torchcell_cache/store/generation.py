@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torchcell_cache.codec import envelope
 from torchcell_cache.codec.deletions import StructuredColumns, StructuredSchema
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.hints import root_argument
+from torchcell_cache.core.lazy import ThreadLock, cached_property
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptRecordError, FormatError, StorageLostError
@@ -47,7 +47,7 @@ from torchcell_cache.store.table_reader import MAX_BYTES, TableReader
 T = TypeVar("T")
 
 _SHARED: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
-_SHARED_LOCK = threading.RLock()
+_SHARED_LOCK = ThreadLock()
 
 
 class Generation:

@@ -9,6 +9,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
+from torchcell_cache.core.lazy import cached_property
+
 
 def reduced(value: object) -> Any:
     """What ``copy`` makes of the object itself, without its parts; ``None`` if it refuses."""
@@ -42,7 +44,9 @@ def attributes(value: object) -> Iterator[tuple[str, object]]:
     is_module = any(base.__module__ == "torch.nn.modules.module" for base in cls.__mro__)
     for name, item in getattr(value, "__dict__", {}).items():
         bookkeeping = is_module and not item and ("_hook" in name or name == "_non_persistent_buffers_set")
-        if not bookkeeping and not isinstance(getattr(cls, name, None), functools.cached_property):
+        if not bookkeeping and not isinstance(
+            getattr(cls, name, None), (functools.cached_property, cached_property)
+        ):
             yield str(name), item
     for base in cls.__mro__:
         for name, slot in vars(base).items():

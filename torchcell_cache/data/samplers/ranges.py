@@ -12,11 +12,11 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.base import Plan
 from torchcell_cache.data.samplers.shard_order import ShardOrder

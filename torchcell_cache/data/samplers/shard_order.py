@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.view import StoreView
