@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,21 @@ def test_a_bad_connection_is_tried_again(tmp_path: Path, store: Path, cloud: Clo
     cloud.proxy.faults += faults
     assert_same_samples(opened(cloud, tmp_path), store)
     assert [fault.met for fault in faults] == [1, 1]
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    tmp_path: Path, store: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cloud.name == "az":
+        pytest.skip("Azure's library has a timeout of its own, of minutes")
+    monkeypatch.setattr(bucket_module, "_SILENCE_S", 2.0)
+    push(store, cloud.url, cloud.options)
+    fault = Fault("hang", 1, "shard-00001.lmdb")
+    cloud.proxy.faults.append(fault)
+    begun = time.monotonic()
+    assert_same_samples(opened(cloud, tmp_path), store)
+    assert fault.met == 1
+    assert time.monotonic() - begun < 50  # the proxy says nothing for a minute
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, store: Path, cloud: Cloud) -> None:

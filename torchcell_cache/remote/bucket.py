@@ -48,6 +48,8 @@ ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
 
 _FIRST_PAUSE_S = 0.2
+_SILENCE_S = 60.0
+"""How long Google's library is to wait for the next bytes, which by itself waits for ever; that of S3 waits as long."""
 
 T = TypeVar("T")
 
@@ -199,6 +201,11 @@ class Bucket:
         if self.protocol != "memory":  # whose content belongs to the class
             settings |= {"skip_instance_cache": True, "use_listings_cache": False}
         try:
+            if self.protocol in ("gs", "gcs"):
+                import aiohttp
+
+                patience = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
+                settings.setdefault("requests_timeout", patience)
             return fsspec.filesystem(self.protocol, **settings)
         except ImportError as error:
             raise SettingError(
