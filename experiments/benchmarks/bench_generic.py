@@ -1,6 +1,6 @@
 """A list of plain graphs as a store: room on disk, and an epoch beside PyG's ``DataLoader``, all measured in one run.
 
-    python experiments/benchmarks/bench_generic.py [--small]
+    python experiments/benchmarks/bench_generic.py [--small] [--storage delta]
 
 Cells as GEARS keeps them (dense expression, condition as text), graphs with one-hot nodes, and bags of words. Times are those
 of this process's CPU, the best of three epochs that take turns.
@@ -74,12 +74,14 @@ def seconds(loader: Any) -> float:
     return time.process_time() - begun
 
 
-def measured(name: str, make: Callable[[int, np.random.Generator], list[Data]], count: int) -> str:
+def measured(
+    name: str, make: Callable[[int, np.random.Generator], list[Data]], count: int, storage: str = "auto"
+) -> str:
     """One line of the table."""
     graphs = make(count, np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as place:
         begun = time.process_time()
-        ds = tc.build(Path(place) / "s", source=graphs, progress=False)
+        ds = tc.build(Path(place) / "s", source=graphs, storage=storage, progress=False)
         build = time.process_time() - begun
         shards = sum(shard.file.size for shard in ds.generation.manifest.shards)
         records = sum(map(len, ds.generation.read(range(count))))
@@ -104,11 +106,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="few graphs, for a test")
-    small = parser.parse_args().small
+    parser.add_argument("--storage", choices=("auto", "delta", "full"), default="auto")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print("graphs   stored disk/pickle disk/records build us/s  list us/s   PyG us/s  ours us/s")
     for name, make, count in (("cells", cells, 2000), ("one-hot", one_hot, 4000), ("bags", bags, 500)):
-        print(measured(name, make, 64 if small else count), flush=True)
+        print(measured(name, make, 64 if options.small else count, options.storage), flush=True)
 
 
 if __name__ == "__main__":

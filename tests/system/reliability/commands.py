@@ -98,6 +98,14 @@ BEFORE: dict[Callable[[Path], None], tuple[Callable[[Path], None], ...]] = {
 }
 
 
+def prepared(room: Callable[[], Path], command: Callable[[Path], None]) -> Path:
+    """A new place with what has to be there before a command."""
+    place = room()
+    for step in BEFORE[command]:
+        step(place)
+    return place
+
+
 def tree(place: Path) -> list[str]:
     """Names of all files and directories; what names of generations and copies hold by chance is left out."""
     names = (str(path.relative_to(place)) for path in place.rglob("*"))

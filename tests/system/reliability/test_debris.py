@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import stores
-from commands import BEFORE, SIZE, append, build, damage, repair, subset, tree, update
+from commands import BEFORE, SIZE, append, build, damage, prepared, repair, subset, tree, update
 from faultlib import FOREVER, Fault, FaultServer
 
 import torchcell_cache as tc
@@ -20,20 +20,14 @@ from torchcell_cache.errors import BuildInProgressError, CacheError, SettingErro
 
 
 def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, kills: int) -> None:
-    def prepared() -> Path:
-        place = room()
-        for step in BEFORE[command]:
-            step(place)
-        return place
-
-    place = prepared()
+    place = prepared(room, command)
     trial = builds.run_trial(command, place, prefix=place, log=True)
     assert trial.outcome == "ok", trial.error
     wanted = tree(place)
     stores.remove(place)
     points = sorted({1 + k * (trial.calls - 1) // kills for k in range(kills + 1)})
     for number, at in enumerate(points):
-        place, action = prepared(), ("kill_before", "kill_after")[number % 2]
+        place, action = prepared(room, command), ("kill_before", "kill_after")[number % 2]
         trial = builds.run_trial(command, place, prefix=place, fault=Fault(action, at=at))
         # Threads that copy do not make the same number of calls each time: near the end it may be over before.
         assert trial.outcome == "killed" or (trial.outcome == "ok" and at > 0.9 * points[-1]), (
@@ -66,18 +60,12 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errn
 def refused_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, cases: int) -> int:
     """One call is refused, or all from one on, or two in two runs; then the command is given undisturbed."""
 
-    def prepared() -> Path:
-        place = room()
-        for step in BEFORE[command]:
-            step(place)
-        return place
-
-    place = prepared()
+    place = prepared(room, command)
     calls = builds.run_trial(command, place, prefix=place).calls
     wanted, raised = tree(place), 0
     stores.remove(place)
     for case in range(cases):
-        place, ats = prepared(), [1 + case * calls // cases]
+        place, ats = prepared(room, command), [1 + case * calls // cases]
         if case % 3 == 2:
             ats.append(max(1, calls - ats[0]))
         for at in ats:

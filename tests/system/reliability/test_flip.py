@@ -137,12 +137,14 @@ def editable(room: Room) -> Callable[..., Path]:
     return make
 
 
-# 4,200 in all; the shapes that take longer per flip get fewer.
+# 10,000 in all; the shapes that take longer per flip get fewer.
 @pytest.mark.parametrize(
     ("shape", "seed", "count"),
     [
-        ("generic", 1, 2000),
+        ("generic", 1, 3500),
+        ("generic", 2, 3500),
         ("delta", 3, 1200),
+        ("delta", 4, 800),
         ("perturbation", 5, 700),
         ("full", 6, 300),
     ],
