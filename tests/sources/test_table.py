@@ -401,3 +401,10 @@ def test_an_alias_file_that_is_wrong_is_named_and_not_the_table(tmp_path: Path, 
     (tmp_path / "t.csv").write_text("genes,f\nY001,1\n")
     with pytest.raises(SourceContractError, match=r"^no file at .*aliases\.tsv"):
         tc.PerturbationTable.from_csv(tmp_path / "t.csv", graph, aliases=tmp_path / "aliases.tsv")
+
+
+@pytest.mark.parametrize("index", [slice(2), [0, 1], "0", 1.0, None])
+def test_a_source_gives_one_sample_at_a_time(index):
+    with pytest.raises(SettingError, match=r"one sample at a time, .* is no position"):
+        tc.testing.tiny_source(4)[index]
+    assert tc.testing.tiny_source(4)[np.int64(-1)].source_id == tc.testing.tiny_source(4)[3].source_id

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.errors import SettingError
 
 
 def as_positions(index: Any, count: int) -> Int64Array:
@@ -59,6 +61,26 @@ def as_positions(index: Any, count: int) -> Int64Array:
         if low < 0:
             positions = np.where(positions < 0, positions + count, positions)
     return positions
+
+
+def position(index: Any, count: int, what: str = "sample") -> int:
+    """Where a source's sample is, counted from the end if negative.
+
+    Raises:
+        SettingError: If it is no whole number: sources take no slices, stores do.
+        IndexError: If there is no such sample.
+    """
+    try:
+        at = operator.index(index)
+    except TypeError:
+        raise SettingError(
+            f"a source gives one {what} at a time, {index!r:.80} is no position",
+            fix="build a store, which takes slices, lists and masks: dataset[:100]",
+        ) from None
+    at += count if at < 0 else 0
+    if not 0 <= at < count:
+        raise IndexError(f"{what} {index} of {count}")
+    return at
 
 
 def all_within(positions: Int64Array, count: int) -> bool:

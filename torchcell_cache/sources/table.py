@@ -11,6 +11,7 @@ import numpy as np
 
 from torchcell_cache.core.choices import Duplicate, Empty, Nan, Replicates, Unknown
 from torchcell_cache.core.fingerprint import array_digest, sha256_json
+from torchcell_cache.core.indexing import position
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -194,11 +195,9 @@ class PerturbationTable:
 
         Raises:
             IndexError: If it is out of range.
+            SettingError: If it is no whole number.
         """
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self._table.sample(position, self.base_graph)
+        return self._table.sample(position(index, len(self)), self.base_graph)
 
     def report(self) -> str:
         """What was read as what, and what was left out, of the base graph too; a line each."""

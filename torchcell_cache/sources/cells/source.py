@@ -16,6 +16,7 @@ from torchcell_cache.codec.layout import TensorValue
 from torchcell_cache.core.checks import choice, real_number, truth, whole_number
 from torchcell_cache.core.choices import Flavor, Unknown
 from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.indexing import position
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
@@ -251,11 +252,10 @@ class AnnDataSource:
 
         Raises:
             IndexError: If it is out of range.
+            SettingError: If it is no whole number.
         """
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"cell {index} of {len(self)}")
-        return next(self.items(position, position + 1))
+        at = position(index, len(self), "cell")
+        return next(self.items(at, at + 1))
 
     def items(self, start: int, stop: int) -> Iterator[Data | HeteroData]:
         """The graphs of cells ``start`` to ``stop``, files read in runs."""
