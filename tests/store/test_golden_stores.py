@@ -17,10 +17,15 @@ FOLDER = Path(__file__).parent / "golden"
 sys.path.insert(0, str(FOLDER))  # a user's module is known by its name: it must be importable as `makers`
 
 import makers  # noqa: E402
+import makers_2  # noqa: E402
 import served  # noqa: E402
 
-SETUPS = makers.setups()
-EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
+SETUPS = {**makers.setups(), **makers_2.setups()}
+EXPECTED: dict[str, Any] = {
+    name: expected
+    for file in ("expected.json", "expected_2.json")
+    for name, expected in json.loads((FOLDER / file).read_text()).items()
+}
 NAMES = [
     pytest.param(
         name, marks=pytest.mark.skipif(name == "cells" and not cell_files.INSTALLED, reason=cell_files.REASON)
@@ -32,8 +37,9 @@ NAMES = [
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
-    with tarfile.open(FOLDER / "stores.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    for file in ("stores.tar.xz", "stores_2.tar.xz"):
+        with tarfile.open(FOLDER / file) as archive:
+            archive.extractall(folder, filter="data")
     return folder
 
 
@@ -57,22 +63,20 @@ def _source(name: str, scratch: Path) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_is_not_stale(stores: Path, name: str, tmp_path: Path) -> None:
     """The same source, processor and storage find the store and build nothing."""
-    settings = {**SETUPS[name], "source": _source(name, tmp_path), "progress": False}
+    settings = {"shard_size": 3, **SETUPS[name], "source": _source(name, tmp_path), "progress": False}
     if name == "appended":
-        del settings["storage"]
+        del settings["storage"], settings["shard_size"]
         assert tc.update(stores / name, **settings).recomputed == 0
         return
     before = sorted(path.name for path in (stores / name / "processed").glob("gen-*"))
-    assert (
-        tc.build(stores / name, shard_size=3, **settings).content_digest == EXPECTED[name]["content_digest"]
-    )
+    assert tc.build(stores / name, **settings).content_digest == EXPECTED[name]["content_digest"]
     assert sorted(path.name for path in (stores / name / "processed").glob("gen-*")) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_processor_still_makes_these_samples(stores: Path, name: str, tmp_path: Path) -> None:
     """Built anew from the same things, the content is the same."""
-    settings = {**SETUPS[name], "source": _source(name, tmp_path), "shard_size": 3, "progress": False}
+    settings = {"shard_size": 3, **SETUPS[name], "source": _source(name, tmp_path), "progress": False}
     dataset = tc.build(tmp_path / "again", **settings)
     assert served.of_dataset(dataset)["samples"] == EXPECTED[name]["samples"]
 
