@@ -11,7 +11,7 @@ SAMPLES ?= 20000
 SITE ?= site
 ROOT ?= demo/ecoli
 
-.PHONY: demo test lint types docs format bench campaign audit clean
+.PHONY: demo test lint types docs dist format bench campaign audit clean
 
 demo: $(VENV)/.demo
 	$(PY) -m experiments.demo root=$(ROOT) samples=$(SAMPLES)
@@ -36,6 +36,13 @@ audit: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/mkdocs build --strict --quiet --site-dir $(SITE)
+
+# What is published: source and wheel, with a description that an index can show. .github/workflows/release.yml does it on a tag.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(PY) -m hatchling build
+	$(PY) -m pip install --quiet twine
+	$(PY) -m twine check --strict dist/*
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .

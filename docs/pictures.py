@@ -6,6 +6,7 @@ Needs chromium, and the packages of the extras ``plot`` and ``docs``. Names: car
 import html
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import torchcell_cache as tc
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "img"
+_COLOURS = {"31;1": "#ff7b72", "36": "#56d4dd", "32": "#7ee787", "33": "#e3b341"}
 _PAGE = "<meta charset=utf-8><body style='margin:16px;font:15px system-ui,sans-serif'>"
 
 
@@ -29,6 +32,9 @@ def screenshot(page: Path, name: str, width: int, height: int) -> None:
     subprocess.run(
         [*call, size, f"--screenshot={OUT / name}", page.as_uri()], check=True, capture_output=True
     )
+    image = plt.imread(OUT / name)
+    rows = np.flatnonzero((image != image[-1, -1]).any((1, 2)))
+    plt.imsave(OUT / name, image[: rows[-1] + 17])  # without what is empty below
 
 
 def store() -> tc.PreprocessedDataset:
@@ -61,7 +67,7 @@ def store() -> tc.PreprocessedDataset:
 
 def card(ds: tc.PreprocessedDataset) -> None:
     ds.card("card.html", splits=tc.split_by_perturbation(ds, seed=1, progress=False))
-    screenshot(Path("card.html").resolve(), "card.png", 1060, 1500)
+    screenshot(Path("card.html").resolve(), "card.png", 1060, 1215)
 
 
 def notebook(ds: tc.PreprocessedDataset) -> None:
@@ -77,7 +83,7 @@ def notebook(ds: tc.PreprocessedDataset) -> None:
         for code, value in cells.items()
     )
     Path("notebook.html").write_text(_PAGE + inner.replace(str(Path.cwd()), "/home/you"), encoding="utf-8")
-    screenshot(Path("notebook.html").resolve(), "notebook.png", 1060, 1130)
+    screenshot(Path("notebook.html").resolve(), "notebook.png", 1060, 2000)
 
 
 def plot(ds: tc.PreprocessedDataset) -> None:
@@ -107,18 +113,26 @@ def terminal(ds: tc.PreprocessedDataset) -> None:
         "verify root=stores/knockouts",
         "info rot=stores/knockouts",
     ):
-        call = [sys.executable, "-m", "torchcell_cache", *command.split()]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        said = (done.stdout + done.stderr).replace(str(Path.cwd()), "/home/you").splitlines()
+        call = [
+            "script",
+            "-qc",
+            f"{sys.executable} -m torchcell_cache {command}",
+            "/dev/null",
+        ]  # on a terminal
+        done = subprocess.run(
+            call, capture_output=True, text=True, check=False, env={**os.environ, "TERM": "xterm"}
+        )
+        said = done.stdout.replace(str(Path.cwd()), "/home/you").splitlines()
         long = [*said[:13], "...", *said[-9:]] if len(said) > 24 else said
-        lines += [f"$ torchcell-cache {command}", *(line[:132] for line in long), ""]
-    text = html.escape("\n".join(lines))
+        lines += [f"$ torchcell-cache {command}", *long, ""]
+    text = re.sub(r"\x1b\[0m", "</b>", html.escape("\n".join(lines)))
+    text = re.sub(r"\x1b\[([\d;]+)m", lambda found: f"<b style='color:{_COLOURS[found[1]]}'>", text)
     Path("terminal.html").write_text(
         f"<meta charset=utf-8><body style='margin:0;background:#16181c;color:#d8dee9'><pre style='padding:14px;margin:0;"
-        f"font:13px/1.35 DejaVu Sans Mono,monospace'>{text}</pre>",
+        f"white-space:pre-wrap;font:13px/1.35 DejaVu Sans Mono,monospace'>{text}</pre>",
         encoding="utf-8",
     )
-    screenshot(Path("terminal.html").resolve(), "terminal.png", 1080, 17 * len(lines) + 40)
+    screenshot(Path("terminal.html").resolve(), "terminal.png", 1080, 18 * len(lines) + 80)
 
 
 def site(ds: tc.PreprocessedDataset) -> None:

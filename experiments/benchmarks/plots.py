@@ -21,6 +21,7 @@ def draw_all(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     by_key = {row["key"]: row for row in rows}
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -54,8 +55,9 @@ def _batch(rows: Rows) -> Any:
     for place, entry in enumerate(entries):
         axis.text(entry["value"] * 1.1, place, _time(entry["value"]), va="center", fontsize=8)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: _time(value))
     axis.set_xlim(right=max(e["value"] for e in entries) * 8)
-    axis.set_xlabel("microseconds per shuffled batch of 28, ready for the device")
+    axis.set_xlabel("a shuffled batch of 28 knock-outs, ready for the device (logarithmic)")
     return figure
 
 
@@ -70,8 +72,9 @@ def _loader(rows: Rows) -> Any:
     for axis, size in zip(axes[0], sizes, strict=True):
         _lines(axis, rows, [(count, f"loader_{size}_{count}") for count in WORKERS])
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: _time(value))
         axis.set_xlabel("loader workers")
-        axis.set_ylabel("microseconds per batch")
+        axis.set_ylabel("a batch")
         axis.set_title(f"batch of {size}")
     # The small batch is done in more ways.
     handles = axes[0][0].get_legend_handles_labels()[0]
@@ -83,11 +86,14 @@ def _readers(rows: Rows) -> Any:
     """Samples per second of all readers together."""
     if f"readers_{READERS[0]}" not in rows:
         return None
+    from matplotlib.ticker import EngFormatter
+
     figure, axis = _axes(5, 3.6)
     _lines(axis, rows, [(count, f"readers_{count}") for count in READERS])
     axis.set_xlabel("processes that read at once")
     axis.set_ylabel("samples per second, all together")
     axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
@@ -105,7 +111,7 @@ def _training(rows: Rows) -> Any:
         color=[_colour(e) for e in entries],
     )
     for place, entry in enumerate(entries):
-        axis.text(entry["value"] + 1, place, f"{entry['value']:.2g} %", va="center", fontsize=8)
+        axis.text(entry["value"] + 0.1, place, f"{entry['value']:.2g} %", va="center", fontsize=8)
     axis.set_xlim(0, 1.3 * max(e["value"] for e in entries) + 1)
     axis.set_xlabel("share of training spent waiting for data, %")
     return figure
@@ -149,7 +155,7 @@ def _plain(way: str) -> str:
 def _time(microseconds: float) -> str:
     if microseconds >= 1e6:
         return f"{microseconds / 1e6:.3g} s"
-    return f"{microseconds / 1e3:.3g} ms" if microseconds >= 1e3 else f"{microseconds:.0f} us"
+    return f"{microseconds / 1e3:.3g} ms" if microseconds >= 1e3 else f"{microseconds:.0f} µs"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     (tmp_path / "script").write_text(made)
     subprocess.run([shell, "-n", tmp_path / "script"], check=True)
     if shell == "zsh":
-        return
+        return  # its functions complete on a terminal only: below
     ask = f"""
 source {tmp_path}/script
 for line in 'torchcell-cache verify x level=' 'torchcell-cache ver' 'torchcell-cache preprocess x sou'; do
@@ -144,6 +145,73 @@ complete -p torchcell-cache
     )
     assert done.stdout.splitlines()[:3] == ["quick,full,", "verify,", "source=,"]
     assert "-F _torchcell_cache torchcell-cache" in done.stdout
+
+
+TYPED = {
+    "ver\t x level=q\t": ["verify", "x", "level=quick"],
+    "preprocess x sou\tecoli": ["preprocess", "x", "source=ecoli"],
+    "help inf\t": ["help", "info"],
+    "gone x\t": ["gone", "x"],
+    "info root=demo/p\t": ["info", "root=demo/plain/"],
+    "info demo/my\t": ["info", "demo/my data/"],
+    "info demo/my\\ data/st\t": ["info", "demo/my data/store/"],
+    "info root=demo/it\tx": ["info", "root=demo/it's/x"],
+}
+PROGRAM = """\
+#!/bin/sh
+case $1 in
+  --complete) {python} -m torchcell_cache "$@"; echo >> {place}/asked ;;
+  completion) {python} -m torchcell_cache "$@" ;;
+  *) printf '%s\\n' "$@" '' >> {place}/ran ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_what_a_shell_completes_on_a_terminal_reaches_the_program(shell: str, tmp_path: Path) -> None:
+    """Tab by tab, as the documented line in the shell's own file sets it up; names with blanks and quotes too."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    for name in ("demo/plain", "demo/my data/store", "demo/it's"):
+        (tmp_path / name).mkdir(parents=True)
+    program, ready, asked, ran = (tmp_path / name for name in ("torchcell-cache", "ready", "asked", "ran"))
+    program.write_text(PROGRAM.format(python=sys.executable, place=tmp_path))
+    program.chmod(0o755)
+    start = {"bash": "", "zsh": "autoload -Uz compinit; compinit -u -D\n"}[shell]
+    (tmp_path / ".zshrc").write_text(f'{start}eval "$(torchcell-cache completion {shell})"; echo > ready\n')
+    command = {"bash": ["bash", "--rcfile", ".zshrc", "-i"], "zsh": ["zsh", "-i"]}[shell]
+    env = environment(
+        PATH=f"{tmp_path}:{os.environ['PATH']}", ZDOTDIR=str(tmp_path), TERM="xterm", HISTFILE=""
+    )
+    leader, follower = pty.openpty()
+    running = subprocess.Popen(
+        ["setsid", "-c", *command], cwd=tmp_path, env=env, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+
+    def until(path: Path, lines: int) -> None:
+        end = time.monotonic() + 30
+        while not path.exists() or path.read_text().count("\n") < lines:
+            assert time.monotonic() < end, os.read(leader, 100_000).decode()
+            time.sleep(0.02)
+        time.sleep(0.2)  # the shell has read it
+
+    try:
+        until(ready, 1)
+        tabs = 0
+        for line, words in TYPED.items():
+            *parts, last = f"torchcell-cache {line}".split("\t")
+            for part in parts:
+                os.write(leader, f"{part}\t".encode())
+                until(asked, tabs := tabs + 1)
+            ran.unlink(missing_ok=True)
+            os.write(leader, f"{last}\r".encode())
+            until(ran, len(words) + 1)
+            assert ran.read_text().splitlines()[:-1] == words, line
+    finally:
+        running.kill()
+        running.wait()
+        os.close(leader)
 
 
 def on_a_terminal(*arguments: str, **more: str) -> str:

@@ -1,14 +1,19 @@
 """What a notebook, a browser and a picture show of a store: all of it there, nothing of what it is called ever runs."""
 
 import html.parser
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import fresh
 import numpy as np
 import pytest
+import torch
+from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
@@ -103,6 +108,66 @@ def test_a_notebook_shows_batches_splits_and_reports(ds, tmp_path: Path) -> None
     report.add(HOSTILE, "is <b>wrong</b>")
     assert f"{HOSTILE}: is <b>wrong</b>" in shown(report)
     assert "nothing is damaged" in shown(tc.repair(ds.root, progress=False))
+
+
+def results(ds: tc.PreprocessedDataset, place: Path) -> dict[str, Any]:
+    """One of each thing that ends a cell of a notebook, with something it must say."""
+    from torchcell_cache.cli.bench.store import bench_store
+
+    own = {"source": tc.testing.tiny_source(6), "processor": tc.LazySubgraphRepresentation()}
+    table = own["source"]
+    tc.build(place / "a", **own, progress=False)
+    graphs = [Data(x=torch.rand(3, 1)) for _ in range(4)]
+    plain = tc.build(place / "g", source=graphs, progress=False)
+    pairs = tc.PairedCells(plain, control=[0, 1])
+    batch = [f"GraphBatch({len(plain)} samples"]
+    return {
+        "append": (tc.append(place / "a", table, progress=False), ["6 of 12 samples computed", "num_shards"]),
+        "build_part": (
+            tc.build_part(place / "p", **own, storage="delta", task=0, tasks=1, progress=False),
+            ["Part", "tasks"],
+        ),
+        "bench": (
+            bench_store(ds.root, seconds=0.5, workers=(0,), num_batches=5, hidden=4, step_ms=1.0),
+            ["BenchReport", "p50_ms", "pyg collate", "batch_size: 28", "num_workers", "layer 1", "shared"],
+        ),
+        "stream": (
+            tc.StreamingCacheDataset(ds).shuffle_quality(),
+            ["ShuffleQuality", "mean_displacement", "0."],
+        ),
+        "table": (table, [repr(table), *table.report().splitlines()]),
+        "dataset without labels": (plain, ["samples", "4"]),
+        "pairs": (pairs, ["PairedCells", "4"]),
+        "pairs of a batch": (
+            pairs.read_batch(range(4)),
+            ["PairedBatch(4 cells, 1 controls", "per cell nothing"],
+        ),
+        "batch of graphs": (plain.read_batch(range(4)), [*batch, "to_pyg()"]),
+        "split of graphs": (tc.split_random(plain, progress=False), ["train", "share"]),
+        "batch of nodes": (
+            ds.read_batch([0, 1]).select_nodes("gene", 3, values=torch.arange(8.0)),
+            ["2 samples"],
+        ),
+    }
+
+
+def test_whatever_ends_a_cell_shows_itself(ds, tmp_path: Path) -> None:
+    for name, (thing, parts) in results(ds, tmp_path).items():
+        said = re.sub(r"\s+", " ", shown(thing))
+        assert [part for part in parts if part not in said] == [], (name, said)
+
+
+def test_every_class_called_a_report_shows_itself() -> None:
+    folder = Path(tc.__file__).parent
+    found = 0
+    for path in folder.rglob("*.py"):
+        for name in re.findall(
+            r"^class ([A-Z]\w*Report|Report|Growth|Splits)\b", path.read_text(), re.MULTILINE
+        ):
+            module = importlib.import_module(".".join(path.relative_to(folder.parent).with_suffix("").parts))
+            assert hasattr(getattr(module, name), "_repr_html_"), name
+            found += 1
+    assert found >= 6
 
 
 def test_a_store_that_is_gone_still_shows(tmp_path: Path) -> None:
@@ -251,6 +316,6 @@ tc.build(sys.argv[2], source=tc.testing.tiny_source(40), processor=tc.Perturbati
 @pytest.mark.parametrize(("where", "bar"), [("kernel", True), ("batch log", False)])
 def test_a_build_in_a_notebook_has_a_bar(tmp_path: Path, where, bar) -> None:
     call = [sys.executable, "-c", NOTEBOOK, where, str(tmp_path / "s")]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    done = fresh.run(call, capture_output=True, text=True, check=True)
     assert bool(re.search(r"preprocess: +\d+%\|", done.stderr)) is bar
     assert "40 samples as 'delta'" in done.stderr

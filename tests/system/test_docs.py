@@ -1,5 +1,6 @@
 """The documents say what is so: their code runs and prints what they show, their links lead somewhere."""
 
+import datetime
 import json
 import os
 import re
@@ -7,10 +8,12 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import fresh
 import pytest
+import yaml
 
 from torchcell_cache import errors
 from torchcell_cache.core.sealed import unseal
@@ -182,7 +185,7 @@ def test_errors_and_exit_codes_are_those_of_the_readme() -> None:
         assert f"`{code}`" in text
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "bench", "campaign"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "dist", "bench", "campaign"])
 def test_make_knows_what_the_readme_promises(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -216,9 +219,56 @@ def test_the_reference_has_every_public_name() -> None:
 def test_the_version_is_said_once() -> None:
     from torchcell_cache import __version__
 
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff")]
-    assert f'version = "{__version__}"' in texts[0]
-    assert f"version: {__version__}" in texts[1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    last = f"[{__version__}] - {citation['date-released']}"
+    assert (project["version"], citation["version"], headings[1]) == (__version__, __version__, last)
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Keep a Changelog: newest first, dated, changes under six headings, each once per version and never empty."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert text.startswith("# Changelog\n")
+    versions = [part.partition("\n") for part in text.split("\n## ")[1:]]
+    found = [
+        re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d\d-\d\d)", name) for name, _, _ in versions[1:]
+    ]
+    assert all(found)
+    numbers = [tuple(map(int, each.groups()[:3])) for each in found if each]
+    dates = [datetime.date.fromisoformat(each[4]) for each in found if each]
+    assert (numbers, dates) == (sorted(numbers, reverse=True), sorted(dates, reverse=True))
+    for name, _, body in versions:
+        kinds = re.findall(r"^### (.*)$", body, re.MULTILINE)
+        assert len(kinds) == len(set(kinds)), name
+        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}, name
+        assert not re.search(r"^### .*\n\s*(?:###|\Z)", body, re.MULTILINE), name
+        assert kinds or name == "[Unreleased]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_workflows_call_what_is_there(path: Path) -> None:
+    """Checked with actionlint by hand; here that they parse, and that each command of theirs exists."""
+    (job,) = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    made = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in commands:
+        for script in re.findall(r"\.ci/\w+", command):
+            assert os.access(ROOT / script, os.X_OK), script
+            subprocess.run(["bash", "-n", ROOT / script], check=True)
+        assert all(f"\n{target}:" in made for target in re.findall(r"make (\w+)", command))
+    assert any(".ci/run" in command or "make dist" in command for command in commands)
+
+
+def test_hooks_of_a_commit_run_what_make_runs() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert {repo["repo"] for repo in hooks} == {"local"}, "nothing has to be fetched"
+    entries = [hook["entry"] for repo in hooks for hook in repo["hooks"]]
+    made = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(VENV)", ".venv")
+    assert all(entry.replace(" --fix", "") in made for entry in entries), entries
 
 
 def test_demo_arguments_are_checked_before_any_work() -> None:

@@ -91,6 +91,8 @@ class SharedGraphBatch(PackedBatch):
         return f"{type(self).__name__}({len(self)} samples, device={str(self.device)!r})"
 
     def _repr_html_(self) -> str:
+        if self.generation.table is None:
+            return batch_html(repr(self), None, {})
         labels = {name: self.labels(name).numpy(force=True) for name in self.phenotype_names}
         return batch_html(repr(self), np.diff(self.perturbed_ptr.numpy(force=True)), labels)
 

@@ -15,6 +15,7 @@ from torchcell_cache.batch.node_sampling import expression_field
 from torchcell_cache.batch.pyg import Field, collate, collated, listed, no_increments, steps
 from torchcell_cache.core.checks import names_or_none
 from torchcell_cache.core.lazy import cached_property
+from torchcell_cache.core.markup import Markup, table
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
 
@@ -119,6 +120,13 @@ class PairedBatch:
         return (
             f"PairedBatch({len(self)} cells, {self.num_controls} controls each, device={str(self.device)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("per cell", ", ".join(self.fields) or "nothing"),
+            ("all", Markup(self.samples._repr_html_())),
+        ]
+        return table(rows, title=repr(self))
 
     def _per_pair(self) -> tuple[Tensor, Tensor, dict[str, list[Any]]]:
         """``x`` and ``y`` with a row per pair, and the other fields with a value per pair."""

@@ -30,6 +30,7 @@ from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.choices import OnStale, Storage
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps
 from torchcell_cache.core.hints import ranges
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.process import this_process
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.urls import local_path
@@ -54,7 +55,7 @@ _LONGEST_LIST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Shown):
     """What a task of an array build did.
 
     Attributes:

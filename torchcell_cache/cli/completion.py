@@ -8,17 +8,19 @@ from pathlib import Path
 from torchcell_cache.cli.registry import COMMANDS, GROUPS, POSITIONAL, choices_of, keys_of, keys_of_choice
 
 _SHELLS = {
-    # bash splits words at = and :, so the line is split anew, and what it has split off is not given twice.
+    # bash splits words at = and :, so the line is split anew, and what it has split off is not given twice. It puts in
+    # what it is given, so names that hold blanks or quotes are escaped here; zsh does both by itself.
     "bash": """\
 _torchcell_cache() {
   local line="${COMP_LINE:0:COMP_POINT}" word candidate
   local -a words
-  read -ra words <<<"$line"
-  [[ "$line" == *[[:space:]] ]] && words+=("")
+  read -a words <<<"$line"
+  [[ "$line" == *[^\\\\][[:space:]] ]] && words+=("")
   word="${words[-1]}"
   COMPREPLY=()
   while IFS= read -r candidate; do
     [[ "$word" == *=* ]] && candidate="${candidate#*=}"
+    [[ "$candidate" == *[^[:alnum:]_./~=:@%+,-]* ]] && printf -v candidate %q "$candidate"
     COMPREPLY+=("$candidate")
   done < <("${words[0]}" --complete "${words[@]:1}" 2>/dev/null)
   [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=/] ]] && compopt -o nospace
@@ -30,7 +32,7 @@ complete -F _torchcell_cache torchcell-cache
 #compdef torchcell-cache
 _torchcell_cache() {
   local -a found open
-  found=("${(@f)$("${words[1]}" --complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  found=(${(f)"$("${words[1]}" --complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)"})
   open=("${(@M)found:#*[=/]}")
   found=("${(@)found:#*[=/]}")
   (( ${#open} )) && compadd -S '' -- "${(@)open}"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 _SHOWN = 20
@@ -16,13 +17,26 @@ _COLORS = ("#4878a8", "#6aa584", "#d3a04c", "#b8605e", "#8268a0", "#7a7a7a")
 
 
 class Shown:
-    """A dataclass that a notebook shows as a table of its fields."""
+    """What a notebook shows as a table: the fields of a dataclass, the lines of anything else's ``report()``."""
 
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        rows = [(field.name, _value(getattr(self, field.name))) for field in fields(self) if field.repr]  # type: ignore[arg-type]
-        return table(rows, title=str(self).partition("\n")[0])
+        facts = _facts(self)
+        if facts is None:
+            return table([(line,) for line in self.report().splitlines()], title=repr(self))  # type: ignore[attr-defined]
+        plain = type(self).__str__ is object.__str__  # nothing but all fields once more
+        title = type(self).__name__ if plain else str(self).partition("\n")[0]
+        return table([(name, _value(value)) for name, value in facts.items()], title=title)
+
+
+def _facts(value: Any) -> Mapping[str, Any] | None:
+    """What a report says of itself, or its fields; ``None`` of anything else."""
+    if not is_dataclass(value):
+        return None
+    if hasattr(value, "to_dict"):
+        return value.to_dict()  # type: ignore[no-any-return]
+    return {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
 
 
 def text(value: object) -> str:
@@ -32,9 +46,12 @@ def text(value: object) -> str:
 
 def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), title: str = "") -> str:
     """Rows of cells; numbers to the right where columns have a head, :class:`Markup` as it is, everything else as text."""
-    top = f"<tr>{''.join(f'<th>{text(name)}</th>' for name in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(_cell(each, bool(head)) for each in row)}</tr>" for row in rows)
-    return f"{f'<b>{text(title)}</b>' * bool(title)}<table>{top}{body}</table>"
+    rows = [*rows]
+    first = rows[0] if rows else head
+    lines = ["".join(_cell(name, "th", _right(below)) for name, below in zip(head, first, strict=False))]
+    lines += ["".join(_cell(each, "td", bool(head) and _right(each)) for each in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines[not head :])
+    return f"{f'<b>{text(title)}</b>' * bool(title)}<table>{body}</table>"
 
 
 class Markup(str):
@@ -43,21 +60,34 @@ class Markup(str):
     __slots__ = ()
 
 
-def _cell(value: object, right: bool) -> str:
-    if isinstance(value, Markup):
-        return f"<td>{value}</td>"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    shown = f"{value:,}" if isinstance(value, int) and number else f"{value:.4g}" if number else value
-    return f"<td{' style=text-align:right' * (number and right)}>{text(shown)}</td>"
+def _cell(value: object, tag: str, right: bool) -> str:
+    style = f"text-align:{'right' if right else 'left'}"  # said for each cell: notebooks put all to the right
+    return f"<{tag} style={style}>{value if isinstance(value, Markup) else text(_number(value))}</{tag}>"
+
+
+def _right(value: object) -> bool:
+    """Whether this is a number, which stands below others by its last digit."""
+    return not isinstance(value, bool | Markup) and bool(re.fullmatch(r"[-+\d.,]+(e[-+]?\d+)?%?", str(value)))
+
+
+def _number(value: Any) -> str:
+    """A number with few digits; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _value(value: Any) -> str | int | float:
-    """A field of a report in a few words."""
-    if isinstance(value, Mapping):
-        value = [
-            f"{name}: {each:,}" if isinstance(each, int) else f"{name}: {each}"
-            for name, each in value.items()
-        ]
+    """A field of a report in a few words; reports in it as a table, a row each."""
+    listed = value if isinstance(value, list) else ()
+    several = value if isinstance(value, Mapping) else dict(enumerate(listed))
+    each_facts = [(name, _facts(each)) for name, each in several.items()]
+    rows = [(str(name), *map(_value, facts.values())) for name, facts in each_facts if facts is not None]
+    if rows and len(rows) == len(each_facts):
+        return Markup(table(rows, ("", *(each_facts[0][1] or ()))))
+    facts = value if isinstance(value, Mapping) else _facts(value)
+    if facts is not None:
+        value = [f"{name}: {_number(each)}" for name, each in facts.items()]
     if isinstance(value, list | tuple):
         more = [f"... and {len(value) - _SHOWN:,} more"] * (len(value) > _SHOWN)
         return "; ".join([*map(str, value[:_SHOWN]), *more]) or "none"
@@ -107,7 +137,7 @@ def bars(
     for tick, label in ticks.items():
         x = 8 + 214 * (tick - low) / span
         parts.append(f'<text x="{x:.1f}" y="108" text-anchor="middle">{text(label)}</text>')
-    said = f"{top:,} {unit}{', logarithmic' * logarithmic}"
+    said = f"up to {top:,} {unit} a bar{', logarithmic' * logarithmic}"
     numbers = f"median {facts['median']:.4g}, mean {facts['mean']:.4g}"
     missing = f"; {facts['missing']:,} without" if facts["missing"] else ""
     return Markup(

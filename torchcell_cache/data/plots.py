@@ -64,6 +64,7 @@ def draw(histograms: Mapping[str, Mapping[str, Any]], title: str, path: Path | N
             axes.set_ylim(bottom=0.7)
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=facts["whole"]))
         missing = f", {facts['missing']:,} without" if facts["missing"] else ""
         axes.set_xlabel(f"{name}{missing}")

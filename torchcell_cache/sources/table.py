@@ -12,6 +12,7 @@ import numpy as np
 from torchcell_cache.core.choices import Duplicate, Empty, Nan, Replicates, Unknown
 from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.indexing import position
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 
-class PerturbationTable:
+class PerturbationTable(Shown):
     """Samples from lists of perturbed nodes and columns of labels.
 
     Args:

@@ -26,6 +26,7 @@ from torchcell_cache.store.summary import (
 )
 
 _CHARTS = 6
+_ROW = '<div style="display:flex;flex-wrap:wrap;gap:4px 16px">{}</div>'
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --quiet: #767676; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -75,10 +76,12 @@ def _count_bar(column: npt.NDArray[Any]) -> Markup:
     return shares(dict(pairs))
 
 
-def batch_html(title: str, perturbed: npt.NDArray[Any], labels: Mapping[str, npt.NDArray[Any]]) -> str:
+def batch_html(title: str, perturbed: npt.NDArray[Any] | None, labels: Mapping[str, npt.NDArray[Any]]) -> str:
     """What a notebook shows of a batch: how many nodes its samples perturb, ``[batch]``, and its labels, ``[batch]`` each."""
+    if perturbed is None:
+        return table([("samples", "graphs as their source gave them: to_pyg()")], title=title)
     pictures = "".join(bars(name, histogram(values, 12)) for name, values in labels.items())
-    return table([("perturbed", _count_bar(perturbed))], title=title) + f"<div>{pictures}</div>"
+    return table([("perturbed", _count_bar(perturbed))], title=title) + _ROW.format(pictures)
 
 
 def dataset_html(dataset: StoredFacts, name: str) -> str:
@@ -89,9 +92,8 @@ def dataset_html(dataset: StoredFacts, name: str) -> str:
         return table([*rows, ("content digest", manifest.content_digest)], title=name)
     facts = facts_of(dataset, 16)
     pictures = list(_pictures(facts["histograms"]))[:_CHARTS]
-    return table([*_overview(facts, dataset), ("from", dataset.generation.root)], title=name) + (
-        f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px">{"".join(pictures)}</div>'
-    )
+    rows = [*_overview(facts, dataset), ("from", dataset.generation.root)]
+    return table(rows, title=name) + _ROW.format("".join(pictures))
 
 
 def _overview(facts: Mapping[str, Any], dataset: StoredFacts) -> list[tuple[str, Any]]:
@@ -204,7 +206,7 @@ def _degrees(graph: Any) -> Iterator[str]:
 def _split(dataset: StoredFacts, parts: Mapping[str, Int64Array]) -> str:
     """Sizes of the parts, and which perturbed sets and nodes they have in common."""
     total, known = max(len(dataset.positions()), 1), dataset.generation.table
-    sized_parts = [(name, len(rows), Markup(f"{len(rows) / total:.1%}")) for name, rows in parts.items()]
+    sized_parts = [(name, len(rows), f"{len(rows) / total:.1%}") for name, rows in parts.items()]
     bar = shares({name: len(rows) for name, rows in parts.items()})
     if known is None:
         return bar + table(sized_parts, ("part", "samples", "share"))

@@ -81,6 +81,7 @@ def _draw_stages(axes: Any, report: BenchReport) -> None:
     axes.barh(names, middle)
     axes.scatter(high, names, marker="|", color="black", label="p99")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.set_xlabel("ms per batch, median")
     if report.step_ms is not None:
@@ -97,6 +98,7 @@ def _draw_workers(axes: Any, report: BenchReport) -> None:
         axes.plot(labels, waits, "-s", label="p50 beside your step")
         axes.axhline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("workers")
     axes.set_ylabel("wait for a batch, ms")
     _legend(axes)

@@ -25,6 +25,7 @@ from torchcell_cache.cli.bench.stages import (
 )
 from torchcell_cache.cli.bench.step import StepTiming, time_steps
 from torchcell_cache.core.checks import real_number, whole_number
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
 from torchcell_cache.errors import SettingError
@@ -60,7 +61,7 @@ class WorkerTiming:
 
 
 @dataclass(slots=True)
-class BenchReport:
+class BenchReport(Shown):
     """All that was measured.
 
     Attributes:

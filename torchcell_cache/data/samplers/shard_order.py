@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchcell_cache.core.lazy import cached_property
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.view import StoreView
@@ -146,7 +147,7 @@ class ShardOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ShuffleQuality:
+class ShuffleQuality(Shown):
     """Figures of one epoch's order; a full shuffle of many samples has the value in brackets.
 
     Attributes:

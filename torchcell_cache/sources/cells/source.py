@@ -17,6 +17,7 @@ from torchcell_cache.core.checks import choice, real_number, truth, whole_number
 from torchcell_cache.core.choices import Flavor, Unknown
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.indexing import position
+from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 
-class AnnDataSource:
+class AnnDataSource(Shown):
     """Cells of H5AD files or ``AnnData`` objects, each a sample on the base graph. Needs the packages anndata and h5py.
 
     Files stay on disk and are read in runs of cells; what is held in memory per cell is its labels. A sample is the base
