@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -36,7 +37,14 @@ def arrows(found: Modules) -> Arrows:
 
 
 def _targets(name: str, path: Path, found: Modules) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = _named(name, path.read_text(encoding="utf-8"))
+    return {_module(text, found) for text in named if text.split(".")[0] == PACKAGE} - {""}
+
+
+@functools.cache
+def _named(name: str, text: str) -> set[str]:
+    """What a module imports; a copy of the package has the same files but one."""
+    tree = ast.parse(text)
     typing_only = {
         id(child)
         for node in ast.walk(tree)
@@ -59,7 +67,7 @@ def _targets(name: str, path: Path, found: Modules) -> set[str]:
             constant = isinstance(node.args[0], ast.Constant)
             assert constant or name in LAZY, f"{name} imports by a computed name"
             named.update({str(node.args[0].value)} if isinstance(node.args[0], ast.Constant) else ())
-    return {_module(text, found) for text in named if text.split(".")[0] == PACKAGE} - {""}
+    return named
 
 
 def _module(text: str, found: Modules) -> str:

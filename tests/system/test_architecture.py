@@ -1,6 +1,7 @@
 """The layers of docs/architecture.md: imports go down only, and dangerous imports stay in their one file."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ MODULES = {
 }
 
 
+@functools.cache
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guarded = {
