@@ -391,17 +391,15 @@ from torchcell_cache.builder import reuse
 from test_growing import cell_graph, knockouts, table
 genes, labels = knockouts(60)
 calls = [0]
-original = reuse.ShardReuse._link if sys.argv[3] == "link" else reuse.build_shard
+name = "write_sidecar" if sys.argv[3] == "link" else "build_shard"
+original = getattr(reuse, name)
 def killing(*args, **kwargs):
     out = original(*args, **kwargs)
     calls[0] += 1
     if calls[0] == 2 or sys.argv[3] == "mix":
         os.kill(os.getpid(), int(sys.argv[4]))
     return out
-if sys.argv[3] == "link":
-    reuse.ShardReuse._link = killing
-else:
-    reuse.build_shard = killing
+setattr(reuse, name, killing)
 tc.append(sys.argv[1], table(cell_graph(), genes[44:], labels[44:]), progress=False)
 """
 

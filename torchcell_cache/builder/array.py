@@ -130,7 +130,7 @@ def build_part(
         root, source, processor, storage, shard_size, on_stale, allow_empty, max_record_bytes, progress
     )
     where, plan, console = request.root, request.plan, request.console
-    opened = request.find_existing()
+    opened = request.find_existing()[1]
     if opened is not None:
         console(f"task {task} of {tasks}: {opened.manifest.generation} is published, nothing to do")
         return Part(task, tasks, opened.manifest.generation, (), 0, True)

@@ -53,6 +53,8 @@ from torchcell_cache.store.manifest import (
 )
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar
 
+_LIBRARIES = ("torch", "torch_geometric", "lmdb", "numpy", "safetensors")
+
 
 class GenerationBuild:
     """The work between the decision to build and the manifest."""
@@ -222,7 +224,15 @@ class GenerationBuild:
             content_digest=content_digest(schema, self.plan.graph_digest, self.shards.num_samples, shards),
             files=tuple(FileEntry(name, *digest) for name, digest in files),
             shards=tuple(shards),
-            created=self._created(seconds),
+            created={
+                "libraries": {name: version(name) for name in _LIBRARIES},
+                "python": platform.python_version(),
+                "host": platform.node(),
+                "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+                "seconds": round(seconds, 3),
+                "index_ms": round(self.index_ms, 3),
+                "notes": list(self.plan.notes),
+            },
             format_version=format_of(schema),
         )
         write_atomic(self.directory / MANIFEST_NAME, manifest.to_bytes())
@@ -230,18 +240,6 @@ class GenerationBuild:
         if stop is not None and stop.signal is not None:
             stop.raise_interrupted(count, count)
         return manifest
-
-    def _created(self, seconds: float) -> dict[str, Any]:
-        names = ("torch", "torch_geometric", "lmdb", "numpy", "safetensors")
-        return {
-            "libraries": {name: version(name) for name in names},
-            "python": platform.python_version(),
-            "host": platform.node(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
-            "seconds": round(seconds, 3),
-            "index_ms": round(self.index_ms, 3),
-            "notes": list(self.plan.notes),
-        }
 
     def _summary(self, manifest: Manifest, seconds: float, built: int) -> None:
         records = sum(s.file.size for s in manifest.shards)

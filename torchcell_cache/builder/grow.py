@@ -11,7 +11,7 @@ from typing import Any
 from torchcell_cache.builder.appended import appended
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.builder.plan import make_plan, make_shard_plan
+from torchcell_cache.builder.plan import checked_plan, make_plan, make_shard_plan
 from torchcell_cache.builder.publishing import (
     Publisher,
     in_stored_words,
@@ -20,7 +20,6 @@ from torchcell_cache.builder.publishing import (
     publishing,
 )
 from torchcell_cache.builder.reuse import ShardReuse, same_samples
-from torchcell_cache.builder.run import checked_plan
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES

@@ -142,12 +142,10 @@ def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]
     )
 
 
-def check_storage(plan: BuildPlan, storage: str) -> str:
-    """``storage`` if the plan allows it.
-
-    Raises:
-        SettingError: Naming what is possible.
-    """
+def checked_plan(plan: BuildPlan, storage: str, allow_empty: bool = False) -> BuildPlan:
+    """The plan, if it has samples and ``storage`` can hold them."""
+    if plan.num_samples == 0 and not allow_empty:
+        raise SourceContractError("the source has 0 samples", fix="pass allow_empty=True if that is right")
     choice("storage", storage, STORAGES)
     if storage == "perturbation" and not plan.can_be_structured:
         raise SettingError(
@@ -155,21 +153,32 @@ def check_storage(plan: BuildPlan, storage: str) -> str:
             f"built-in processor, not {type(plan.source).__name__} and {type(plan.processor).__name__}",
             fix='use storage="delta", "full" or "auto"',
         )
-    return storage
+    return plan
 
 
 def make_shard_plan(
     plan: BuildPlan, storage: str, shard_size: int | None, max_record_bytes: int
 ) -> ShardPlan:
     """The plan that all workers share."""
-    size = SHARD_SIZES[storage] if shard_size is None else shard_size
-    structured = _structured_schema(plan, storage) if plan.can_be_structured and storage != "full" else None
+    table, topology, processor = plan.table, plan.topology, plan.processor
+    schema: dict[str, Any] = {"records": "generic", "structured": None, "processor": None, "layouts": {}}
+    if plan.can_be_structured and storage != "full":
+        named = {"name": type(processor).__name__, "settings": processor.settings()}
+        structured = _structured_schema(plan, storage).to_dict()
+        schema |= {"records": "structured", "structured": structured, "processor": named}
+    schema |= {
+        "topology": None if topology is None else topology.to_dict(),
+        "phenotypes": [] if table is None else list(table.phenotypes),
+        "statistics": [] if table is None else list(table.statistics),
+        **columns_part(table),
+        **written_form(schema["records"] == "generic", storage),
+    }
     return ShardPlan(
         num_samples=plan.num_samples,
-        shard_size=size,
+        shard_size=SHARD_SIZES[storage] if shard_size is None else shard_size,
         seed=int(plan.fingerprint(storage).digest[:16], 16),
-        records="generic" if structured is None else "structured",
-        schema={**_schema(plan, structured), **written_form(structured is None, storage)},
+        records=schema["records"],
+        schema=schema,
         max_record_bytes=max_record_bytes,
     )
 
@@ -188,23 +197,6 @@ def columns_part(table: SampleTable | None) -> dict[str, Any]:
     """What a schema says of columns that are in no structured record, and samples or the dataset have."""
     parts = {} if table is None else {"unknown_names": table.unknown, "origins": table.origins}
     return {name: part.digest() for name, part in parts.items() if part is not None}
-
-
-def _schema(plan: BuildPlan, structured: StructuredSchema | None) -> dict[str, Any]:
-    table, topology, processor = plan.table, plan.topology, plan.processor
-    named = (
-        None if structured is None else {"name": type(processor).__name__, "settings": processor.settings()}
-    )
-    return {
-        "records": "generic" if structured is None else "structured",
-        "structured": None if structured is None else structured.to_dict(),
-        "topology": None if topology is None else topology.to_dict(),
-        "processor": named,
-        "layouts": {},
-        "phenotypes": [] if table is None else list(table.phenotypes),
-        "statistics": [] if table is None else list(table.statistics),
-        **columns_part(table),
-    }
 
 
 def _structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:

@@ -1,6 +1,6 @@
 """Publishing: find what is there, take the builder lock, look again, work, make the result the store.
 
-Whatever makes or replaces a store goes through :func:`publishing`; what is built from a plan goes through :func:`opened_or_made`.
+Whatever makes or replaces a store goes through :func:`publishing`; what is built from a plan is a :class:`StoreRequest`.
 
 What says the same as a published store in other words leaves it standing, and it goes on with its own words: a base graph made
 from Python sets has its edges in another order in every process. The store's own graph is served, and computed on.
@@ -94,63 +94,63 @@ def publishing(
         yield Publisher(root, lock, console)
 
 
-def opened_or_made(
-    root: Path,
-    plan: BuildPlan,
-    storage: str,
-    on_stale: str,
-    console: Console,
-    make: Callable[[Publisher], Manifest],
-    begin: Callable[[], None] = lambda: None,
-) -> Generation:
-    """The store that stands for a plan: what is published, or what ``make`` builds under the lock, after ``begin``."""
-    opened = find_existing(root, plan, storage, on_stale, console)[1]
-    if opened is not None:
-        remove_stale_temps(processed_dir(root))  # of a builder killed between publishing and tidying up
-        return opened
-    begin()
-    with publishing(root, console) as publisher:
-        current, opened = find_existing(root, plan, storage, on_stale, console)
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """The store that stands for a plan: what is published at ``root``, or is made now."""
+
+    root: Path
+    plan: BuildPlan
+    storage: str
+    on_stale: str
+    console: Console
+
+    def opened_or_made(
+        self, make: Callable[[Publisher], Manifest], begin: Callable[[], None] = lambda: None
+    ) -> Generation:
+        """What is published, or what ``make`` builds under the lock, after ``begin``."""
+        opened = self.find_existing()[1]
         if opened is not None:
-            console(f"another builder published {opened.manifest.generation}; using it")
+            remove_stale_temps(
+                processed_dir(self.root)
+            )  # of a builder killed between publishing and tidying up
             return opened
-        return publisher.publish(make(publisher), current)
+        begin()
+        with publishing(self.root, self.console) as publisher:
+            current, opened = self.find_existing()
+            if opened is not None:
+                self.console(f"another builder published {opened.manifest.generation}; using it")
+                return opened
+            return publisher.publish(make(publisher), current)
 
-
-def find_existing(
-    root: Path, plan: BuildPlan, storage: str, on_stale: str, console: Console
-) -> tuple[Manifest | None, Generation | None]:
-    """The published manifest, if any, and the opened store, if it may be used rather than built again."""
-    try:
-        manifest = read_manifest(root)
-    except CacheNotFoundError:
-        return None, None
-    except (CorruptManifestError, FormatError):
-        if on_stale == "rebuild":
+    def find_existing(self) -> tuple[Manifest | None, Generation | None]:
+        """The published manifest, if any, and the opened store, if it may be used rather than built again."""
+        root, plan = self.root, self.plan
+        try:
+            manifest = read_manifest(root)
+        except CacheNotFoundError:
             return None, None
-        raise
-    wanted = plan.fingerprint(manifest.storage if storage == "auto" else storage).to_dict()
-    if manifest.fingerprint != wanted:
-        wanted, notes = in_stored_words(
-            manifest.fingerprint,
-            wanted,
-            plan.processor,
-            plan.base_graph,
-            lambda: Generation.open(root).base_graph,
-        )
-        if manifest.fingerprint == wanted:
-            console.notes(notes)
-    if manifest.fingerprint == wanted:
-        return manifest, open_with_lease(root)
-    what = f"the store at {root} was built from something else"
-    if on_stale == "warn":
-        lines = "\n    ".join([f"{what}:", *explain(manifest.fingerprint, wanted)])
-        warnings.warn(f"{lines}\n  using it all the same (on_stale='warn')", stacklevel=5)
-        return manifest, open_with_lease(root)
-    fix = "build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild"
-    if on_stale == "error":
-        insist_same(manifest.fingerprint, wanted, what, root, fix)
-    return manifest, None
+        except (CorruptManifestError, FormatError):
+            if self.on_stale == "rebuild":
+                return None, None
+            raise
+        stored = manifest.fingerprint
+        wanted = plan.fingerprint(manifest.storage if self.storage == "auto" else self.storage).to_dict()
+        if stored != wanted:
+            wanted, notes = in_stored_words(
+                stored, wanted, plan.processor, plan.base_graph, lambda: Generation(root, manifest).base_graph
+            )
+            self.console.notes(notes if stored == wanted else ())
+        if stored == wanted:
+            return manifest, open_with_lease(root)
+        what = f"the store at {root} was built from something else"
+        if self.on_stale == "warn":
+            lines = "\n    ".join([f"{what}:", *explain(stored, wanted)])
+            warnings.warn(f"{lines}\n  using it all the same (on_stale='warn')", stacklevel=5)
+            return manifest, open_with_lease(root)
+        fix = "build(..., on_stale='rebuild') or torchcell-cache preprocess ... on_stale=rebuild"
+        if self.on_stale == "error":
+            insist_same(stored, wanted, what, root, fix)
+        return manifest, None
 
 
 def begun_storage(root: Path, plan: BuildPlan) -> str | None:

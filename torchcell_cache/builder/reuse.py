@@ -34,7 +34,7 @@ from torchcell_cache.core.files import share_file
 from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange, segments
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.removal import ReactionRemoval, Removal
+from torchcell_cache.graph.removal import Removal
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.shard_entry import ShardEntry, shard_name, write_sidecar
 
@@ -64,7 +64,9 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
     if structured:
         if _format(old.structured) != _format(StructuredSchema.from_dict(shards.schema["structured"])):
             return same
-    elif not graph_is_same or not _tells_all(plan, old.table):
+    elif not graph_is_same or plan.source is None or type(plan.source[0]) is not Sample:
+        return same  # cells have expression that their labels do not show
+    elif (old.table.phenotypes, old.table.statistics) != (plan.table.phenotypes, plan.table.statistics):
         return same
     rows = _same_rows(old.table, plan.table, common)
     if not structured:
@@ -79,14 +81,6 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
 def _format(schema: StructuredSchema) -> tuple[Any, ...]:
     """What the bytes of a record depend on besides its sample."""
     return schema.num_columns, schema.has_removed, schema.kind, schema.id_dtype
-
-
-def _tells_all(plan: BuildPlan, old: SampleTable) -> bool:
-    """Whether rows of the table say everything a processor gets. Cells have expression that their labels do not show."""
-    assert plan.table is not None
-    if plan.source is None or type(plan.source[0]) is not Sample:
-        return False
-    return (old.phenotypes, old.statistics) == (plan.table.phenotypes, plan.table.statistics)
 
 
 def _same_names(old: SampleTable, new: SampleTable, common: int) -> Flags:
@@ -138,9 +132,11 @@ def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) 
     same: Flags = touched[first.ptr[1:]] == touched[first.ptr[:-1]]
     if (old.by_rule is None) != (new.by_rule is None):
         return np.zeros(common, dtype=bool)
-    if old.by_rule is not None and new.by_rule is not None:
+    if old.by_rule is not None and new.by_rule is not None:  # genes may switch off other reactions together
         rows = np.flatnonzero(same)
-        same[rows] = _same_by_rule(old.by_rule, new.by_rule, first, rows)
+        ids, ptr = segments(first.ids, first.ptr, rows)
+        (a, a_ptr), (b, b_ptr) = old.by_rule.removed(ids, ptr), new.by_rule.removed(ids, ptr)
+        same[rows] = _same_segments(a, a_ptr, b, b_ptr, len(rows))
     return same
 
 
@@ -154,13 +150,6 @@ def same_nodes(old: IncidenceIndex, new: IncidenceIndex) -> Flags:
     ]
     same[:common] = _same_segments(old.positions, ptrs[0], new.positions, ptrs[1], common)
     return same
-
-
-def _same_by_rule(old: ReactionRemoval, new: ReactionRemoval, table: SampleTable, rows: Int64Array) -> Flags:
-    """Samples whose genes switch off the same reactions with the same entries, ``[len(rows)] bool``."""
-    ids, ptr = segments(table.ids, table.ptr, rows)
-    (a, a_ptr), (b, b_ptr) = old.removed(ids, ptr), new.removed(ids, ptr)
-    return _same_segments(a, a_ptr, b, b_ptr, len(rows))
 
 
 class ShardReuse:
@@ -187,7 +176,8 @@ class ShardReuse:
                 continue
             entry = self._entry(shard)
             if kept == stop - start and entry is not None and (entry.start, entry.stop) == (start, stop):
-                self._link(shard, entry)
+                share_file(self.old.directory / shard_name(shard), self.directory / shard_name(shard))
+                write_sidecar(self.directory, entry)
                 self.linked += 1
                 self.kept += kept
                 on_progress(kept)
@@ -203,11 +193,6 @@ class ShardReuse:
         stored = self.old.manifest.shards[shard]
         entry = own_sidecar(self.old.directory, stored)
         return stored if entry is None and self.shards.records == "structured" else entry
-
-    def _link(self, shard: int, entry: ShardEntry) -> None:
-        name = shard_name(shard)
-        share_file(self.old.directory / name, self.directory / name)
-        write_sidecar(self.directory, entry)
 
     def _can_mix(self, maker: RecordMaker, start: int, stop: int, entry: ShardEntry | None) -> bool:
         """Structured records stand for themselves; of others the side file must tell what all the kept ones hold."""
@@ -232,7 +217,11 @@ class MixedMaker:
         """Records of samples ``start`` to ``stop``."""
         if isinstance(self.maker, StructuredMaker):
             for at in range(start, stop, _RUN):
-                yield Chunk(self._mixed(self.maker, np.arange(at, min(at + _RUN, stop))))
+                rows = np.arange(at, min(at + _RUN, stop))
+                same = self.same[rows]
+                kept = iter(self._stored(rows[same]))
+                made = iter(self.maker.bodies(rows[~same]) if not same.all() else ())
+                yield Chunk([next(kept if flag else made) for flag in same.tolist()])
             return
         first = start + int(self.same[start:stop].sum())
         labels, constants = labels_in(self.stats), from_text(self.stats.get("constants", {}))
@@ -245,8 +234,3 @@ class MixedMaker:
 
     def _stored(self, rows: Int64Array) -> list[bytes]:
         return [record[CHECKSUM_BYTES:] for record in self.old.read(rows)]
-
-    def _mixed(self, maker: StructuredMaker, rows: Int64Array) -> list[bytes]:
-        same = self.same[rows]
-        kept, made = iter(self._stored(rows[same])), iter(maker.bodies(rows[~same]) if not same.all() else ())
-        return [next(kept if flag else made) for flag in same.tolist()]

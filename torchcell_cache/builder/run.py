@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild
-from torchcell_cache.builder.plan import BuildPlan, check_storage, make_plan, make_shard_plan
-from torchcell_cache.builder.publishing import (
-    Publisher,
-    begun_storage,
-    compared,
-    find_existing,
-    insist_same,
-    opened_or_made,
-)
+from torchcell_cache.builder.plan import checked_plan, make_plan, make_shard_plan
+from torchcell_cache.builder.publishing import Publisher, StoreRequest, begun_storage, compared, insist_same
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.core.checks import choice, rank_and_world_size, truth, whole_number
 from torchcell_cache.core.choices import OnStale, Storage
 from torchcell_cache.core.files import make_dirs_durable
-from torchcell_cache.core.locks import BuilderLock
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import BuildInProgressError, SourceContractError
+from torchcell_cache.errors import BuildInProgressError
 from torchcell_cache.processors.base import ProcessorLike, asked
 from torchcell_cache.sources.pyg import SourceLike, as_source
 from torchcell_cache.store.generation import Generation
@@ -95,7 +86,15 @@ def build(
             make_dirs_durable(place)
 
     def make(publisher: Publisher) -> Manifest:
-        _one_rank_only(publisher.lock)
+        # Ranks that call ``build`` together take turns by the lock; without locks only rank 0 may build.
+        rank, world_size = (0, 1) if publisher.lock.exclusive else rank_and_world_size()
+        if rank != 0:
+            where = publisher.lock.path
+            raise BuildInProgressError(
+                f"rank {rank} of {world_size} would build what rank 0 builds: {where} is on a file system without locks",
+                path=where,
+                fix="build in a job of its own, and open the store with PreprocessedDataset(root, wait=...)",
+            )
         chosen: str = storage
         if chosen == "auto":
             chosen = begun_storage(request.root, plan) or choose_storage(plan, console)
@@ -107,16 +106,11 @@ def build(
 
 
 @dataclass(frozen=True, slots=True)
-class BuildRequest:
+class BuildRequest(StoreRequest):
     """What a build, a task of an array build and its end are asked for, checked: the arguments they have in common."""
 
-    root: Path
-    plan: BuildPlan
-    storage: str
     shard_size: int | None
-    on_stale: str
     max_record_bytes: int
-    console: Console
 
     @classmethod
     def from_arguments(
@@ -144,41 +138,12 @@ class BuildRequest:
         empty = truth("allow_empty", allow_empty)
         with asked("the source or the processor, asked what it is,"):
             plan = checked_plan(make_plan(as_source(source), processor), storage, empty)
-        return cls(where, plan, storage, size, on_stale, most, console)
-
-    def find_existing(self) -> Generation | None:
-        """The published store, if it may be used rather than built again."""
-        return find_existing(self.root, self.plan, self.storage, self.on_stale, self.console)[1]
-
-    def opened_or_made(self, make: Callable[[Publisher], Manifest], begin: Callable[[], None]) -> Generation:
-        """The published store, or the one that is made now."""
-        return opened_or_made(self.root, self.plan, self.storage, self.on_stale, self.console, make, begin)
+        return cls(where, plan, storage, on_stale, console, size, most)
 
     def work(self, storage: str, exclusive: bool) -> GenerationBuild:
         """The work on the generation that ``storage`` makes."""
         shards = make_shard_plan(self.plan, storage, self.shard_size, self.max_record_bytes)
         return GenerationBuild(self.root, self.plan, shards, storage, exclusive, self.console)
-
-
-def checked_plan(plan: BuildPlan, storage: str, allow_empty: bool = False) -> BuildPlan:
-    """The plan, if it has samples and ``storage`` can hold them."""
-    if plan.num_samples == 0 and not allow_empty:
-        raise SourceContractError("the source has 0 samples", fix="pass allow_empty=True if that is right")
-    check_storage(plan, storage)
-    return plan
-
-
-def _one_rank_only(lock: BuilderLock) -> None:
-    """Ranks that call ``build`` together take turns by the lock; without locks only rank 0 may build."""
-    if lock.exclusive:
-        return
-    rank, world_size = rank_and_world_size()
-    if rank != 0:
-        raise BuildInProgressError(
-            f"rank {rank} of {world_size} would build what rank 0 builds: {lock.path} is on a file system without locks",
-            path=lock.path,
-            fix="build in a job of its own, and open the store with PreprocessedDataset(root, wait=...)",
-        )
 
 
 def check_source(manifest: Manifest, source: Any, root: Path) -> None:

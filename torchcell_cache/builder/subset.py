@@ -12,7 +12,7 @@ from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part
-from torchcell_cache.builder.publishing import Publisher, opened_or_made
+from torchcell_cache.builder.publishing import Publisher, StoreRequest
 from torchcell_cache.builder.run import ON_STALE
 from torchcell_cache.builder.shards import (
     CHUNK,
@@ -81,7 +81,7 @@ def copy_samples(
         with StopRequest().listening() as stop:
             return work.run(0, None, stop, console.enabled)
 
-    return opened_or_made(where, plan, storage, on_stale, console, make)
+    return StoreRequest(where, plan, storage, on_stale, console).opened_or_made(make)
 
 
 def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]) -> BuildPlan:

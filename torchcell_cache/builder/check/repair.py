@@ -194,15 +194,24 @@ class _Repair:
 
     def build(self, source: Any, processor: Any, exclusive: bool) -> Manifest:
         """Fill the new generation and return its manifest."""
-        new = replace(self.manifest, generation=self._new_name())
+        # What a repair left under the next name that was interrupted before it published is made again.
+        name, number = split_name(self.manifest.generation)
+        new = replace(self.manifest, generation=f"{name}-r{number + 1}")
         generation = Generation(self.root, new)
         directory = generation.directory
         make_dirs_durable(directory)
         remove_stale_temps(directory, exclusive=exclusive)
         bad = self.bad_files | {shard.file.name for shard in self.bad_shards}
         for entry in (*self.manifest.files, *(s.file for s in self.manifest.shards)):
-            if entry.name not in bad:
-                self._share(entry, directory)
+            if entry.name in bad:
+                continue
+            if (
+                self.only is None or (self.old / entry.name).exists()
+            ):  # with shard=..., other damage stays as it is
+                share_file(self.old / entry.name, directory / entry.name)
+                self.report.linked += 1
+            if self.only is None:
+                stamp(directory / entry.name, entry.xxh3)
         parts = PartMaker(self.root, generation, source, processor)
         shards = self._make(parts, generation)
         Console(self.progress).notes(parts.notes)
@@ -217,19 +226,6 @@ class _Repair:
         fsync_dir(directory)
         self.report.generation = new.generation
         return new
-
-    def _new_name(self) -> str:
-        """The next name; what a repair left there that was interrupted before it published is made again."""
-        name, number = split_name(self.manifest.generation)
-        return f"{name}-r{number + 1}"
-
-    def _share(self, entry: FileEntry, directory: Path) -> None:
-        checked = self.only is None
-        if checked or (self.old / entry.name).exists():  # with shard=..., other damage stays as it is
-            share_file(self.old / entry.name, directory / entry.name)
-            self.report.linked += 1
-        if checked:
-            stamp(directory / entry.name, entry.xxh3)
 
     def _make(self, parts: PartMaker, generation: Generation) -> list[ShardEntry]:
         """Make every damaged file, each after those it is made from; returns all shards."""

@@ -114,7 +114,7 @@ class _Verifier:
         self.removal: Removal | None = None
 
     def run(self) -> None:
-        self._own_manifest()
+        self._guarded(MANIFEST_NAME, self._own_manifest)
         for entry in self.manifest.files:
             self._file(entry)
         if self.level == "full":
@@ -150,11 +150,8 @@ class _Verifier:
     # Files
 
     def _own_manifest(self) -> None:
-        def check() -> None:
-            if (self.directory / MANIFEST_NAME).read_bytes() != self.manifest.to_bytes():
-                self._add(MANIFEST_NAME, "is not a copy of the published manifest")
-
-        self._guarded(MANIFEST_NAME, check)
+        if (self.directory / MANIFEST_NAME).read_bytes() != self.manifest.to_bytes():
+            self._add(MANIFEST_NAME, "is not a copy of the published manifest")
 
     def _file(self, entry: FileEntry, shard: int | None = None) -> None:
         """Size and, at level full, digest; a file that passes is added to ``sound``."""
