@@ -3,8 +3,10 @@
 import gc
 import os
 import signal
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forks
@@ -81,8 +83,6 @@ def test_streams_and_shard_by_shard_orders_read_a_bounded_cache(tmp_path: Path, 
 
 
 def test_threads_and_eviction(tmp_path: Path, remote) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     store, url, shared, shard = remote
     ds = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c", cache_bytes=shared + 4 * shard)
     wanted = [float(g["gene"].phenotype_values.sum()) for g in tc.PreprocessedDataset(store)]
@@ -209,6 +209,21 @@ def test_damage_in_the_cache_is_fetched_again(tmp_path: Path, remote) -> None:
     again = tc.PreprocessedDataset(url, cache_dir=tmp_path / "c")
     for mine, theirs in zip(again, tc.PreprocessedDataset(store), strict=True):
         assert_same_graph(mine, theirs)
+
+
+def test_threads_that_open_a_lock_file_at_once_share_its_descriptor(tmp_path: Path) -> None:
+    """On a second descriptor that nobody remembers, a lock would last as long as the process."""
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(100):
+            locks, together = ByteLocks(tmp_path / str(number)), threading.Barrier(8)
+
+            def take(byte: int, locks=locks, together=together) -> bool:
+                together.wait()
+                return locks.shared(byte)
+
+            assert all(pool.map(take, range(8)))
+            locks.close()
+            assert all(map(ByteLocks(tmp_path / str(number)).exclusive, range(8))), number
 
 
 def test_byte_locks_exclude_other_descriptors_only(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import struct
 import weakref
 from pathlib import Path
 
+from torchcell_cache.core.lazy import ThreadLock
+
 _OTHERS = (errno.EAGAIN, errno.EACCES)
 
 
@@ -61,20 +63,22 @@ class ByteLocks:
     def __del__(self) -> None:
         self.close()
 
-    def open(self) -> None:
-        """Open or make the lock file."""
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def open(self) -> int:
+        """Open or make the lock file, once for all threads: locks on a second descriptor would never be given back."""
+        with _OPENING:
+            if self._descriptor is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o600)
+            return self._descriptor
 
     def _set(self, kind: int, byte: int) -> bool:
         if not self.supported:
             return True
-        if self._descriptor is None:
-            self.open()
-        assert self._descriptor is not None
+        descriptor = self.open() if self._descriptor is None else self._descriptor
         # struct flock: type, whence, start, length, and a pid that must be 0
         request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
         except OSError as error:
             if error.errno in _OTHERS:
                 return False
@@ -82,6 +86,7 @@ class ByteLocks:
         return True
 
 
+_OPENING = ThreadLock()
 _ALL: weakref.WeakSet[ByteLocks] = weakref.WeakSet()
 
 
