@@ -10,6 +10,7 @@ JOBS ?= 3
 SAMPLES ?= 20000
 SITE ?= site
 ROOT ?= demo/ecoli
+CAMPAIGN ?= campaign
 
 .PHONY: demo test lint types docs dist format bench campaign audit clean
 
@@ -19,8 +20,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
+# Goes on where it was stopped: what passed is in $(CAMPAIGN)/log.jsonl.
 campaign: $(VENV)/.dev
-	$(PY) -m pytest -q -m campaign
+	TORCHCELL_CACHE_CAMPAIGN=$(CAMPAIGN) $(PY) -m pytest -q -m campaign
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -1,11 +1,13 @@
 """Every test gets its own directory of digest stamps and one thread."""
 
 import functools
+import json
 import multiprocessing
 import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,25 @@ import fresh
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+CAMPAIGN = os.environ.get("TORCHCELL_CACHE_CAMPAIGN")  # a directory that keeps what was done
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A campaign goes on where it was stopped: what passed, by its log, is left out."""
+    log = Path(CAMPAIGN or os.devnull, "log.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    passed = {line["test"] for line in lines if line["outcome"] == "passed"}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if CAMPAIGN and report.when == "call" and "PYTEST_XDIST_WORKER" not in os.environ:
+        Path(CAMPAIGN).mkdir(parents=True, exist_ok=True)
+        facts = {"outcome": report.outcome, "seconds": round(report.duration, 1)}
+        line = {"test": report.nodeid, **facts, **dict(report.user_properties)}
+        with Path(CAMPAIGN, "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @pytest.hookimpl(optionalhook=True)

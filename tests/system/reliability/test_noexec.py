@@ -277,6 +277,19 @@ def test_planted_code_never_runs(
     assert len(in_child(work, kinds[0].__name__)) >= least
 
 
+@pytest.mark.campaign
+@pytest.mark.parametrize("shape", ["generic", "perturbation"])
+@pytest.mark.parametrize("kind", [manifests, base_graph_texts])
+def test_every_planted_code_in_every_text(
+    room: Room, shape: str, kind: Callable[..., Any], record_property: Callable[[str, object], None]
+) -> None:
+    built, nest = room() / "built", room()
+    stores.build(built, shape)
+    root, names = stores.copy_store(built, room() / "s"), list(payloads(nest))
+    work = lambda: listening(lambda: plant(root, shape, nest, names, [kind], kind is base_graph_texts))  # noqa: E731
+    record_property("places", len(in_child(work, kind.__name__)))
+
+
 def test_planted_code_does_not_run_when_an_unfinished_build_goes_on(room: Room) -> None:
     for name, payload in payloads(room()).items():
         root, nest = room(), room()

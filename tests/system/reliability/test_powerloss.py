@@ -92,6 +92,8 @@ MUTANTS: dict[str, Callable[[Call], Any]] = {
         c.op in SYNC and "/gen-" in c.path and "." not in Path(c.path).name
     ),
     "the base graph is not synced": lambda c: c.op in SYNC and "/base_graph." in c.path,
+    "the columns are not synced": lambda c: c.op in SYNC and "columns." in c.path,
+    "the root's names are not synced": lambda c: c.op in SYNC and Path(c.path).name.startswith("trial"),
     "nothing is synced": lambda c: c.op in SYNC,
 }
 
