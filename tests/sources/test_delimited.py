@@ -1,18 +1,24 @@
 """Delimited files against the standard library and pandas: encodings, separators, quotes, packing, odd headers."""
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
+import re
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.feather
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.delimited import read_rows, separator_of
+from torchcell_cache.sources.label_tables import Roles, read_table
 
 TEXT = "gene,score,note\nYAL001C,0.5,café\nYAL002W,-1,x\n"
 ROWS = [line.split(",") for line in TEXT.splitlines()]
@@ -65,6 +71,30 @@ def test_other_encodings_are_refused_or_named(tmp_path: Path, encoding) -> None:
     assert list(read_rows(path, encoding=encoding)) == ROWS
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_the_encoding_that_is_advised_is_the_right_one(tmp_path: Path, name, encoding) -> None:
+    data = "genes,medium\nYAL001C,süß\n".encode(encoding)
+    path = written(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(SourceContractError) as caught:
+        list(read_rows(path))
+    advised = re.search('encoding="(.*)"', str(caught.value))
+    assert advised
+    assert list(read_rows(path, encoding=advised[1])) == [["genes", "medium"], ["YAL001C", "süß"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line", ["sep=,\r\n", '"sep=,"\r\n', "sep=;\n", "sep=,\r"])
+def test_the_line_of_excel_that_names_the_separator_is_no_row(tmp_path: Path, line, encoding) -> None:
+    path = written(tmp_path / "t.csv", line + "genes,fitness\nYAL001C,1\n", encoding)
+    encoding = encoding.removesuffix("-sig")
+    assert list(read_rows(path, encoding=encoding)) == [["genes", "fitness"], ["YAL001C", "1"]]
+    for fast in (True, False):
+        assert read_table(path, Roles(("genes",)), encoding=encoding, fast=fast).phenotypes["fitness"] == [1]
+    path = written(tmp_path / "rows.csv", "a,b\n" + line + "c,d\n")
+    assert len(list(read_rows(path))) == 3
+
+
 def test_an_unknown_encoding_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="utf-99"):
         list(read_rows(written(tmp_path / "t.csv", TEXT), encoding="utf-99"))
@@ -76,6 +106,36 @@ def test_gzip_is_known_by_its_content(tmp_path: Path, name, packed) -> None:
     data = TEXT.encode()
     path = written(tmp_path / name, gzip.compress(data) if packed else data)
     assert list(read_rows(path, separator=",")) == ROWS
+
+
+def _tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("t.csv"))
+    return file.getvalue()
+
+
+def _feather() -> bytes:
+    file = io.BytesIO()
+    pyarrow.feather.write_feather(pyarrow.table({"genes": ["A"]}), file)
+    return file.getvalue()
+
+
+PACKED = {
+    "a tar archive": _tar(),
+    "an Arrow file": _feather(),
+    "packed by gzip twice": gzip.compress(gzip.compress(b"a,b\n")),
+    "packed by bzip2": bz2.compress(b"a,b\n"),
+    "packed by xz": lzma.compress(b"a,b\n"),
+    "a database of SQLite": b"SQLite format 3\0",
+    "an object of R": gzip.compress(b"X\n\0\0\0\3"),
+}
+
+
+@pytest.mark.parametrize("said", PACKED)
+def test_files_that_are_something_else_are_called_so(tmp_path: Path, said) -> None:
+    with pytest.raises(SourceContractError, match=rf"t\.csv\.gz is {said}"):
+        list(read_rows(written(tmp_path / "t.csv.gz", PACKED[said])))
 
 
 def _zip() -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from io import BytesIO, TextIOWrapper
@@ -31,7 +32,20 @@ _PACKED = {
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"\x04\x22\x4d\x18": "packed by lz4",
+    b"\x1f\x8b": "packed by gzip twice",
+    b"ARROW1": "an Arrow file (Feather)",
+    b"RDX": "a workspace of R",
+    b"X\n\0": "an object of R",
+    b"SQLite": "a database of SQLite",
+    b"%PDF": "a PDF",
 }
+_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_EXCELS_LINE = re.compile(rb"""\A"?sep=[^\r\n]"?(?=[\r\n])""")
+"""Says what separates cells; it is no row."""
 
 
 def separator_of(path: str | Path, otherwise: str = "\t") -> str:
@@ -54,6 +68,7 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
     path = Path(path).expanduser()
     data = _unpacked(path)
     said = next((what for magic, what in _PACKED.items() if data.startswith(magic)), None)
+    said = "a tar archive" if data[257:262] == b"ustar" else said
     if said is not None:
         raise SourceContractError(f"{path} is {said}, expected text", path=path, fix="save it as CSV or TSV")
     try:
@@ -70,9 +85,9 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         raise SourceContractError(
             f"{path}, line {row} holds a zero byte: it is no text, or not in {known.name}",
             path=path,
-            fix='pass encoding="utf-16-le" if another program wrote it as Unicode, else fetch it again',
+            fix=f'pass encoding="{_wide(data)}" if another program wrote it as Unicode, else fetch it again',
         )
-    return data.removeprefix(codecs.BOM_UTF8)
+    return _EXCELS_LINE.sub(b"", data.removeprefix(codecs.BOM_UTF8))
 
 
 def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
@@ -197,16 +212,24 @@ def _unpacked(path: Path) -> bytes:
 
 def _undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> SourceContractError:
     start = error.start if isinstance(error, UnicodeDecodeError) else 0
-    if path.suffix.lower() == ".gz":
+    if path.suffix.lower() == ".gz" and not path.read_bytes().startswith(b"\x1f\x8b"):
         return SourceContractError(
             f"{path} is neither a gzip file nor text in {encoding}",
             path=path,
             fix="copy or download it again",
         )
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    other = "utf-16" if wide else "latin-1" if encoding == "utf-8" else "utf-8"
+    other = _wide(data) or ("latin-1" if encoding == "utf-8" else "utf-8")
     return SourceContractError(
         f"{path}, line {data.count(10, 0, start) + 1} is not text in {encoding}: {data[start : start + 4]!r}",
         path=path,
         fix=f'save it as UTF-8, or pass encoding="{other}"',
     )
+
+
+def _wide(data: bytes) -> str:
+    """The encoding of several bytes a letter that data seems to have, by its mark or its zero bytes."""
+    for name, marks in _MARKS.items():
+        if data.startswith(marks):
+            return name
+    first = data.find(b"\0")
+    return "" if first < 0 else "utf-16-le" if first % 2 else "utf-16-be"
