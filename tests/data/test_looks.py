@@ -319,3 +319,4 @@ def test_a_build_in_a_notebook_has_a_bar(tmp_path: Path, where, bar) -> None:
     done = fresh.run(call, capture_output=True, text=True, check=True)
     assert bool(re.search(r"preprocess: +\d+%\|", done.stderr)) is bar
     assert "40 samples as 'delta'" in done.stderr
+    assert "Warning" not in done.stderr, "that there are no widgets is nobody's concern"

@@ -67,6 +67,9 @@ def test_the_tutorial_runs_in_a_kernel_and_things_show_themselves(jupyter: Path,
     for cell, page in zip(ran, written, strict=False):
         if page["outputs"]:
             assert printed(cell).replace(str(tmp_path), "/home/you") == printed(page), cell["source"]
+    said = "".join(each["text"] for cell in ran for each in cell["outputs"] if each.get("name") == "stderr")
+    assert "published gen-" in said
+    assert "Warning" not in said
     for name, cell in zip(SHOWN, ran[-len(SHOWN) :], strict=True):
         (result,) = (each["data"] for each in cell["outputs"] if each["output_type"] == "execute_result")
         kind = "image/png" if name == "plot" else "text/html"

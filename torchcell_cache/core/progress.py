@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -70,7 +71,11 @@ class Progress:
         self.bar: Any = None
         self.lines, self.what = enabled, what
         if enabled and (self.stream.isatty() or _in_notebook()):
-            from tqdm.auto import tqdm  # widgets in a notebook that has them, a line of text elsewhere
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # where a notebook has no widgets, tqdm's line of text will do
+                from tqdm.auto import tqdm
 
             sized = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": "sample"}
             self.bar = tqdm(total=total, initial=done, desc=what, file=self.stream, **sized)
