@@ -71,7 +71,7 @@ def card(ds: tc.PreprocessedDataset) -> None:
 
 
 def notebook(ds: tc.PreprocessedDataset) -> None:
-    splits = tc.split_by_perturbation(ds, seed=1, progress=False)
+    splits = tc.split_by_perturbation(ds, stratify="fitness", progress=False)
     cells = {
         'ds = tc.PreprocessedDataset("stores/knockouts")\nds': ds,
         "ds.read_batch(range(64))": ds.read_batch(range(64)),
@@ -122,7 +122,8 @@ def terminal(ds: tc.PreprocessedDataset) -> None:
         done = subprocess.run(
             call, capture_output=True, text=True, check=False, env={**os.environ, "TERM": "xterm"}
         )
-        said = done.stdout.replace(str(Path.cwd()), "/home/you").splitlines()
+        last = re.sub(r"[^\n]*\r(?!\n)", "", done.stdout)  # of a progress bar what stays
+        said = last.replace(str(Path.cwd()), "/home/you").splitlines()
         long = [*said[:13], "...", *said[-9:]] if len(said) > 24 else said
         lines += [f"$ torchcell-cache {command}", *long, ""]
     text = re.sub(r"\x1b\[0m", "</b>", html.escape("\n".join(lines)))

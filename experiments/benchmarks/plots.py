@@ -74,7 +74,7 @@ def _loader(rows: Rows) -> Any:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: _time(value))
         axis.set_xlabel("loader workers")
-        axis.set_ylabel("a batch")
+        axis.set_ylabel("time of a batch")
         axis.set_title(f"batch of {size}")
     # The small batch is done in more ways.
     handles = axes[0][0].get_legend_handles_labels()[0]

@@ -117,7 +117,7 @@ def _overview(facts: Mapping[str, Any], dataset: StoredFacts) -> list[tuple[str,
             f"{facts['storage']}, {human_bytes(size['total'])}, {size['per_sample']:,} bytes per sample",
         ),
         ("built", f"in {human_seconds(facts['built'].get('seconds', 0.0))}, {libraries(facts['built'])}"),
-        ("content digest", facts["content_digest"]),
+        ("content\u00a0digest", facts["content_digest"]),
     ]
 
 
