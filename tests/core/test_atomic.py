@@ -294,7 +294,7 @@ def test_no_decision_is_made_by_a_clock() -> None:
         "core/sealed",
         "store/manifest",
         "store/shard_entry",
-        "core/storage_errors",
+        "core/failures",
     ):
         text = (package / f"{name}.py").read_text("utf-8")
         for banned in ("time.time", "datetime", "st_mtime", "st_ctime", "getmtime"):

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import xxhash
 
+from torchcell_cache.core.failures import free_bytes, storage_error, storage_errors
 from torchcell_cache.core.hints import StrPath, repair_hint
 from torchcell_cache.core.process import runs_here, this_process
-from torchcell_cache.core.storage_errors import free_bytes, storage_error, storage_errors
 from torchcell_cache.errors import CorruptShardError, StorageLostError, StorageReadOnlyError
 
 __all__ = [
@@ -87,7 +87,7 @@ def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, mode)
             try:
-                _write_all(descriptor, data)
+                write_all(descriptor, data)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -234,7 +234,7 @@ def share_file(path: Path, target: Path) -> None:
     replace_file(temporary, target)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     """Write everything: one ``write`` may take less, near a full disk or at a size limit."""
     view = memoryview(data).cast("B")
     while view:

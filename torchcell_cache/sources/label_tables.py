@@ -20,8 +20,7 @@ from torchcell_cache.sources.delimited import (
     rows_of,
     separator_of,
 )
-from torchcell_cache.sources.name_lists import NameLists
-from torchcell_cache.sources.near_names import hint
+from torchcell_cache.sources.name_lists import NameLists, hint
 from torchcell_cache.sources.numbers_in_text import CellColumn, Numbers
 from torchcell_cache.sources.positional import column_list, is_row_numbers
 

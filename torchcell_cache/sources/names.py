@@ -23,8 +23,7 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.delimited import read_rows
-from torchcell_cache.sources.name_lists import NameLists
-from torchcell_cache.sources.near_names import hint
+from torchcell_cache.sources.name_lists import NameLists, hint
 
 UNKNOWN = get_args(Unknown)
 """What to do with a name no node has: refuse; leave the sample out; leave the name out; keep it, removing nothing."""

@@ -15,10 +15,10 @@ from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
 from torchcell_cache.codec.deletions import StructuredColumns, StructuredSchema
 from torchcell_cache.codec.layout import Layout
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.lazy import ThreadLock, cached_property
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptRecordError, FormatError, StorageLostError
 from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.lasting import lasting

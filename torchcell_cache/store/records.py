@@ -19,8 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 import lmdb
 import numpy as np
 
+from torchcell_cache.core.failures import storage_error
 from torchcell_cache.core.hints import repair_hint
-from torchcell_cache.core.storage_errors import storage_error
 from torchcell_cache.errors import CorruptRecordError, CorruptShardError, FormatError, StorageLostError
 from torchcell_cache.store.env_pool import EnvPool
 from torchcell_cache.store.groups import LAST_KEY, Directory, Items, Room, grouped, numbered

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.hints import repair_hint
-from torchcell_cache.core.storage_errors import storage_errors
 from torchcell_cache.errors import CorruptShardError, StorageLostError
 from torchcell_cache.store.manifest import Manifest
 from torchcell_cache.store.shard_entry import FileEntry

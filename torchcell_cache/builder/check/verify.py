@@ -17,8 +17,7 @@ from typing import Any, get_args
 
 from torchcell_cache.builder.check.pages import outline
 from torchcell_cache.builder.check.records import RecordChecker, check_table
-from torchcell_cache.builder.check.report import Problem, Report, file_problem
-from torchcell_cache.builder.check.source import compare_with_source
+from torchcell_cache.builder.check.report import Problem, Report, compare_with_source, file_problem
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
 from torchcell_cache.builder.plan import columns_part

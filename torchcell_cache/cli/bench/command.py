@@ -12,7 +12,7 @@ from typing import Any
 from torchcell_cache.cli.bench.report import as_dict, as_text
 from torchcell_cache.cli.bench.store import BenchReport, bench_store
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.plots import new_figure, write_figure
+from torchcell_cache.data.looks import new_figure, write_figure
 
 
 def bench(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.checks import real_number
 from torchcell_cache.core.choices import Flavor
-from torchcell_cache.core.ragged import Float32Array, Int64Array, segments
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.cells.h5ad import needs
-from torchcell_cache.sources.cells.rows import Rows
+from torchcell_cache.sources.cells.rows import Matrix, Rows
 
 EXACT = 1 << 24
 """Whole numbers up to here are exact in float32."""
@@ -92,6 +93,16 @@ def transformed(rows: Rows, target_sum: float | None, log1p: bool, url: str) -> 
     return np.log1p(values) if log1p else values
 
 
+def float32_target(value: Any) -> float:
+    """``target_sum``, if it is a positive number that float32 holds."""
+    wanted = "a positive number that float32 holds, 1e4 for instance"
+    found = real_number("target_sum", value, wanted, above=True)
+    with np.errstate(over="ignore"):
+        if not 0 < np.float32(found) < np.inf:
+            raise SettingError(f"target_sum={value!r}: expected {wanted}")
+    return value if type(value) in (int, float) else found  # as fingerprints have it
+
+
 def _sums(values: npt.NDArray[np.floating], ptr: Int64Array) -> npt.NDArray[np.float64]:
     filled = ptr[:-1] < ptr[1:]
     out = np.zeros(len(ptr) - 1, dtype=np.float64)
@@ -130,8 +141,7 @@ def on_nodes(
     kept = (nodes >= 0) & (short.view(np.uint32) != 0)
     cells = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))[kept]
     nodes, short = nodes[kept], short[kept]
-    ptr = np.zeros(len(rows.ptr), dtype=np.int64)
-    np.cumsum(np.bincount(cells, minlength=len(rows.ptr) - 1), out=ptr[1:])
+    ptr = offsets(np.bincount(cells, minlength=len(rows.ptr) - 1))
     place = cells * num_nodes + nodes
     if len(place) and bool(
         (place[1:] < place[:-1]).any()
@@ -178,39 +188,63 @@ def sampled_runs(count: int, wanted: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in starts]
 
 
-def choose(
-    how: HighlyVariable,
-    count: int,
-    read: Callable[[int, int], Iterator[Expression]],
-    measured: Int64Array,
-    num_nodes: int,
-) -> npt.NDArray[np.bool_]:
-    """Which nodes are highly variable, ``[num_nodes] bool``.
+class CellRows:
+    """Expression of all cells that are samples, file after file.
 
     Args:
-        how: What is wanted.
-        count: Number of cells.
-        read: Expression of a run of cells; of counts, for ``seurat_v3``.
-        measured: Nodes that some file measures, ascending, ``[k] int64``: genes are chosen among these.
-        num_nodes: Nodes of the base graph.
-
-    Raises:
-        SettingError: If scanpy, or what it needs for this flavour, is not installed.
-        SourceContractError: If scanpy refuses the data.
+        matrices: One per file.
+        rows: The rows of each that are samples, ascending.
+        names: Names of the base graph's nodes.
     """
-    sparse, scanpy, anndata = needs("scipy.sparse"), needs("scanpy"), needs("anndata")
-    parts = [
-        sparse.csr_matrix((e.values, e.nodes, e.ptr), shape=(len(e.ptr) - 1, num_nodes))
-        for start, stop in sampled_runs(count, how.num_cells)
-        for e in read(start, stop)
-    ]
-    cells = anndata.AnnData(sparse.vstack(parts, format="csr")[:, measured])
-    out = np.zeros(num_nodes, dtype=np.bool_)
-    out[measured[_ask(scanpy, cells, how)]] = True
-    return out
+
+    def __init__(self, matrices: list[Matrix], rows: list[Int64Array], names: list[str]) -> None:
+        self.matrices, self.rows, self.names = matrices, rows, names
+        self.starts = offsets(np.array([len(part) for part in rows], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(
+        self, start: int, stop: int, nodes: list[Int64Array], target: float | None, log1p: bool
+    ) -> Iterator[Expression]:
+        """Cells ``start`` to ``stop`` in runs; ``nodes``: per file the node of each variable, -1 for none."""
+        for number, matrix in enumerate(self.matrices):
+            first, last = int(self.starts[number]), int(self.starts[number + 1])
+            chosen = self.rows[number][max(start, first) - first : max(min(stop, last) - first, 0)]
+            if not len(chosen):
+                continue
+            for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1):
+                values = transformed(rows, target, log1p, matrix.file.url)
+                found = on_nodes(rows, values, nodes[number], self.names, matrix.file.url)
+                yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
+
+    def chosen(
+        self, how: HighlyVariable | None, nodes: list[Int64Array], target: float | None, log1p: bool
+    ) -> list[Int64Array]:
+        """``nodes`` without the genes that are not highly variable; of counts, for ``seurat_v3``.
+
+        Raises:
+            SettingError: If scanpy, or what it needs for this flavour, is not installed.
+            SourceContractError: If scanpy refuses the data.
+        """
+        if how is None:
+            return nodes
+        sparse, anndata = needs("scipy.sparse"), needs("anndata")
+        measured = np.unique(np.concatenate([part[part >= 0] for part in nodes]))
+        target, log1p = (None, False) if how.flavor == "seurat_v3" else (target, log1p)
+        parts = [
+            sparse.csr_matrix((e.values, e.nodes, e.ptr), shape=(len(e.ptr) - 1, len(self.names)))
+            for start, stop in sampled_runs(len(self), how.num_cells)
+            for e in self.read(start, stop, nodes, target, log1p)
+        ]
+        cells = anndata.AnnData(sparse.vstack(parts, format="csr")[:, measured])
+        kept = np.zeros(len(self.names), dtype=np.bool_)
+        kept[measured[_highly_variable(cells, how)]] = True
+        return [np.where((part >= 0) & kept[part], part, -1) for part in nodes]
 
 
-def _ask(scanpy: Any, cells: Any, how: HighlyVariable) -> npt.NDArray[np.bool_]:
+def _highly_variable(cells: Any, how: HighlyVariable) -> npt.NDArray[np.bool_]:
+    scanpy = needs("scanpy")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

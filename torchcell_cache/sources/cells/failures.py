@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
-from torchcell_cache.core.storage_errors import storage_error
+from torchcell_cache.core.failures import storage_error
 from torchcell_cache.core.urls import PROTOCOLS, protocol_of
 from torchcell_cache.errors import (
     CacheError,

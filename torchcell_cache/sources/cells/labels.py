@@ -13,11 +13,11 @@ from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import SampleTable, UnknownNames
-from torchcell_cache.errors import SourceContractError
+from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
 from torchcell_cache.sources.cells.expression import lost_in_float32
 from torchcell_cache.sources.cells.files import CellFile
-from torchcell_cache.sources.cells.perturbed import Perturbations, Perturbed, read_perturbed
+from torchcell_cache.sources.cells.genes import Perturbations, Perturbed, read_perturbed
 from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.store.columns import Names
 
@@ -68,19 +68,35 @@ class Labels:
         return sha256_json([[array_digest(part) for part in arrays], self.categories, foreign])
 
     def recoded(self, categories: dict[str, list[str]]) -> Labels:
-        """The same cells with the codes of given names, which hold all of ours.
+        """The same cells with the codes of a store's names, which must hold all of ours.
 
         Raises:
-            KeyError: If they lack one.
+            StaleCacheError: If a column has names that the store does not know.
         """
         codes = self.codes.copy()
         for k, (name, ours) in enumerate(self.categories.items()):
             known = {text: code for code, text in enumerate(categories[name])}
             if name in self.numeric:  # 1 here may be 1.0 there
                 known = {**{whole(text): code for text, code in known.items()}, **known}
-            new = [known[text] if text in known else known[whole(text)] for text in ours]
-            codes[:, k] = np.array([*new, -1], dtype=np.int64)[self.codes[:, k]]
+            if new := [text for text in ours if not {text, whole(text)} & known.keys()]:
+                raise StaleCacheError(
+                    f"{name} of the samples to append has names that the store does not have: {', '.join(new[:8])}",
+                    fix="update with a source of all files",
+                )
+            found = [known[text] if text in known else known[whole(text)] for text in ours]
+            codes[:, k] = np.array([*found, -1], dtype=np.int64)[self.codes[:, k]]
         return replace(self, codes=codes, categories=categories)
+
+
+def in_order(name: str, value: Any) -> tuple[str, ...]:
+    """Names of columns in their order; none for ``None``."""
+    found = [value] if isinstance(value, str) else () if value is None else value
+    ordered = isinstance(found, Sequence) or hasattr(found, "tolist")
+    if not ordered or not all(isinstance(each, str) for each in found):
+        raise SettingError(
+            f"{name} is {value!r:.200}, expected text or a list of texts", fix=f'{name}=["..."]'
+        )
+    return tuple(map(str, found))
 
 
 def read_labels(

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.files import write_all
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.failures import temporary_files
 from torchcell_cache.sources.cells.files import CellFile
@@ -107,15 +108,11 @@ class Matrix:
             if self.kind == "dense":
                 yield from _dense_runs(found, start, stop, self.shape[1])
             elif self.kind == "csr":
-                yield from _csr_runs(found, start, stop, self)
+                yield from _csr_runs(found, start, stop, self.shape[1], self.file.url)
             else:
                 if self._transposed is None:
                     self._transposed = Transposed(found, self.shape, self.file.url)
-                yield from self._transposed.runs(start, stop, MAX_CELLS)
-
-    def checked(self, start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any]) -> Rows:
-        """Canonical rows: see :func:`canonical`."""
-        return canonical(start, ptr, columns, values, self.shape[1], self.file.url)
+                yield from self._transposed.runs(start, stop)
 
 
 def _dense_runs(dataset: Any, start: int, stop: int, width: int) -> Iterator[Rows]:
@@ -126,23 +123,17 @@ def _dense_runs(dataset: Any, start: int, stop: int, width: int) -> Iterator[Row
         if block.dtype.kind == "f":  # -0.0 is an element too: what is stored is the file's bits
             nonzero |= np.signbit(block)
         rows, columns = np.nonzero(nonzero)
-        ptr = np.zeros(len(block) + 1, dtype=np.int64)
-        np.cumsum(np.bincount(rows, minlength=len(block)), out=ptr[1:])
-        yield Rows(first, ptr, columns, block[nonzero])
+        yield Rows(first, offsets(np.bincount(rows, minlength=len(block))), columns, block[nonzero])
 
 
-def _csr_runs(group: Any, start: int, stop: int, matrix: Matrix) -> Iterator[Rows]:
+def _csr_runs(group: Any, start: int, stop: int, width: int, url: str) -> Iterator[Rows]:
     first = start
     while first < stop:
         ptr = np.asarray(group["indptr"][first : min(first + MAX_CELLS, stop) + 1], dtype=np.int64)
         count = max(1, int(np.searchsorted(ptr - ptr[0], MAX_ELEMENTS, side="right")) - 1)
         low, high = int(ptr[0]), int(ptr[count])
-        yield matrix.checked(
-            first,
-            ptr[: count + 1] - low,
-            np.asarray(group["indices"][low:high], dtype=np.int64),
-            group["data"][low:high],
-        )
+        columns = np.asarray(group["indices"][low:high], dtype=np.int64)
+        yield canonical(first, ptr[: count + 1] - low, columns, group["data"][low:high], width, url)
         first += count
 
 
@@ -190,31 +181,22 @@ class Transposed:
             if len(part):
                 path = self.directory / str(number)
                 with temporary_files(f"the cells of {self.url}"), path.open("ab", buffering=0) as file:
-                    _write(file, block[part])
+                    write_all(file.fileno(), block[part].tobytes())  # tofile does not say why it wrote less
 
-    def runs(self, start: int, stop: int, max_cells: int) -> Iterator[Rows]:
-        """Cells ``start`` to ``stop`` in runs of at most ``max_cells``."""
+    def runs(self, start: int, stop: int) -> Iterator[Rows]:
+        """Cells ``start`` to ``stop`` in runs."""
         for number in range(start // self.size, -(-stop // self.size)):
             path = self.directory / str(number)
-            found = (
-                np.fromfile(path, dtype=self.element) if path.exists() else np.empty(0, dtype=self.element)
-            )
+            found = np.fromfile(path if path.exists() else os.devnull, dtype=self.element)
             found = found[np.argsort(found["row"], kind="stable")]  # columns ascend already
             first, last = max(start, number * self.size), min(stop, (number + 1) * self.size)
-            for low in range(first, last, max_cells):
-                high = min(low + max_cells, last)
+            for low in range(first, last, MAX_CELLS):
+                high = min(low + MAX_CELLS, last)
                 edges = np.searchsorted(found["row"], np.arange(low, high + 1))
                 part = found[edges[0] : edges[-1]]
                 columns = part["column"].astype(np.int64)
                 values = np.ascontiguousarray(part["value"])
                 yield canonical(low, edges - edges[0], columns, values, self.shape[1], self.url)
-
-
-def _write(file: Any, elements: npt.NDArray[Any]) -> None:
-    """All of them: a raw file may take a part, and ``tofile`` does not say why it wrote less."""
-    left = memoryview(elements.tobytes())
-    while len(left):
-        left = left[file.write(left) :]
 
 
 def _remove(directory: str, owner: int) -> None:

@@ -21,8 +21,8 @@ from torchcell_cache.codec.layout import FieldKey, Payload, TensorValue, field_l
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import flatten, payload_of
+from torchcell_cache.sources.cells.genes import Perturbations
 from torchcell_cache.sources.cells.labels import Labels
-from torchcell_cache.sources.cells.perturbed import Perturbations
 
 _INT64, _FLOAT32 = 6, 11
 

@@ -13,28 +13,24 @@ from torch_geometric.data.data import BaseData
 
 from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
-from torchcell_cache.core.checks import choice, real_number, truth, whole_number
+from torchcell_cache.core.checks import choice, truth, whole_number
 from torchcell_cache.core.choices import Flavor, Unknown
 from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.indexing import position
 from torchcell_cache.core.markup import Shown
-from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
+from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import perturbable_type
-from torchcell_cache.sources.cells.alignment import align
-from torchcell_cache.sources.cells.categories import whole
 from torchcell_cache.sources.cells.expression import (
     FLAVORS,
+    CellRows,
     Expression,
     HighlyVariable,
-    choose,
-    on_nodes,
-    transformed,
+    float32_target,
 )
 from torchcell_cache.sources.cells.files import cell_files
-from torchcell_cache.sources.cells.labels import Labels, read_labels
-from torchcell_cache.sources.cells.perturbed import Perturbations
+from torchcell_cache.sources.cells.genes import Perturbations, align
+from torchcell_cache.sources.cells.labels import Labels, in_order, read_labels
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, read_aliases
@@ -125,13 +121,13 @@ class AnnDataSource(Shown):
     ) -> None:
         choice("unknown", unknown, UNKNOWN)
         choice("flavor", flavor, FLAVORS)
-        phenotypes, categories = _several("phenotypes", phenotypes), _several("categories", categories)
-        columns = _several("perturbation", perturbation)
-        how = Perturbations(columns, separator, _several("control", control), unknown)
+        phenotypes, categories = in_order("phenotypes", phenotypes), in_order("categories", categories)
+        columns = in_order("perturbation", perturbation)
+        how = Perturbations(columns, separator, in_order("control", control), unknown)
         raw, log1p = truth("raw", raw), truth("log1p", log1p)
-        target_sum = None if target_sum is None else _target(target_sum)
+        target_sum = None if target_sum is None else float32_target(target_sum)
         column = None if column is None else whole_number("column", column)
-        _check(layer, raw, phenotypes, categories, y, field, separator, version)
+        _check(layer, raw, (*phenotypes, *categories), y, field, separator, version)
         self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
         cells = whole_number("hvg_cells", hvg_cells, 2)
         top = None if n_top_genes is None else whole_number("n_top_genes", n_top_genes, 1)
@@ -154,7 +150,7 @@ class AnnDataSource(Shown):
                 f"no cell of {len(self.files)} files is left: " + "; ".join(self._labels.notes),
                 fix='unknown="error" shows the first name; perturbation=..., separator=..., control=... say how names stand',
             )
-        self._starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        self._cells = CellRows(self.matrices, self._labels.rows, self._names)
         self._version, self._digests = version, [""] * len(self.files)
         perturbed = [*how.columns, separator, *how.control, unknown] if how.columns else None
         self._settings: dict[str, Any] = {
@@ -163,7 +159,8 @@ class AnnDataSource(Shown):
             **{"categories": list(categories), "perturbation": perturbed},
             **{"target_sum": target_sum, "log1p": log1p},
         }
-        self._nodes = self._nodes_of_variables(len(self._names))
+        nodes = [found.node_of for found in self.alignments]
+        self._nodes = self._cells.chosen(self.variable, nodes, target_sum, log1p)
         self._graph, self._how = base_graph, how
         self._make_samples(np.isin(np.arange(len(self._names)), np.concatenate(self._nodes)))
 
@@ -184,17 +181,9 @@ class AnnDataSource(Shown):
         Raises:
             StaleCacheError: If a column has names that the store does not know.
         """
-        stored, ours = categories_of(graph), self._labels.categories
-        if stored.keys() != ours.keys():
+        stored = categories_of(graph)
+        if stored.keys() != self._labels.categories.keys():
             return self  # other settings, which are compared next
-        for name, texts in ours.items():
-            known = {*stored[name], *(map(whole, stored[name]) if name in self._labels.numeric else ())}
-            new = [text for text in texts if text not in known and whole(text) not in known]
-            if new:
-                raise StaleCacheError(
-                    f"{name} of the samples to append has names that the store does not have: {', '.join(new[:8])}",
-                    fix="update with a source of all files",
-                )
         out = copy.copy(self)
         out._labels = self._labels.recoded(stored)
         store = graph._store if self.node_type is None else graph[self.node_type]
@@ -204,23 +193,8 @@ class AnnDataSource(Shown):
         out._make_samples(all_measured.numpy() if wider else measured)
         return out
 
-    def _nodes_of_variables(self, num_nodes: int) -> list[Int64Array]:
-        """Per file the node of each variable, -1 also for genes that are not among the chosen."""
-        nodes = [found.node_of for found in self.alignments]
-        if self.variable is None:
-            return nodes
-        counts = self.variable.flavor == "seurat_v3"
-        target, log1p = (None, False) if counts else (self.target_sum, self.log1p)
-        measured = np.unique(np.concatenate([part[part >= 0] for part in nodes]))
-
-        def read(start: int, stop: int) -> Iterator[Expression]:
-            return self._expression(start, stop, nodes, target, log1p)
-
-        chosen = choose(self.variable, len(self), read, measured, num_nodes)
-        return [np.where((part >= 0) & chosen[part], part, -1) for part in nodes]
-
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._cells)
 
     def __repr__(self) -> str:
         return f"AnnDataSource({len(self):,} cells of {len(self.files)} files)"
@@ -261,7 +235,7 @@ class AnnDataSource(Shown):
     def items(self, start: int, stop: int) -> Iterator[Data | HeteroData]:
         """The graphs of cells ``start`` to ``stop``, files read in runs."""
         at = start
-        for found in self._cells(start, stop):
+        for found in self._read(start, stop):
             for k in range(len(found.ptr) - 1):
                 part = slice(int(found.ptr[k]), int(found.ptr[k + 1]))
                 yield self._samples.graph(at, found.nodes[part], found.values[part])
@@ -269,34 +243,15 @@ class AnnDataSource(Shown):
 
     def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
         """The same cells, fields of a whole run at once, ready to be encoded."""
-        at = start
-        samples = self._samples
+        at, samples = start, self._samples
         base = TensorValue(11, samples.base_field.numpy())
-        for found in self._cells(start, stop):
+        for found in self._read(start, stop):
             positions = found.nodes * samples.width + samples.column
             yield samples.chunk(at, ChangedRows(base, found.ptr, positions, found.values))
             at += len(found.ptr) - 1
 
-    def _cells(self, start: int, stop: int) -> Iterator[Expression]:
-        return self._expression(start, stop, self._nodes, self.target_sum, self.log1p)
-
-    def _expression(
-        self,
-        start: int,
-        stop: int,
-        nodes: list[Int64Array],
-        target: float | None,
-        log1p: bool,
-    ) -> Iterator[Expression]:
-        for number, matrix in enumerate(self.matrices):
-            first, last = int(self._starts[number]), int(self._starts[number + 1])
-            chosen = self._labels.rows[number][max(start, first) - first : max(min(stop, last) - first, 0)]
-            if not len(chosen):
-                continue
-            for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1):
-                values = transformed(rows, target, log1p, matrix.file.url)
-                found = on_nodes(rows, values, nodes[number], self._names, matrix.file.url)
-                yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
+    def _read(self, start: int, stop: int) -> Iterator[Expression]:
+        return self._cells.read(start, stop, self._nodes, self.target_sum, self.log1p)
 
     def settings(self) -> dict[str, Any]:
         """How samples are made of cells; cells that are appended to a store must be made the same way."""
@@ -318,44 +273,14 @@ class AnnDataSource(Shown):
             if any(file.in_memory for file in self.files):
                 out["cells"] = self._labels.digest(self._nodes)
         if self.variable is not None:
-            out["highly_variable"] = {
-                "n_top_genes": self.variable.n_top_genes,
-                "flavor": self.variable.flavor,
-                "cells": min(self.variable.num_cells, len(self)),
-                "chosen": array_digest(self._samples.measured),
-            }
+            how = {"n_top_genes": self.variable.n_top_genes, "flavor": self.variable.flavor}
+            seen = {"cells": min(self.variable.num_cells, len(self))}
+            out["highly_variable"] = {**how, **seen, "chosen": array_digest(self._samples.measured)}
         return out
 
 
-def _several(name: str, value: Any) -> tuple[str, ...]:
-    """Names in their order; none for ``None``."""
-    found = [value] if isinstance(value, str) else () if value is None else value
-    ordered = isinstance(found, Sequence) or hasattr(found, "tolist")
-    if not ordered or not all(isinstance(each, str) for each in found):
-        raise SettingError(
-            f"{name} is {value!r:.200}, expected text or a list of texts", fix=f'{name}=["..."]'
-        )
-    return tuple(map(str, found))
-
-
-def _target(value: Any) -> float:
-    wanted = "a positive number that float32 holds, 1e4 for instance"
-    found = real_number("target_sum", value, wanted, above=True)
-    with np.errstate(over="ignore"):
-        if not 0 < np.float32(found) < np.inf:
-            raise SettingError(f"target_sum={value!r}: expected {wanted}")
-    return value if type(value) in (int, float) else found  # as fingerprints have it
-
-
 def _check(
-    layer: str | None,
-    raw: bool,
-    phenotypes: tuple[str, ...],
-    categories: tuple[str, ...],
-    y: str | None,
-    field: str,
-    separator: str,
-    version: str | None,
+    layer: str | None, raw: bool, columns: tuple[str, ...], y: Any, field: str, separator: str, version: Any
 ) -> None:
     if layer is not None and raw:
         raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
@@ -366,7 +291,6 @@ def _check(
             )
     if isinstance(version, str) and not version.strip():
         raise SettingError(f"{version=} names no content", fix="leave it out, then the files are digested")
-    columns = (*phenotypes, *categories)
     if len(set(columns)) != len(columns):
         raise SettingError(
             f"obs columns {columns} name one twice", fix="name each as phenotype or as category"

@@ -17,8 +17,7 @@ from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.names import UNKNOWN, NodeNames
 from torchcell_cache.sources.neo4j.experiments import POLICIES, Malformed, Parsed
 from torchcell_cache.sources.perturbed_nodes import Nodes
-from torchcell_cache.sources.replicates import REPLICATES
-from torchcell_cache.sources.sample_rows import Policies, joined, sorted_unique
+from torchcell_cache.sources.sample_rows import REPLICATES, Policies, joined, sorted_unique
 
 
 class TableBuilder:
