@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,11 @@ from torchcell_cache.store.manifest import (
 )
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, read_sidecar
 
-_LIBRARIES = ("torch", "torch_geometric", "lmdb", "numpy", "safetensors")
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Versions of what makes the files; a look-up takes milliseconds."""
+    return {name: version(name) for name in ("torch", "torch_geometric", "lmdb", "numpy", "safetensors")}
 
 
 class GenerationBuild:
@@ -225,7 +229,7 @@ class GenerationBuild:
             files=tuple(FileEntry(name, *digest) for name, digest in files),
             shards=tuple(shards),
             created={
-                "libraries": {name: version(name) for name in _LIBRARIES},
+                "libraries": dict(_libraries()),
                 "python": platform.python_version(),
                 "host": platform.node(),
                 "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
