@@ -155,6 +155,26 @@ def test_any_layer_in_pieces(name: str, at_once: int, monkeypatch: pytest.Monkey
     assert_close(gradients(actual, *learned), gradients(expected, *learned), 1e-12)
 
 
+@pytest.mark.parametrize("name", PIECES)
+@settings(max_examples=10, deadline=None)
+@given(graphs(), st.integers(0, 99))
+def test_pieces_of_any_graph(name: str, graph: tuple[Tensor, Tensor], seed: int) -> None:
+    index, kept = graph
+    torch.manual_seed(seed)
+    layer, x = (
+        PIECES[name]().double(),
+        torch.randn(*kept.shape, WIDTH, dtype=torch.float64, requires_grad=True),
+    )
+    attr = torch.randn(index.size(1), 2, dtype=torch.float64, requires_grad=True) if name != "pna" else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(again, "EDGES_AT_ONCE", 1)
+        actual = shared_conv(layer, x, edges_of(index, kept), **({} if attr is None else {"edge_attr": attr}))
+    expected = plain(layer, x, index, kept, attr)
+    assert_close([actual], [expected], 1e-12)
+    learned = x, *layer.parameters(), *([] if attr is None else [attr])
+    assert_close(gradients(actual, *learned), gradients(expected, *learned), 1e-12)
+
+
 def test_layers_that_look_at_all_samples_get_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch norm in training, a module nobody knows, arguments that number nodes."""
     monkeypatch.setattr(again, "EDGES_AT_ONCE", 1)

@@ -7,11 +7,13 @@ import torch
 import torch_geometric.nn as G
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_nn import EDGES, NODES, OUT, WIDTH, Drawn, as_one_graph, draw, mlp
+from test_nn import NODES, OUT, WIDTH, Drawn, as_one_graph, draw, mlp
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn import SharedEdges, product, shared_conv
+from torchcell_cache.nn import SharedEdges, product, shared_conv, shared_hetero_conv
+from torchcell_cache.nn.adjacency import Adjacency
 
 FAST = {
     "gcn": lambda: G.GCNConv(WIDTH, OUT),
@@ -257,24 +259,69 @@ def test_edges_to_nodes_that_are_not_there_are_refused(end: int, node: int) -> N
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("name", "route"), [("gcn", "auto"), ("gcn", "general"), ("gin", "auto"), ("gat", "auto")]
+    ("name", "route", "fields"),
+    [
+        *((name, "auto", ()) for name in FAST),
+        *((name, "auto", ("edge_weight",)) for name in WEIGHTED),
+        ("gcn", "general", ()),
+        ("gat", "auto", ()),
+    ],
 )
-def test_compiled(name: str, route: str) -> None:
+def test_compiled(name: str, route: str, fields: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers whose sum is one product without a break; the product finds its edges' matrices by their list."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    layer, drawn = LAYERS[name](), draw(12, dtype=torch.float32)
+    layer, built, build = {**LAYERS, **(WEIGHTED if fields else {})}[name]().double(), [], Adjacency.build
+    monkeypatch.setattr(Adjacency, "build", lambda *given: built.append(1) or build(*given))
 
-    def model(x: Tensor, edges: SharedEdges) -> Tensor:
-        return shared_conv(layer, x, edges, route=route).relu() + 1
+    def model(x: Tensor, edges: SharedEdges, given: dict) -> Tensor:
+        return shared_conv(layer, x, edges, route=route, **given).relu() + 1
 
-    compiled = torch.compile(model, backend="aot_eager")
-    for seed in (12, 13):  # another batch of the same shape
-        other = draw(seed, dtype=torch.float32)
-        out = compiled(other.x, other.edges)
-        expected = as_one_graph(layer, other, {}).relu() + 1
+    whole = name in FAST and route == "auto"
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=graphs, fullgraph=whole)
+    index = draw(12).edge_index
+    for seed in (12, 13, 14):  # other batches of the same graph
+        drawn = draw(seed)
+        mask = drawn.kept[:, index[0]] & drawn.kept[:, index[1]]
+        drawn = Drawn(index, drawn.kept, mask, drawn.x, drawn.fields)
+        edges = SharedEdges(index, lambda mask=mask: mask, drawn.kept, drawn.kept, by_nodes=True)
+        given = {key: drawn.fields[key] for key in fields}
+        out, expected = compiled(drawn.x, edges, given), as_one_graph(layer, drawn, given).relu() + 1
         torch.testing.assert_close(out, expected)
-        grads = [
-            torch.autograd.grad(o.square().sum(), [other.x, *layer.parameters()]) for o in (out, expected)
-        ]
+        wanted = [drawn.x, *layer.parameters()]
+        grads = [torch.autograd.grad(o.square().sum(), wanted, retain_graph=True) for o in (out, expected)]
         torch.testing.assert_close(*grads)
-    assert drawn.edge_index.size(1) == EDGES
+    assert (graphs.frame_count, len(built)) == (1, 1) or not whole
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_product_as_an_operator() -> None:
+    drawn = draw(15)
+    kept = ~drawn.kept
+    for weight, hidden, transposed in (
+        (None, (kept, kept), False),
+        (drawn.fields["edge_weight"], (kept, None), False),
+        (None, (None, kept), True),
+    ):
+        given = drawn.x, drawn.edge_index, weight, *hidden, NODES, True, transposed
+        torch.library.opcheck(product._compiled, given)
+    with pytest.raises(SettingError, match=r"edge .* goes from"):
+        product._compiled(drawn.x[:, :2], drawn.edge_index, None, None, None, 2, True, False)
+
+
+def test_several_networks_compiled_as_one_graph() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    drawn, types = draw(16), [("gene", name, "gene") for name in "abc"]
+    layer = G.HeteroConv(
+        {t: LAYERS[n]() for t, n in zip(types, ("gin", "sage", "gcn"), strict=True)}
+    ).double()
+    edges = {t: draw(seed).edges for seed, t in enumerate(types)}
+    for each in edges.values():
+        each.source_kept = each.target_kept = drawn.kept
+    compiled = torch.compile(shared_hetero_conv, backend="aot_eager", fullgraph=True)
+    out, expected = (run(layer, {"gene": drawn.x}, edges)["gene"] for run in (compiled, shared_hetero_conv))
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(o.square().sum(), [drawn.x, *layer.parameters()]) for o in (out, expected)]
+    torch.testing.assert_close(*grads)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from torchcell_cache.nn import SharedEdges, linear, shared_conv, shared_hetero_conv, shared_input
+from torchcell_cache.nn import SharedEdges, linear, product, shared_conv, shared_hetero_conv, shared_input
 
 WIDTH, OUT = 5, 4
 
@@ -33,20 +33,21 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_graphs_too() -> Iterator[None]:
-    before, linear.SHARED_ABOVE = linear.SHARED_ABOVE, 0
-    yield
-    linear.SHARED_ABOVE = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "SHARED_ABOVE", 0)
+        patch.setattr(product, "WIDE_BELOW", 0)
+        yield
 
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def plain(layer: nn.Module, x: Tensor, index: Tensor, kept: Tensor, weight: Tensor | None = None) -> Tensor:
-    """One sample after another."""
+    """One sample after another, all with the same features or with their own."""
     outs = []
-    for k in kept:
+    for each, k in zip(x.expand(len(kept), *x.shape[-2:]), kept, strict=True):
         mask = k[index[0]] & k[index[1]]
-        outs.append(layer(x, index[:, mask], **({} if weight is None else {"edge_weight": weight[mask]})))
+        outs.append(layer(each, index[:, mask], **({} if weight is None else {"edge_weight": weight[mask]})))
     return torch.stack(outs)
 
 
@@ -87,17 +88,20 @@ def graphs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @settings(max_examples=15, deadline=None)
-@given(graphs(), st.integers(0, 99))
-def test_any_graph(name: str, dtype: torch.dtype, graph: tuple[Tensor, Tensor], seed: int) -> None:
+@given(graphs(), st.integers(0, 99), st.booleans())
+def test_any_graph(
+    name: str, dtype: torch.dtype, graph: tuple[Tensor, Tensor], seed: int, alike: bool
+) -> None:
     index, kept = graph
     make, weighted = LAYERS[name]
     torch.manual_seed(seed)
     layer, encode = make().to(dtype), nn.Linear(3, WIDTH).to(dtype)
-    x = torch.randn(kept.size(1), 3, dtype=dtype, requires_grad=True)
+    x = torch.randn(*kept.shape[1 if alike else 0 :], 3, dtype=dtype, requires_grad=True)
     weight = torch.rand(index.size(1), dtype=dtype) if weighted and seed % 2 else None
     arguments = {} if weight is None else {"edge_weight": weight}
     edges = edges_of(index, kept)
-    actual = shared_conv(layer, shared_input(encode(x).relu(), len(kept)), edges, **arguments)
+    each = encode(x).relu()
+    actual = shared_conv(layer, shared_input(each, len(kept)) if alike else each, edges, **arguments)
     expected = plain(layer, encode(x).relu(), index, kept, weight)
     assert_close([actual], [expected], TOLERANCE[dtype])
     learned = x, *layer.parameters(), *encode.parameters()

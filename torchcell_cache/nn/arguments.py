@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn.adjacency import check_ends
 from torchcell_cache.nn.edges import SharedEdges
 
 Ends = tuple[Tensor, Tensor]
@@ -72,7 +71,6 @@ def check_features(x: Ends, edges: SharedEdges) -> None:
                 f"node features are {got}, expected [batch, num_nodes, num_features] on both ends"
             )
     edges.check(x[0].size(0), x[0].size(1), x[1].size(1))
-    check_ends(edges.edge_index, x[0].size(1), x[1].size(1))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

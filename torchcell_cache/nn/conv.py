@@ -12,6 +12,7 @@ from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Route
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import ranged
+from torchcell_cache.nn.adjacency import check_ends
 from torchcell_cache.nn.again import pieces, run_in_pieces
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
@@ -70,12 +71,10 @@ def shared_conv(
     choice("route", route, ROUTES)
     pair = (x, x) if isinstance(x, Tensor) else (x[0], x[1])
     check_features(pair, edges)
-    check_keeps_no_edges(layer)
     out = run(layer, pair, edges, route, sort_arguments(arguments, pair, edges), {})
     return out.dense if isinstance(out, Differing) else out
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def run(
     layer: torch.nn.Module,
     x: Ends,
@@ -85,7 +84,27 @@ def run(
     bases: dict[int, Tensor],
 ) -> Tensor | Differing:
     """:func:`shared_conv` on checked arguments; see ``run_shared`` for ``bases``."""
-    reason = "route='general'"
+    if torch.compiler.is_compiling() and route != "general" and not getattr(layer, "cached", False):
+        fields = {**arguments.of_edges, **arguments.others}
+        alike = x[0].device.type == "cpu" and x[0].stride(0) == 0  # computed once, which is worth a break
+        if not alike and why_not_linear(layer, x, edges, fields) is None:
+            return per_sample(layer, run_linear(layer, x, edges, fields), x[1])
+    out: Tensor | Differing = _run(layer, x, edges, route, arguments, bases)
+    return out
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _run(
+    layer: torch.nn.Module,
+    x: Ends,
+    edges: SharedEdges,
+    route: str,
+    arguments: Arguments,
+    bases: dict[int, Tensor],
+) -> Tensor | Differing:
+    check_ends(edges.edge_index, x[0].size(1), x[1].size(1))
+    check_keeps_no_edges(layer)
+    reason: str | None = "route='general'"
     if route != "general":
         layer = plain_of(layer) or layer
         reason = why_not_linear(layer, x, edges, {**arguments.of_edges, **arguments.others})

@@ -16,10 +16,11 @@ from torchcell_cache.core.choices import Route
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.graph.topology import EdgeType
+from torchcell_cache.nn.adjacency import check_ends
 from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
 from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.nn.modules import is_altered
+from torchcell_cache.nn.modules import in_transform, is_altered
 from torchcell_cache.nn.shared_input import Differing, sum_of
 
 Dicts = Mapping[str, Mapping[Any, Any]]
@@ -77,23 +78,22 @@ def _one_by_one(
 ) -> dict[str, Tensor]:
     outs: dict[str, list[Any]] = {}
     bases: dict[int, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for edge_type, conv in layer.convs.items():
         if edge_type not in edges:
             continue
         pair = _ends(x, edge_type)
         check_features(pair, edges[edge_type])
-        check_keeps_no_edges(conv)
         arguments = _arguments(edge_type, pair, edges[edge_type], dicts)
         with record_function(f"torchcell_cache::{'/'.join(edge_type)}"):
             out = run(conv, pair, edges[edge_type], route, arguments, bases)
         known = outs.setdefault(edge_type[2], [])
-        if (
-            layer.aggr in ("sum", "add")
-            and known
-            and isinstance(out, Tensor)
-            and isinstance(known[-1], Tensor)
-        ):
-            known[-1] = known[-1] + out  # as they come: a stack of all would be as much memory again
+        last = known[-1] if known and layer.aggr in ("sum", "add") else None
+        if isinstance(out, Tensor) and isinstance(last, Tensor):
+            # As they come, into a sum that nobody else has: a stack of all would be as much memory again.
+            same = out.dtype == last.dtype and out.shape == last.shape
+            own = same and last is sums.get(edge_type[2]) and not in_transform()
+            known[-1] = sums[edge_type[2]] = last.add_(out) if own else last + out
         else:
             known.append(out)
     if not outs:
@@ -135,6 +135,7 @@ def _as_it_is(
             continue
         pair, shared = _ends(x, edge_type), edges[edge_type]
         check_features(pair, shared)
+        check_ends(shared.edge_index, pair[0].size(1), pair[1].size(1))
         kept = shared.kept(pair[0].size(1), pair[1].size(1))
         index[edge_type] = kept.index
         of_edges = {n: by_type[edge_type] for n, by_type in dicts.items() if edge_type in by_type}

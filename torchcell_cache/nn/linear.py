@@ -17,11 +17,11 @@ from torch.autograd import forward_ad
 from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGEConv
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
-from torchcell_cache.nn.adjacency import Adjacency, adjacency_of
+from torchcell_cache.nn.adjacency import adjacency_of
 from torchcell_cache.nn.again import RowWise
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, is_rowwise
-from torchcell_cache.nn.product import degrees, multiply
+from torchcell_cache.nn.product import multiply
 from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
@@ -31,7 +31,6 @@ _WEIGHTED = (GraphConv, GCNConv)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def why_not_linear(
     layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
 ) -> str | None:
@@ -69,7 +68,8 @@ def _why_not_weighted(layer: MessagePassing, edges: SharedEdges, fields: Mapping
     if weight.requires_grad or weight.dim() != 1 or weight.dtype not in _DTYPES or _is_traced(weight):
         return "the edge weights are learned or not one floating point number per edge"
     if isinstance(layer, GCNConv) and layer.add_self_loops:
-        num_nodes = -1 if edges.source_kept is None else edges.source_kept.size(1)
+        kept = None if torch.compiler.is_compiling() else edges.source_kept
+        num_nodes = -1 if kept is None else kept.size(1)
         if num_nodes < 0 or adjacency_of(edges.edge_index, num_nodes, num_nodes).has_loops:
             return "GCNConv gives weighted self loops a place of their own"
     return None
@@ -77,6 +77,8 @@ def _why_not_weighted(layer: MessagePassing, edges: SharedEdges, fields: Mapping
 
 def _is_traced(weight: Tensor) -> bool:
     """Whether a derivative or a further batch dimension may hide in a tensor that looks constant."""
+    if torch.compiler.is_compiling():
+        return False
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(weight)) or forward_ad._current_level >= 0
 
 
@@ -94,9 +96,7 @@ def run_linear(
     Returns:
         ``[batch * num_target, num_out]``.
     """
-    batch, num_source = x[0].shape[:2]
-    adjacency = adjacency_of(edges.edge_index, num_source, x[1].size(1))
-    product = _Product(edges, adjacency, batch)
+    product = _Product(edges, len(x[0]), x[0].size(1), x[1].size(1))
     flat = x[0].flatten(0, 1)
     both: Any = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
     instead: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def run_linear(
 
 def _is_constant(eps: Tensor, dtype: torch.dtype) -> bool:
     """Whether a layer's own features are weighted by a plain number."""
-    return not eps.requires_grad and eps.dtype == dtype and eps.device.type == "cpu" and not _is_traced(eps)
+    return not eps.requires_grad and eps.dtype == dtype and eps.device.type == "cpu" and not in_transform()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -179,9 +179,9 @@ def run_shared(
 class _Product:
     """Stand-ins for ``MessagePassing.propagate`` on ``[batch * num_nodes, num_features]``."""
 
-    def __init__(self, edges: SharedEdges, adjacency: Adjacency, batch: int) -> None:
-        self.edges, self.adjacency, self.batch, self.root = edges, adjacency, batch, 0.0
-        self.kept = {"source_kept": edges.source_kept, "target_kept": edges.target_kept}
+    def __init__(self, edges: SharedEdges, batch: int, num_source: int, num_target: int) -> None:
+        self.edges, self.root = edges, 0.0
+        self.batch, self.num_source, self.num_target = batch, num_source, num_target
 
     def summed(
         self, edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
@@ -218,15 +218,23 @@ class _Product:
 
     def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
         x = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
-        x = x.view(self.batch, self.adjacency.shape[1], x.size(-1))
-        out: Tensor = multiply(self.adjacency, x, weight, loops=loops, root=self.root, **self.kept)
-        return out.flatten(0, 1)
+        x = x.view(self.batch, self.num_source, x.size(-1))
+        return self._multiply(x, weight, loops=loops, root=self.root)
+
+    def _multiply(self, x: Tensor, weight: Tensor | None, **how: Any) -> Tensor:
+        edges = self.edges
+        how |= {"source_kept": edges.source_kept, "target_kept": edges.target_kept}
+        return multiply(edges.edge_index, self.num_target, x, weight, **how).flatten(0, 1)
 
     def _degree(self, weight: Tensor | None, loops: bool, dtype: torch.dtype) -> Tensor:
         """Kept edges (or their weight) into each target, ``[batch * num_target, 1]``, at least float32."""
         dtype = torch.promote_types(dtype if weight is None else weight.dtype, torch.float32)
 
         def make() -> Tensor:
-            return degrees(self.adjacency, self.batch, dtype, weight, loops=loops, **self.kept).flatten(0, 1)
+            device = self.edges.edge_index.device
+            ones = torch.ones((self.batch, self.num_source, 1), dtype=dtype, device=device)
+            return self._multiply(ones, weight, loops=loops, constant=True)
 
-        return make() if weight is not None else self.edges.remember(f"degree {loops} {dtype}", make)
+        if weight is not None or torch.compiler.is_compiling():
+            return make()
+        return self.edges.remember(f"degree {loops} {dtype}", make)

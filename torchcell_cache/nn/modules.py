@@ -53,9 +53,9 @@ def is_hooked(module: nn.Module) -> bool:
 def in_transform() -> bool:
     """Whether ``torch.func``, forward derivatives or a compiler look on, which know plain operations only."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
     )
 
 
@@ -121,7 +121,8 @@ class Seen:
 
     def __init__(self, layer: torch.nn.Module, **instead: Any) -> None:
         self._layer = layer
-        self.__dict__.update(instead)
+        for name, value in instead.items():
+            setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)

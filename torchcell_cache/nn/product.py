@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from torchcell_cache.graph.lasting import lasting
-from torchcell_cache.nn.adjacency import Adjacency, Compressed, Matrices
+from torchcell_cache.nn.adjacency import Compressed, Matrices, adjacency_of, check_ends
 
 WIDE_BELOW = 2048
 """Numbers in a sample's features below which a call for each sample costs more than it saves."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def multiply(
-    adjacency: Adjacency,
+    edge_index: Tensor,
+    num_target: int,
     x: Tensor,
     weight: Tensor | None = None,
     *,
@@ -26,43 +25,87 @@ def multiply(
     source_kept: Tensor | None = None,
     target_kept: Tensor | None = None,
     root: float = 0.0,
+    constant: bool = False,
 ) -> Tensor:
     """Sum over the edges of all samples: products of a sparse and a dense matrix.
 
     Args:
-        adjacency: The edges.
+        edge_index: The edges, ``[2, num_edges]``.
+        num_target: Number of targets.
         x: ``[batch, num_source, num_features]``.
         weight: Constant edge weights, ``[num_edges]``, or ``None``.
         loops: Whether edges from a node to itself count.
         source_kept: Nodes whose features are sent, ``[batch, num_source] bool``; ``None`` for all.
         target_kept: Nodes that receive, ``[batch, num_target] bool``; ``None`` for all.
         root: What of a node's own features is added, also of a hidden one; needs as many targets as sources.
+        constant: Whether nothing is to be differentiated.
 
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
     """
-    # The products in half precision are not on every device.
-    matrices = adjacency.matrices(weight, torch.promote_types(x.dtype, torch.float32), loops=loops)
     hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    out: Tensor = _apply(x, matrices, *hidden, root)
+    if torch.compiler.is_compiling():
+        out: Tensor = _compiled(x, edge_index, weight, *hidden, num_target, loops, False)
+        return out if not root else out + root * x
+    matrices = _matrices(edge_index, (x.size(1), num_target), weight, x.dtype, loops)
+    out = (
+        _product(matrices.matrix, x, hidden[0], hidden[1]) if constant else _apply(x, matrices, *hidden, root)
+    )
     return out
 
 
-@lasting
-def degrees(
-    adjacency: Adjacency,
-    batch: int,
-    dtype: torch.dtype,
-    weight: Tensor | None = None,
-    *,
-    loops: bool = True,
-    source_kept: Tensor | None = None,
-    target_kept: Tensor | None = None,
+def _matrices(
+    edge_index: Tensor, ends: tuple[int, int], weight: Tensor | None, dtype: torch.dtype, loops: bool
+) -> Matrices:
+    # The products in half precision are not on every device.
+    return adjacency_of(edge_index, *ends).matrices(
+        weight, torch.promote_types(dtype, torch.float32), loops=loops
+    )
+
+
+@torch.library.custom_op(
+    "torchcell_cache::kept_sum",
+    mutates_args=(),
+    schema="(Tensor x, Tensor edge_index, Tensor? weight, Tensor? hidden_in, Tensor? hidden_out, SymInt num_out, bool loops, "
+    "bool transposed) -> Tensor",
+)
+def _compiled(
+    x: Tensor,
+    edge_index: Tensor,
+    weight: Tensor | None,
+    hidden_in: Tensor | None,
+    hidden_out: Tensor | None,
+    num_out: int,
+    loops: bool,
+    transposed: bool,
 ) -> Tensor:
-    """Number of kept edges into each target, or the sum of their weights, ``[batch, num_target, 1]``."""
-    ones = torch.ones((batch, adjacency.shape[1], 1), dtype=dtype, device=adjacency.column.device)
-    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
-    return _product(adjacency.matrices(weight, dtype, loops=loops).matrix, ones, hidden[0], hidden[1])
+    """The product as an operator that a compiler does not look into; the edges' matrices are found by their list."""
+    ends = (num_out, x.size(1)) if transposed else (x.size(1), num_out)
+    check_ends(edge_index, *ends)
+    both = _matrices(edge_index, ends, weight, x.dtype, loops)
+    return _product(both.transpose if transposed else both.matrix, x, hidden_in, hidden_out)
+
+
+@_compiled.register_fake
+def _(
+    x: Tensor, edge_index: Tensor, weight: Any, hidden_in: Any, hidden_out: Any, num_out: int, *_: bool
+) -> Tensor:
+    return x.new_empty((x.size(0), num_out, x.size(2)))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *tensors, _, ctx.loops, ctx.transposed = inputs
+    ctx.num_in = x.size(1)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    index, weight, hidden_in, hidden_out = ctx.saved_tensors
+    out = _compiled(grad, index, weight, hidden_out, hidden_in, ctx.num_in, ctx.loops, not ctx.transposed)
+    return out, *[None] * 7
+
+
+_compiled.register_autograd(_backward, setup_context=_keep)
 
 
 class _SparseProduct(torch.autograd.Function):
