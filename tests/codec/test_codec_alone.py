@@ -9,6 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from torchcell_cache.codec.columns import read_column
+from torchcell_cache.codec.field_reader import locate
 from torchcell_cache.codec.generic import BaseField, decode, encode
 from torchcell_cache.codec.layout import DTYPES, Layout, TensorValue
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError
@@ -30,13 +32,22 @@ def decoded(body: bytes) -> TensorValue:
     return value
 
 
-@st.composite
-def tensors(draw: st.DrawFn) -> tuple[int, np.ndarray]:
-    """Any bits: zeros with some others, few distinct elements, a small range, or noise."""
-    code = draw(st.sampled_from(CODES))
+def column(code: int, bodies: list[bytes]) -> tuple[list[list[int]], bytes]:
+    """Shapes and elements of many records, read together."""
+    edges = np.cumsum([0, *map(len, bodies)])
+    data = np.frombuffer(b"".join(bodies), dtype=np.uint8)
+    found = locate(data, edges[:-1], edges[1:], {LAYOUT.id: LAYOUT})
+    assert found is not None
+    read = read_column(found[0], found[2][0], None)
+    assert read is not None
+    assert read.dtype == code
+    assert read.array.flags.writeable
+    return read.shapes.tolist(), read.array.tobytes()
+
+
+def elements(draw: st.DrawFn, code: int, shape: tuple[int, ...]) -> np.ndarray:
     carrier = DTYPES[code].carrier
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
-    shape = draw(st.sampled_from(SHAPES))
     size = int(np.prod(shape))
     noise = np.frombuffer(rng.bytes(size * carrier.itemsize), dtype=carrier).copy()
     kind = draw(st.sampled_from(["noise", "few", "range", "sparse", "sparse few", "constant"]))
@@ -59,7 +70,21 @@ def tensors(draw: st.DrawFn) -> tuple[int, np.ndarray]:
         flat = noise.copy()
     if kind.startswith("sparse") and size:
         flat = np.where(rng.random(size) < draw(st.sampled_from([0.001, 0.05, 0.5])), flat, flat[0] * 0)
-    return code, np.ascontiguousarray(flat.astype(carrier, copy=False).reshape(shape))
+    return np.ascontiguousarray(flat.astype(carrier, copy=False).reshape(shape))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[int, np.ndarray]:
+    """Any bits: zeros with some others, few distinct elements, a small range, or noise."""
+    code = draw(st.sampled_from(CODES))
+    return code, elements(draw, code, draw(st.sampled_from(SHAPES)))
+
+
+@st.composite
+def many(draw: st.DrawFn) -> tuple[int, list[np.ndarray]]:
+    """Tensors of one dtype and any numbers of rows, each stored in its own way."""
+    code, sizes = draw(st.sampled_from(CODES)), st.sampled_from([0, 1, 2, 3, 7, 30, 333])
+    return code, [elements(draw, code, (rows, 3)) for rows in draw(st.lists(sizes, min_size=1, max_size=6))]
 
 
 @settings(max_examples=400, deadline=None)
@@ -73,6 +98,26 @@ def test_bits_come_back_and_take_no_more_room(case) -> None:
     assert value.array.flags.writeable
     assert len(body) <= len(coded(code, array, "delta"))
     assert body == coded(code, array.copy())
+
+
+@settings(max_examples=300, deadline=None)
+@given(many(), st.integers(0, 1 << 30), st.integers(0, 255))
+def test_many_records_read_together_are_those_read_one_by_one(case, at: int, byte: int) -> None:
+    code, arrays = case
+    bodies = [coded(code, array) for array in arrays]
+    shapes, read = column(code, bodies)
+    assert shapes == [list(array.shape) for array in arrays]
+    assert read == b"".join(array.tobytes() for array in arrays)
+    # Damage is found, or means to all what it means to one.
+    hit = bytearray(bodies[at % len(bodies)])
+    hit[40 + at % max(len(hit) - 40, 1) if len(hit) > 40 else 16] ^= byte
+    bodies[at % len(bodies)] = bytes(hit)
+    try:
+        read = column(code, bodies)[1]
+        alone = [decoded(body).array.tobytes() for body in bodies]
+    except (*TYPED, AssertionError):
+        return
+    assert read == b"".join(alone)
 
 
 def test_what_is_common_takes_a_fraction() -> None:
@@ -161,6 +206,8 @@ def test_a_record_says_no_more_than_it_holds() -> None:
         body = struct.pack("<BBHIQ", 0x21, 0, 1, 16 + len(fields), LAYOUT.id) + fields
         with pytest.raises(CorruptRecordError, match=said):
             decoded(body)
+        with pytest.raises(CorruptRecordError):
+            column(6, [coded(6, np.zeros(100, dtype="<i8")), body])
     huge = struct.pack("<BBBBIq", FILL, 6, 1, 0, 16, 1 << 40) + bytes(16)
     with pytest.raises(RecordTooLargeError):
         decoded(struct.pack("<BBHIQ", 0x21, 0, 1, 16 + len(huge), LAYOUT.id) + huge)

@@ -16,12 +16,14 @@ from torch_geometric.data.storage import N_KEYS
 from torchcell_cache.batch.features import changed
 from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, collate, listed, no_increments
 from torchcell_cache.codec.columns import read_column, read_texts
-from torchcell_cache.codec.field_reader import changes_of
-from torchcell_cache.codec.layout import TensorValue, field_label
+from torchcell_cache.codec.field_reader import Located, all_of, changes_of, cut
+from torchcell_cache.codec.generic import FIELD
+from torchcell_cache.codec.layout import FieldKey, TensorValue, field_label
 from torchcell_cache.codec.values import BASE, CONSTANT
 from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.graph.fields import GraphFields, unflatten
 from torchcell_cache.graph.typed_json import value_from_json
-from torchcell_cache.graph.values import to_tensor
+from torchcell_cache.graph.values import TORCH_DTYPES, to_tensor
 
 if TYPE_CHECKING:
     from torchcell_cache.batch.graphs import GraphBatch
@@ -67,9 +69,24 @@ class RecordFields:
         self.batch, self.base, self.device = batch, batch.generation.base_fields, batch.device
         self.data, layout, fields = located
         self.located = dict(zip(layout.keys, fields, strict=True))
-        self.template = batch._graph(0)
+        tensors = zip(layout.keys, layout.tensors, strict=True)
+        self.template = unflatten(GraphFields(layout, [self._like(*each) for each in tensors]))
         self.hetero = isinstance(self.template, HeteroData)
         self._shapes: dict[Any, Int64Array] = {}
+
+    def _like(self, place: FieldKey, is_tensor: bool) -> Any:
+        """A value of the first sample, or a tensor like it that has no elements."""
+        found = self.located[place].take(slice(1))
+        dtype, value = TORCH_DTYPES.get(int(found.dtype[0])), None
+        if not is_tensor or found.encoding[0] in (BASE, CONSTANT):
+            value = self._shared(place, found) if is_tensor else self._values(place, found)[0]
+        elif dtype is not None:
+            first = (int(found.at[0]) + FIELD.size) // 8
+            shape = self.data.view("<i8")[first : first + int(found.ndim[0])]
+            value = torch.empty(shape.tolist(), dtype=dtype, device="meta")
+        if isinstance(value, Tensor) is not is_tensor:
+            raise NotPlainError
+        return value
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """All of them: records of one layout have the same fields."""
@@ -85,7 +102,7 @@ class RecordFields:
     def _counted(self, key: Any) -> Int64Array:
         mapping = (self.template[key] if self.hetero else self.template._store)._mapping
         if "num_nodes" in mapping:
-            counts = self._values(key, "num_nodes")
+            counts = self._values((key, "num_nodes"))
             if not all(type(count) is int for count in counts):
                 raise NotPlainError
             return np.array(counts, dtype=np.int64)
@@ -100,15 +117,15 @@ class RecordFields:
 
     def _extents(self, key: Any, name: str, dim: int) -> Int64Array:
         """Size of a tensor field in one dimension, of each sample."""
-        found, shared = self.located[key, name], self._shared(key, name)
+        found, shared = self.located[key, name], self._shared((key, name))
         if shared is not None:
             return np.full(len(self.batch), shared.size(dim))
         own = found.encoding != BASE
-        if bool((found.ndim[own] < 1).any()):
+        if np.count_nonzero(found.ndim[own] < 1):
             raise NotPlainError
         at = found.at // 8 + 1 + (0 if dim == 0 else found.ndim - 1)
         sizes = self.data.view("<i8")[np.where(own, at, 0)]
-        if not own.all():
+        if not all_of(own):
             sizes[~own] = self.base.value((key, name)).size(dim)
         return sizes
 
@@ -120,7 +137,7 @@ class RecordFields:
         nested = isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Tensor)
         if shifts or nested or isinstance(value, dict | Tensor) or name in ("face", "ptr"):
             raise NotPlainError
-        values = self._values(key, name)
+        values = self._values((key, name))
         if not isinstance(value, int | float):
             return listed(values)
         if not all(
@@ -130,35 +147,34 @@ class RecordFields:
         out = torch.tensor(values, device="cpu").to(self.device)
         return Field(out, torch.arange(len(values) + 1, device="cpu"), no_increments(len(values)))
 
-    def _values(self, key: Any, name: str) -> list[Any]:
+    def _values(self, place: FieldKey, found: Located | None = None) -> list[Any]:
         """Values that are no tensors; equal texts are parsed once."""
-        place = (key, name)
-        texts, label = read_texts(self.data, self.located[place]), field_label(place)
+        texts, label = read_texts(self.data, found or self.located[place]), field_label(place)
         own = {text for text in texts if isinstance(text, bytes)}
-        found = {text: (_kept if len(text) <= _KEPT_TEXT else _parsed)(text, label) for text in own}
+        parsed = {text: (_kept if len(text) <= _KEPT_TEXT else _parsed)(text, label) for text in own}
         out: list[Any] = []
         for text in texts:
             if isinstance(text, bytes):
-                out.append(found[text][1](found[text][0]))
+                out.append(parsed[text][1](parsed[text][0]))
             else:
                 out.append(self.base.value(place) if text is None else self.base.constant(text, place, False))
         return out
 
-    def _shared(self, key: Any, name: str) -> Any:
+    def _shared(self, place: FieldKey, found: Located | None = None) -> Any:
         """The value that the base graph or the store has for all samples, ``None`` if they do not share one."""
-        found = self.located[key, name]
-        if bool((found.encoding == BASE).all()):
-            return self.base.value((key, name))
-        if bool((found.encoding == CONSTANT).all()):
+        found = found or self.located[place]
+        if all_of(found.encoding == BASE):
+            return self.base.value(place)
+        if all_of(found.encoding == CONSTANT):
             numbers = self.data.view("<u8")[found.start // 8]
-            if bool((numbers == numbers[0]).all()):
-                return self.base.constant(int(numbers[0]), (key, name), True)
+            if all_of(numbers == numbers[0]):
+                return self.base.constant(int(numbers[0]), place, True)
         return None
 
     def _rows(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor whose first dimension is that of all samples together."""
         count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
-        if bool((found.encoding == CONSTANT).all()) and (whole := self._shared(key, name)) is not None:
+        if all_of(found.encoding == CONSTANT) and (whole := self._shared((key, name))) is not None:
             dense = whole.unsqueeze(0).expand(count, *whole.shape)
             size = whole.size(0) if whole.dim() else 1
             return self._cut(dense.flatten(0, 1) if whole.dim() else dense.clone(), np.full(count, size))
@@ -168,7 +184,7 @@ class RecordFields:
             size = dense.size(1) if dense.dim() > 1 else 1
             return self._cut(dense.flatten(0, 1) if dense.dim() > 1 else dense, np.full(count, size))
         column = read_column(self.data, found, reference)
-        if column is None or bool((column.shapes[:, 1:] != column.shapes[0, 1:]).any()):
+        if column is None or np.count_nonzero(column.shapes[:, 1:] != column.shapes[0, 1:]):
             raise NotPlainError
         sizes = column.shapes[:, 0] if value.dim() else np.ones(count, dtype=np.int64)
         shape = (int(sizes.sum()), *column.shapes[0, 1:].tolist())
@@ -180,41 +196,31 @@ class RecordFields:
     def _index(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor of node numbers: samples stand side by side, each shifted by the nodes of those before it."""
         count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
-        if value.dtype not in _INTEGERS or (self.hetero and (name not in INDEX_FIELDS or value.dim() != 2)):
+        if (
+            value.dtype not in _INTEGERS
+            or not value.dim()
+            or (self.hetero and (name not in INDEX_FIELDS or value.dim() != 2))
+        ):
             raise NotPlainError
         ends = [key[0], key[2]] if self.hetero else [None]
         if self.hetero and not set(ends) <= set(self.template.node_types):
             raise NotPlainError
         incs = torch.from_numpy(np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends]))
-        whole: Tensor | None = self._shared(key, name)
+        whole: Tensor | None = self._shared((key, name))
         if whole is not None:
-            whole = whole.unsqueeze(0).expand(count, *value.shape)
-            sizes = np.full(count, value.size(-1))
+            sizes, shift = np.full(count, value.size(-1)), incs.unsqueeze(-1)
+            flat = whole.unsqueeze(-2).expand(*whole.shape[:-1], count, -1)
         else:
             column = read_column(self.data, found, reference)
-            if (
-                column is None
-                or not value.dim()
-                or bool((column.shapes[:, :-1] != column.shapes[0, :-1]).any())
-            ):
+            if column is None or np.count_nonzero(column.shapes[:, :-1] != column.shapes[0, :-1]):
                 raise NotPlainError
-            sizes, whole = column.shapes[:, -1], None
-            if bool((sizes == sizes[0]).all()):
-                shape = (count, *column.shapes[0].tolist())
-                whole = to_tensor(TensorValue(column.dtype, column.array.reshape(shape)))
-        if whole is None:
-            assert column is not None
-            parts = np.split(column.array, offsets(column.shapes.prod(axis=1))[1:-1])
-            pairs = zip(parts, column.shapes.tolist(), strict=True)
-            array = np.concatenate([part.reshape(shape) for part, shape in pairs], axis=-1)
-            flat = to_tensor(TensorValue(column.dtype, array))
-            shift = torch.repeat_interleave(incs, torch.from_numpy(sizes), dim=1)
-            flat = flat + shift if self.hetero else flat.add_(shift[0].to(flat.dtype))
-        else:
-            moved = whole.movedim(0, -2)
-            shift = incs.unsqueeze(-1) if self.hetero else incs[0].unsqueeze(-1).to(whole.dtype)
-            out = torch.empty(moved.shape, dtype=torch.int64 if self.hetero else whole.dtype, device="cpu")
-            flat = torch.add(moved, shift, out=out).flatten(-2)
+            sizes, rows = column.shapes[:, -1], value.shape[:-1].numel()
+            starts = offsets(sizes * rows)[:-1] + np.arange(rows)[:, None] * sizes
+            array = cut(column.array, starts.ravel(), np.tile(sizes, rows))
+            flat = to_tensor(TensorValue(column.dtype, array.reshape(*value.shape[:-1], sizes.sum())))
+            shift = torch.from_numpy(np.repeat(incs.numpy(), sizes, axis=-1))
+        flat = flat + (shift if self.hetero else shift[0].to(flat.dtype))
+        flat = flat if whole is None else flat.flatten(-2)
         slices = torch.from_numpy(offsets(sizes))
         return Field(
             flat.to(self.device), slices, incs.t().unsqueeze(-1).contiguous() if self.hetero else incs[0]

@@ -123,13 +123,18 @@ def _packed(numbers: npt.NDArray[np.uint8], width: int) -> bytes:
     return bytes(np.bitwise_or.reduce(whole.reshape(-1, each) << shifts, axis=1).astype(np.uint8))
 
 
-def _unpacked(packed: npt.NDArray[np.uint8], width: int, count: int) -> npt.NDArray[np.uint8]:
-    if width in (0, 8):
-        return packed if width else np.zeros(count, dtype=np.uint8)
-    if width == 1:
-        return np.unpackbits(packed, count=count, bitorder="little")
-    shifts = np.arange(8 // width, dtype=np.uint8) * np.uint8(width)
-    return (packed[:, None] >> shifts & np.uint8((1 << width) - 1)).reshape(-1)[:count]
+def unpacked(packed: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.uint8]:
+    """The numbers of 1, 2, 4 or 8 bits that whole bytes hold."""
+    return packed if width == 8 else _NUMBERS[width][packed].view(np.uint8)
+
+
+_NUMBERS = {
+    width: (np.arange(256)[:, None] >> np.arange(0, 8, width) & (1 << width) - 1)
+    .astype(np.uint8)
+    .view(f"u{8 // width}")
+    .ravel()
+    for width in (1, 2, 4)
+}
 
 
 def _narrow(value: TensorValue, limit: int) -> bytes | None:
@@ -200,7 +205,8 @@ def _looked_up(stored: memoryview, field: StoredField, count: int) -> Array:
         raise CorruptRecordError(
             f"{field.label} of {count} elements has {len(stored) - first} bytes of numbers"
         )
-    numbers = _unpacked(np.frombuffer(stored[first:], dtype=np.uint8), width, count)
+    packed = np.frombuffer(stored[first:], dtype=np.uint8)
+    numbers = unpacked(packed, width)[:count] if width else np.zeros(count, dtype=np.uint8)
     if count and int(numbers.max()) >= num_entries:
         raise CorruptRecordError(f"{field.label} refers to element {int(numbers.max())} of {num_entries}")
     entries: npt.NDArray[Any] = native(stored[_HEAD.size : end], field)

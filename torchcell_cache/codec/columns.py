@@ -8,15 +8,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.codec.alone import FILL, FILL_PALETTE, decoded
+from torchcell_cache.codec.alone import (
+    FILL,
+    FILL_PALETTE,
+    NARROW,
+    TABLE,
+    bits_of,
+    decoded,
+    unpacked,
+)
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
-from torchcell_cache.codec.field_reader import Bytes, Located, cut, scattered
+from torchcell_cache.codec.field_reader import Bytes, Located, all_of, cut, insist_within, scattered
 from torchcell_cache.codec.generic import FIELD
 from torchcell_cache.codec.layout import BOOL, DTYPES, Payload, TensorValue
 from torchcell_cache.codec.values import (
     BASE,
     CONSTANT,
     DIFF,
+    MAX_ENTRIES,
     PALETTE,
     RAW,
     StoredField,
@@ -41,7 +50,7 @@ def read_texts(data: Bytes, found: Located) -> list[bytes | int | None]:
     Raises:
         CorruptRecordError: If a descriptor does not fit.
     """
-    if found.dtype.any() or found.ndim.any() or not np.isin(found.encoding, (RAW, BASE, CONSTANT)).all():
+    if np.count_nonzero(found.dtype | found.ndim) or not all_of(found.among(RAW, BASE, CONSTANT)):
         raise CorruptRecordError(f"{found.label} says encoding {int(found.encoding.max())} of no tensor")
     spans = zip(found.encoding.tolist(), found.start.tolist(), found.length.tolist(), strict=True)
     texts = [(code, data[at : at + length].tobytes()) for code, at, length in spans]
@@ -55,29 +64,30 @@ def read_column(data: Bytes, found: Located, reference: Payload | None) -> Colum
         CorruptRecordError: If a record does not fit its descriptors.
         RecordTooLargeError: If a record says that it is larger than any can be.
     """
-    of_base = np.isin(found.encoding, (BASE, DIFF, PALETTE))
-    if of_base.any() and not isinstance(reference, TensorValue):
+    of_base = found.among(BASE, DIFF, PALETTE)
+    needs_base = np.count_nonzero(of_base) > 0
+    if needs_base and not isinstance(reference, TensorValue):
         raise CorruptRecordError(f"{found.label} refers to the base graph, which has no such field")
     code, ndim = int(found.dtype.max()), int(found.ndim.max())
     own = found.encoding != BASE
-    if isinstance(reference, TensorValue) and of_base.any():
+    if isinstance(reference, TensorValue) and needs_base:
         code, ndim = reference.dtype, reference.array.ndim
-    if code not in DTYPES or (found.dtype[own] != code).any() or (found.ndim[own] != ndim).any():
+    if code not in DTYPES or np.count_nonzero(own & ((found.dtype != code) | (found.ndim != ndim))):
         return None
     numbers = data.view("<i8")
     where = (found.at[:, None] + FIELD.size) // 8 + np.arange(ndim)
     shapes = numbers[np.where(own[:, None], where, 0)]
-    if isinstance(reference, TensorValue) and of_base.any():
+    if isinstance(reference, TensorValue) and needs_base:
         shapes[~own] = reference.array.shape
-        if bool((shapes[of_base] != reference.array.shape).any()):
+        if np.count_nonzero(shapes[of_base] != reference.array.shape):
             raise CorruptRecordError(f"{found.label} changes a base field of another shape or dtype")
     carrier = DTYPES[code].carrier
     extents = np.maximum(shapes, 1).astype(np.float64).prod(axis=1) * carrier.itemsize
-    if bool((shapes < 0).any()) or float(extents.max()) > MAX_RECORD_BYTES:
+    if np.count_nonzero(shapes < 0) or float(extents.max()) > MAX_RECORD_BYTES:
         raise too_large(found.label, int(extents.max()), MAX_RECORD_BYTES)
     sizes = shapes.prod(axis=1)
-    if code != BOOL and (found.encoding == RAW).all():
-        if bool((found.length != sizes * carrier.itemsize).any()):
+    if code != BOOL and all_of(found.encoding == RAW):
+        if np.count_nonzero(found.length != sizes * carrier.itemsize):
             raise CorruptRecordError(f"{found.label} has lengths that do not fit its shapes")
         return Column(code, shapes, cut(data, found.start, found.length).view(carrier))
     return Column(code, shapes, _elements(data, found, reference, code, shapes, sizes))
@@ -88,29 +98,34 @@ def _elements(
 ) -> npt.NDArray[Any]:
     """All elements, of records that are stored in different ways."""
     carrier, ptr = DTYPES[code].carrier, offsets(sizes)
-    out = np.zeros(int(ptr[-1]), dtype=carrier.newbyteorder("="))
-    in_base = np.isin(found.encoding, (BASE, DIFF, PALETTE))
-    filled = np.isin(found.encoding, (FILL, FILL_PALETTE))
-    together = code != BOOL and carrier.itemsize <= 8
-    bits = out.view(f"u{min(carrier.itemsize, 8)}")
+    size, together = carrier.itemsize, code != BOOL and carrier.itemsize <= 8
+    native, read = carrier.newbyteorder("="), _TOGETHER.get(int(found.encoding[0]))
+    if together and read is not None and all_of(found.encoding == found.encoding[0]):
+        return read(data, found, size, sizes).view(native)
+    out = np.zeros(int(ptr[-1]), dtype=native)
+    bits = out.view(f"u{min(size, 8)}")
+    for encoding, read in _TOGETHER.items() if together else ():
+        mine = found.encoding == encoding
+        if np.count_nonzero(mine):
+            _put(bits, mine, sizes, read(data, found.take(np.flatnonzero(mine)), size, sizes[mine]))
+    in_base = found.among(BASE, DIFF, PALETTE)
     for k in np.flatnonzero(in_base).tolist():
         assert isinstance(reference, TensorValue)
         out[ptr[k] : ptr[k + 1]] = reference.array.reshape(-1)
+    filled = found.among(FILL, FILL_PALETTE)
     if together and (rows := np.flatnonzero(filled)).size:
-        if bool((found.length[rows] < 16).any()):
-            raise CorruptRecordError(f"{found.label} has a malformed list of changes")
-        element = data.view(f"<u{carrier.itemsize}")[found.start[rows] // carrier.itemsize]
-        if bool((data.view("<u8")[found.start[rows] // 8] != element).any()):
-            raise CorruptRecordError(f"{found.label} has a malformed first element")
-        for k, one in zip(rows.tolist(), element, strict=True):
-            bits[ptr[k] : ptr[k + 1]] = one
+        for k, one in zip(rows.tolist(), _first_elements(data, found.take(rows), size), strict=True):
+            if one:
+                bits[ptr[k] : ptr[k + 1]] = one
     if together and (rows := np.flatnonzero((in_base & (found.encoding != BASE)) | filled)).size:
         part, first = found.take(rows), np.where(filled[rows], 8, 0)
         part = replace(part, start=part.start + first, length=part.length - first)
         changes = scattered(data, part, carrier, sizes[rows])
         slots = changes.positions + np.repeat(ptr[:-1][rows], np.diff(changes.ptr))
-        bits[slots] = changes.values.view(f"u{carrier.itemsize}")
-    alone = ~(in_base | filled) if together else found.encoding != BASE
+        bits[slots] = changes.values.view(f"u{size}")
+    alone = found.encoding != BASE
+    if together:
+        alone &= ~found.among(DIFF, PALETTE, FILL, FILL_PALETTE, *_TOGETHER)
     for k in np.flatnonzero(alone).tolist():
         start, length = int(found.start[k]), int(found.length[k])
         field = StoredField(
@@ -129,3 +144,61 @@ def _elements(
         assert isinstance(value, TensorValue)
         out[ptr[k] : ptr[k + 1]] = value.array.reshape(-1)
     return out
+
+
+def _first_elements(data: Bytes, found: Located, size: int) -> npt.NDArray[Any]:
+    """The leading element of each record, zeros up to 8 bytes behind it."""
+    if np.count_nonzero(found.length < 8):
+        raise CorruptRecordError(f"{found.label} has {int(found.length.min())} bytes of a leading element")
+    element = data.view(f"<u{size}")[found.start // size]
+    if np.count_nonzero(data.view("<u8")[found.start // 8] != element):
+        raise CorruptRecordError(f"{found.label} has a malformed first element")
+    return element
+
+
+def _from_tables(data: Bytes, found: Located, size: int, sizes: Int64Array) -> npt.NDArray[Any]:
+    """Elements of records that each have a table of the distinct ones, and a number in it per element."""
+    label, heads = found.label, data.view("<u4")
+    long = found.length >= 8
+    num_entries = heads[np.where(long, found.start // 4, 0)].astype(np.int64)
+    if not all_of(long & (num_entries > 0) & (num_entries <= MAX_ENTRIES)):
+        raise CorruptRecordError(f"{label} has a malformed table of elements")
+    first, width = 8 + (num_entries * size + 7) // 8 * 8, _WIDTHS[num_entries]
+    packed = -(-sizes * width // 8)
+    if np.count_nonzero(heads[found.start // 4 + 1] | (found.length != first + packed)):
+        raise CorruptRecordError(f"{label} has a table and not one number per element")
+    numbers = np.zeros(int(sizes.sum()), dtype=np.uint8)
+    for each in set(width.tolist()) - {0}:
+        rows = width == each
+        whole = unpacked(cut(data, (found.start + first)[rows], packed[rows]), each)
+        used = cut(whole, offsets(packed[rows] * 8 // each)[:-1], sizes[rows])
+        _put(numbers, rows, sizes, used)
+    insist_within(numbers, sizes, num_entries, label)
+    places = numbers.astype(np.int64)
+    places += np.repeat(found.start // size + 8 // size, sizes)
+    return data.view(f"<u{size}").take(places)
+
+
+def _from_steps(data: Bytes, found: Located, size: int, sizes: Int64Array) -> npt.NDArray[Any]:
+    """Elements of records that each have the least one, and what to add to it per element."""
+    least, width = _first_elements(data, found, size), (found.length - 8) // np.maximum(sizes, 1)
+    fits = (width == 1) | (width == 2) | (width == 4)
+    if not all_of(fits & (width < size) & (found.length == 8 + width * sizes)):
+        raise CorruptRecordError(f"{found.label} has not one small number per element")
+    steps = np.zeros(int(sizes.sum()), dtype=f"u{size}")
+    for each in set(width.tolist()):
+        rows = width == each
+        _put(steps, rows, sizes, cut(data, found.start[rows] + 8, (width * sizes)[rows]).view(f"<u{each}"))
+    steps += np.repeat(least, sizes)
+    return steps
+
+
+def _put(
+    out: npt.NDArray[Any], rows: npt.NDArray[np.bool_], sizes: Int64Array, values: npt.NDArray[Any]
+) -> None:
+    """Write the elements of some records, ``sizes`` of each, into those of all."""
+    out[slice(None) if all_of(rows) else np.repeat(rows, sizes)] = values
+
+
+_WIDTHS = np.array([bits_of(number) for number in range(MAX_ENTRIES + 1)])
+_TOGETHER = {TABLE: _from_tables, NARROW: _from_steps}

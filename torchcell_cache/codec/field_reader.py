@@ -6,6 +6,7 @@ before they are used; a record that does not fit raises the error that decoding 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,14 @@ class Located:
     start: Int64Array
     length: Int64Array
 
-    def take(self, rows: Int64Array) -> Located:
+    def among(self, *encodings: int) -> npt.NDArray[np.bool_]:
+        """Which records have the field in one of some encodings, ``[n] bool``."""
+        found: npt.NDArray[np.bool_] = self.encoding == encodings[0]
+        for encoding in encodings[1:]:
+            found |= self.encoding == encoding
+        return found
+
+    def take(self, rows: Int64Array | slice) -> Located:
         """Those of some records."""
         parts = (self.at, self.encoding, self.dtype, self.ndim, self.start, self.length)
         return Located(self.label, *(part[rows] for part in parts))
@@ -97,7 +105,7 @@ def locate(
         CorruptRecordError: If a record does not fit its descriptors.
     """
     layout = _common_layout(data, starts, stops, layouts)
-    if layout is None or bool((starts % 8).any()):
+    if layout is None or np.count_nonzero(starts % 8):
         return None
     if len(data) % 8:
         data = np.concatenate([data, np.zeros(-len(data) % 8, dtype=np.uint8)])
@@ -110,18 +118,14 @@ def _common_layout(
     """The layout all bodies name, ``None`` if they differ; ``decode`` finds the words for a header that is wrong."""
     lengths = stops - starts
     if int(lengths.min()) >= HEADER.size:
-        heads = data[starts[:, None] + np.arange(HEADER.size)].reshape(-1, HEADER.size)
-        ids = heads[:, 8:].copy().view("<u8").ravel()
-        stated = heads[:, 4:8].copy().view("<u4").ravel()
-        known = layouts.get(int(ids[0]))
-        fields = heads[:, 2:4].copy().view("<u2").ravel()
-        if bool((ids != ids[0]).any()):
+        heads = data[starts[:, None] + np.arange(HEADER.size)]
+        ids, stated = heads[:, 8:].copy().view("<u8").ravel(), heads[:, 4:8].copy().view("<u4").ravel()
+        if np.count_nonzero(ids != ids[0]):
             return None
-        if (
-            known is not None
-            and bool((stated == lengths).all() and (heads[:, 0] == KIND).all() and (heads[:, 1] == 0).all())
-            and bool((fields == len(known.keys)).all())
-        ):
+        known = layouts.get(int(ids[0]))
+        fields = 0 if known is None else len(known.keys)
+        same = np.frombuffer(struct.pack("<BBH", KIND, 0, fields), dtype=np.uint8)
+        if known is not None and all_of(stated == lengths) and all_of(heads[:, :4] == same):
             return known
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         decode(memoryview(data[start:stop].tobytes()), layouts, {})
@@ -135,16 +139,16 @@ def _locate(data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout) 
     payload = np.zeros(len(starts), dtype=np.int64)
     out: list[Located] = []
     for label in layout.labels:
-        if bool((at + FIELD.size > stops).any()):
+        if np.count_nonzero(at + FIELD.size > stops):
             raise CorruptRecordError(f"a record ends inside the descriptor of {label}")
         encoding, dtype, ndim = (data[at + k].astype(np.int64) for k in range(3))
         length = words[at // 4 + 1].astype(np.int64)
-        if int(ndim.max()) > MAX_NDIM or bool((at + FIELD.size + 8 * ndim > stops).any()):
+        if int(ndim.max()) > MAX_NDIM or np.count_nonzero(at + FIELD.size + 8 * ndim > stops):
             raise CorruptRecordError(f"{label} says {int(ndim.max())} dimensions")
         out.append(Located(label, at, encoding, dtype, ndim, payload.copy(), length))
         at = at + FIELD.size + 8 * ndim
         payload += (length + 7) // 8 * 8
-    if bool((at + payload != stops).any()):
+    if np.count_nonzero(at + payload != stops):
         raise CorruptRecordError("payloads of a record do not fill it")
     for found in out:
         found.start[:] += at
@@ -153,45 +157,43 @@ def _locate(data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout) 
 
 def _like_base(data: Bytes, found: Located, reference: TensorValue) -> bool:
     """Whether each record holds the field as the base's own, or as a difference of its dtype and shape."""
-    differs = (found.encoding == DIFF) | ((found.encoding == PALETTE) & (reference.array.itemsize > 1))
-    if not bool((differs | (found.encoding == BASE)).all()):
+    differs = found.among(DIFF, PALETTE) if reference.array.itemsize > 1 else found.encoding == DIFF
+    if not all_of(differs | (found.encoding == BASE)):
         return False
     shape, at = reference.array.shape, found.at[differs]
-    if bool((found.ndim[differs] != len(shape)).any() or (found.dtype[differs] != reference.dtype).any()):
+    if np.count_nonzero((found.ndim[differs] != len(shape)) | (found.dtype[differs] != reference.dtype)):
         return False
     stored = data.view("<i8")[(at[:, None] + FIELD.size) // 8 + np.arange(len(shape))]
-    return bool((stored == np.array(shape, dtype=np.int64)).all())
+    return all_of(stored == np.array(shape, dtype=np.int64))
 
 
 def scattered(data: Bytes, found: Located, carrier: np.dtype[Any], sizes: Int64Array) -> Changes:
     """Positions and new elements of records that each say what differs, in tensors of ``sizes`` elements."""
     label, size, differs = found.label, carrier.itemsize, found.encoding != BASE
-    palette = (found.encoding == PALETTE) | (found.encoding == FILL_PALETTE)
-    if bool((found.length[differs] < _DIFF_HEAD_BYTES).any()) or bool(found.length[~differs].any()):
+    palette = found.among(PALETTE, FILL_PALETTE)
+    if np.count_nonzero(np.where(differs, found.length < _DIFF_HEAD_BYTES, found.length > 0)):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     heads = data.view("<u4")
     num_words, num_entries = np.zeros((2, len(found.start)), dtype=np.int64)
     num_words[differs] = heads[found.start[differs] // 4]
     num_entries[differs] = heads[found.start[differs] // 4 + 1]
-    if bool(num_entries[~palette].any()) or bool(
-        (palette & ((num_entries < 1) | (num_entries > MAX_ENTRIES))).any()
-    ):
+    if np.count_nonzero((num_entries > np.where(palette, MAX_ENTRIES, 0)) | (num_entries < palette)):
         raise CorruptRecordError(f"{label} has a malformed table of elements")
     first = _DIFF_HEAD_BYTES + (2 * num_words + 7) // 8 * 8
     table = (num_entries * size + 7) // 8 * 8
     rest = np.where(differs, found.length - first - table, 0)
     step = np.where(palette, 1, size)
-    if bool((rest < 0).any() or (rest % step).any()):
+    if np.count_nonzero((rest < 0) | (rest % step > 0)):
         raise CorruptRecordError(f"{label} has a malformed list of changes")
     word_ptr, ptr = offsets(num_words), offsets(rest // step)
     words = cut(data.view("<u2"), (found.start + _DIFF_HEAD_BYTES) // 2, num_words)
     ends = word_ptr[1:][num_words > 0] - 1
-    if len(words) and bool((words[ends] == ESCAPE).any()):
+    if np.count_nonzero(words[ends] == ESCAPE):
         raise CorruptRecordError(f"positions of {label} end inside a gap")
     positions, position_ptr = decode_gaps_ragged(words, word_ptr)
     _check_positions(positions, position_ptr, ptr, sizes, label)
     tails, counts = (found.start + first) // size, np.diff(ptr)
-    if not palette.any():
+    if not np.count_nonzero(palette):
         return Changes(positions, cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
     numbers = _numbers(data, found.start + first + table, ptr, palette, num_entries, label)
     places = np.repeat(tails, counts)
@@ -210,29 +212,38 @@ def _numbers(
     """Where each new element stands behind its record's first one: its number in the table, or its own number."""
     counts = np.diff(ptr)
     found = cut(data, starts[palette], counts[palette])
-    edges = offsets(counts[palette])
-    filled = edges[:-1] < edges[1:]
-    if len(found):
-        largest = np.maximum.reduceat(found, edges[:-1][filled])
-        if bool((largest >= num_entries[palette][filled]).any()):
-            raise CorruptRecordError(f"{label} refers to an element that its table does not have")
-    if palette.all():
+    insist_within(found, counts[palette], num_entries[palette], label)
+    if all_of(palette):
         return found
     numbers = np.arange(int(ptr[-1])) - np.repeat(ptr[:-1], counts)
     numbers[np.repeat(palette, counts)] = found
     return numbers
 
 
+def insist_within(numbers: npt.NDArray[Any], counts: Int64Array, num_entries: Int64Array, label: str) -> None:
+    """Refuse numbers, ``counts`` of each record, that its table of elements does not have."""
+    filled = counts > 0
+    if len(numbers):
+        largest = np.maximum.reduceat(numbers, offsets(counts)[:-1][filled])
+        if np.count_nonzero(largest >= num_entries[filled]):
+            raise CorruptRecordError(f"{label} refers to an element that its table does not have")
+
+
 def _check_positions(
     positions: Int64Array, position_ptr: Int64Array, ptr: Int64Array, sizes: Int64Array, label: str
 ) -> None:
-    if bool((position_ptr != ptr).any()):
+    if np.count_nonzero(position_ptr != ptr):
         raise CorruptRecordError(f"{label} does not have as many new elements as positions")
     if len(positions) == 0:
         return
     last = positions[ptr[1:] - 1][np.diff(ptr) > 0]
-    if not ascends(positions, ptr) or bool((last >= sizes[np.diff(ptr) > 0]).any()):
+    if not ascends(positions, ptr) or np.count_nonzero(last >= sizes[np.diff(ptr) > 0]):
         raise CorruptRecordError(f"positions of {label} do not ascend within its elements")
+
+
+def all_of(flags: npt.NDArray[np.bool_]) -> bool:
+    """``flags.all()`` of few flags, in a fifth of the time; ``np.count_nonzero`` is that for ``any``."""
+    return bool(np.count_nonzero(flags) == flags.size)
 
 
 def cut(array: npt.NDArray[Any], starts: Int64Array, counts: Int64Array) -> npt.NDArray[Any]:

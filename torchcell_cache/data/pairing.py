@@ -127,13 +127,14 @@ def stored_table(
 
 def by_category(
     dataset: Any, given: Mapping[str, Any], category: str | None
-) -> tuple[dict[str, Int64Array], dict[str, list[Any]]]:
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, list[Any]]]:
     """Per field the category of each sample of the store and the value of each category."""
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise SettingError(
             f"per_category={given!r:.200}: expected a mapping", fix='{"de_idx": {"A+ctrl": [3, 7]}}'
         )
     whole, codes, values = PreprocessedDataset._of(dataset.generation), {}, {}
+    coded_as: dict[str, npt.NDArray[Any]] = {}
     for name, per in given.items():
         if not name.isidentifier() or name in _OWN or hasattr(PairedBatch, name):
             raise SettingError(f"per_category[{name!r}]: this name is taken, or none", fix="another name")
@@ -142,8 +143,13 @@ def by_category(
                 f"per_category[{name!r}] is {type(per).__name__}, expected a mapping or a function of a category's name"
             )
         at = _category(dataset, name, per, category)
-        known, column_ = dataset.categories[at], whole.columns[at]
-        coded = np.where(np.isnan(column_), -1, column_).astype(np.int64)
+        known = dataset.categories[at]
+        if at not in coded_as:  # fields of one category share its codes, in a byte or two per cell
+            column_ = whole.columns[at]
+            coded_as[at] = np.where(np.isnan(column_), -1, column_).astype(
+                np.min_scalar_type(-len(known) - 1)
+            )
+        coded = coded_as[at]
         present = np.unique(coded[dataset.positions()])
         if present[:1].tolist() == [-1]:
             lost = int((coded[dataset.positions()] < 0).sum())

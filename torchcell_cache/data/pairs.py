@@ -49,7 +49,7 @@ class Pairing:
         ptr: Where each stratum starts in ``pool``, ``[num_strata + 1] int64``.
         stratum: Of each sample, ``[num_samples] int64``; ``None`` if there is one.
         table: Controls of each sample, ``[num_samples, num_controls]``, in place of draws.
-        codes: Category of each sample, per field ``[num_samples] int64``.
+        codes: Category of each sample, per field ``[num_samples]`` integers.
         values: Per field the value of each category.
     """
 
@@ -60,7 +60,7 @@ class Pairing:
     ptr: Int64Array
     stratum: Int64Array | None
     table: npt.NDArray[Any] | None
-    codes: dict[str, Int64Array]
+    codes: dict[str, npt.NDArray[Any]]
     values: dict[str, list[Any]]
 
     def controls(self, positions: Int64Array, epoch: int) -> Int64Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.ragged import offsets
+from torchcell_cache.core.ragged import offsets, smallest_unsigned
 
 GROUP_BYTES = 1 << 16
 """Of what is written: the part of a page that a group leaves is 3 % of it on average."""
@@ -98,11 +98,12 @@ class Directory:
             raise ValueError(f"it holds {num_records} records, the manifest says {count}")
         stops = offsets(lengths)
         group = np.repeat(np.arange(num_groups), counts)
+        begun = stops[ends[:-1]][group]
         self.first, self.keys = first, [int(first + k).to_bytes(8, "big") for k in ends[:-1]]
-        # Memory views of machine numbers: as quick as lists, an eighth of the room.
+        # Memory views of machine numbers, as small as they can be: as quick as lists, a thirtieth of the room.
         self.group, self.start, self.stop = (
-            array.data
-            for array in (group, stops[:-1] - stops[ends[:-1]][group], stops[1:] - stops[ends[:-1]][group])
+            array.astype(smallest_unsigned(int(array.max(initial=0)))).data
+            for array in (group, stops[:-1] - begun, stops[1:] - begun)
         )
 
     def get(self, values: Callable[[bytes], Any], copies: bool) -> Callable[[bytes], Any]:
