@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache.data.expression import Expression
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.expression import Expression
 
 VALUES = np.array([1.0, 2.0, 3.0, np.nan])
 WORDS = {"and", "or", "not", "in", "is", "if", "else", "for", "lambda", "None", "True", "False"}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.data.expression import Expression
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.expression import Expression
 
 COUNT = 12
 NAMES = ("small", "label", "flag", "wide")

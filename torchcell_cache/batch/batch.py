@@ -21,7 +21,7 @@ from torchcell_cache.core.ragged import Float32Array, Int64Array, means
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.store.card import batch_html
-from torchcell_cache.store.columns import named, names_in
+from torchcell_cache.store.columns import categories_of, named, names_in
 
 
 class SharedGraphBatch(PackedBatch):
@@ -113,7 +113,7 @@ class SharedGraphBatch(PackedBatch):
         return names.index(name)
 
     def labels(self, name: str) -> Tensor:
-        """A phenotype or statistic of every sample: the mean over its measurements, NaN without any.
+        """A phenotype, statistic or single number of every sample: the mean over its measurements, NaN without any.
 
         Returns:
             ``[batch] float32``.
@@ -121,6 +121,8 @@ class SharedGraphBatch(PackedBatch):
         Raises:
             SettingError: If there is no such name.
         """
+        if (said := self.generation.attributes.shown().get(name)) is not None:
+            return self._there(said.at(self.sections["indices"]).astype(np.float32))
         column = self._column(name)
         values, ptr = self._measurements()
         owner = np.repeat(np.arange(len(self)), np.diff(ptr))
@@ -144,7 +146,8 @@ class SharedGraphBatch(PackedBatch):
         Raises:
             SettingError: If there is no such column of names.
         """
-        known = names_in(self.generation.base_graph, column)
+        texts = self.generation.attributes.texts()
+        known = names_in({**categories_of(self.generation.base_graph), **texts}, column)
         return list(named(self.labels(column).numpy(force=True), known))
 
     @property

@@ -41,6 +41,7 @@ from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
+from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.groups import disk_bytes
 from torchcell_cache.store.manifest import (
@@ -76,7 +77,8 @@ class GenerationBuild:
         self.exclusive, self.console = exclusive, console
         name = new_generation_name(plan.fingerprint(storage).digest, shards)
         self.directory = processed_dir(root) / name
-        self.index_ms, self.has_constants = 0.0, True
+        self.index_ms, self.has_constants, self.has_attributes = 0.0, True, True
+        self.notes = plan.notes
 
     def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
         """Build everything that is not there yet and return the manifest, not yet published."""
@@ -213,6 +215,13 @@ class GenerationBuild:
             schema |= {"constants": constants} if constants else {}
             if self.plan.table is None:
                 labels = label_column([labels_in(e.stats) for e in shards])
+                found = Attributes.joined([Attributes.of_json(e.stats.get("attributes")) for e in shards])
+                if found is not None and self.has_attributes:
+                    found = found.kept([*labels])
+                    schema["attributes"], labels = found.schema(), labels | found.arrays()
+                    self.notes = tuple(dict.fromkeys([*self.notes, *found.notes()]))
+                    for line in found.notes():
+                        self.console(line)
                 write_atomic(self.directory / COLUMNS_FILE, columns_bytes(labels))
             shards = [replace(entry, stats={}) for entry in shards]
         names = [*GRAPH_FILES] if self.plan.base_graph is not None else []
@@ -235,7 +244,7 @@ class GenerationBuild:
                 "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
                 "seconds": round(seconds, 3),
                 "index_ms": round(self.index_ms, 3),
-                "notes": list(self.plan.notes),
+                "notes": list(self.notes),
             },
             format_version=format_of(schema),
         )
@@ -260,6 +269,6 @@ def content_digest(
     schema: dict[str, Any], graph_digest: str, num_samples: int, shards: list[ShardEntry]
 ) -> str:
     """Digest of what is stored: schema, base graph and every record under its index, in any order of work."""
-    schema = {name: part for name, part in schema.items() if name not in ("constants", GROUPED)}
+    schema = {name: part for name, part in schema.items() if name not in ("constants", "attributes", GROUPED)}
     sums = [f"{sum(entry.sums[k] for entry in shards) % (1 << 64):016x}" for k in (0, 1)]
     return sha256_json({"schema": schema, "base_graph": graph_digest, "samples": num_samples, "sums": sums})

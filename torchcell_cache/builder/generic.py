@@ -23,6 +23,7 @@ from torchcell_cache.graph.values import REINTERPRETED, to_array
 from torchcell_cache.processors.base import Processing, copy_of, is_interrupt, said
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.sources.base import FieldSource, RunSource, Source
+from torchcell_cache.store.attributes import OTHER, Attributes
 from torchcell_cache.store.columns import Arrays
 
 _MAX_LABEL = 64
@@ -49,6 +50,7 @@ class GenericMaker:
         self.most_constant, self.constants = most_constant, constants or {}
         self.processing = Processing(processor, source.base_graph, digests)
         self.base = BaseFields(self.processing.base_graph)
+        self._is_table = getattr(source, "table", None) is not None  # whose columns say what there is to say
         # A quicker way to the same graphs, which verification does not take.
         indexed = type(processor) is KHopSubgraph
         self._apply = processor.with_index(source.base_graph) if indexed else self.processing
@@ -115,6 +117,7 @@ class GenericMaker:
         layouts: dict[str, Any] = {}
         bodies: list[bytes] = []
         labels: list[Labels] = []
+        rows: list[dict[str, Any]] = []
         first: list[tuple[Layout, bytes]] = []
         known, learning = self.constants, self.most_constant > 0
         size, begun = 0, time.monotonic()
@@ -123,6 +126,7 @@ class GenericMaker:
             if (key := f"{layout.id:016x}") not in layouts:
                 layouts[key] = layout.to_dict()
             labels.append(label_of(graph))
+            rows.append({} if self._is_table else attributes_of(graph))
             bodies.append(body if learning else compacted(body, known))
             size += len(bodies[-1])
             if learning:
@@ -132,11 +136,14 @@ class GenericMaker:
                 known, learning = {**known, **constants_of(first, self.most_constant)}, False
                 bodies = [compacted(body, known) for body in bodies]
             if len(bodies) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
-                yield Chunk(bodies, layouts, joined_labels(labels), known)
-                layouts, bodies, labels, size, begun = {}, [], [], 0, time.monotonic()
+                yield Chunk(bodies, layouts, joined_labels(labels), known, self._said(rows))
+                layouts, bodies, labels, rows, size, begun = {}, [], [], [], 0, time.monotonic()
         self.processing.check_base_graph()
         if bodies:
-            yield Chunk(bodies, layouts, joined_labels(labels), known)
+            yield Chunk(bodies, layouts, joined_labels(labels), known, self._said(rows))
+
+    def _said(self, rows: list[dict[str, Any]]) -> Attributes | None:
+        return None if self._is_table else Attributes.of_rows(rows)
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
         """Layout and body of one processed graph.
@@ -161,9 +168,36 @@ def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractErro
     )
 
 
+def _own(graph: Any) -> Any:
+    """The graph's own attributes, those of none of its node and edge types."""
+    return getattr(graph, "_global_store", graph._store if hasattr(graph, "_store") else {})
+
+
+def attributes_of(graph: Any) -> dict[str, Any]:
+    """A graph's own texts and single numbers, as ``Attributes.of_rows`` has them; a label ``y`` is a column in any case."""
+    out: dict[str, Any] = {}
+    for name, value in _own(graph).items():
+        if isinstance(value, torch.Tensor):
+            plain = value.numel() == 1 and value.dim() < 2 and value.layout == torch.strided and name != "y"
+            if plain and not value.is_complex():
+                short = value.is_floating_point() and value.dtype.itemsize <= 4
+                out[name] = np.float32(value.item()) if short else value.item()
+            else:
+                out[name] = (OTHER,)
+        elif isinstance(value, np.bool_ | np.integer):
+            out[name] = value.item()
+        elif isinstance(value, np.float32 | np.float16):
+            out[name] = np.float32(value)
+        elif isinstance(value, str | float):  # also numpy's own, which are subclasses
+            out[name] = str(value) if isinstance(value, str) else float(value)
+        elif value is not None:
+            out[name] = value if type(value) in (bool, int) else (OTHER,)
+    return out
+
+
 def label_of(graph: Any) -> Labels:
     """A graph's own small ``y`` as a row, ``[1, ...]``; a copy, since the processor may write the next one over it."""
-    y = getattr(graph, "_global_store", graph._store if hasattr(graph, "_store") else {}).get("y")
+    y = _own(graph).get("y")
     if not isinstance(y, torch.Tensor) or y.numel() > _MAX_LABEL or y.layout != torch.strided:
         return None
     if y.is_complex() or y.dtype in REINTERPRETED:

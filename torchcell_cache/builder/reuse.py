@@ -8,6 +8,7 @@ cannot be proven to be the same counts as changed; no processor runs to find out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torchcell_cache.builder.shards import (
     finished_shards,
     labels_in,
     own_sidecar,
+    shard_stats,
 )
 from torchcell_cache.codec.constants import from_text
 from torchcell_cache.codec.deletions import StructuredSchema
@@ -35,6 +37,7 @@ from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange, segm
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.removal import Removal
+from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.shard_entry import ShardEntry, shard_name, write_sidecar
 
@@ -187,12 +190,19 @@ class ShardReuse:
                 self.kept += kept
 
     def _entry(self, shard: int) -> ShardEntry | None:
-        """The old shard as its own side file has it, which knows more than the manifest."""
+        """The old shard as its side file has it, or, where that says nothing as in a copied store, as columns and schema do."""
         if shard >= len(self.old.manifest.shards):
             return None
-        stored = self.old.manifest.shards[shard]
-        entry = own_sidecar(self.old.directory, stored)
-        return stored if entry is None and self.shards.records == "structured" else entry
+        old, entry = self.old, self.old.manifest.shards[shard]
+        found = own_sidecar(old.directory, entry)
+        if old.is_structured or (found is not None and found.stats):
+            return found or entry
+        y, rows = old.columns.get("y"), np.arange(entry.start, entry.stop)
+        layouts = {name: old.schema["layouts"][name] for name in entry.layouts}
+        labels = y[rows] if y is not None and old.table is None else None
+        said = old.attributes.take(rows) if "attributes" in old.schema else None
+        stats = shard_stats(layouts, labels, from_text(old.schema.get("constants", {})), said)
+        return replace(entry, stats=stats)
 
     def _can_mix(self, maker: RecordMaker, start: int, stop: int, entry: ShardEntry | None) -> bool:
         """Structured records stand for themselves; of others the side file must tell what all the kept ones hold."""
@@ -225,10 +235,12 @@ class MixedMaker:
             return
         first = start + int(self.same[start:stop].sum())
         labels, constants = labels_in(self.stats), from_text(self.stats.get("constants", {}))
+        said = Attributes.of_json(self.stats.get("attributes"))
         for at in range(start, first, _RUN):
             rows = np.arange(at, min(at + _RUN, first))
             known = None if labels is None else labels[rows - start]
-            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known, constants)
+            part = None if said is None else said.take(rows - start)
+            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known, constants, part)
         if first < stop:
             yield from self.maker.chunks(first, stop)
 

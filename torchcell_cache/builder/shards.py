@@ -31,6 +31,7 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CacheError, FormatError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology
+from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import arrays_to_table, load_columns
 from torchcell_cache.store.manifest import GROUPED
 from torchcell_cache.store.records import write_shard
@@ -113,12 +114,14 @@ class Chunk:
         layouts: Layouts they use, by id in hexadecimal.
         labels: Their labels ``y``, ``[len(bodies), ...]``, where each has one of the same kind.
         constants: Constants they may refer to.
+        attributes: Their texts and single numbers, if they are to be columns.
     """
 
     bodies: list[bytes]
     layouts: dict[str, Any] = field(default_factory=dict)
     labels: Labels = None
     constants: Mapping[int, bytes] = field(default_factory=dict)
+    attributes: Attributes | None = None
 
 
 class RecordMaker(Protocol):
@@ -180,6 +183,7 @@ def build_shard(
     target = directory / shard_name(shard)
     temporary = temp_path((scratch or directory) / target.name)
     sums, layouts, labels, constants = [0, 0], dict[str, Any](), list[Labels](), dict[int, bytes]()
+    attributes: list[Attributes | None] = []
 
     def records() -> Iterator[Sequence[bytes]]:
         at = start
@@ -194,6 +198,7 @@ def build_shard(
             at += len(sealed)
             layouts.update(chunk.layouts)
             labels.append(chunk.labels)
+            attributes.append(chunk.attributes)
             yield sealed
 
     try:
@@ -218,18 +223,23 @@ def build_shard(
         seed=plan.seed,
         sums=(sums[0], sums[1]),
         layouts=tuple(sorted(layouts)),
-        stats=_stats(layouts, labels, constants) if plan.records == "generic" else {},
+        stats=shard_stats(layouts, joined_labels(labels), constants, Attributes.joined(attributes))
+        if plan.records == "generic"
+        else {},
     )
     write_sidecar(directory, entry)
     return entry
 
 
-def _stats(layouts: dict[str, Any], labels: list[Labels], constants: dict[int, bytes]) -> dict[str, Any]:
-    """What only the side file says of a shard: layouts, constants and, where each has one of the same kind, the labels."""
+def shard_stats(
+    layouts: dict[str, Any], y: Labels, constants: dict[int, bytes], attributes: Attributes | None
+) -> dict[str, Any]:
+    """What only the side file says of a shard: layouts, constants, attributes and, where each has one of a kind, labels."""
     stats: dict[str, Any] = {"layouts": dict(sorted(layouts.items()))}
     if constants:
         stats["constants"] = to_text(constants)
-    y = joined_labels(labels)
+    if attributes is not None:
+        stats["attributes"] = attributes.to_json()
     if y is not None:
         stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}
     return stats

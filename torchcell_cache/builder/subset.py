@@ -34,6 +34,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.attributes import is_attribute
 from torchcell_cache.store.columns import ORIGIN, Arrays, columns_bytes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import GRAPH_FILES, Manifest
@@ -113,7 +114,7 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
     manifest = generation.manifest
     size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
-    dropped = ("unknown_names", "origins", "constants")
+    dropped = ("unknown_names", "origins", "constants", "attributes")
     schema = {name: value for name, value in manifest.schema.items() if name not in dropped}
     if not generation.is_structured:
         schema["layouts"] = {}
@@ -132,7 +133,7 @@ def subset_columns(generation: Generation, table: SampleTable | None, rows: Int6
     out: Arrays = {
         name: column[rows]
         for name, column in stored.items()
-        if name not in _TABLE and not name.startswith(ORIGIN)
+        if name not in _TABLE and not name.startswith(ORIGIN) and not is_attribute(name)
     }
     if table is not None:
         removed = stored["removed_edges"][rows] if "removed_edges" in stored else None
@@ -157,12 +158,15 @@ class _CopyMaker:
             yield Chunk(bodies) if self.generation.is_structured else self._generic(bodies, rows)
 
     def _generic(self, bodies: list[bytes], rows: Int64Array) -> Chunk:
-        """With the layouts of the records and, where samples have labels only there, their labels ``y``."""
+        """With the layouts of the records and, where samples have them only there, labels ``y`` and attributes."""
         known, columns = self.generation.manifest.schema["layouts"], self.generation.columns
         used = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
         only_there = self.generation.table is None and "y" in columns
         y = columns["y"][rows] if only_there else None
-        return Chunk(bodies, {name: known[name] for name in used}, y, self.generation.base_fields.constants)
+        said = self.generation.attributes.take(rows) if "attributes" in self.generation.schema else None
+        return Chunk(
+            bodies, {name: known[name] for name in used}, y, self.generation.base_fields.constants, said
+        )
 
 
 class _SubsetBuild(GenerationBuild):

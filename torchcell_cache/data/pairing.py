@@ -16,8 +16,8 @@ from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import column
-from torchcell_cache.data.expression import Expression
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.expression import Expression
 
 _OWN = ("x", "y", "batch", "ptr", "num_nodes", "samples", "fields", "num_controls", "is_padding")
 _SHOWN = 5

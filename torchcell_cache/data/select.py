@@ -16,7 +16,6 @@ from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import column, draw, strata_of
-from torchcell_cache.data.expression import Expression
 from torchcell_cache.data.index_file import load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS
@@ -25,6 +24,7 @@ from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.store.columns import single_columns
+from torchcell_cache.store.expression import Expression
 
 MATCHES = get_args(Match)
 

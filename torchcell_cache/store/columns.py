@@ -60,22 +60,23 @@ def table_to_arrays(table: SampleTable, num_nodes: int) -> Arrays:
     if bool((value_counts != 1).any()):
         out["value_count"] = value_counts.astype(smallest_unsigned(int(value_counts.max(initial=0))))
     if table.source_ids is not None:
-        out["source_ids"], out["source_id_length"] = _encoded(table.source_ids)
+        out["source_ids"], out["source_id_length"] = encoded(table.source_ids)
     if table.unknown is not None:
         counts = np.diff(table.unknown.ptr)
         out["unknown"] = table.unknown.codes.astype(smallest_unsigned(len(table.unknown.names) - 1))
         out["unknown_count"] = counts.astype(smallest_unsigned(int(counts.max(initial=0))))
-        out["unknown_names"], out["unknown_name_length"] = _encoded(table.unknown.names)
+        out["unknown_names"], out["unknown_name_length"] = encoded(table.unknown.names)
     if table.origins is not None:
         for name, array in table.origins.arrays().items():
             whole = np.issubdtype(array.dtype, np.integer)
             small = smallest_unsigned(int(array.max(initial=0))) if whole else array.dtype
             out[f"{ORIGIN}{name}"] = array.astype(small)
-        out[f"{ORIGIN}words"], out[f"{ORIGIN}word_length"] = _encoded(table.origins.words)
+        out[f"{ORIGIN}words"], out[f"{ORIGIN}word_length"] = encoded(table.origins.words)
     return out
 
 
-def _encoded(names: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+def encoded(names: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+    """Names as one block of UTF-8 bytes and the length of each."""
     encoded = [name.encode() for name in names]
     lengths = np.array([len(name) for name in encoded], dtype=np.uint32)
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
@@ -256,16 +257,15 @@ def named(codes: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[np.objec
     return out
 
 
-def names_in(graph: Any, column: str) -> list[str]:
-    """The names behind the codes of one column.
+def names_in(known: Mapping[str, Sequence[str]], column: str) -> Sequence[str]:
+    """The names behind the codes of one column, of those that a store has.
 
     Raises:
         SettingError: If it is no column of names; says which there are.
     """
-    known = categories_of(graph)
     if column not in known:
         raise SettingError(
             f"{column!r} is no column of names; this store has {', '.join(known) or 'none'}",
-            fix="labels(...) gives numbers; AnnDataSource(categories=[...]) makes columns of names",
+            fix="labels(...) gives numbers; AnnDataSource(categories=[...]) and texts of graphs make columns of names",
         )
     return known[column]

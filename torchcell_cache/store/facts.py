@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torchcell_cache.core.progress import human_bytes
 from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.attributes import Attribute, is_attribute
 from torchcell_cache.store.columns import ORIGIN, categories_of, named, names_apart, names_in
 
 if TYPE_CHECKING:
@@ -44,7 +45,14 @@ def _of_origins(generation: Generation) -> dict[str, tuple[Int64Array, list[str]
 
 def _per_sample(name: str) -> bool:
     """Whether a stored array has one value or row per sample, and does not say how others are divided."""
-    return name not in _RAGGED and not name.startswith(ORIGIN)
+    return name not in _RAGGED and not name.startswith(ORIGIN) and not is_attribute(name)
+
+
+def attributes_of(generation: Generation) -> dict[str, Attribute]:
+    """Texts and single numbers of graphs by the names of their columns: kept apart from the store's own, as labels are."""
+    found = generation.attributes.shown()
+    apart = names_apart(found, filter(_per_sample, generation.columns))
+    return {apart[name]: column for name, column in found.items()}
 
 
 class StoredFacts(abc.ABC):
@@ -93,12 +101,14 @@ class StoredFacts(abc.ABC):
 
         The store's own columns (``perturbed_count``, ``removed_edges``, ...), where torchcell's records said so the
         ``dataset`` and ``perturbation_type``, as codes of :attr:`categories` (several joined by ``|``), and the labels, the
-        latter under the names of :attr:`label_columns`.
+        latter under the names of :attr:`label_columns`. Of graphs that are samples themselves, what they have as a text
+        (codes of :attr:`categories`) or a single number: int64, bool, float32 or float64, NaN where a sample has none.
         """
         rows = self.positions()
         own = {name: column[rows] for name, column in self.generation.columns.items() if _per_sample(name)}
         said = {name: codes[rows] for name, (codes, _) in _of_origins(self.generation).items()}
-        return {**own, **said, **self._labels(rows)}
+        made = {name: column.at(rows) for name, column in attributes_of(self.generation).items()}
+        return {**own, **said, **made, **self._labels(rows)}
 
     @property
     def label_columns(self) -> dict[str, str]:
@@ -116,7 +126,10 @@ class StoredFacts(abc.ABC):
         """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
         apart, said = self.label_columns, _of_origins(self.generation)
         named = {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
-        return {**{name: names for name, (_, names) in said.items()}, **named}
+        texts = {
+            name: list(c.names) for name, c in attributes_of(self.generation).items() if c.names is not None
+        }
+        return {**{name: names for name, (_, names) in said.items()}, **named, **texts}
 
     def names(self, column: str) -> npt.NDArray[np.object_]:
         """A column of names as text, where :attr:`columns` has its codes.
@@ -139,7 +152,7 @@ class StoredFacts(abc.ABC):
         if column in (known := self.categories):
             return named(self.columns[column], known[column])
         label = next((label for label, name in apart.items() if name == column), column)
-        names = names_in(self.base_graph, label)
+        names = names_in({**known, **categories_of(self.base_graph)}, label)
         return named(self.columns[apart.get(label, label)], names)
 
     @property

@@ -29,6 +29,7 @@ from torchcell_cache.processors import BUILT_IN
 from torchcell_cache.processors.assemble import Assembler
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.private import SharedFields
+from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.manifest import (
     GROUPED,
@@ -172,6 +173,12 @@ class Generation:
             raise FormatError(f"{self.directory}: schema and columns differ in {' or '.join(SECOND)}")
         return table
 
+    @cached_property
+    def attributes(self) -> Attributes:
+        """Texts and single numbers of graphs as columns, mapped; none where the schema does not say."""
+        schema = self.schema.get("attributes", {})
+        return Attributes.of_arrays(self.columns if schema else {}, schema, len(self))
+
     def unknown_names(self, positions: npt.NDArray[np.int64] | Sequence[int]) -> list[tuple[str, ...]]:
         """Perturbed names that no node has, of the given samples."""
         unknown = self.table.unknown if "unknown_names" in self.schema and self.table is not None else None
@@ -231,12 +238,7 @@ class Generation:
     # Reading
 
     def read(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[bytes]:
-        """Sealed records of the given samples, in the order asked for, checksums verified.
-
-        Raises:
-            CorruptRecordError: If a record is missing or damaged.
-            CorruptShardError: If a file is.
-        """
+        """Sealed records of the given samples, in the order asked for, checksums verified."""
         array = np.asarray(indices, dtype=np.int64)
         wanted = array.tolist()
         shards = self.files.shard_of(array)
@@ -248,12 +250,7 @@ class Generation:
         return records
 
     def visit(self, indices: npt.NDArray[np.int64], use: Callable[[Sequence[envelope.Buffer]], T]) -> T:
-        """What ``use`` makes of the samples' records, which it sees verified but not copied and must not keep.
-
-        Raises:
-            CorruptRecordError: If a record is missing or damaged.
-            CorruptShardError: If a file is.
-        """
+        """What ``use`` makes of the samples' records, which it sees verified but not copied and must not keep."""
         wanted = indices.tolist()
         shards = self.files.shard_of(indices)
         if self.fetcher is not None and not self.fetcher.bring_shards(shards):

@@ -56,7 +56,7 @@ _FIELDS: dict[str, type] = {
 
 def format_of(schema: dict[str, Any]) -> int:
     """The oldest version of the format that can say what a schema says."""
-    return 2 if {*SECOND, "constants", COMPACT, GROUPED} & set(schema) else 1
+    return 2 if {*SECOND, "constants", "attributes", COMPACT, GROUPED} & set(schema) else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

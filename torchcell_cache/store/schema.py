@@ -33,6 +33,9 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
             bad.append(name)
     bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
     bad += [name for name in ("unknown_names", "origins") if not isinstance(schema.get(name, ""), str)]
+    attributes = schema.get("attributes", {})
+    if not isinstance(attributes, dict) or not _all_text(list(attributes.values())):
+        bad.append("attributes")
     bad += [COMPACT] if schema.get(COMPACT, 2) != 2 else []
     size = schema.get(GROUPED, 1)
     bad += [GROUPED] if type(size) is not int or size < 1 else []

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from torchcell_cache.codec.layout import Layout
 from torchcell_cache.core.markup import bin_label
 from torchcell_cache.core.progress import human_bytes, human_seconds
+from torchcell_cache.store.attributes import is_attribute
 from torchcell_cache.store.columns import single_columns
-from torchcell_cache.store.facts import StoredFacts
+from torchcell_cache.store.facts import StoredFacts, attributes_of
 
 _ONE_NUMBER = ("perturbed_count", "unknown_count", "removed_edges")
 _WIDTH = 40
@@ -48,7 +49,7 @@ def facts_of(dataset: StoredFacts, bins: int) -> dict[str, Any]:
         "base_graph": dict(_base_graph(dataset.base_graph)),
         "schema": {key: schema[key] for key in ("phenotypes", "statistics", "processor", "structured")}
         | {"layouts": len(schema["layouts"])},
-        "columns": {name: f"{c.dtype}{list(c.shape)}" for name, c in generation.columns.items()},
+        "columns": _columns(dataset),
         "fields": {name: list(Layout.from_dict(layout).labels) for name, layout in schema["layouts"].items()},
         "fingerprint": manifest.fingerprint,
         "content_digest": manifest.content_digest,
@@ -56,6 +57,16 @@ def facts_of(dataset: StoredFacts, bins: int) -> dict[str, Any]:
         "built": manifest.created,
         "histograms": _histograms(dataset, bins),
     }
+
+
+def _columns(dataset: StoredFacts) -> dict[str, str]:
+    """Dtype and shape of each stored array; of texts how many different ones there are."""
+    arrays = {name: c for name, c in dataset.generation.columns.items() if not is_attribute(name)}
+    texts = {
+        name: f"{c.kind}[{len(c.values)}]" + (f", {len(c.names):,} different" if c.names is not None else "")
+        for name, c in attributes_of(dataset.generation).items()
+    }
+    return {name: f"{c.dtype}{list(c.shape)}" for name, c in arrays.items()} | texts
 
 
 def _base_graph(graph: Any) -> Iterator[tuple[str, int | dict[str, int]]]:
@@ -82,7 +93,7 @@ def edge_lists(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _histograms(dataset: StoredFacts, bins: int) -> dict[str, Any]:
-    shown = {*dataset.label_columns.values(), *_ONE_NUMBER}
+    shown = {*dataset.label_columns.values(), *attributes_of(dataset.generation), *_ONE_NUMBER}
     columns = {name: column for name, column in dataset.columns.items() if name in shown}
     y = {"y": dataset.columns["y"]} if "y" in dataset.columns else {}
     parts = dict(list(single_columns(y).items())[:_MOST_PARTS])

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.builder.generic import GenericMaker, label_column, label_of
+from torchcell_cache.builder.generic import GenericMaker, attributes_of, label_column, label_of
 from torchcell_cache.builder.plan import mode_of
 from torchcell_cache.builder.publishing import compared, insist_same, on_stored_graph
 from torchcell_cache.builder.run import check_source
 from torchcell_cache.builder.shards import (
+    CHUNK,
     COLUMNS_FILE,
     INCIDENCE_FILE,
+    Labels,
     RecordMaker,
     ShardPlan,
     StructuredMaker,
@@ -34,6 +36,7 @@ from torchcell_cache.graph.fields import graph_digest
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.table import PerturbationTable
+from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import columns_bytes, count_removed_edges
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest
@@ -101,8 +104,16 @@ class PartMaker:
         if whole_shards and generation.is_structured:
             data = self._columns_of(_table_of_records(generation))
         elif whole_shards:
-            labels = [label_of(generation.graphs([index])[0]) for index in range(len(generation))]
-            data = columns_bytes(label_column(labels))
+            labels, parts = list[Labels](), list[Attributes | None]()
+            for start in range(0, len(generation), CHUNK):
+                graphs = generation.graphs(range(start, min(start + CHUNK, len(generation))))
+                labels += map(label_of, graphs)
+                parts.append(Attributes.of_rows([*map(attributes_of, graphs)]))
+            said = Attributes.joined(parts)
+            assert said is not None
+            data = columns_bytes(
+                label_column(labels) | said.like(generation.schema.get("attributes", {})).arrays()
+            )
         if data is None or not self._is_original(COLUMNS_FILE, data):  # names of samples are in no record
             self.source(COLUMNS_FILE)
             raise CorruptShardError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.check.report import Report
+from torchcell_cache.builder.generic import attributes_of
 from torchcell_cache.builder.shards import StructuredMaker
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
@@ -21,6 +22,7 @@ from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardE
 from torchcell_cache.graph.compare import value_difference
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.phenotypes import phenotype_fields
+from torchcell_cache.store.attributes import Attribute
 from torchcell_cache.store.columns import Arrays
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.shard_entry import ShardEntry
@@ -45,6 +47,7 @@ class RecordChecker:
         self.generation, self.columns, self.table, self.maker = generation, columns, table, maker
         self.built_in, self.base_is_sound = built_in, base_is_sound
         self.layouts_seen: set[str] = set()
+        self.attributes: dict[str, Attribute] = {}
 
     def check(self, entry: ShardEntry, report: Report, on_progress: Callable[[int], None]) -> None:
         """Check all records of one shard, problem by problem."""
@@ -146,6 +149,7 @@ class RecordChecker:
         except Exception as error:  # whatever a record can do to the decoder is a finding, never the end
             yield f"{type(error).__name__}: {error}" if not isinstance(error, CacheError) else str(error)
             return
+        yield from self._attributes(graph, index)
         column = self.columns.get("y")
         if column is not None:
             y = graph.y.detach().numpy()
@@ -154,6 +158,13 @@ class RecordChecker:
                 yield f"its y is not that of the columns: {text}"
         if self.table is not None and self.built_in:
             yield from self._fields(graph, self.table.sample(index))
+
+    def _attributes(self, graph: Any, index: int) -> Iterator[str]:
+        own = attributes_of(graph) if self.attributes else {}
+        for name, column in self.attributes.items():
+            got, want = own.get(name), column.one(index)
+            if got != want and not (want != want and (got is None or got != got)):
+                yield f"its {name} is {got!r:.80}, in the columns {want!r:.80}"
 
     def _fields(self, graph: Any, row: Any) -> Iterator[str]:
         topology = self.generation.topology

@@ -32,6 +32,7 @@ from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.store.attributes import Attribute, Attributes
 from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.groups import LAST_KEY
@@ -110,6 +111,7 @@ class _Verifier:
         self.graph_digest = ""
         self.columns: Arrays = {}
         self.table: SampleTable | None = None
+        self.attributes: dict[str, Attribute] = {}
         self.removal: Removal | None = None
 
     def run(self) -> None:
@@ -204,6 +206,9 @@ class _Verifier:
                 self._add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
                 return
         self.columns = columns
+        self.attributes = Attributes.of_arrays(
+            columns, self.manifest.schema.get("attributes", {}), count
+        ).shown()
         if "perturbed" in columns:
             schema = self.manifest.schema
             table = arrays_to_table(columns, tuple(schema["phenotypes"]), tuple(schema["statistics"]))
@@ -241,7 +246,9 @@ class _Verifier:
         except CacheError:
             built_in = False
         base_is_sound = self.graph is not None or not generation.has_file(GRAPH_FILES[0])
-        return RecordChecker(generation, self.columns, self.table, maker, built_in, base_is_sound)
+        checker = RecordChecker(generation, self.columns, self.table, maker, built_in, base_is_sound)
+        checker.attributes = self.attributes
+        return checker
 
     def _shard(self, entry: ShardEntry, checker: RecordChecker, on_progress: Callable[[int], None]) -> None:
         if self.level == "full":
