@@ -77,7 +77,7 @@ class GenerationBuild:
         self.exclusive, self.console = exclusive, console
         name = new_generation_name(plan.fingerprint(storage).digest, shards)
         self.directory = processed_dir(root) / name
-        self.index_ms, self.has_constants, self.has_attributes = 0.0, True, True
+        self.index_ms, self.has_constants = 0.0, True
         self.notes = plan.notes
 
     def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
@@ -216,7 +216,7 @@ class GenerationBuild:
             if self.plan.table is None:
                 labels = label_column([labels_in(e.stats) for e in shards])
                 found = Attributes.joined([Attributes.of_json(e.stats.get("attributes")) for e in shards])
-                if found is not None and self.has_attributes:
+                if found is not None and GROUPED in schema:  # the first version of the format has none
                     found = found.kept([*labels])
                     schema["attributes"], labels = found.schema(), labels | found.arrays()
                     self.notes = tuple(dict.fromkeys([*self.notes, *found.notes()]))

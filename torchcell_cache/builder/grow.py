@@ -189,7 +189,6 @@ def _grow(
             shards = replace(shards, seed=old.manifest.shards[0].seed)
         work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console)
         work.has_constants = "constants" in old.schema  # another store stays in the form that it has
-        work.has_attributes = old.manifest.format_version > 1
         return _build(work, old, workers, publisher)
 
 
