@@ -107,8 +107,7 @@ class SharedGraphBatch(PackedBatch):
         return list(self.generation.schema["statistics"])
 
     def _column(self, name: str) -> int:
-        names = [*self.phenotype_names, *self.statistic_names]
-        if name not in names:
+        if name not in (names := [*self.phenotype_names, *self.statistic_names]):
             raise SettingError(f"no phenotype or statistic {name!r}; there are {names}")
         return names.index(name)
 
@@ -146,8 +145,8 @@ class SharedGraphBatch(PackedBatch):
         Raises:
             SettingError: If there is no such column of names.
         """
-        texts = self.generation.attributes.texts()
-        known = names_in({**categories_of(self.generation.base_graph), **texts}, column)
+        store = self.generation
+        known = names_in(categories_of(store.base_graph) | store.attributes.texts(), column)
         return list(named(self.labels(column).numpy(force=True), known))
 
     @property

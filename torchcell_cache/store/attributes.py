@@ -119,9 +119,9 @@ class Attributes:
         """Those that are columns."""
         return {name: column for name, column in self.columns.items() if not isinstance(column, str)}
 
-    def texts(self) -> dict[str, Sequence[str]]:
+    def texts(self) -> dict[str, list[str]]:
         """The names behind the codes of those that are texts."""
-        return {name: column.names for name, column in self.shown().items() if column.names is not None}
+        return {name: list(c.names) for name, c in self.shown().items() if c.names is not None}
 
     # On disk
 
