@@ -42,8 +42,6 @@ class SharedGraphBatch(PackedBatch):
         (torch.Size([3, 24]), torch.Size([24, 2]))
     """
 
-    # Samples
-
     def __len__(self) -> int:
         return len(self.sections["indices"])
 
@@ -237,8 +235,6 @@ class SharedGraphBatch(PackedBatch):
                 samples have a field, which PyG would drop or fail on.
         """
         return as_pyg(self, follow_batch, exclude_keys, allow_wild_type, drop_removed)
-
-    # Fewer nodes
 
     def select_nodes(
         self,
