@@ -1,5 +1,7 @@
 """Names meet nodes: exact, stripped, by alias; what does not match is shown from both sides."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from graphs import cell_graph
@@ -172,3 +174,55 @@ def test_what_met_and_what_did_not_stands_in_the_report() -> None:
     assert "2 of 3 rows are left out" in skipped
     assert "2 of 3 samples perturb fewer nodes than their row names, 1 of them none at all" in dropped
     assert tc.PerturbationTable(cell_graph(), [["Y001"]]).report() == ""
+
+
+DATES = {"1-Oct": "OCT1", "1-oct": "OCT1", "7-Sep": "SEPT7", "2-Mar-2023": "MARCH2", "2023-12-01": "DEC1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("date", DATES)
+def test_a_name_that_a_spreadsheet_made_a_date_of_is_told(tmp_path: Path, date) -> None:
+    (tmp_path / "t.csv").write_text(f"genes,fitness\n{date},1\n")
+    graph = tc.sources.cell_graph(["YAL001C", DATES[date], "OCT10"])
+    with pytest.raises(
+        SourceContractError, match=f"'{date}' is a date, which a spreadsheet made of '{DATES[date]}'"
+    ):
+        tc.PerturbationTable.from_csv(tmp_path / "t.csv", graph)
+    (tmp_path / "genes.txt").write_text(f"YAL001C\nYAL002W\n{date}\n")
+    for genes in (["YAL001C", date], tmp_path / "genes.txt"):
+        with pytest.raises(
+            SourceContractError, match=f"'{date}' is a date, which a spreadsheet made of a name"
+        ):
+            tc.sources.cell_graph(genes)
+
+
+@pytest.mark.parametrize("name", ["1-Okt", "OCT1", "10-1", "1-10-Oct", "YAL001C-A", "dec-1", "1-Decoy"])
+def test_a_name_that_is_no_date_is_a_name(name) -> None:
+    assert tc.sources.cell_graph([name])["gene"].node_ids == [name]
+
+
+def test_a_name_that_an_alias_leads_nowhere_and_one_that_is_missing(tmp_path: Path) -> None:
+    graph = tc.sources.cell_graph(["YAL001C", "YBR002W"])
+    with pytest.raises(
+        SourceContractError, match=r"'old' is not .*, nor is 'mid', which aliases have for it"
+    ):
+        tc.PerturbationTable(graph, [["old"]], aliases={"old": "mid", "mid": "YAL001C"})
+    (tmp_path / "t.csv").write_text("query,array,fitness\nYAL001C,YBR002W,1\nYAL001C,NA,1\n")
+    with pytest.raises(
+        SourceContractError, match=r"row 1: 'NA' is not (.|\n)*fix: leave it out, or its cell empty"
+    ):
+        tc.PerturbationTable.from_csv(tmp_path / "t.csv", graph, perturbed=["query", "array"])
+    (tmp_path / "aliases.tsv").write_text('"alias"\t"gene"\n"old"\t"YAL001C"\n')  # as R writes it
+    source = tc.PerturbationTable(graph, [["old"]], aliases=tmp_path / "aliases.tsv")
+    assert source[0].perturbed.tolist() == [0]
+
+
+def test_messages_stay_short_however_long_a_cell_is(tmp_path: Path) -> None:
+    graph, long = tc.sources.cell_graph(["YAL001C"]), "x y" * 50_000
+    names = f"{long},1,a", f"YAL001C|{long},1,a", f"YAL001C,1,{long}\nYAL001C,2,{long}"
+    for row in (*names, f"YAL001C,{long},a\nYAL001C,1,b"):
+        (tmp_path / "t.csv").write_text(f"genes,fitness,id\n{row}\n")
+        with pytest.raises(SourceContractError) as caught:
+            tc.PerturbationTable.from_csv(tmp_path / "t.csv", graph, id_column="id")
+        assert len(str(caught.value)) < 1000
+    source = tc.PerturbationTable(graph, [["YAL001C"], [long]], unknown="skip")
+    assert len(source.report()) < 1000

@@ -368,3 +368,46 @@ def test_columns_of_weights():
     for column, words in ((0, "holds the ends"), (3, "no column"), (-1, "no column"), (True, "no column")):
         with pytest.raises(SettingError, match=words):
             cell_graph(None, {"net": frame}, weights=column)
+
+
+@pytest.mark.parametrize("genes", [["A1", "B2", "C3"], None])
+@pytest.mark.parametrize("separator", [" ", "\t", ","])
+def test_attributes_that_networkx_writes_at_the_end_of_a_line(tmp_path, separator, genes):
+    graph = nx.DiGraph(
+        [("A1", "B2", {"weight": 0.5, "note": "a, b"}), ("B2", "C3", {}), ("A1", "C3", {"x": {"y": 1}})]
+    )
+    nx.write_edgelist(graph, tmp_path / "net.txt", delimiter=separator)
+    found = cell_graph(genes, {"net": tmp_path / "net.txt"})
+    names = found["gene"].node_ids
+    index = found["gene", "net", "gene"].edge_index
+    assert [(names[a], names[b]) for a, b in index.t().tolist()] == list(graph.edges())
+
+
+@pytest.mark.parametrize("genes", [["A1", "B2"], None])
+def test_edges_of_a_multigraph_are_kept_and_counted(genes):
+    graph = nx.MultiGraph([("A1", "B2"), ("A1", "B2"), ("B2", "B2")])
+    found = cell_graph(genes, {"net": graph})
+    assert found["gene", "net", "gene"].num_edges == 3
+    assert found.notes == ("network net: 3 of 3 edges kept; 1 are there more than once, each kept",)
+
+
+def test_genes_that_only_letter_case_tells_apart_are_said(tmp_path):
+    networks = {"one": [("A1", "B2")], "other": [("a1", "B2"), ("c3", "C3")]}
+    assert (
+        cell_graph(None, networks).notes[-1] == "'A1' and 'a1' differ in letter case only, and are two genes"
+    )
+    assert len(cell_graph(["A1", "B2", "a1", "c3", "C3"], networks).notes) == 2
+
+
+def test_dates_in_networks_without_known_genes_are_refused(tmp_path):
+    (tmp_path / "net.csv").write_text("source,target\nA1,B2\n1-Oct,B2\n")
+    with pytest.raises(SourceContractError, match="'1-Oct' is a date, which a spreadsheet made of a name"):
+        cell_graph(None, {"net": tmp_path / "net.csv"})
+    graph = cell_graph(["A1", "B2", "OCT1"], {"net": tmp_path / "net.csv"})
+    assert "'1-Oct' is a date, which a spreadsheet made of 'OCT1'" in graph.notes[0]
+
+
+def test_one_metabolism_at_a_time():
+    tables = {"reactions": ["r1"], "metabolites": ["m1"], "rmr": [("r1", "m1", 1)]}
+    with pytest.raises(SettingError, match="'metabolism', 'metabolism_bipartite', expected one metabolism"):
+        cell_graph(["A1"], {}, {"metabolism": tables, "metabolism_bipartite": tables})

@@ -190,6 +190,12 @@ def check_header(path: Path, header: list[str]) -> list[str]:
     return names
 
 
+def unquoted(cell: str) -> str:
+    """A cell without the blanks and quotes around it."""
+    text = cell.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
 def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()

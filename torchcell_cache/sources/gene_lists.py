@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.delimited import read_text
+from torchcell_cache.sources.delimited import read_text, unquoted
+from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
-from torchcell_cache.sources.network_columns import is_nameless, looks_like_header, unquoted
+from torchcell_cache.sources.network_columns import is_nameless, looks_like_header
 from torchcell_cache.sources.positional import column_list, frame_names, is_frame
 
 _LOOK_AT = 100
 _ENOUGH = 3
+_NO_NAME = "correct or remove it; a gene called so can have an alias"
 _BETWEEN_NAMES = re.compile(r"[\s,;]")
 
 
@@ -50,12 +52,15 @@ def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
             f"{what} is {type(genes).__name__}, expected names of genes", fix=f'{what}=["YAL001C", ...]'
         )
     names = [name.strip() for name in as_texts(genes, f"{what}: gene")]
-    if (k := next((k for k, name in enumerate(names) if is_nameless(name)), None)) is not None:
-        raise SourceContractError(
-            f"{what}: gene {k} has no name, it is {names[k]!r}",
-            fix="remove it; a gene called so can have an alias",
-        )
+    for k, name in enumerate(names):
+        if why := _why_no_name(name):
+            raise SourceContractError(f"{what}: gene {k} has no name, it is {why}", fix=_NO_NAME)
     return sorted(set(names))
+
+
+def _why_no_name(name: str) -> str:
+    """What a name is that is none, or nothing."""
+    return repr(name) if is_nameless(name) else date_note(name)
 
 
 def plain_text(path: str | Path) -> str:
@@ -92,11 +97,9 @@ def read_gene_list(path: str | Path) -> list[str]:
                 path=path,
                 fix="keep the column of names only",
             )
-        if is_nameless(name):
+        if why := _why_no_name(name):
             raise SourceContractError(
-                f"{path}, line {number} holds {name!r}, which is no name",
-                path=path,
-                fix="remove it; a gene called so can have an alias",
+                f"{path}, line {number} holds no name, but {why}", path=path, fix=_NO_NAME
             )
         names.append(name)
     is_header = looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]])

@@ -143,7 +143,7 @@ def read_table(
         ids = None if roles.id_column is None else columns[roles.id_column].texts()
         for row, cell in enumerate(ids or ()):
             if cell.strip() in MISSING:
-                said = f"row {row}: {cell!r} in column '{roles.id_column}' is no name of a sample"
+                said = f"row {row}: {cell!r:.80} in column '{roles.id_column}' is no name of a sample"
                 raise SourceContractError(said)
     except SourceContractError as error:
         raise SourceContractError(f"{path}: {error}", path=path) from None
@@ -241,9 +241,11 @@ def _labels(
         else:
             row, cell = found.first.get("almost") or found.first["odd"]
             number = found.first.get("number")
-            beside = f", but row {number[0]} has {number[1]!r}" if number else ""
+            beside = f", but row {number[0]} has {number[1]!r:.80}" if number else ""
             raise SourceContractError(
-                f"{path}: row {row}: {cell!r} in column '{name}' is not a number{beside}", path=path, fix=_FIX
+                f"{path}: row {row}: {cell!r:.80} in column '{name}' is not a number{beside}",
+                path=path,
+                fix=_FIX,
             )
     if not labels:
         said = f"; no labels: {', '.join(left)}" if left else ""

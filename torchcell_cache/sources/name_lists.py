@@ -93,6 +93,8 @@ class NameLists:
 _LOOK_AT = 100
 """Names that are looked at; a file whose names do not match has its reason in the first of them."""
 
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DATE = re.compile(rf"(?i)(\d{{1,2}})-({'|'.join(_MONTHS)})(?:-\d+)?|\d{{4}}-(\d\d)-(\d\d)(?: 00:00:00)?")
 _MARK = r"[.:|/_\-\s]"
 
 
@@ -102,13 +104,27 @@ def hint(lost: Sequence[str], known: Collection[str]) -> str:
     for name in some:
         parts = [part for part in re.split(r"[\s;,|+/&]+", name) if part]
         if len(parts) > 1 and all(part in known for part in parts):
-            return f"{name!r} holds several names: the separator is another"
+            return f"{name!r:.80} holds several names: the separator is another"
+        if said := date_note(name, known):
+            return said
     for said, form in _FORMS:
         wanted = {form(name): name for name in reversed(some)}
         meet = next(((wanted[found], name) for name in known if (found := form(name)) in wanted), None)
         if meet is not None and meet[0] != meet[1]:
-            return said.format(*map(repr, meet))
+            return said.format(*(f"{name!r:.80}" for name in meet))
     return ""
+
+
+def date_note(name: str, known: Collection[str] = ()) -> str:
+    """That a name is a date, and which of the known names a spreadsheet may have made it of; or nothing."""
+    date = _DATE.fullmatch(name.strip())
+    if date is None:
+        return ""
+    day, month, number, other = date.groups()
+    month, day = (month.lower(), day) if month else (_MONTHS[(int(number) - 1) % 12], other)
+    made_of = re.compile(rf"(?i){month}(?:ch|t)?-?0*{int(day)}")
+    gene = next(filter(made_of.fullmatch, known), None)
+    return f"{name!r} is a date, which a spreadsheet made of {f'{gene!r}' if gene else 'a name such as OCT1'}"
 
 
 def _number(name: str) -> str:

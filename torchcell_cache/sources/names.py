@@ -22,7 +22,7 @@ from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes
 from torchcell_cache.processors.deletion import node_names
-from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.delimited import MISSING, read_rows, unquoted
 from torchcell_cache.sources.name_lists import NameLists, hint
 
 UNKNOWN = get_args(Unknown)
@@ -186,18 +186,23 @@ class NodeNames:
 
     def unknown(self, name: str, where: str, fix: str | None = None) -> SourceContractError:
         """The error for a name that no node has, with examples of both sides."""
-        said = f"{where}: {name!r} is not a {self.what}"
+        said = f"{where}: {name!r:.80} is not a {self.what}"
+        if (alias := self._aliases.get(name.strip())) is not None:
+            said += f", nor is {alias!r:.80}, which aliases have for it"
         if not self.has_names:
             return SourceContractError(f"{said} (it has no node_ids)", fix="set node_ids, or pass positions")
         near = hint([name], self._position)
         said += f"; its names are {_listed(tuple(self.names[:_EXAMPLES]))}"
-        return SourceContractError(f"{said}; {near}" if near else said, fix=fix or FIX_UNKNOWN)
+        fix = fix or (_FIX_MISSING if name in MISSING else FIX_UNKNOWN)
+        return SourceContractError(f"{said}; {near}" if near else said, fix=fix)
 
 
 FIX_UNKNOWN = (
     'correct the name, pass aliases={"old name": "node name"}, '
     'or unknown="skip" to leave out the samples with such names'
 )
+
+_FIX_MISSING = "leave it out, or its cell empty, where there is no name"
 
 
 def resolve(lists: NameLists, nodes: NodeNames, unknown: str = "error") -> Resolved:
@@ -283,11 +288,17 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
         )
     out: dict[str, str] = {}
     for name, target in pairs:
-        name, target = name.strip(), target.strip()
+        name, target = unquoted(name), unquoted(target)
         if name and target and out.setdefault(name, target) != target:
-            raise SourceContractError(f"{origin}: {name!r} stands for {out[name]!r} and for {target!r}")
+            raise SourceContractError(
+                f"{origin}: {name!r:.80} stands for {out[name]!r:.80} and for {target!r:.80}"
+            )
     return out
 
 
 def _listed(names: Sequence[str], total: int | None = None) -> str:
-    return ", ".join([*map(repr, names), *([] if total == len(names) else ["..."])]) if names else "none"
+    return (
+        ", ".join([*(f"{name!r:.80}" for name in names), *([] if total == len(names) else ["..."])])
+        if names
+        else "none"
+    )

@@ -40,8 +40,8 @@ _VAGUE = frozenset({*"ijpquv0", "var", "col", "column", "value", "values", "left
 
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf(?:inity)?|nan)", re.ASCII)
-NO_NAME = re.compile(r"[\s{}\[\]<>\"|;,]")
-"""What no name of a gene holds."""
+NO_NAME = re.compile(r"[\s{}\[\]<>\"|;,]|^\d{1,2}-[A-Z][a-z]{2}$|^\d{4}-\d\d-\d\d$")
+"""What no name of a gene holds; dates, which spreadsheets make of names."""
 
 _NAMELESS = frozenset(word.lower() for word in MISSING - {"NA"}) | {"-", "--", "?", ".", "<na>", "nat", "#na"}
 
@@ -57,12 +57,6 @@ class Layout(NamedTuple):
 def is_nameless(cell: str) -> bool:
     """Whether a cell stands for no name; BioGRID writes a dash where an interactor has no name of that kind."""
     return cell == "NA" or cell.lower() in _NAMELESS
-
-
-def unquoted(cell: str) -> str:
-    """A cell without the blanks and quotes around it."""
-    text = cell.strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def is_number(cell: str) -> bool:

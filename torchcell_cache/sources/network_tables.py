@@ -18,8 +18,9 @@ import numpy as np
 from torchcell_cache.core.urls import is_url
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns_of import columns_of, is_missing
-from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of
+from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of, unquoted
 from torchcell_cache.sources.gene_lists import plain_text
+from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
 from torchcell_cache.sources.network_columns import (
     NO_NAME,
@@ -29,7 +30,6 @@ from torchcell_cache.sources.network_columns import (
     edge_layout,
     has_header,
     is_nameless,
-    unquoted,
 )
 from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
 
@@ -47,6 +47,7 @@ _STARTS = {
     "a pointer that Git LFS left in place of a file": r"version https://git-lfs",
 }
 _TAXON = re.compile(r"^\d+\.(?=.*[A-Za-z])")
+_ATTRIBUTES = r"[\s,;]\{.*\}(?=\s*$)"
 _DECIMALS = re.compile(r"(?<=\d)\.0+$")
 _AS_GRAPH = "read it, for example with networkx, and pass the graph; or save its edges as TSV"
 
@@ -79,8 +80,9 @@ class Pairs:
         names = list(dict.fromkeys(chain(self.sources, self.targets)))
         unsure = self.listed and known is None
         fix = "pass gene_set=[...], or a table with a column of names"
-        if unsure and (odd := next(filter(NO_NAME.search, names), None)) is not None:
-            raise SourceContractError(f"{self.origin}: {odd[:80]!r} is no name of a gene", fix=fix)
+        for odd in filter(NO_NAME.search, names) if unsure else ():
+            why = date_note(odd) or f"{odd[:80]!r} is no name of a gene"
+            raise SourceContractError(f"{self.origin}: {why}", fix=fix)
         starts = {match[0] if (match := _TAXON.match(name)) else "" for name in names}
         if unsure and len(starts) > 1 and "" in starts:
             bare = next(name for name in names if not _TAXON.match(name))
@@ -185,9 +187,10 @@ def _read_file(path: str | Path, known: Known | None, header: bool | None, weigh
 
 def _rows(path: Path, lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     """Rows that hold something; blank lines stand for comments, so that lines keep their numbers."""
-    kept = ("\n" if _is_comment(line) else line for line in lines)
-    if separator == BLANKS:  # as networkx writes and reads it, a comment may end a line
-        kept = (re.sub(r"\s#.*", "", line) for line in kept)
+    end = re.compile(
+        _ATTRIBUTES if separator != BLANKS else rf"\s#.*|{_ATTRIBUTES}"
+    )  # as networkx ends lines
+    kept = ("\n" if _is_comment(line) else end.sub("", line) for line in lines)
     return (row for row in rows_of(path, "".join(kept).encode(), separator) if any(map(str.strip, row)))
 
 
@@ -202,7 +205,7 @@ def _separator(path: Path, lines: Sequence[str], text: str, is_sif: bool) -> str
     if lines and all(";" in line.partition(",")[0] for line in lines):
         told = ";"  # and the comma is a decimal one
     for separator in (told, "\t", ",", ";"):
-        if lines and all(separator in line for line in lines):
+        if lines and all(separator in re.sub(_ATTRIBUTES, "", line) for line in lines):
             return separator
     return told if all(len(line.split()) < 2 for line in lines) else BLANKS
 

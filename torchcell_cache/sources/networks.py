@@ -112,12 +112,28 @@ def cell_graph(
         _set_network(graph["gene", name, "gene"], name, part, genes, both, self_loops)
         for name, part in pairs.items()
     ]
-    for name, network in _by_name(incidence_graphs, "incidence_graphs").items():
+    if gene_set is None:
+        notes += _twins(genes.names)
+    incidence = _by_name(incidence_graphs, "incidence_graphs")
+    if len(incidence) > 1:
+        raise SettingError(f"incidence_graphs has {', '.join(map(repr, incidence))}, expected one metabolism")
+    for name, network in incidence.items():
         if name not in _METABOLISM:
             raise SettingError(f"incidence graph {name!r} is unknown; valid: {', '.join(_METABOLISM)}")
         notes.append(set_metabolism(graph, network, genes))
     graph.__dict__["notes"] = tuple(notes)  # beside the content: what is stored and hashed stays as it was
     return graph
+
+
+def _twins(names: list[str]) -> list[str]:
+    """A line on the first two names that only letter case tells apart, which are two genes."""
+    folded: dict[str, str] = {}
+    twin = next((name for name in names if folded.setdefault(name.casefold(), name) != name), None)
+    return (
+        []
+        if twin is None
+        else [f"{folded[twin.casefold()]!r} and {twin!r} differ in letter case only, and are two genes"]
+    )
 
 
 def _by_name(graphs: Any, what: str) -> dict[Any, Any]:
@@ -178,6 +194,8 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
     if pairs.listed or both:
         edges, weight, repeated = _distinct(name, edges, weight, genes)
         pairs.remarks += [f"{repeated:,} listed more than once"] * bool(repeated)
+    elif again := edges.shape[1] - len(np.unique(edges[0] * len(genes) + edges[1])):
+        pairs.remarks.append(f"{again:,} are there more than once, each kept")
     if both:
         edges, weight = _with_reverse(edges, weight, len(genes))
     if self_loops:

@@ -195,5 +195,5 @@ def texts(given: Any, count: int, what: str) -> list[str] | None:
             )
         first = seen.setdefault(name.strip(), row)
         if first != row:
-            raise SourceContractError(f"duplicate id {name!r} at rows {first} and {row}")
+            raise SourceContractError(f"duplicate id {name!r:.80} at rows {first} and {row}")
     return [str(name) for name in found]

@@ -149,7 +149,7 @@ def sorted_unique(given: RaggedIds, rows: Int64Array, names: Sequence[str], dupl
         at = int(np.argmax(repeat))
         name = names[ids[at]] if names else ids[at]
         raise SourceContractError(
-            f"row {rows[owner[at]]}: {name!r} is given twice", fix='remove it, or pass duplicate="unique"'
+            f"row {rows[owner[at]]}: {name!r:.80} is given twice", fix='remove it, or pass duplicate="unique"'
         )
     return RaggedIds(ids[~repeat], offsets(np.bincount(owner[~repeat], minlength=len(given))))
 

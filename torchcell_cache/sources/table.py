@@ -245,7 +245,5 @@ def _check_graph(graph: Any) -> None:
     elif isinstance(graph, str | os.PathLike):
         fix = "tc.load_base_graph(path)"
     else:
-        fix = (
-            'tc.cell_graph(graphs={"physical": edges}) makes one of networkx graphs, pairs, frames and files'
-        )
+        fix = 'tc.sources.cell_graph(graphs={"physical": edges}) makes one of networkx graphs, pairs, frames, files'
     raise SettingError(f"base_graph is {type(graph).__name__}, expected Data or HeteroData", fix=fix)
