@@ -143,16 +143,13 @@ class NodeNames:
         Raises:
             SourceContractError: If several nodes have it.
         """
-        found = self._position.get(name)
-        if found is None:
-            name = name.strip()
-            found = self._position.get(name)
-        if found is None and name in self._aliases:
-            name = self._aliases[name]
-            found = self._position.get(name)
-        if found == _REPEATED:
-            raise self._repeated(name)
-        return -1 if found is None else found
+        bare = name.strip()
+        for form in (name, bare, self._aliases.get(bare, bare)):
+            if (found := self._position.get(form)) is not None:
+                if found == _REPEATED:
+                    raise self._repeated(form)
+                return found
+        return -1
 
     def positions(self, names: Iterable[str]) -> Int64Array:
         """Position of each name, ``[n] int64``, -1 where no node has it; raises as :meth:`find`."""
