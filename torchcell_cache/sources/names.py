@@ -190,16 +190,15 @@ class NodeNames:
             return SourceContractError(f"{said} (it has no node_ids)", fix="set node_ids, or pass positions")
         near = hint([name], self._position)
         said += f"; its names are {_listed(tuple(self.names[:_EXAMPLES]))}"
-        fix = fix or (_FIX_MISSING if name in MISSING else FIX_UNKNOWN)
-        return SourceContractError(f"{said}; {near}" if near else said, fix=fix)
+        if name in MISSING:
+            fix = fix or "leave it out, or its cell empty, where there is no name"
+        return SourceContractError(f"{said}; {near}" if near else said, fix=fix or FIX_UNKNOWN)
 
 
 FIX_UNKNOWN = (
     'correct the name, pass aliases={"old name": "node name"}, '
     'or unknown="skip" to leave out the samples with such names'
 )
-
-_FIX_MISSING = "leave it out, or its cell empty, where there is no name"
 
 
 def resolve(lists: NameLists, nodes: NodeNames, unknown: str = "error") -> Resolved:
