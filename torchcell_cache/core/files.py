@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,32 +74,37 @@ def temp_path(path: StrPath) -> Path:
     )
 
 
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A temporary name for ``target``, gone if the work fails."""
+    temporary = temp_path(target)
+    with storage_errors(target):
+        try:
+            yield temporary
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
 def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool = True) -> bool:
     """Write a whole file so that a reader, a crash or a power cut sees all of it or nothing of it.
 
     Returns ``False`` if ``replace`` is false and there was a file already, else ``True``.
     """
-    target = Path(path)
-    temporary = temp_path(target)
-    with storage_errors(target):
+    with _temporary(Path(path)) as temporary:
+        # Created read-only at once: the descriptor that created a file may write to it, and the umask counts.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, mode)
         try:
-            # Created read-only at once: the descriptor that created a file may write to it, and the umask
-            # counts.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, mode)
-            try:
-                write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if not replace:
-                return publish_new(temporary, target)
-            replace_file(temporary, target)
-            return True
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not replace:
+            return publish_new(temporary, path)
+        replace_file(temporary, path)
+        return True
 
 
 def replace_file(temporary: StrPath, path: StrPath) -> None:
@@ -218,20 +224,20 @@ def remove_stale_temps(directory: StrPath, *, exclusive: bool = False) -> int:
 
 def share_file(path: Path, target: Path) -> None:
     """Give a published file a second name; copy it where the file system has no hard links."""
-    temporary = temp_path(target)
-    try:
-        os.link(path, temporary)
-    except FileNotFoundError:
-        if path.exists():
-            raise
-        raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(path, temporary)
-        temporary.chmod(0o444)
-        fsync_file(temporary)
-    replace_file(temporary, target)
+    with _temporary(target) as temporary:
+        try:
+            os.link(path, temporary)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            raise CorruptShardError(f"{path} is missing", path=path, fix=repair_hint(path)) from None
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            shutil.copyfile(path, temporary)
+            temporary.chmod(0o444)
+            fsync_file(temporary)
+        replace_file(temporary, target)
 
 
 def write_all(descriptor: int, data: bytes) -> None:

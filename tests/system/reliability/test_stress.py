@@ -61,7 +61,7 @@ def test_minutes_of_everything_at_once(
     counts = json.loads(in_child(lambda: stressed(place, kind, 240.0, 8), kind))
     record_property("counts", counts)
     assert counts["samples"] > 10_000
-    assert min(counts[f"{who} killed"] for who in stress.VICTIMS) > 100
+    assert min(counts[f"{who} killed"] for who in stress.VICTIMS) > 30
 
 
 def test_the_oracle_notices_what_was_not_published() -> None:
