@@ -167,19 +167,29 @@ def test_edges_between_nodes_that_a_rule_removed(tmp_path, monkeypatch, one_by_o
         assert_same_batch(ds.read_batch(positions).to_pyg(), pyg_batch(source, processor, positions))
 
 
-def test_a_narrow_edge_index_keeps_its_type_as_pyg_would(tmp_path) -> None:
-    for homogeneous in (False, True):
-        case = tiny_case(homogeneous)
-        stores = [case.base._store] if homogeneous else [case.base[k] for k in case.base.edge_types]
-        for store in stores:
-            name = "edge_index" if "edge_index" in store else "hyperedge_index"
-            store[name] = store[name].to(torch.int32)
-        source, processor = case.source(), tc.LazySubgraphRepresentation()
-        ds = tc.build(
-            tmp_path / str(homogeneous), source=source, processor=processor, storage="delta", progress=False
-        )
-        for positions in ([2], [0, 4, 1]):
-            assert_same_batch(ds.read_batch(positions).to_pyg(), pyg_batch(source, processor, positions))
+@pytest.mark.parametrize(
+    "processor", [tc.LazySubgraphRepresentation(), tc.SubgraphRepresentation()], ids=repr
+)
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_a_narrow_edge_index_keeps_its_type_as_pyg_would(
+    tmp_path, monkeypatch, processor, homogeneous
+) -> None:
+    case = tiny_case(homogeneous)
+    stores = [case.base._store] if homogeneous else [case.base[k] for k in case.base.edge_types]
+    for store in stores:
+        name = "edge_index" if "edge_index" in store else "hyperedge_index"
+        store[name] = store[name].to(torch.int32)
+    source = case.source()
+    ds = tc.build(tmp_path, source=source, processor=processor, storage="delta", progress=False)
+    for positions in ([2], [0, 4, 1]):
+        graphs = [processor(source[k]) for k in positions]
+        for one_by_one in (None, False):
+            monkeypatch.setattr(FilteredFields, "one_by_one", one_by_one)
+            batch = ds.read_batch(positions)
+            assert_same_batch(batch.to_pyg(), Batch.from_data_list(graphs))
+            if isinstance(processor, tc.LazySubgraphRepresentation):
+                want = Batch.from_data_list([filtered(processor(source[k])) for k in positions])
+                assert_same_batch(batch.to_pyg(drop_removed=True), want)
 
 
 def test_living_batches_are_never_overwritten(tmp_path) -> None:

@@ -91,7 +91,7 @@ def base_and_samples(seed: int, hetero: bool, has_base: bool):
         if hetero:
             out = HeteroData()
             fill(out["gene"], k, nodes)
-            out["reaction"].num_nodes = nodes + 1
+            out["reaction"].num_nodes = (nodes + 1, torch.tensor(nodes + 1))[seed % 2]
             out["gene", "p", "gene"].edge_index = edges
             out["gene", "p", "gene"].edge_attr = some(edges.size(1), 1)
             out["gene", "in", "reaction"].edge_index = edges.to(torch.int32)
@@ -99,7 +99,7 @@ def base_and_samples(seed: int, hetero: bool, has_base: bool):
             return out
         out = Data()
         if seed % 4 == 0:
-            out.num_nodes = nodes
+            out.num_nodes = (nodes, torch.tensor(nodes), np.int64(nodes))[seed // 4 % 3]
         fill(out, k, nodes)
         out.edge_index = edges
         out.node_index = torch.arange(k % 3)

@@ -80,7 +80,11 @@ def test_views_of_views_compose(ds, case) -> None:
     assert ids(ds[::-1][1:3]) == [case.perturbed[9], case.perturbed[8]]
 
 
-@pytest.mark.parametrize("index", [COUNT, -COUNT - 1, [0, COUNT], torch.tensor([-COUNT - 1])])
+@pytest.mark.parametrize(
+    "index",
+    [COUNT, -COUNT - 1, [0, COUNT], torch.tensor([-COUNT - 1]), np.array([2**64 - 1], dtype=np.uint64)],
+    ids=repr,
+)
 def test_out_of_range_raises_index_error(ds, index) -> None:
     with pytest.raises(IndexError, match=str(COUNT)):
         ds[index]
@@ -95,6 +99,16 @@ def test_wrong_kinds_of_index_say_what_is_possible(ds) -> None:
         ds[[True, False, True]]
     with pytest.raises(IndexError, match="float"):
         ds[np.array([0.5])]
+
+
+@pytest.mark.parametrize(
+    "index", [None, 1.0, torch.tensor(1.5), np.array(2.0), torch.tensor(True), True], ids=repr
+)
+def test_what_is_no_number_of_a_sample_is_not_made_one(ds, index) -> None:
+    with pytest.raises(IndexError, match="integers, slices"):
+        ds[index]
+    with pytest.raises(IndexError, match="integers, slices"):
+        ds[2:5][index]
 
 
 @pytest.mark.parametrize("index", [3, np.int64(3), torch.tensor(3), -8])

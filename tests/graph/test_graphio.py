@@ -29,7 +29,7 @@ from torchcell_cache.errors import (
     RecordTooLargeError,
     UnsupportedValueError,
 )
-from torchcell_cache.graph.fields import flatten, graph_digest, graph_digests, unflatten
+from torchcell_cache.graph.fields import flatten, graph_digest, graph_digests, item_digest, unflatten
 from torchcell_cache.graph.files import load_base_graph, save_base_graph
 from torchcell_cache.graph.records import BaseFields, decode_graph, encode_graph
 from torchcell_cache.graph.typed_json import value_from_json, value_to_json
@@ -414,6 +414,19 @@ def test_endless_nesting_is_refused() -> None:
     endless.append(endless)
     with pytest.raises(UnsupportedValueError, match=r"x is nested more than 32"):
         encode_graph(Data(x=endless), BaseFields(None), "full")
+    with pytest.raises(UnsupportedValueError, match="holds itself"):
+        item_digest(Data(x=endless))
+
+
+def test_names_are_text() -> None:
+    data, of_node, of_edge = Data(), HeteroData(), HeteroData()
+    data._store._mapping[3] = torch.ones(1)
+    of_node["a"]._mapping[("b",)] = torch.ones(1)
+    of_edge["a", 1, "a"].edge_index = torch.ones(2, 1)
+    for graph, name in ((data, "3"), (of_node, "a.*'b'"), (of_edge, "'a', 1, 'a'")):
+        for check in (flatten, graph_digests):
+            with pytest.raises(UnsupportedValueError, match=name):
+                check(graph)
 
 
 def test_other_graph_classes_are_refused() -> None:

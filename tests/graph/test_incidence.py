@@ -108,6 +108,18 @@ def broken(change):
             r"\[2, n\]",
         ),
         (HeteroData(), "node_type"),
+        *(
+            (broken(lambda g, v=value: g["gene", "physical", "gene"].__setitem__("edge_index", v)), said)
+            for value, said in (
+                (torch.zeros(2, 3, dtype=torch.int16), r"torch.int16 \[2, 3\], expected .*int64"),
+                (torch.zeros(2, 3, dtype=torch.uint8), "torch.uint8"),  # torch takes these for masks
+                (torch.zeros(2, 3, dtype=torch.bool), "torch.bool"),
+                (torch.zeros(2, 3, dtype=torch.complex64), "torch.complex64"),
+                (torch.zeros(4, dtype=torch.long), r"torch.int64 \[4\]"),
+                (np.zeros((2, 3), dtype=np.int64), r"int64 \[2, 3\], expected a tensor"),
+                ([[0], [1]], r"list \[\]"),
+            )
+        ),
     ],
 )
 def test_a_graph_unfit_for_deletion_says_why(graph, message) -> None:

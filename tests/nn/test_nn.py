@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -259,6 +261,12 @@ class TwoThings(nn.Module):
         ({"route": "quick"}, "not one of 'auto', 'fast', 'general'"),
         ({"layer": GCNConv(WIDTH, OUT, cached=True)}, "cached=False"),
         ({"layer": TwoThings()}, "gave tuple"),
+        ({"layer": GraphConv}, "the class GraphConv"),
+        ({"x": {"gene": torch.zeros(BATCH, NODES, WIDTH)}}, "features are dict(?s:.*)shared_hetero_conv"),
+        ({"x": (torch.zeros(BATCH, NODES, WIDTH),) * 3}, "features are tuple"),
+        ({"x": np.zeros((BATCH, NODES, WIDTH))}, "features are ndarray"),
+        ({"edges": torch.zeros(2, 60, dtype=torch.long)}, "edges is Tensor(?s:.*)shared_edges"),
+        ({"edges": {}}, "edges is dict"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict, text: str) -> None:
@@ -266,3 +274,34 @@ def test_what_does_not_fit_is_refused(change: dict, text: str) -> None:
     call = {"layer": GraphConv(WIDTH, OUT), "x": drawn.x, "edges": drawn.edges, **change}
     with pytest.raises(SettingError, match=text):
         shared_conv(**call)
+
+
+@pytest.mark.parametrize("route", ["auto", "general"])
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (
+            torch.ones(BATCH - 1, 60, dtype=torch.bool),
+            f"bool\\[{BATCH - 1}, 60\\], expected bool\\[{BATCH}, 60\\]",
+        ),
+        (torch.ones(BATCH, 59, dtype=torch.bool), "expected bool"),
+        (torch.ones(BATCH, 60, dtype=torch.uint8), "uint8"),
+        (torch.ones(60, dtype=torch.bool), "bool\\[60\\]"),
+        (np.ones((BATCH, 60), dtype=bool), "ndarray"),
+        (None, "NoneType"),
+    ],
+)
+def test_masks_are_checked_when_they_are_made(made: Any, text: str, route: str) -> None:
+    """Also one that a function makes when it is needed."""
+    drawn = draw(9, dtype=torch.float32)
+    for mask in (made, lambda: made):
+        with pytest.raises(SettingError, match=text):
+            shared_conv(GATConv(WIDTH, OUT), drawn.x, SharedEdges(drawn.edge_index, mask), route=route)
+
+
+@pytest.mark.parametrize(
+    "index", [np.zeros((2, 3), dtype=int), [[0], [1]], torch.zeros(3, 2), torch.zeros(4)], ids=repr
+)
+def test_an_edge_index_is_two_rows(index: Any) -> None:
+    with pytest.raises(SettingError, match=r"expected a tensor \[2, num_edges\]"):
+        SharedEdges(index, torch.ones(2, 3, dtype=torch.bool))

@@ -131,6 +131,9 @@ def test_an_edge_type_needs_features_at_both_ends(dataset: tc.PreprocessedDatase
     [
         ({"x": {"genes": torch.zeros(2, 9, WIDTH)}}, "there are features of \\['genes'\\]"),
         ({"edges": {}}, "none of the layer's edge types"),
+        ({"x": torch.zeros(2, 8, WIDTH)}, "x is Tensor, expected a dictionary"),
+        ({"edges": None}, "edges is NoneType, expected a dictionary"),
+        ({"edges": {PHYSICAL: torch.zeros(2, 3, dtype=torch.long)}}, "edges is Tensor"),
         ({"edge_weight_dict": torch.zeros(3)}, "expected a dictionary by type"),
         ({"edge_weight_dict": {PHYSICAL: torch.zeros(3)}}, "one row for each"),
         ({"route": "fast", "layer": G.HGTConv(WIDTH, OUT, METADATA)}, "HGTConv has no fast route"),
@@ -142,6 +145,9 @@ def test_what_does_not_fit_is_refused(dataset: tc.PreprocessedDataset, change: d
     call = {"layer": G.HeteroConv({PHYSICAL: G.GCNConv(WIDTH, OUT)}), "x": x, "edges": shared_edges(batch)}
     with pytest.raises(SettingError, match=text):
         shared_hetero_conv(**{**call, **change})
+    for other in (batch.to_pyg(), dataset, dataset[0]):
+        with pytest.raises(SettingError, match="SharedGraphBatch, got"):
+            shared_edges(other)
 
 
 class Halved(G.HeteroConv):

@@ -102,6 +102,8 @@ class RecordFields:
     def _counted(self, key: Any) -> Int64Array:
         mapping = (self.template[key] if self.hetero else self.template._store)._mapping
         if "num_nodes" in mapping:
+            if isinstance(mapping["num_nodes"], Tensor):
+                raise NotPlainError
             counts = self._values((key, "num_nodes"))
             if not all(type(count) is int for count in counts):
                 raise NotPlainError

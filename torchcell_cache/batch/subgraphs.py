@@ -206,8 +206,8 @@ class FilteredFields(SampleFields):
         ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
         before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
         index, tables = self.context.tensor(value), [self._table(end) for end in ends]
-        narrow = not self.hetero and tables == [None, None]
-        dtype = index.dtype if narrow else torch.int64
+        dtype = torch.int64 if self.hetero else index.dtype  # as PyG adds one number, or one for each end
+        tables = [table if table is None else table.to(dtype) for table in tables]
         out = self.context.pool.take((domain.key, name), (2, cut.total), dtype)
         if self._loops():
             self._filter_blocks(index, tables, before, domain, cut, out)

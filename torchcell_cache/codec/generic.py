@@ -113,7 +113,8 @@ def encode(
         shape = value.array.shape if isinstance(value, TensorValue) else ()
         if len(shape) > MAX_NDIM:
             raise UnsupportedValueError(
-                f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored"
+                f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored",
+                fix="flatten(1) in the processor and the shape beside it, unflatten in the transform",
             )
         decoded += value.array.nbytes if isinstance(value, TensorValue) else len(value)
         if decoded > max_bytes:

@@ -88,6 +88,7 @@ def store_label(store: StoreKey) -> str:
 
 
 def _escape(name: str) -> str:
+    name = str(name)  # an error may have to name what is no text
     for special in "\\.|(":
         name = name.replace(special, "\\" + special)
     return name

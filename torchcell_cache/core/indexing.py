@@ -55,7 +55,10 @@ def as_positions(index: Any, count: int) -> Int64Array:
         raise IndexError(f"a dataset is indexed by integers or bools, got an array of {index.dtype}")
     positions: Int64Array = index.astype(np.int64)
     if len(positions):
-        low, high = int(positions.min()), int(positions.max())
+        low, high = (
+            int(index.min()),
+            int(index.max()),
+        )  # as given: large unsigned numbers would become negative
         if low < -count or high >= count:
             raise IndexError(f"index {high if high >= count else low} is out of range for {count} samples")
         if low < 0:

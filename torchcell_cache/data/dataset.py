@@ -212,15 +212,11 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
     def __getitem__(self, idx: slice | Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> Self: ...
     def __getitem__(self, idx: Any) -> Any:
         """One sample for an integer, else a view: slices, lists, arrays, tensors; lists of bools are masks."""
+        if isinstance(idx, torch.Tensor | np.ndarray) and idx.ndim == 0:
+            idx = idx.item()
         if isinstance(idx, int | np.integer) and not isinstance(idx, bool | np.bool_):
             data = self.get(self._position(int(idx)))
             return data if self.transform is None else self._transformed(data)
-        if (
-            isinstance(idx, torch.Tensor | np.ndarray)
-            and idx.ndim == 0
-            and idx.dtype not in (torch.bool, np.bool_)
-        ):
-            return self[int(idx)]
         return self.index_select(idx)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -238,7 +234,8 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         """A view of the given samples, in the given order."""
         view = copy.copy(self)
         view.__dict__.pop("_positions", None)
-        chosen = self.positions(idx)
+        within = as_positions(idx, len(self))
+        chosen = within if self._positions is None else self._positions[within]
         view.__dict__["_positions"] = chosen
         view._indices = Positions(chosen)
         return view

@@ -52,6 +52,13 @@ def _layout(
     graph: Literal["Data", "HeteroData"], stores: tuple[tuple[StoreKey, tuple[tuple[str, str], ...]], ...]
 ) -> Layout:
     # Nearly all samples of a build share a layout: checking and hashing it once saves 50 us per sample.
+    for store, _ in stores:
+        parts = (store,) if isinstance(store, str) else store or ()
+        if not all(type(part) is str for part in parts):
+            raise UnsupportedValueError(
+                f"the type {store!r} of the graph has a name that is no text",
+                fix="name node and edge types by text: graph['a', '1', 'a']",
+            )
     return Layout(graph, stores)
 
 
@@ -174,9 +181,14 @@ def item_digest(item: Any) -> str:
         except UnsupportedValueError:
             pass
     hasher = xxhash.xxh3_128()
-    for part in _parts(item, "the sample"):
-        hasher.update(struct.pack("<Q", len(part)))
-        hasher.update(part)
+    try:
+        for part in _parts(item, "the sample"):
+            hasher.update(struct.pack("<Q", len(part)))
+            hasher.update(part)
+    except RecursionError:
+        raise UnsupportedValueError(
+            "the sample holds a list or dict that holds itself", fix="delete it"
+        ) from None
     return f"any:{hasher.hexdigest()}"
 
 

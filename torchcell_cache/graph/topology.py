@@ -197,9 +197,11 @@ def _role(key: EdgeType, node_type: str) -> str:
 
 
 def _checked(index: Any, what: str, num_src: int | None, num_dst: int | None) -> int:
-    if index.dim() != 2 or index.size(0) != 2 or index.is_floating_point():
+    got = getattr(index, "dtype", type(index).__name__), tuple(getattr(index, "shape", ()))
+    if str(got[0]) not in ("torch.int64", "torch.int32") or len(got[1]) != 2 or got[1][0] != 2:
         raise SourceContractError(
-            f"{what} has shape {tuple(index.shape)} {index.dtype}, expected [2, n] int64"
+            f"{what} is {got[0]} {list(got[1])}, expected a tensor [2, n] of torch.int64 (or int32)",
+            fix="torch.as_tensor(edge_index, dtype=torch.long)",
         )
     for row, limit in enumerate((num_src, num_dst)):
         if limit is None:

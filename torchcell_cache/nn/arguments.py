@@ -64,11 +64,17 @@ def check_features(x: Ends, edges: SharedEdges) -> None:
     Raises:
         SettingError: If they do not.
     """
+    if not isinstance(edges, SharedEdges):
+        raise SettingError(
+            f"edges is {type(edges).__name__}, expected the SharedEdges of one edge type",
+            fix='shared_edges(batch)["gene", "physical", "gene"]; shared_hetero_conv takes all types',
+        )
     for end in x:
         if not isinstance(end, Tensor) or end.dim() < 3 or end.size(0) != x[0].size(0):
             got = list(end.shape) if isinstance(end, Tensor) else type(end).__name__
             raise SettingError(
-                f"node features are {got}, expected [batch, num_nodes, num_features] on both ends"
+                f"node features are {got}, expected [batch, num_nodes, num_features] on both ends",
+                fix="a tensor, or a pair of source and target features; shared_hetero_conv takes them by node type",
             )
     edges.check(x[0].size(0), x[0].size(1), x[1].size(1))
 
@@ -80,6 +86,10 @@ def check_keeps_no_edges(layer: Any) -> None:
     Raises:
         SettingError: Naming the module.
     """
+    if isinstance(layer, type):
+        raise SettingError(
+            f"the layer is the class {layer.__name__}, expected a module", fix=f"{layer.__name__}(...)"
+        )
     for path, module in layer.named_modules() if isinstance(layer, torch.nn.Module) else ():
         kept = [name for name, value in vars(module).items() if "cache" in name.lower() and _is_kept(value)]
         if getattr(module, "cached", False) is True:

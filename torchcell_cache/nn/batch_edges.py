@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.batch.deletions import DeletionBatch
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import lasting
@@ -34,6 +35,11 @@ def shared_edges(batch: Any) -> Mapping[Any, SharedEdges]:
         >>> edges["gene", "regulatory", "gene"].edge_index.shape
         torch.Size([2, 12])
     """
+    if not isinstance(batch, SharedGraphBatch):
+        raise SettingError(
+            f"shared edges are those of a SharedGraphBatch, got {type(batch).__name__}",
+            fix="CacheLoader(..., expand=False), or dataset.read_batch(indices)",
+        )
     if batch.generation.topology is None:
         raise SettingError(
             f"shared edges need a store of node deletions; {batch.generation.root} is of a processor of another kind",

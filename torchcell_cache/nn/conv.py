@@ -69,7 +69,7 @@ def shared_conv(
         torch.Size([3, 8, 4])
     """
     choice("route", route, ROUTES)
-    pair = (x, x) if isinstance(x, Tensor) else (x[0], x[1])
+    pair: Ends = (x[0], x[1]) if isinstance(x, list | tuple) and len(x) == 2 else (x, x)
     check_features(pair, edges)
     out = run(layer, pair, edges, route, sort_arguments(arguments, pair, edges), {})
     return out.dense if isinstance(out, Differing) else out

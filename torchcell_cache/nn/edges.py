@@ -68,8 +68,13 @@ class SharedEdges:
     target_kept: Tensor | None = None
     by_nodes: bool = False
     _memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _batch: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        index = self.edge_index
+        if not isinstance(index, Tensor) or index.dim() != 2 or index.size(0) != 2:
+            got = list(index.shape) if isinstance(index, Tensor) else type(index).__name__
+            raise SettingError(f"edge_index is {got}, expected a tensor [2, num_edges]")
         given = self.edge_index, self.edge_mask, self.source_kept, self.target_kept
         self._given = [t for t in given if isinstance(t, Tensor) and not t.is_inference()]
 
@@ -77,7 +82,9 @@ class SharedEdges:
     def mask(self) -> Tensor:
         """Kept edges, ``[batch, num_edges] bool``."""
         if not isinstance(self.edge_mask, Tensor):
-            self.edge_mask = self.edge_mask()
+            made = self.edge_mask()
+            self._check("edge_mask", made, self._batch, self.edge_index.size(1))
+            self.edge_mask = made
         return self.edge_mask
 
     def kept(self, num_source: int, num_target: int) -> KeptEdges:
@@ -105,16 +112,23 @@ class SharedEdges:
         Raises:
             SettingError: If they are for another number of samples, edges or nodes.
         """
+        self._batch = batch
+        if not callable(self.edge_mask):
+            self._check("edge_mask", self.edge_mask, batch, self.edge_index.size(1))
         for name, mask, columns in (
-            ("edge_mask", self.edge_mask, self.edge_index.size(1)),
             ("source_kept", self.source_kept, num_source),
             ("target_kept", self.target_kept, num_target),
         ):
-            if not isinstance(mask, Tensor):
-                continue
-            if mask.dtype != torch.bool or tuple(mask.shape) != (batch, columns):
-                raise SettingError(
-                    f"{name} is {str(mask.dtype).removeprefix('torch.')}{list(mask.shape)}, expected "
-                    f"bool[{batch}, {columns}] for {batch} samples",
-                    fix="take x, edge_index and masks from the same batch",
-                )
+            if mask is not None:
+                self._check(name, mask, batch, columns)
+
+    @staticmethod
+    def _check(name: str, mask: Any, batch: int | None, columns: int) -> None:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else ()
+        batch = shape[0] if batch is None and shape else batch
+        if shape != (batch, columns) or mask.dtype != torch.bool:
+            got = f"{mask.dtype}{list(shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise SettingError(
+                f"{name} is {got.removeprefix('torch.')}, expected bool[{batch}, {columns}] for {batch} samples",
+                fix="take x, edge_index and masks from the same batch",
+            )

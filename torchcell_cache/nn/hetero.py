@@ -182,6 +182,12 @@ def _ends(x: Mapping[str, Tensor], edge_type: EdgeType) -> Ends:
 def _check_names(
     layer: torch.nn.Module, x: Mapping[str, Tensor], edges: Mapping[EdgeType, SharedEdges], dicts: Dicts
 ) -> None:
+    for name, given in (("x", x), ("edges", edges)):
+        if not isinstance(given, Mapping):
+            raise SettingError(
+                f"{name} is {type(given).__name__}, expected a dictionary by type",
+                fix="shared_conv for one edge type",
+            )
     types = {*edges, *(_types_of(layer) or ()), *x}
     types |= {end for edge_type in edges for end in (edge_type[0], edge_type[2])}
     for name, by_type in dicts.items():
