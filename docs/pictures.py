@@ -116,13 +116,11 @@ def terminal(ds: tc.PreprocessedDataset) -> None:
         call = [
             "script",
             "-qc",
-            f"{sys.executable} -m torchcell_cache {command}",
+            f"stty cols 130; {sys.executable} -m torchcell_cache {command}",
             "/dev/null",
         ]  # on a terminal
-        done = subprocess.run(
-            call, capture_output=True, text=True, check=False, env={**os.environ, "TERM": "xterm"}
-        )
-        last = re.sub(r"[^\n]*\r(?!\n)", "", done.stdout)  # of a progress bar what stays
+        done = subprocess.run(call, capture_output=True, check=False, env={**os.environ, "TERM": "xterm"})
+        last = re.sub(r"[^\n]*\r(?!\n)", "", done.stdout.decode())  # of a progress bar what stays
         said = last.replace(str(Path.cwd()), "/home/you").splitlines()
         long = [*said[:13], "...", *said[-9:]] if len(said) > 24 else said
         lines += [f"$ torchcell-cache {command}", *long, ""]

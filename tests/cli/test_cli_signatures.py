@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 
 import pytest
 
+import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.cli.registry import COMMANDS, GROUPS, choices_of, keys_of, keys_of_choice
 from torchcell_cache.cli.settings import read_settings
@@ -71,9 +72,13 @@ def test_every_key_of_a_choice_is_explained_and_taken(group, name):
     assert settings is None or set(keys) <= settings.keys
 
 
-def test_status_loads_no_torch(tmp_path):
+def test_status_answers_at_once(tmp_path):
+    """Less than half a second is a matter of what is loaded: of a store, of nothing, and of a misspelt key."""
+    tc.build(tmp_path / "s", source=tc.testing.tiny_source(4), processor=tc.Perturbation(), progress=False)
     script = (
-        "import sys; from torchcell_cache.cli import main; code = main(['status', f'root={sys.argv[1]}']);"
-        "sys.exit(1 if code != 65 or 'torch' in sys.modules else 0)"
+        "import sys; from torchcell_cache.cli import main;"
+        "codes = [main(['status', f'root={sys.argv[1]}/s']), main(['status', sys.argv[1]]), main(['status', 'x=1'])];"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'lmdb', 'torchcell_cache.builder'} & set(sys.modules);"
+        "assert codes == [0, 65, 2], codes; assert not heavy, heavy"
     )
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 0
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

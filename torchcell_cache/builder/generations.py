@@ -20,35 +20,15 @@ from torchcell_cache.errors import CacheError, CorruptManifestError, FormatError
 from torchcell_cache.store.manifest import (
     MANIFEST_NAME,
     Manifest,
-    load_manifest,
+    generation_dirs,
     manifest_path,
+    own_manifest,
     processed_dir,
     read_manifest,
 )
-from torchcell_cache.store.shard_entry import GENERATION
 from torchcell_cache.store.status import seconds_of
 
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
-
-
-def generation_dirs(root: Path) -> list[Path]:
-    """Directories of all generations, finished or not, by name."""
-    directory = processed_dir(root)
-    if not directory.is_dir():
-        return []
-    return sorted(
-        p for p in directory.iterdir() if GENERATION.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
-    )
-
-
-def own_manifest(directory: Path) -> Manifest | None:
-    """The manifest a generation carries itself, or ``None`` if it is unfinished or that file is damaged."""
-    path = directory / MANIFEST_NAME
-    try:
-        manifest = load_manifest(path)
-    except (CacheError, OSError):
-        return None
-    return manifest if manifest.generation == directory.name else None
 
 
 def recover_manifest(root: Path, error: CacheError) -> Manifest:

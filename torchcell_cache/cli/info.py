@@ -5,12 +5,12 @@ from __future__ import annotations
 import json as json_
 from typing import Any
 
-from torchcell_cache.builder.generations import generation_dirs
 from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.looks import draw, write_figure
 from torchcell_cache.data.splits import Splits
+from torchcell_cache.store.manifest import generation_dirs
 from torchcell_cache.store.summary import facts_of, lines_of
 
 

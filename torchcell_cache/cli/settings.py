@@ -12,12 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from torchcell_cache.cli.registry import GROUPS, choices_of, default_choice, keys_of, keys_of_choice
 from torchcell_cache.cli.signatures import REQUIRED, Key
 from torchcell_cache.cli.words import names_of
@@ -133,6 +127,8 @@ def _refuse_repeats(command: str, given: list[tuple[str, str]]) -> None:
 
 
 def _read_config(path: Path) -> dict[Any, Any]:
+    from omegaconf import OmegaConf
+
     try:
         document = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # of the file system, of YAML or of OmegaConf: all say the same to the user
@@ -224,6 +220,10 @@ def _text(key: str, text: str) -> Any:
 
 
 def _by_hydra(key: str, text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
     argument = f"{key}={text}"
     try:
         override = OverridesParser.create().parse_override(argument)
@@ -274,10 +274,15 @@ def _resolved(
     for key, value in values.items():
         group, _, name = key.rpartition(".")
         (tree[group] if group else tree)[name] = value
-    try:
-        found: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    except OmegaConfBaseException as error:
-        raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
+    found: Any = tree
+    if "${" in repr(tree):  # importing it takes longer than many a command
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+        except OmegaConfBaseException as error:
+            raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
     _refuse_targets(found)
     for key, spec in keys.items():
         group, _, name = key.rpartition(".")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.generations import generation_dirs, own_manifest
 from torchcell_cache.cli.words import painted
 from torchcell_cache.core.checks import real_number
 from torchcell_cache.core.hints import ranges
@@ -18,7 +17,14 @@ from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read
 from torchcell_cache.core.progress import human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheError, CacheNotFoundError
-from torchcell_cache.store.manifest import Manifest, manifest_path, processed_dir, read_manifest
+from torchcell_cache.store.manifest import (
+    Manifest,
+    generation_dirs,
+    manifest_path,
+    own_manifest,
+    processed_dir,
+    read_manifest,
+)
 from torchcell_cache.store.status import Unfinished, process_of, task_states, unfinished
 
 _WAITS = ("dead", "interrupted", "failed")

@@ -17,11 +17,7 @@ from typing import Any
 from torchcell_cache.core.files import write_atomic
 from torchcell_cache.core.hints import PROCESSED_NAME, StrPath, repair_hint, root_argument
 from torchcell_cache.core.sealed import plain, read_sealed, seal, unseal
-from torchcell_cache.errors import (
-    CacheNotFoundError,
-    CorruptManifestError,
-    FormatError,
-)
+from torchcell_cache.errors import CacheError, CacheNotFoundError, CorruptManifestError, FormatError
 from torchcell_cache.store.shard_entry import (
     ENDIANNESS,
     FILE_NAMES,
@@ -234,3 +230,23 @@ def copy_name(root: Path, manifest: Manifest) -> str:
 
 
 GRAPH_FILES = ("base_graph.safetensors", "base_graph.json")
+
+
+def generation_dirs(root: Path) -> list[Path]:
+    """Directories of all generations, finished or not, by name."""
+    directory = processed_dir(root)
+    if not directory.is_dir():
+        return []
+    return sorted(
+        p for p in directory.iterdir() if GENERATION.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
+    )
+
+
+def own_manifest(directory: Path) -> Manifest | None:
+    """The manifest a generation carries itself, or ``None`` if it is unfinished or that file is damaged."""
+    path = directory / MANIFEST_NAME
+    try:
+        manifest = load_manifest(path)
+    except (CacheError, OSError):
+        return None
+    return manifest if manifest.generation == directory.name else None

@@ -17,7 +17,6 @@ from typing import Any
 from torchcell_cache.builder.check.parts import PartMaker
 from torchcell_cache.builder.check.report import file_problem
 from torchcell_cache.builder.generations import (
-    own_manifest,
     plan_from_manifest,
     read_or_recover,
     read_plan,
@@ -47,7 +46,13 @@ from torchcell_cache.core.progress import Console, Progress
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, StaleCacheError
 from torchcell_cache.store.generation import Generation
-from torchcell_cache.store.manifest import GRAPH_FILES, MANIFEST_NAME, Manifest, processed_dir
+from torchcell_cache.store.manifest import (
+    GRAPH_FILES,
+    MANIFEST_NAME,
+    Manifest,
+    own_manifest,
+    processed_dir,
+)
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, sidecar_path, write_sidecar
 from torchcell_cache.store.stamps import stamp
 
