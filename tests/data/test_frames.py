@@ -305,3 +305,20 @@ def test_several_types_of_a_sample_stand_together() -> None:
             span = slice(said.ptr[value_ptr[k]], said.ptr[value_ptr[k + 1]])
             want = " | ".join(sorted({words[kind] for kind in kinds[span]}))
             assert (names[code] if code >= 0 else "") == want
+
+
+def test_no_label_takes_the_place_of_what_is_known_of_samples(tmp_path: Path) -> None:
+    labels = {
+        "perturbed": [1.0, 2.0],
+        "sample.perturbed": [3.0, 4.0],
+        "sample.source_id": [5.0, 6.0],
+        "source_id": [7.0, 8.0],
+    }
+    source = tc.PerturbationTable(
+        tc.testing.tiny_graph(), [["G0"], ["G2"]], phenotypes=labels, source_ids=["a", "b"]
+    )
+    ds = tc.build(tmp_path, source=source, processor=tc.LazySubgraphRepresentation(), progress=False)
+    for frame in (ds.to_pandas(), ds.to_pandas(measurements=True)):
+        assert {name: frame[name].tolist() for name in labels} == labels
+        assert frame["sample.sample.perturbed"].tolist() == [("G0",), ("G2",)]
+        assert frame["sample.sample.source_id"].tolist() == ["a", "b"]

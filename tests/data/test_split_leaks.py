@@ -356,3 +356,19 @@ def test_the_share_that_is_wrong_is_named() -> None:
     ds = Plain([[1], [2]], g=[0.0, 1.0])
     with pytest.raises(SettingError, match="no g of these samples"):
         tc.split_by_group(ds, "g", test=[10**400], progress=False)
+
+
+def test_samples_without_a_value_are_a_group_with_a_name(tmp_path) -> None:
+    plate = [0.0, 1.0, np.nan, 2.0, np.nan, 1.0]
+    source = tc.PerturbationTable(cell_graph(), [[k] for k in range(6)], phenotypes={"plate": plate})
+    ds = tc.build(tmp_path, source=source, processor=tc.LazySubgraphRepresentation(), progress=False)
+    for name in (float("nan"), "nan", np.float32("nan")):
+        assert tc.split_by_group(ds, "plate", test=[name], progress=False).test.tolist() == [2, 4]
+
+
+def test_a_part_that_no_group_is_left_for_is_said(tmp_path) -> None:
+    source = tc.PerturbationTable(cell_graph(), [[0], [1]], phenotypes={"plate": [3.0, 3.0]})
+    ds = tc.build(tmp_path, source=source, processor=tc.LazySubgraphRepresentation(), progress=False)
+    notes = tc.split_by_group(ds, "plate", progress=False).notes
+    assert notes == ("val is empty: no plate is left for it", "test is empty: no plate is left for it")
+    assert tc.split_random(ds, progress=False).notes[0].startswith("val is empty: its share of 2 samples")

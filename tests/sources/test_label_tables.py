@@ -215,6 +215,16 @@ ALMOST = [
     "0.5*",
     "\u20130.5",
     "0.5 \u00b1 0.1",
+    "0.5 (0.1)",
+    "0.5[0.1]",
+    "(0.5)",
+    "1.0D-3",
+    "2.5x10^-3",
+    "2.5 \u00d7 10\u22123",
+    "12,34,567",
+    "$1.50",
+    "\u20ac0,5",
+    "3\u20ac",
 ]
 
 
@@ -236,7 +246,22 @@ def test_a_column_of_numbers_of_another_locale_is_no_text(read, cell) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["2024-01-31", "01.02.2024", "1.2.3", "96-7", "A01", "YAL001C", "TRUE", "n.d.", "-"]
+    "cell",
+    [
+        "2024-01-31",
+        "01.02.2024",
+        "1.02.24",
+        "1.2.3",
+        "96-7",
+        "A01",
+        "YAL001C",
+        "TRUE",
+        "n.d.",
+        "-",
+        "1)",
+        "3 x 100",
+        "24 h",
+    ],
 )
 def test_a_column_of_text_is_left_out_and_listed(read, cell) -> None:
     source = read(f"genes,other,n\nY001,{cell},3\nY002,{cell},4\n")
@@ -475,8 +500,17 @@ def test_what_is_no_parquet_is_named(tmp_path: Path, data) -> None:
     path.write_bytes(data)
     with pytest.raises(SourceContractError, match=r"t\.parquet cannot be read as Parquet"):
         tc.PerturbationTable.from_csv(path, cell_graph())
-    with pytest.raises(SourceContractError, match="holds double, expected names"):
-        tc.PerturbationTable.from_csv(parquet(path, {"genes": [0.5], "f": [1]}), cell_graph())
+    for names, said in (
+        ([0.5], "double"),
+        ([[["Y001"]]], "list"),
+        ([[{"g": "Y001"}]], "struct"),
+        ([b"Y001"], "binary"),
+    ):
+        with pytest.raises(SourceContractError, match=rf"holds .*{said}.*, expected names"):
+            tc.PerturbationTable.from_csv(parquet(path, {"genes": names, "f": [1]}), cell_graph())
+    (tmp_path / "parts.parquet").mkdir()
+    with pytest.raises(SourceContractError, match=r"parts\.parquet is a directory"):
+        tc.PerturbationTable.from_csv(tmp_path / "parts.parquet", cell_graph())
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -212,3 +212,23 @@ def test_missing_values_are_json():
 def test_a_login_takes_a_plain_address():
     for uri in ("bolt://h", "BOLT://h:7687/", "neo4j+s://[::1]:7687", "neo4j://h:1?policy=eu"):
         assert Login.of(uri, "u", "p", "my.db-1").uri == uri
+
+
+@pytest.mark.parametrize(("one", "other", "joined"), [
+    ({"temperature": {"value": 30}}, {"temperature": {"value": 30.0}}, True),
+    ({"t": [1, {"a": 2}], "m": "x"}, {"m": "x", "t": [1.0, {"a": 2.0}]}, True),
+    ({"t": 30}, {"t": "30"}, False),
+    ({"t": 30}, {"t": 30.5}, False),
+    ({"t": 1}, {"t": True}, False),
+])  # fmt: skip
+def test_whole_numbers_of_environments_are_one_however_written(tmp_path, one, other, joined):
+    records = [{**measured(y=value), "environment": given} for value, given in ((1.0, one), (3.0, other))]
+    source = stored(tmp_path, *records, replicates="mean")
+    assert source.table.values[:, 0].tolist() == ([2.0] if joined else [1.0, 3.0])
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_label_without_a_name_is_malformed(tmp_path, name):
+    record = {**EXPERIMENT, "phenotype": {"label_name": name, name: 0.5}}
+    with pytest.raises(SourceContractError, match=r"phenotype\.label_name is"):
+        stored(tmp_path, record)

@@ -337,3 +337,9 @@ def test_scores_of_ids_that_are_none(ids: list[Any]) -> None:
         interaction_scores([0, 1], [0, 1, 2], [0.5, 1j])
     with pytest.raises(SettingError, match="fitness"):
         interaction_scores([0, 1], [0, 1, 2], [0.5])
+
+
+def test_a_build_of_nothing_says_what_was_left_out(tmp_path) -> None:
+    source = tc.PerturbationTable(cell_graph(), [["strange"], ["y001"]], unknown="skip")
+    with pytest.raises(SourceContractError, match=r"0 samples; .*'strange'.*; 2 of 2 rows are left out"):
+        tc.build(tmp_path, source=source, progress=False)

@@ -215,3 +215,31 @@ def test_a_model_is_the_same_in_another_order(whole: Path, folder: Path) -> None
 def test_arguments_that_mean_nothing(whole: Path, settings) -> None:
     with pytest.raises(SettingError, match=next(reversed(settings))):
         YeastKnockouts(**{"folder": whole, **settings})
+
+
+@pytest.mark.parametrize("num_samples", [None, 5])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("YZZ", "row 207: 'YZZ' is not a node"),
+        ("Y00|Y00", "row 207: 'Y00' is given twice"),
+        ("Y00", "rows 0 and 207 are"),
+    ],
+)
+def test_errors_of_knock_outs_name_the_file_and_no_setting(
+    folder: Path, row: str, words: str, num_samples
+) -> None:
+    path = folder / "fba_knockouts.tsv.gz"
+    rewrite(path, gzip.decompress(path.read_bytes()).decode() + f"{row}\t0.5\n")
+    with pytest.raises(SourceContractError, match=rf"fba_knockouts\.tsv\.gz: {words}") as caught:
+        YeastKnockouts(folder, num_samples=num_samples)
+    assert caught.value.fix
+    assert not any(setting in caught.value.fix for setting in ("unknown=", "duplicate=", "replicates="))
+
+
+@pytest.mark.parametrize("score", ["1e300", "-1e39", "inf"])
+def test_a_score_beyond_float32_is_refused(folder: Path, score: str) -> None:
+    path = folder / "string_v9_1_fusion.tsv.gz"
+    rewrite(path, gzip.decompress(path.read_bytes()).decode() + f"Y22\tY23\t{score}\n")
+    with pytest.raises(SourceContractError, match=f"row 48: the score '{score}'"):
+        yeast_base_graph(folder, scores=True)

@@ -145,7 +145,8 @@ def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]
 def checked_plan(plan: BuildPlan, storage: str, allow_empty: bool = False) -> BuildPlan:
     """The plan, if it has samples and ``storage`` can hold them."""
     if plan.num_samples == 0 and not allow_empty:
-        raise SourceContractError("the source has 0 samples", fix="pass allow_empty=True if that is right")
+        said = "; ".join(["the source has 0 samples", *plan.notes])
+        raise SourceContractError(said, fix="pass allow_empty=True if that is right")
     choice("storage", storage, STORAGES)
     if storage == "perturbation" and not plan.can_be_structured:
         raise SettingError(

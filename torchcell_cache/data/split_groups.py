@@ -112,7 +112,9 @@ class _Groups:
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 # In the column's own precision: 30.1 finds the float32 that stands for it.
                 value = np.asarray(float(label), dtype=np.result_type(self.values, np.float32))
-        found = np.flatnonzero(self.values == value) if value is not None else np.zeros(0, dtype=np.int64)
+        found = np.zeros(0, dtype=np.int64)
+        if value is not None:
+            found = np.flatnonzero((self.values == value) | ((value != value) & (self.values != self.values)))
         if len(found) == 0:
             raise SettingError(
                 f"{part}={label!r} is no {self.column} of these samples{suggestion(str(label), self._listed())}"

@@ -133,11 +133,10 @@ class Splits:
         shares = [self.made_by.get(key) or [] for key in ("fractions", "seen_fractions")]
         asked = PARTS if len(shares[0]) == 3 else (PARTS[0], PARTS[2])
         wanted = [name for k, name in enumerate(asked) if any(k < len(s) and s[k] > 0 for s in shares)]
-        lines = [
-            f"{name} is empty: its share of {len(self.dataset):,} samples came to none; a larger share gives it some"
-            for name in wanted
-            if not len(self.parts.get(name, ()))
-        ]
+        why = f"its share of {len(self.dataset):,} samples came to none; a larger share gives it some"
+        if "column" in self.made_by:
+            why = f"no {self.made_by['column']} is left for it"
+        lines = [f"{name} is empty: {why}" for name in wanted if not len(self.parts.get(name, ()))]
         if (column := self.made_by.get("column")) is not None:
             values = column_of(self.dataset, column, "column")
             if nameless := int(np.count_nonzero(values != values)):

@@ -202,8 +202,11 @@ def _arrow(dataset: Tables, measurements: bool) -> pa.Table:
     if measurements and known is not None and known.origins is not None:
         out |= _of_origins(pa, known)
         columns = {name: column for name, column in columns.items() if name not in out}
-    apart = {name: name if name not in columns else f"sample.{name}" for name in out}
-    out = {apart[name]: column for name, column in out.items()}
+    for name in [name for name in out if name in columns]:
+        other = name
+        while other in columns or other in out:
+            other = f"sample.{other}"
+        out = {other if key == name else key: column for key, column in out.items()}
     for name, column in single_columns(columns).items():
         values = column if at is None or name in labels else column[at]
         out[name] = (

@@ -133,8 +133,14 @@ class ArrowColumn:
         data, kinds = self._data, pa.types
         if kinds.is_integer(self._type):
             data = data.cast(pa.string())
-        elif not (self.is_text or kinds.is_list(self._type) or kinds.is_large_list(self._type)):
-            raise SourceContractError(f"column '{self.name}' holds {self._type}, expected names")
+        within = (
+            self._type.value_type if kinds.is_list(self._type) or kinds.is_large_list(self._type) else None
+        )
+        if not (self.is_text or kinds.is_integer(self._type) or (within and not kinds.is_nested(within))):
+            fix = (
+                f"frame['{self.name}'].astype('Int64') for numbers that are names" if self.is_number else None
+            )
+            raise SourceContractError(f"column '{self.name}' holds {self._type}, expected names", fix=fix)
         known: dict[str, int] = {}
         codes, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for part in data.chunks:  # one by one: what is split takes several times the room

@@ -127,7 +127,9 @@ def read_table(
     path = path.expanduser()
     if path.suffix.lower() in (".parquet", ".pq"):
         if not path.is_file():
-            raise SourceContractError(f"no file at {path}", path=path, fix="check the path")
+            fix = "pyarrow.parquet.read_table(path) reads a directory of parts; write it to one file"
+            said = f"{path} is a directory, expected a file" if path.is_dir() else f"no file at {path}"
+            raise SourceContractError(said, path=path, fix=fix if path.is_dir() else "check the path")
         columns: dict[str, Column] = dict(read_parquet(path, None if roles.labels_by_type else roles.named))
         unnamed = 0
     else:

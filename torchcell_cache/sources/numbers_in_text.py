@@ -22,14 +22,18 @@ EXACT = 2.0**53
 
 _DASH = r"+\-\u2212\u2013"
 _BOUND = rf"[<>=~\u2248\u2264\u2265{_DASH}]*"
-_THOUSANDS = r"\d{1,3}(?:[,.'_ \u00a0\u2009\u2019\u202f]\d{3})+"
-ALMOST = re.compile(
-    rf"{_BOUND}\s*(?:{_THOUSANDS}(?:[.,]\d+)?|\d+(?:_\d+)*(?:[.,]\d*)?|[.,]\d+)(?:[eE][{_DASH}]?\d+)?"
-    r"\s*(?:[%\u2030*]|(?:\u00b1|\+/-)\s*\d*[.,]?\d+)?"
-)
-"""A number as spreadsheets and locales write it: decimal comma, percent, U+2212, thousands, a bound, an error."""
+_MONEY = r"$\u20ac\u00a3\u00a5"
+_THOUSANDS = r"\d{1,3}(?:[,.'_ \u00a0\u2009\u2019\u202f]\d{3})+|\d{1,2}(?:,\d\d)+,\d{3}"
+_DIGITS = rf"(?:(?:{_THOUSANDS})(?:[.,]\d+)?|\d+(?:_\d+)*(?:[.,]\d*)?|[.,]\d+)"
+_POWER = rf"(?:[eEdD][{_DASH}]?\d+|\s*[x*\u00d7\u00b7]\s*10(?:\^[{_DASH}]?|[{_DASH}])\d+)"
+_NUMBER = rf"{_BOUND}\s*{_DIGITS}{_POWER}?"
+_BEHIND = rf"[%\u2030*{_MONEY}]|(?:\u00b1|\+/-)\s*\d*[.,]?\d+|[(\[]{_NUMBER}[)\]]"
+ALMOST = re.compile(rf"\({_NUMBER}\)|[{_MONEY}]?{_NUMBER}\s*(?:{_BEHIND})?")
+"""A number as spreadsheets and locales write it: decimal comma, percent, U+2212, thousands, a bound, an error, money."""
 
-POSSIBLE = r"^[<>=~\x{2248}\x{2264}\x{2265}+\-\x{2212}\x{2013}\s]*[.,\pN]|^[+\-]?(?i:inf|nan)"
+POSSIBLE = (
+    r"^[($\x{20ac}\x{a3}\x{a5}<>=~\x{2248}\x{2264}\x{2265}+\-\x{2212}\x{2013}\s]*[.,\pN]|^[+\-]?(?i:inf|nan)"
+)
 """What every number and every almost number matches (RE2): the rest of a large column need not be looked at."""
 
 

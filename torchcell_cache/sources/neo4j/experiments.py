@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, get_args
 
 from torchcell_cache.core.choices import OnMalformed
@@ -123,7 +124,14 @@ def parse_experiment(text: Any) -> Parsed:
     if wrong := next((name for name in (*genes, *labels, *statistics) if not _is_unicode(name)), None):
         raise Malformed(f"{wrong!r} is not valid Unicode text")
     environment = experiment.get("environment")
-    return Parsed(genes, labels, statistics, json.dumps(environment, sort_keys=True) if environment else "")
+    condition = _one_way(json.dumps(environment, sort_keys=True)) if environment else ""
+    return Parsed(genes, labels, statistics, condition)
+
+
+@lru_cache(1024)
+def _one_way(environment: str) -> str:
+    """An environment in which 30 degrees are 30.0, as the model of torchcell that wrote one of them makes them."""
+    return json.dumps(json.loads(environment, parse_int=float))
 
 
 def _is_unicode(name: str) -> bool:
@@ -147,7 +155,7 @@ def _names(phenotype: dict[str, Any], what: str, required: bool) -> list[str]:
         if value is None:
             continue
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
             raise Malformed(f"phenotype.{key} is {value!r}, expected text or a list of texts")
         return names
     if required:

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
+from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns_of import number_of
 from torchcell_cache.sources.delimited import read_rows
@@ -38,8 +40,10 @@ FOLDER_VARIABLE = "TORCHCELL_CACHE_YEAST"
 CHANNELS = ("neighborhood", "fusion", "cooccurence", "coexpression", "experimental", "database")
 """STRING's channels, as STRING spells and orders them."""
 
+_LARGEST = float(np.finfo(np.float32).max)
 _AGAIN = "correct it, or fetch it again: experiments/006-kuzmin-tmi/scripts/download.py"
 
+_KNOCKOUTS = ("fba_knockouts.tsv", "fba_knockouts.tsv.gz")
 LABELS = ("fitness", "epsilon", "tau")
 """Growth, digenic score (doubles) and trigenic score (triples)."""
 
@@ -56,9 +60,7 @@ def yeast_folder(folder: str | Path | None = None) -> Path:
     )
     if not named:
         raise SettingError(f"no folder of yeast data: none given, and {FOLDER_VARIABLE} is not set", fix=fix)
-    if not isinstance(named, str | Path):
-        raise SettingError(f"folder={named!r} is no path", fix=fix)
-    path = Path(named).expanduser()
+    path = local_path(named, "folder")
     if not path.is_dir():
         raise SettingError(f"no folder of yeast data at {path}", path=path, fix=fix)
     return path
@@ -139,14 +141,12 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
     Example:
         >>> genes, labels = tc.sources.yeast_knockouts("yeast")  # doctest: +SKIP
     """
-    path = _only(yeast_folder(folder), ("fba_knockouts.tsv", "fba_knockouts.tsv.gz"))
+    path = _only(yeast_folder(folder), _KNOCKOUTS)
     table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
-    try:
+    with _errors_of(path):
         epsilon, tau = interaction_scores(
             table.perturbed.codes, table.perturbed.ptr, table.phenotypes["fitness"]
         )
-    except SourceContractError as error:
-        raise error.within(str(path)) from None
     fitness = table.phenotypes["fitness"].astype(np.float32)
     return table.perturbed.lists(), dict(zip(LABELS, (fitness, epsilon, tau), strict=True))
 
@@ -179,18 +179,26 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
     graph = yeast_base_graph(folder, self_loops, scores=scores)
     knockouts, labels = yeast_knockouts(folder)
     chosen = chosen_rows(len(knockouts), num_samples, seed)
-    return PerturbationTable(
-        graph,
-        [knockouts[row] for row in chosen],
-        phenotypes={name: values[chosen] for name, values in labels.items()},
-    )
+    with _errors_of(_only(yeast_folder(folder), _KNOCKOUTS)):
+        source = PerturbationTable(graph, knockouts, phenotypes=labels)
+    return source if num_samples is None else source.of_table(graph, source.table.take(chosen), "gene")
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Name the file in errors, and advise what can be done about a file."""
+    try:
+        yield
+    except SourceContractError as error:
+        said = str(error).removesuffix(f"\n  fix: {error.fix}")
+        raise SourceContractError(f"{path}: {said}", path=path, fix=_AGAIN) from None
 
 
 def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
     """``num_samples`` of ``total`` rows, ascending; all for ``None``."""
     if num_samples is None:
         return np.arange(total)
-    count = whole_number("num_samples", num_samples, 1, "null for all", total)
+    count = whole_number("num_samples", num_samples, 1, "num_samples=None for all", total)
     rng = np.random.default_rng(whole_number("seed", seed, 0))
     return np.sort(rng.choice(total, count, replace=False))
 
@@ -270,11 +278,11 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
     for row, cells in enumerate(rows):
         unknown = [name for name in cells[:2] if name.strip() not in number]
         score = number_of(cells[2]) if len(cells) == 3 else math.nan
-        if unknown or not math.isfinite(score):
+        if unknown or not abs(score) <= _LARGEST:
             what = (
                 f"{len(cells)} cells, expected 3"
                 if len(cells) != 3
-                else f"the score {cells[2]!r} is no finite number"
+                else f"the score {cells[2]!r} is no finite number of float32"
             )
             raise SourceContractError(
                 f"{path}: row {row}: {f'{unknown[0]!r} is not in genes.txt' if unknown else what}",
