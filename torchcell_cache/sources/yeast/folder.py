@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -266,8 +265,7 @@ def _add_network(store: Any, edges: Int64Array, score: Float32Array, num_loops: 
 
 def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Array]:
     """Both directions of each pair, ``[2, 2 * num_pairs] int64``, and their scores."""
-    first: list[int] = []
-    second: list[int] = []
+    ends: list[list[int]] = []
     scores: list[float] = []
     rows = read_rows(path, separator="\t")
     header = next(rows, [])
@@ -276,25 +274,21 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
             f"{path}: columns {header}, expected gene_a, gene_b, score", path=path, fix=_AGAIN
         )
     for row, cells in enumerate(rows):
-        unknown = [name for name in cells[:2] if name.strip() not in number]
-        score = number_of(cells[2]) if len(cells) == 3 else math.nan
-        if unknown or not abs(score) <= _LARGEST:
-            what = (
-                f"{len(cells)} cells, expected 3"
-                if len(cells) != 3
-                else f"the score {cells[2]!r} is no finite number of float32"
-            )
-            raise SourceContractError(
-                f"{path}: row {row}: {f'{unknown[0]!r} is not in genes.txt' if unknown else what}",
-                path=path,
-                fix=_AGAIN,
-            )
-        first.append(number[cells[0].strip()])
-        second.append(number[cells[1].strip()])
-        scores.append(score)
-    if not first:
+        names = [name.strip() for name in cells[:2]]
+        if unknown := [name for name in names if name not in number]:
+            why = f"{unknown[0]!r} is not in genes.txt"
+        elif len(cells) != 3:
+            why = f"{len(cells)} cells, expected 3"
+        elif not abs(score := number_of(cells[2])) <= _LARGEST:
+            why = f"the score {cells[2]!r} is no finite number of float32"
+        else:
+            ends.append([number[name] for name in names])
+            scores.append(score)
+            continue
+        raise SourceContractError(f"{path}: row {row}: {why}", path=path, fix=_AGAIN)
+    if not ends:
         raise SourceContractError(f"{path} holds no pair", path=path, fix="fetch it again, or remove it")
-    pairs = np.array([first, second], dtype=np.int64)
+    pairs = np.array(ends, dtype=np.int64).T
     _check_pairs(path, pairs, len(number))
     one_way = np.array(scores, dtype=np.float32)
     return np.concatenate([pairs, pairs[::-1]], axis=1), np.concatenate([one_way, one_way])
