@@ -242,17 +242,10 @@ def _only(folder: Path, patterns: Sequence[str]) -> Path:
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if len(found) == 1:
         return found[0]
-    wanted = " or ".join(patterns)
+    said, fix = "no", f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}"
     if found:
-        names = ", ".join(path.name for path in found)
-        raise SettingError(
-            f"{folder} holds {names}, expected one {wanted}", path=folder, fix="remove all but one"
-        )
-    raise SettingError(
-        f"{folder} holds no {wanted}",
-        path=folder,
-        fix=f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}",
-    )
+        said, fix = f"{', '.join(path.name for path in found)}, expected one", "remove all but one"
+    raise SettingError(f"{folder} holds {said} {' or '.join(patterns)}", path=folder, fix=fix)
 
 
 def _add_network(store: Any, edges: Int64Array, score: Float32Array, num_loops: int, scores: bool) -> None:
