@@ -24,9 +24,7 @@ from torchcell_cache.store.manifest import read_manifest
 from torchcell_cache.testing import assert_same_graph
 
 __all__ = ["store"]
-pytestmark = (
-    pytest.mark.campaign
-)  # Google's client has no timeout: where its emulator stops answering, it waits for ever
+pytestmark = pytest.mark.campaign  # two more services to start, one of them fetched by npm
 _COUNT = itertools.count()
 
 

@@ -50,6 +50,17 @@ def _need_compiler() -> None:
 
 
 @pytest.fixture
+def reached(record_property: Callable[[str, object], None]) -> Callable[[str, int], int]:
+    """Writes into the campaign's log how many of something were tried; gives the number back."""
+
+    def write(what: str, count: int) -> int:
+        record_property(what, count)
+        return count
+
+    return write
+
+
+@pytest.fixture
 def fresh(tmp_path: Path) -> Callable[[], Path]:
     """Makes a new empty directory for each trial."""
     numbers = itertools.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.errors import BuildInProgressError, CacheError, SettingError
 
 
-def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, kills: int) -> None:
+def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], command: Any, kills: int) -> int:
     place = prepared(room, command)
     trial = builds.run_trial(command, place, prefix=place, log=True)
     assert trial.outcome == "ok", trial.error
@@ -39,6 +40,7 @@ def killed_and_given_again(builds: FaultServer, room: Callable[[], Path], comman
             command(place)
         assert tree(place) == wanted, (action, at)
         stores.remove(place)
+    return len(points)
 
 
 @pytest.mark.parametrize("command", BEFORE, ids=lambda command: command.__name__)
@@ -49,9 +51,9 @@ def test_killed_and_given_again(builds: FaultServer, room: Callable[[], Path], c
 @pytest.mark.campaign
 @pytest.mark.parametrize("command", BEFORE, ids=lambda command: command.__name__)
 def test_killed_at_every_call_and_given_again(
-    builds: FaultServer, room: Callable[[], Path], command: Any
+    builds: FaultServer, room: Callable[[], Path], command: Any, reached: Callable[[str, int], int]
 ) -> None:
-    killed_and_given_again(builds, room, command, kills=10_000)
+    reached("kills", killed_and_given_again(builds, room, command, kills=10_000))
 
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ESTALE)
@@ -65,11 +67,11 @@ def refused_and_given_again(builds: FaultServer, room: Callable[[], Path], comma
     wanted, raised = tree(place), 0
     stores.remove(place)
     for case in range(cases):
-        place, ats = prepared(room, command), [1 + case * calls // cases]
+        place, ats, chance = prepared(room, command), [1 + case * calls // cases], random.Random(case)
         if case % 3 == 2:
             ats.append(max(1, calls - ats[0]))
         for at in ats:
-            fault = Fault("fail", at=at, error=ERRORS[case % len(ERRORS)], times=(1, FOREVER)[case % 2])
+            fault = Fault("fail", at=at, error=chance.choice(ERRORS), times=chance.choice((1, FOREVER)))
             trial = builds.run_trial(command, place, prefix=place, fault=fault)
             assert trial.outcome in ("ok", "raised"), (case, at, trial)
             raised += trial.outcome == "raised"

@@ -82,8 +82,10 @@ def test_killed_at_every_call(builds: FaultServer, room: Room, shape: str) -> No
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("shape", stores.SHAPES)
-def test_killed_before_after_and_within_every_call(builds: FaultServer, room: Room, shape: str) -> None:
-    assert kill_everywhere(builds, room, shape, every_action=True) > 200
+def test_killed_before_after_and_within_every_call(
+    builds: FaultServer, room: Room, shape: str, reached: Callable[[str, int], int]
+) -> None:
+    assert reached("kills", kill_everywhere(builds, room, shape, every_action=True)) > 200
 
 
 def replace_store(root: Path, shape: str) -> str:

@@ -100,6 +100,6 @@ def test_a_power_cut_during_a_command(builds: FaultServer, room: Callable[[], Pa
 @pytest.mark.campaign
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_every_state_after_a_power_cut_during_a_command(
-    builds: FaultServer, room: Callable[[], Path], command: Any
+    builds: FaultServer, room: Callable[[], Path], command: Any, reached: Callable[[str, int], int]
 ) -> None:
-    assert survive(builds, room, command, every=1) >= 20
+    assert reached("states", survive(builds, room, command, every=1)) >= 20
