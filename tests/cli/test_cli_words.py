@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.cli.settings import read_settings
-from torchcell_cache.cli.words import as_list, for_shell, names_of
+from torchcell_cache.cli.words import as_list, for_shell, mapping_of, names_of, typed
 from torchcell_cache.errors import SettingError
 
 NAMES = [
@@ -130,6 +130,7 @@ ADVISED = {
     "genes,fitness\nG0|G99,0.5\n": "source.unknown=",
     "genes,fitness\n,0.5\n": "source.empty=",
     "genes,fitness\nG0|G0,0.5\n": "source.duplicate=",
+    "genes\tfitness\nG0\t0.5\n": "source.delimiter=",
 }
 
 
@@ -137,17 +138,31 @@ ADVISED = {
 def test_what_is_advised_can_be_typed_and_works(text, tmp_path, capsys):
     """The hint of a refused table, pasted behind the command that was refused."""
     with open("x.csv", "w", encoding="utf-8") as file:  # noqa: PTH123
-        file.write(text + "G1,0.25\n")
+        file.write(text + "G1,0.25\n".replace(",", text[5]))
     command = ["preprocess", f"root={tmp_path}/t", *TABLE[1:]]
     assert main(command) == 2
     fix = capsys.readouterr().err.partition("fix: ")[2]
     advised = [word.strip(",.()") for word in shlex.split(fix) if word.startswith(ADVISED[text])]
     assert advised, fix
+    assert advised[0].isprintable()
     assert main([*command, advised[0]]) == 0
     with pytest.raises(tc.errors.CacheError) as caught:
         tc.PerturbationTable.from_csv("x.csv", tc.PreprocessedDataset("base").base_graph)
     assert ADVISED[text].removeprefix("source.") in str(caught.value)
     assert "source." not in str(caught.value).partition("fix: ")[2]
+
+
+@pytest.mark.parametrize(
+    "aliases", ['{"old one": "G0"}', "{old one: G0, x: G1}", "{'old one':G0}", "aliases.csv"]
+)
+@pytest.mark.parametrize("delimiter", ["tab", r"\t", "'\t'", "\t"])
+def test_aliases_and_tabs_as_one_types_them(aliases, delimiter, tmp_path):
+    with open("x.csv", "w", encoding="utf-8") as file, open("aliases.csv", "w", encoding="utf-8") as other:  # noqa: PTH123
+        file.write("genes\tfitness\nold one\t0.5\n")
+        other.write("old one,G0\n")
+    given = [f"source.aliases={aliases}", f"source.delimiter={delimiter}"]
+    assert main(["preprocess", f"root={tmp_path}/t", *TABLE[1:], *given]) == 0
+    assert tc.select(tc.PreprocessedDataset(tmp_path / "t"), genes=["G0"]).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -211,3 +226,13 @@ def test_help_of_a_command_is_given_either_way(capsys):
     first = capsys.readouterr().out
     assert main(["select", "--help"]) == 0
     assert capsys.readouterr().out == first
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1), min_size=1))
+def test_a_mapping_that_is_advised_is_read_as_it_was(names):
+    assert mapping_of(typed(names)) == names
+
+
+@pytest.mark.parametrize("text", ["{a}", "{a:}", "{a: b", "{a: {b: c}}", "{a: [b]}", "{"])
+def test_what_is_no_mapping_is_taken_for_a_file(text):
+    assert mapping_of(text) is None

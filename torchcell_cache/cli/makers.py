@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from torchcell_cache.cli.settings import existing_path
+from torchcell_cache.cli.words import mapping_of
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
@@ -62,7 +63,7 @@ def table(
     from torchcell_cache.sources.table import PerturbationTable
 
     file = existing_path("source.path", path)
-    values |= {"empty": empty, "nan": nan, "interactions": interactions}
+    values |= {"empty": empty, "nan": nan, "interactions": interactions, "aliases": _aliases(values)}
     return PerturbationTable.from_csv(file, make_base_graph(base_graph), **values)
 
 
@@ -84,7 +85,15 @@ def anndata(
 
     names = [files] if isinstance(files, str) else files
     paths = [f if "://" in f or has_magic(f) else existing_path("source.files", f) for f in names]
+    values["aliases"] = _aliases(values)
     return AnnDataSource(paths, make_base_graph(base_graph), control=control, **values)
+
+
+def _aliases(values: Mapping[str, Any]) -> Any:
+    """A file, or a mapping as one types it: ``{old: G1, "other name": G2}``."""
+    given = values.get("aliases")
+    typed = mapping_of(given) if isinstance(given, str) and given.startswith("{") else None
+    return given if typed is None else typed
 
 
 def neo4j(

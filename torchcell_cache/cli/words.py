@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _ITEM = re.compile(rf"\s*({_QUOTED}|[^,'\"\[\]{{}}][^,]*|\$\{{[^}}]*\}})\s*(?:,|$)", re.DOTALL)
+_PAIR = re.compile(rf"\s*({_QUOTED}|[^,:'\"\[\]{{}}]+?)\s*:\s*({_QUOTED}|[^,'\"\[\]{{}}]+)(?:,|$)", re.DOTALL)
 _ARGUMENT = re.compile(
     r"(?<![\w.\-/=\"'])([a-z]\w*)=(\"[^\"]*\"|'[^']*'|\[[^\[\]]*\]|\([^()]*\)|\{[^{}]*\}|True|False|None|(?:\d[\w.]*)?(?:\.\.\.)?)"
 )
@@ -41,6 +42,15 @@ def names_of(text: str) -> list[str] | None:
     return names if bracketed or len(names) == 1 else None
 
 
+def mapping_of(text: str) -> dict[str, str] | None:
+    """The names of ``{old: new, "other name": newer}``; ``None`` if it is no such mapping."""
+    body = text.strip()[1:-1].strip().removesuffix(",")
+    pairs = list(_PAIR.finditer(body))
+    if text.strip()[-1] != "}" or "".join(match[0] for match in pairs) != body:
+        return None
+    return {_plain(match[1]): _plain(match[2]) for match in pairs}
+
+
 def as_list(names: list[str]) -> str:
     """The inverse: every name that needs it in quotes."""
     return "[" + ", ".join(map(_quoted, names)) + "]"
@@ -53,13 +63,17 @@ def typed(value: Any) -> str:
     if isinstance(value, list | tuple):
         return as_list([str(item) for item in value])
     if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}": "{item}"' for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_in_quotes(str(k))}: {_in_quotes(str(v))}" for k, v in value.items()) + "}"
     return str(value)
 
 
 def _quoted(name: str) -> str:
     if name and name == name.strip() and not set(name) & set(",'\"[]{}\\$"):
         return name
+    return _in_quotes(name)
+
+
+def _in_quotes(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

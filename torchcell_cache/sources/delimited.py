@@ -159,17 +159,18 @@ def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None)
 
 
 def checked_separator(separator: str, setting: str = "separator") -> str:
-    """A separator of cells.
+    r"""A separator of cells; ``tab`` and ``\t``, as one types it in a shell, are a tab.
 
     Raises:
         SettingError: If it is none.
     """
+    separator = "\t" if separator in ("tab", "\\t") else separator
     one = isinstance(separator, str) and len(separator) == 1 and separator not in '"\r\n\0'
     if one or separator == BLANKS:
         return separator
     raise SettingError(
         f"{setting}={separator!r} separates no cells",
-        fix=f'one character such as "," or "\\t", or "{BLANKS}"',
+        fix=f'one character such as ";", or "tab" or "{BLANKS}"',
     )
 
 

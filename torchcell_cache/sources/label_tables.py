@@ -196,10 +196,11 @@ def _delimited(
 
 
 def _no_column(path: Path, name: str, header: Sequence[str]) -> SourceContractError:
-    fix = hint([name], header) or None
+    fix = hint([name], header) or ('perturbed="..." names the column of genes' if name == "genes" else None)
     if len(header) == 1:
         parts = {mark: [part.strip(' "') for part in header[0].split(mark)] for mark in ";\t,| "}
         other = next((mark for mark, names in parts.items() if name in names), None)
+        other = "tab" if other == "\t" else other
         fix = fix if other is None else f"cells seem to be separated by {other!r}: pass delimiter={other!r}"
     return SourceContractError(
         f"{path}: no {'one ' if name in header else ''}column '{name}'; it has {list(header)}",

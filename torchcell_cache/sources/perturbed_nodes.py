@@ -178,6 +178,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     if expression.groups != 1:
         raise SettingError(
             f"name={pattern!r} has {expression.groups} groups, expected one: the name of the node",
-            fix=r'name=r"^([^_]+)_" takes YAL001C out of YAL001C_sn12',
+            fix=r'name="^([^_]+)_" takes YAL001C out of YAL001C_sn12',
         )
     return expression
