@@ -40,7 +40,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GAT": lambda: G.GATConv(WIDTH, WIDTH),
     "GATv2": lambda: G.GATv2Conv(WIDTH, WIDTH),
     "Transformer": lambda: G.TransformerConv(WIDTH, WIDTH),
+    "PNA": lambda: G.PNAConv(WIDTH, WIDTH, ["mean", "max", "std"], ["identity", "amplification"], DEGREES),
 }
+DEGREES = torch.ones(100, dtype=torch.int64)
 WAYS = {
     "stock": "stock PyG: Batch.from_data_list, edge_index[:, mask]",
     "to_pyg": "to_pyg(), edge_index[:, mask]",
@@ -80,7 +82,8 @@ def plan(batch: int, stock_attention: int) -> list[Work]:
         for layer in ("GAT", "GATv2", "Transformer")
         for way, size in (("stock", stock_attention), ("shared", stock_attention), ("shared", batch))
     ]
-    return two + three + attention
+    any_layer = [Work("PNA", 1, "stock", stock_attention), Work("PNA", 1, "shared", batch)]
+    return two + three + attention + any_layer
 
 
 class Model(nn.Module):
@@ -238,7 +241,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     stock = {(r["layer"], r["depth"]): r["ms"] / r["batch"] for r in rows if r["way"] == "stock" and r["ms"]}
     for row in rows:
         kind = row["layer"], row["depth"]
-        name = f"{row['depth']} layers of {row['layer']}"
+        name = f"{row['depth']} layer{'s' * (row['depth'] > 1)} of {row['layer']}"
         if row["ms"] is None:
             lines.append(f"| {name} | {WAYS[row['way']]} | {row['batch']} | {row['loss']} | | | | |")
             continue
@@ -276,7 +279,7 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     single_thread()
     scale, batch, stock_attention = (0.01, 3, 2) if arguments.small else (1.0, 28, 1)
     works = plan(batch, stock_attention)
-    for group in (LAYERS, WAYS, "23"):
+    for group in (LAYERS, WAYS, "123"):
         wanted = [name for name in arguments.only or () if name in group]
         works = [w for w in works if not wanted or {w.layer, w.way, str(w.depth)} & set(wanted)]
     machine = f"{Machine.here().describe()}; one thread, width {WIDTH}"

@@ -295,6 +295,19 @@ def test_compiled(name: str, route: str, fields: tuple, monkeypatch: pytest.Monk
     assert (graphs.frame_count, len(built)) == (1, 1) or not whole
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("way", ["hook", "message"])
+def test_altered_layers_compiled(way: str) -> None:
+    torch._dynamo.reset()
+    layer, drawn = G.SAGEConv(WIDTH, OUT).double(), draw(17)
+    if way == "hook":
+        layer.register_forward_hook(lambda module, given, out: 2 * out)
+    else:
+        layer.message = lambda x_j: -x_j
+    compiled = torch.compile(lambda x: shared_conv(layer, x, drawn.edges), backend="eager")
+    torch.testing.assert_close(compiled(drawn.x), as_one_graph(layer, drawn, {}))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_product_as_an_operator() -> None:
     drawn = draw(15)

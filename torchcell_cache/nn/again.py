@@ -35,6 +35,17 @@ def run_again(run: Callable[..., Any], *given: Any, needs: Iterable[Tensor] = ()
     return checkpoint(lambda *all_: run(*all_[: len(given)]), *given, *needs, use_reentrant=False)
 
 
+def some_at_a_time(
+    run: Callable[..., Any], x: Ends, size: int, *each: Iterable[Any], needs: Iterable[Tensor]
+) -> Tensor:
+    """``run(source, target or None, *each)`` of ``size`` samples after others; what it makes of them is not kept."""
+    # Split at once: the gradient of a slice would be as large as the whole, for each of them.
+    sources, needed = torch.split(x[0], size), tuple(needs)
+    targets = [None] * len(sources) if x[0] is x[1] else torch.split(x[1], size)
+    parts = zip(sources, targets, *each, strict=True)
+    return torch.cat([run_again(run, *part, needs=needed) for part in parts])
+
+
 def pieces(layer: nn.Module, x: Ends, edges: SharedEdges, arguments: Arguments) -> int:
     """How many samples to take at a time; all, unless they are too many and the layer may be given fewer."""
     batch, num_edges = x[0].size(0), edges.edge_index.size(1)
@@ -94,22 +105,17 @@ def run_in_pieces(
     layer: nn.Module, x: Ends, edges: SharedEdges, of_edges: dict[str, Tensor], size: int
 ) -> Tensor:
     """The layer on ``size`` samples at a time, ``[batch * num_target, ...]``; what it makes of edges is not kept."""
-    mask, same, layer = edges.mask(), x[0] is x[1], snapshot(layer)
-    needs = (*layer.parameters(), *layer.buffers())
+    layer = snapshot(layer)
+    needs = (*layer.parameters(), *layer.buffers(), *of_edges.values())
 
-    def piece(part: Tensor, source: Tensor, target: Tensor | None, *values: Tensor) -> Any:
+    def piece(source: Tensor, target: Tensor | None, part: Tensor) -> Any:
         num_target = (source if target is None else target).size(1)
         kept = kept_edges(part, edges.edge_index, source.size(1), num_target)
         flat = source.flatten(0, 1)
         both = flat if target is None else (flat, target.flatten(0, 1))
-        named = {name: value[kept.edge] for name, value in zip(of_edges, values, strict=True)}
-        return layer(both, kept.index, **named)
+        return layer(both, kept.index, **{name: value[kept.edge] for name, value in of_edges.items()})
 
-    # Split at once: the gradient of a slice would be as large as the whole, for each of them.
-    sources = torch.split(x[0], size)
-    targets = [None] * len(sources) if same else torch.split(x[1], size)
-    parts = zip(torch.split(mask, size), sources, targets, strict=True)
-    return torch.cat([run_again(piece, *part, *of_edges.values(), needs=needs) for part in parts])
+    return some_at_a_time(piece, x, size, torch.split(edges.mask(), size), needs=needs)
 
 
 class RowWise:

@@ -18,9 +18,9 @@ from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerCo
 from torch_geometric.nn.aggr import SumAggregation
 
 from torchcell_cache.nn.adjacency import Adjacency, Compressed, adjacency_of
-from torchcell_cache.nn.again import run_again
+from torchcell_cache.nn.again import some_at_a_time
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, snapshot
+from torchcell_cache.nn.modules import Seen, in_transform, is_autocast, snapshot, why_not_plain
 from torchcell_cache.nn.product import gather_sum, hidden_rows
 
 ATTENTION = (GATConv, GATv2Conv, TransformerConv)
@@ -176,31 +176,21 @@ def why_not_attention(
     layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
 ) -> str | None:
     """Why attention on the one edge list would not be exact or not pay here, or ``None``."""
+    reason = why_not_plain(layer, x, edges, ATTENTION, (SumAggregation,), 0)
+    if reason is not None:
+        return reason
+    known: Any = layer
     name = type(layer).__name__
-    if type(layer) not in ATTENTION or not isinstance(layer, MessagePassing):
-        return f"{name} is not one of {', '.join(t.__name__ for t in ATTENTION)}"
-    if not edges.by_nodes or edges.edge_index.size(1) + x[1].size(1) >= 2**31:
-        return "edges are masked one by one, not by their ends, or are too many"
-    if fields or layer.lin_edge is not None:
+    if fields or known.lin_edge is not None:
         return f"{name} looks at {sorted(fields) or 'edge attributes'}"
-    if (
-        any(end.dim() != 3 or end.dtype not in (torch.float32, torch.float64) for end in x)
-        or x[0].dtype != x[1].dtype
-    ):
-        return "features are not one vector of single or double precision per node"
+    if x[0].dtype != x[1].dtype or x[0].dtype not in (torch.float32, torch.float64):
+        return "features are not of single or double precision"
+    if edges.edge_index.size(1) + x[1].size(1) >= 2**31:
+        return "edges are too many"
     if getattr(layer, "add_self_loops", False) and x[0] is not x[1]:
         return f"{name} adds loops between two sets of nodes"
-    if layer.training and layer.dropout > 0:
+    if layer.training and known.dropout > 0:
         return f"{name} draws dropout for every edge"
-    if type(layer.aggr_module) is not SumAggregation or layer.flow != "source_to_target" or layer.explain:
-        return f"{name} has aggr={layer.aggr!r}, flow={layer.flow!r} or is being explained"
-    if (
-        layer.node_dim != 0
-        or layer.decomposed_layers > 1
-        or is_altered(layer)
-        or is_altered(layer.aggr_module)
-    ):
-        return f"{name} has hooks or methods of its own"
     if (
         in_transform()
         or is_autocast(x[0])
@@ -221,21 +211,18 @@ def run_attention(layer: MessagePassing, x: tuple[Tensor, Tensor], edges: Shared
     num_source, num_target = x[0].size(1), x[1].size(1)
     own_loops = bool(getattr(layer, "add_self_loops", False))
     by_target = adjacency_of(edges.edge_index, num_source, num_target, own_loops=own_loops)
-    layer, same = snapshot(layer), x[0] is x[1]
-    needs = (*layer.parameters(), *layer.buffers())
+    layer = snapshot(layer)
 
-    def sample(lost_source: Tensor, lost_target: Tensor, source: Tensor, target: Tensor | None) -> Tensor:
+    def sample(source: Tensor, target: Tensor | None, lost_source: Tensor, lost_target: Tensor) -> Tensor:
         attend = _Attend(layer, by_target, by_target.hidden(lost_source, lost_target))
         seen = Seen(layer, add_self_loops=False, edge_updater=attend.keep, propagate=attend.propagate)
-        ends = source if target is None else (source, target)
+        ends = source[0] if target is None else (source[0], target[0])
         return type(layer).forward(seen, ends, edges.edge_index)  # type: ignore[no-any-return]
 
     lost = [hidden_rows(None if k is None else ~k, len(x[0])) for k in (edges.source_kept, edges.target_kept)]
-    # Taken apart at once: the gradient of a slice would be as large as the whole, for each of them.
-    samples = zip(*lost, x[0].unbind(), [None] * len(x[0]) if same else x[1].unbind(), strict=True)
     with record_function("torchcell_cache::attention"):
         try:
-            return torch.cat([run_again(sample, *each, needs=needs) for each in samples])
+            return some_at_a_time(sample, x, 1, *lost, needs=(*layer.parameters(), *layer.buffers()))
         except _NotFiniteError:
             return None
 

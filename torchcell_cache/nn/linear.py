@@ -20,7 +20,7 @@ from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torchcell_cache.nn.adjacency import adjacency_of
 from torchcell_cache.nn.again import RowWise
 from torchcell_cache.nn.edges import SharedEdges
-from torchcell_cache.nn.modules import Seen, in_transform, is_altered, is_autocast, is_rowwise
+from torchcell_cache.nn.modules import DTYPES, Seen, in_transform, is_autocast, is_rowwise, why_not_plain
 from torchcell_cache.nn.product import multiply
 from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
 
@@ -28,7 +28,6 @@ _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 SHARED_ABOVE = 1 << 17
 """Numbers in a batch's features below which there is nothing to be gained from samples that enter alike."""
 _WEIGHTED = (GraphConv, GCNConv)
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not_linear(
@@ -42,30 +41,16 @@ def why_not_linear(
         edges: The batch's edges.
         fields: The layer's arguments besides these.
     """
-    name = type(layer).__name__
-    if type(layer) not in _LINEAR or not isinstance(layer, MessagePassing):
-        return f"{name} is not one of {', '.join(t.__name__ for t in _LINEAR)}"
-    if not edges.by_nodes:
-        return "edges are masked one by one, not by their ends"
-    if any(end.dim() != 3 or end.dtype not in _DTYPES for end in x):
-        return "features are not one vector of floating point numbers per node"
-    allowed = (SumAggregation,) if isinstance(layer, GCNConv) else (SumAggregation, MeanAggregation)
-    if type(layer.aggr_module) not in allowed:
-        return f"{name} aggregates by {type(layer.aggr_module).__name__}"
-    if layer.flow != "source_to_target" or layer.node_dim != -2 or layer.decomposed_layers > 1:
-        return f"{name} has flow={layer.flow!r}, node_dim={layer.node_dim} or several decomposed layers"
-    if layer.explain or is_altered(layer) or is_altered(layer.aggr_module):
-        return f"{name} has hooks, is being explained or has methods of its own"
-    return _why_not_weighted(layer, edges, fields)
-
-
-def _why_not_weighted(layer: MessagePassing, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
+    aggrs = (SumAggregation,) if isinstance(layer, GCNConv) else (SumAggregation, MeanAggregation)
+    reason = why_not_plain(layer, x, edges, _LINEAR, aggrs, -2)
     name, weight = type(layer).__name__, fields.get("edge_weight")
+    if reason is not None:
+        return reason
     if set(fields) - {"edge_weight"} or (weight is not None and type(layer) not in _WEIGHTED):
         return f"{name} takes {sorted(fields)} in a way of its own"
     if weight is None:
         return None
-    if weight.requires_grad or weight.dim() != 1 or weight.dtype not in _DTYPES or _is_traced(weight):
+    if weight.requires_grad or weight.dim() != 1 or weight.dtype not in DTYPES or _is_traced(weight):
         return "the edge weights are learned or not one floating point number per edge"
     if isinstance(layer, GCNConv) and layer.add_self_loops:
         kept = None if torch.compiler.is_compiling() else edges.source_kept

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch_geometric.nn.dense import Linear
 
+from torchcell_cache.nn.arguments import Ends
+from torchcell_cache.nn.edges import SharedEdges
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 # fmt: off
 _PLAIN = (
     nn.Identity, nn.Linear, Linear, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -91,6 +96,31 @@ def is_altered(module: torch.nn.Module) -> bool:
         or any(callable(getattr(type(module), name, None)) for name in own)
         or any(getattr(type(module), name, None) is not it for name, it in zip(_METHODS, known, strict=False))
     )
+
+
+def why_not_plain(
+    layer: nn.Module,
+    x: Ends,
+    edges: SharedEdges,
+    kinds: tuple[Any, ...],
+    aggrs: tuple[Any, ...],
+    node_dim: int,
+) -> str | None:
+    """Why a layer is not one of some as PyG has them, on edges that go with their nodes; ``None`` if it is."""
+    name = type(layer).__name__
+    if type(layer) not in kinds or not isinstance(layer, G.MessagePassing):
+        return f"{name} is not one of {', '.join(kind.__name__ for kind in kinds)}"
+    if not edges.by_nodes:
+        return "edges are masked one by one, not by their ends"
+    if any(end.dim() != 3 or end.dtype not in DTYPES for end in x):
+        return "features are not one vector of floating point numbers per node"
+    if type(layer.aggr_module) not in aggrs:
+        return f"{name} aggregates by {type(layer.aggr_module).__name__}"
+    if layer.flow != "source_to_target" or layer.node_dim != node_dim or layer.decomposed_layers > 1:
+        return f"{name} has flow={layer.flow!r}, node_dim={layer.node_dim} or several decomposed layers"
+    if layer.explain or is_altered(layer) or is_altered(layer.aggr_module):
+        return f"{name} has hooks, is being explained or has methods of its own"
+    return None
 
 
 def snapshot(module: Any, instead: Mapping[int, torch.Tensor] | None = None) -> Any:
