@@ -45,12 +45,14 @@ class GraphBatch(SharedGraphBatch, records="generic"):
     @classmethod
     def _read_sections(cls, generation: Generation, positions: Int64Array) -> Sections:
         """The records themselves, decoded where they are used."""
-        records = generation.read(positions)
-        return {
-            "indices": positions,
-            "records": np.frombuffer(bytearray().join(records), dtype=np.uint8),
-            "record_ptr": offsets(np.fromiter(map(len, records), dtype=np.int64, count=len(records))),
-        }
+        return generation.visit(
+            positions,
+            lambda records: {
+                "indices": positions,
+                "records": np.frombuffer(bytearray().join(records), dtype=np.uint8),
+                "record_ptr": offsets(np.fromiter(map(len, records), dtype=np.int64, count=len(records))),
+            },
+        )
 
     @property
     def owner(self) -> str:

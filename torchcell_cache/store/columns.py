@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.ragged import (
     Int64Array,
@@ -86,10 +87,15 @@ class Names(Sequence[str]):
     """Names kept as one block of UTF-8 bytes; nothing per sample lives in Python."""
 
     def __init__(self, data: npt.NDArray[np.uint8], lengths: npt.NDArray[Any]) -> None:
-        self.data, self.ptr = data, offsets(lengths)
+        self.data, self.lengths = data, lengths
+
+    @cached_property
+    def ptr(self) -> Int64Array:
+        """Where each begins; eight bytes per name that a process has of its own, hence not before one is asked for."""
+        return offsets(self.lengths)
 
     def __len__(self) -> int:
-        return len(self.ptr) - 1
+        return len(self.lengths)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
