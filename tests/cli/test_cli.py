@@ -547,6 +547,13 @@ def test_what_a_users_own_source_raises_is_answered(tmp_path: Path, capsys) -> N
     assert "asked what it is, raised ZeroDivisionError" in capsys.readouterr().err
     assert main([*arguments, "source.settings={cont:3}"]) == 2
     assert "make_source() raised TypeError" in capsys.readouterr().err
+    for number, line in enumerate(
+        ("import sys; sys.exit(5)", "raise GeneratorExit", "def f(:", "import none_such")
+    ):
+        ends = tmp_path / f"ends_{number}_of_test_cli.py"
+        ends.write_text(line)
+        assert main([*(a for a in arguments if ".file" not in a), f"source.file={ends}"]) == 2
+        assert f"{ends.name}: make_source() raised " in capsys.readouterr().err
 
 
 def test_the_installed_program_in_a_process_of_its_own(store: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Optional
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.nn as G
@@ -212,6 +214,48 @@ def test_patches_of_the_class_and_hooks_on_everything(monkeypatch: pytest.Monkey
     shared_conv(layer, drawn.x, drawn.edges, route="fast")
 
 
+@pytest.mark.parametrize("cached", [1, np.True_])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: layer,
+        lambda layer: Hidden([layer]),
+        lambda layer: Hidden({"a": layer}),
+        lambda layer: G.DirGNNConv(Hidden((nn.ReLU(), layer))),
+    ],
+)
+def test_caches_in_all_writings_are_found(cached: Any, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    drawn = draw(17)
+    for value in (cached, 0):
+        layer = wrap(G.GCNConv(WIDTH, WIDTH, cached=value).double()).double()
+        if value:
+            with pytest.raises(SettingError, match="keeps edges"):
+                shared_conv(layer, drawn.x, drawn.edges)
+        else:
+            shared_conv(layer, drawn.x, drawn.edges)
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda x, edges: x, partial(G.GCNConv(2, 2)), G.GCNConv(2, 2).forward, G.GCNConv, None], ids=str
+)
+def test_what_is_no_module_is_refused(layer: Any) -> None:
+    """Nobody could see whether it keeps edges."""
+    with pytest.raises(SettingError, match=r"expected a torch.nn.Module"):
+        shared_conv(layer, draw(18).x, draw(18).edges)
+
+
+class Hidden(Own):
+    """Layers that torch does not know of."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.layers, self.me = layers, [self]
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        last = list(self.layers.values() if isinstance(self.layers, dict) else self.layers)[-1]
+        return last(x, edge_index)
+
+
 class Doubled(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         return 2 * value
@@ -273,6 +317,47 @@ def shared_and_plain(drawn: Drawn) -> list[Callable[[nn.Module, Tensor], Tensor]
         return as_one_graph(layer, Drawn(drawn.edge_index, drawn.kept, drawn.mask, x, {}), {})
 
     return [lambda layer, x: shared_conv(layer, x, drawn.edges), plain]
+
+
+@pytest.mark.parametrize("kind", ["attribute", "buffer", "parameter"])
+@pytest.mark.parametrize("wide", [0, 1 << 30])
+def test_weights_that_are_no_parameters_get_their_gradient(
+    kind: str, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As inner loops of meta-learning and networks that make weights put them into modules."""
+    monkeypatch.setattr(product, "WIDE_BELOW", wide)
+    torch.manual_seed(0)
+    drawn, found = draw(19), []
+    made: list[Callable[[], tuple[nn.Module, list[nn.Module]]]] = [
+        lambda: (lambda lin: (G.GINConv(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), lin)), [lin]))(
+            nn.Linear(WIDTH, OUT)
+        ),
+        lambda: (lambda norm: (G.GINConv(norm), [norm]))(nn.LayerNorm(WIDTH)),
+        *(
+            lambda c=c: (lambda layer: (layer, [next(m for m in layer.modules() if hasattr(m, "weight"))]))(
+                c(WIDTH, OUT)
+            )
+            for c in (G.GCNConv, G.SAGEConv, G.GraphConv, G.GATConv, G.GATv2Conv, G.TransformerConv)
+        ),
+    ]
+    for make in made:
+        layer, parts = make()
+        layer.double()
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        for part in parts:
+            weight = part.weight.detach() * scale
+            del part.weight
+            if kind == "attribute":
+                part.weight = weight
+            elif kind == "buffer":
+                part.register_buffer("weight", weight)
+            else:
+                part._parameters["weight"] = weight
+        found = [
+            torch.autograd.grad(run(layer, drawn.x).square().sum(), [drawn.x, scale], retain_graph=True)
+            for run in shared_and_plain(drawn)
+        ]
+        torch.testing.assert_close(*found)
 
 
 class Called(nn.Module):

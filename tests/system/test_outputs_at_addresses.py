@@ -101,6 +101,7 @@ COMMANDS = [
     ["split", "root=s", "by=random", "out={}"],
     ["stage", "root=s", "to={}"],
     ["info", "root=s", "plot={}.png"],
+    ["info", "root=s", "html={}.html"],
     ["bench", "root=s", "seconds=1", "plot={}.png"],
     ["preprocess", "root={}", "source=ecoli", "source.num_samples=2"],
     ["verify", "root={}"],

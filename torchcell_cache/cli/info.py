@@ -50,7 +50,9 @@ def info(
         title = f"{dataset.generation.root.name}, {facts['samples']:,} samples"
         write_figure(draw(facts["histograms"], title, path), path)
     if html is not None:
-        dataset.card(html, splits=None if splits is None else Splits.load(splits, dataset))
+        dataset.card(
+            local_path(html, "html"), splits=None if splits is None else Splits.load(splits, dataset)
+        )
     print(json_.dumps(facts, indent=1) if json else "\n".join(lines_of(facts)))
     for kind, written in (("plot", plot), ("card", html)):
         if written is not None and not json:

@@ -187,17 +187,19 @@ def no_processor() -> None:
 
 def _python(group: str, file: str, name: str, settings: Mapping[str, Any]) -> Any:
     """Call a function of a Python file the user named on the command line."""
+    from torchcell_cache.processors.base import is_interrupt, said
+
     path = existing_path(f"{group}.file", file).resolve()
     try:
         module = _loaded(group, path)
         made = getattr(module, name, None)
         if callable(made):
             return made(**settings)
-    except CacheError:
-        raise
-    except Exception as error:
+    except BaseException as error:  # a file may end the process, too
+        if isinstance(error, CacheError) or is_interrupt(error):
+            raise
         raise SettingError(
-            f"{group}.file={path}: {name}() raised {type(error).__name__}: {error}",
+            f"{group}.file={path}: {name}() raised {type(error).__name__}: {said(error)}",
             path=path,
             fix="correct the file or its settings; debug=true shows the traceback",
         ) from error

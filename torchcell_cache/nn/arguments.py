@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,13 +87,15 @@ def check_keeps_no_edges(layer: Any) -> None:
     Raises:
         SettingError: Naming the module.
     """
-    if isinstance(layer, type):
+    if not isinstance(layer, torch.nn.Module):
+        got = f"the class {layer.__name__}" if isinstance(layer, type) else type(layer).__name__
         raise SettingError(
-            f"the layer is the class {layer.__name__}, expected a module", fix=f"{layer.__name__}(...)"
+            f"the layer is {got}, expected a torch.nn.Module", fix="GCNConv(16, 16), or a Module of your own"
         )
-    for path, module in layer.named_modules() if isinstance(layer, torch.nn.Module) else ():
+    for path, module in _modules(layer, set()):
         kept = [name for name, value in vars(module).items() if "cache" in name.lower() and _is_kept(value)]
-        if getattr(module, "cached", False) is True:
+        cached = getattr(module, "cached", False)
+        if isinstance(cached, int | np.bool_) and cached:
             kept.append("cached=True")
         if kept:
             where = f" at '{path}' in {type(layer).__name__}" if path else ""
@@ -100,6 +103,17 @@ def check_keeps_no_edges(layer: Any) -> None:
                 f"{type(module).__name__}{where} keeps edges of the first batch for all others ({kept[-1]})",
                 fix="make the layer with cached=False",
             )
+
+
+def _modules(layer: torch.nn.Module, seen: set[Any]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """All modules in a layer, those too that lie in a plain list or dict of one."""
+    for path, module in layer.named_modules(seen):
+        yield path, module
+        for name, value in vars(module).items():
+            if isinstance(value, list | tuple | dict) and name != "_modules":
+                for part in value.values() if isinstance(value, dict) else value:
+                    if isinstance(part, torch.nn.Module):
+                        yield from ((f"{path}.{name}".strip("."), inner) for _, inner in _modules(part, seen))
 
 
 def _is_kept(value: Any) -> bool:

@@ -34,6 +34,10 @@ def is_rowwise(module: Any) -> bool:
     """Whether it is known of a module that each row of its output is a function of that row alone, every time the same."""
     if not isinstance(module, nn.Module) or is_hooked(module) or "forward" in vars(module):
         return False
+    if any(
+        isinstance(t, Tensor) and t.requires_grad for t in (*vars(module).values(), *module._buffers.values())
+    ):
+        return False  # a weight that is no parameter, as inner loops of meta-learning put it there
     if type(module) is nn.Sequential:
         return all(map(is_rowwise, module))
     if type(module) is nn.Dropout:
