@@ -13,7 +13,7 @@ def test_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page.write_text("before\n<!-- benchmark:step:start -->\nold\n<!-- benchmark:step:end -->\nafter\n")
     rows = bench_step.main(["--small", "--json", str(tmp_path / "found.json"), "--markdown", str(page)])
     assert json.loads((tmp_path / "found.json").read_text()) == rows
-    assert len(rows) == 17
+    assert len(rows) == 19
     assert all(row["ms"] > 0 and row["calls"] and row["peak_mb"] >= 0 for row in rows)
     for kind in {(row["layer"], row["depth"], row["batch"]) for row in rows}:
         of_kind = [r for r in rows if (r["layer"], r["depth"], r["batch"]) == kind]
