@@ -15,18 +15,16 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchcell_cache.core.failures import free_bytes, storage_error, storage_errors
 from torchcell_cache.core.files import (
     TEMP_PREFIX,
     file_digest,
-    free_bytes,
     fsync_dir,
     fsync_file,
     make_dirs_durable,
     publish_new,
     remove_stale_temps,
     replace_file,
-    storage_error,
-    storage_errors,
     temp_path,
     write_atomic,
 )
@@ -262,7 +260,8 @@ def test_a_device_that_is_full() -> None:
 
 LIMITED = """
 import errno, os, resource, sys
-from torchcell_cache.core.files import storage_error, write_atomic
+from torchcell_cache.core.files import (write_atomic)
+from torchcell_cache.core.failures import storage_error
 from torchcell_cache.errors import StorageFullError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:

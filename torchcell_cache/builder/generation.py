@@ -29,14 +29,8 @@ from torchcell_cache.builder.shards import (
 from torchcell_cache.builder.shared_files import write_shared_files
 from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
 from torchcell_cache.codec.constants import MOST_BYTES
-from torchcell_cache.core.files import (
-    file_digest,
-    free_bytes,
-    make_dirs_durable,
-    remove_stale_temps,
-    storage_errors,
-    write_atomic,
-)
+from torchcell_cache.core.failures import free_bytes, storage_errors
+from torchcell_cache.core.files import file_digest, make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Progress, human_bytes, human_seconds

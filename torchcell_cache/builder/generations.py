@@ -12,7 +12,8 @@ from typing import Any
 from torchcell_cache.builder.codehash.place import registered
 from torchcell_cache.builder.shards import PLAN_FILE, ShardPlan, new_generation_name
 from torchcell_cache.core.checks import truth, whole_number
-from torchcell_cache.core.files import fsync_dir, remove_stale_temps, storage_errors, temp_path
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import fsync_dir, remove_stale_temps, temp_path
 from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.urls import local_path

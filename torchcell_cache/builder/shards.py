@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,11 +18,7 @@ from torchcell_cache.codec.delta_code import encode_gaps_ragged
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, digest_sums, seal
 from torchcell_cache.core.files import (
     file_digest,
-    fsync_dir,
-    fsync_file,
-    replace_file,
-    storage_errors,
-    temp_path,
+    written,
 )
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.ragged import Int64Array
@@ -180,8 +175,6 @@ def build_shard(
         CacheError: Whatever the source or processor raised, with the sample named.
     """
     start, stop = plan.span(shard)
-    target = directory / shard_name(shard)
-    temporary = temp_path((scratch or directory) / target.name)
     sums, layouts, labels, constants = [0, 0], dict[str, Any](), list[Labels](), dict[int, bytes]()
     attributes: list[Attributes | None] = []
 
@@ -201,25 +194,14 @@ def build_shard(
             attributes.append(chunk.attributes)
             yield sealed
 
-    try:
-        with storage_errors(target):
-            write_shard(temporary, start, records(), plan.map_bytes, plan.schema.get(GROUPED, 0))
-            if scratch is not None:
-                finished, temporary = temporary, shutil.copyfile(temporary, temp_path(target))
-                finished.unlink()
-            size, sha256, xxh3 = file_digest(temporary)
-            temporary.chmod(0o444)
-            fsync_file(temporary)
-            replace_file(temporary, target)
-            fsync_dir(directory)
-    finally:
-        with contextlib.suppress(OSError):  # must not hide the error that brought us here
-            temporary.unlink(missing_ok=True)
+    with written(directory / shard_name(shard), scratch) as temporary:
+        write_shard(temporary, start, records(), plan.map_bytes, plan.schema.get(GROUPED, 0))
+        file = FileEntry(shard_name(shard), *file_digest(temporary))
     entry = ShardEntry(
         index=shard,
         start=start,
         stop=stop,
-        file=FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3),
+        file=file,
         seed=plan.seed,
         sums=(sums[0], sums[1]),
         layouts=tuple(sorted(layouts)),

@@ -6,7 +6,8 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 from torchcell_cache.cli.words import say_result
-from torchcell_cache.core.files import make_dirs_durable, storage_errors, write_atomic
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import make_dirs_durable, write_atomic
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 

@@ -22,28 +22,10 @@ from typing import NamedTuple
 
 import xxhash
 
-from torchcell_cache.core.failures import free_bytes, storage_error, storage_errors
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.hints import StrPath, repair_hint
 from torchcell_cache.core.process import runs_here, this_process
 from torchcell_cache.errors import CorruptShardError, StorageLostError, StorageReadOnlyError
-
-__all__ = [
-    "TEMP_PREFIX",
-    "FileDigest",
-    "file_digest",
-    "free_bytes",
-    "fsync_dir",
-    "fsync_file",
-    "make_dirs_durable",
-    "publish_new",
-    "remove_stale_temps",
-    "replace_file",
-    "share_file",
-    "storage_error",
-    "storage_errors",
-    "temp_path",
-    "write_atomic",
-]
 
 TEMP_PREFIX = ".tmp-"
 _TEMP_NAME = re.compile(r"\.tmp-.*\.([0-9a-f]{8})\.([0-9]{1,10})\.([0-9]{1,20})\.[0-9a-f]{16}", re.DOTALL)
@@ -105,6 +87,24 @@ def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool
             return publish_new(temporary, path)
         replace_file(temporary, path)
         return True
+
+
+@contextlib.contextmanager
+def written(target: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """A temporary name to write a file under, which then takes its place, read-only and durable; in ``scratch``, if given."""
+    temporary = temp_path((scratch or target.parent) / target.name)
+    try:
+        with storage_errors(target):
+            yield temporary
+            if scratch is not None:
+                finished, temporary = temporary, shutil.copyfile(temporary, temp_path(target))
+                finished.unlink()
+            temporary.chmod(0o444)
+            fsync_file(temporary)
+            replace_file(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):  # must not hide the error that brought us here
+            temporary.unlink(missing_ok=True)
 
 
 def replace_file(temporary: StrPath, path: StrPath) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torchcell_cache.core.files import storage_errors, temp_path
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import temp_path
 from torchcell_cache.core.hints import StrPath
 from torchcell_cache.core.process import ProcessId, this_process
 from torchcell_cache.errors import BuildInProgressError, UnsafeContentError

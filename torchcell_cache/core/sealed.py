@@ -20,7 +20,7 @@ import re
 import stat
 from typing import Any
 
-from torchcell_cache.core.files import storage_errors
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.hints import StrPath
 from torchcell_cache.errors import CorruptManifestError
 

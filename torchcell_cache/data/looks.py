@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchcell_cache.core.checks import whole_number
-from torchcell_cache.core.files import make_dirs_durable, storage_errors, write_atomic
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import make_dirs_durable, write_atomic
 from torchcell_cache.core.markup import table, wide_counts
 from torchcell_cache.core.package import optional
 from torchcell_cache.core.urls import local_path

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.core.checks import suggestion, truth
-from torchcell_cache.core.files import fsync_dir, make_dirs_durable, storage_errors
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import fsync_dir, make_dirs_durable
 from torchcell_cache.core.markup import shares, table, text
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path

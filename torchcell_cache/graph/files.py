@@ -32,12 +32,12 @@ from torchcell_cache.codec.layout import (
     store_from_json,
     store_to_json,
 )
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import (
     fsync_file,
     make_dirs_durable,
     remove_stale_temps,
     replace_file,
-    storage_errors,
     temp_path,
 )
 from torchcell_cache.core.sealed import strict_json

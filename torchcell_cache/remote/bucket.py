@@ -6,7 +6,6 @@ Credentials are fsspec's business: none is held, pickled or printed here.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shlex
@@ -28,12 +27,9 @@ from torchcell_cache.core.failures import (
     text_of,
 )
 from torchcell_cache.core.files import (
-    fsync_file,
     make_dirs_durable,
     remove_stale_temps,
-    replace_file,
-    storage_errors,
-    temp_path,
+    written,
 )
 from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, protocol_of
 from torchcell_cache.errors import (
@@ -169,18 +165,8 @@ class Bucket:
         if target.parent not in self._cleared:  # listing it for every shard would take their number squared
             remove_stale_temps(target.parent)
             self._cleared.add(target.parent)
-        temporary = temp_path(target)
-        try:
-            with storage_errors(target):
-                write(temporary)
-                temporary.chmod(0o444)
-                fsync_file(temporary)
-                replace_file(temporary, target)
-        finally:
-            with contextlib.suppress(
-                OSError
-            ):  # the object is in its place; the next push clears what is left
-                temporary.unlink(missing_ok=True)
+        with written(target) as temporary:
+            write(temporary)
 
     # fsspec
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, storage_errors, write_atomic
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.hints import USED_NAME
 from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks

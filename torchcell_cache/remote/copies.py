@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import (
     fsync_dir,
     make_dirs_durable,
     remove_stale_temps,
-    storage_errors,
     temp_path,
     write_atomic,
 )

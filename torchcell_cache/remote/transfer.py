@@ -19,13 +19,12 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from torchcell_cache.core.failures import free_bytes, storage_errors
 from torchcell_cache.core.files import (
-    free_bytes,
     fsync_file,
     make_dirs_durable,
     remove_stale_temps,
     replace_file,
-    storage_errors,
     temp_path,
     write_atomic,
 )

@@ -33,12 +33,12 @@ from torchcell_cache.builder.shards import (
 )
 from torchcell_cache.builder.workers import StopRequest, run_here
 from torchcell_cache.core.checks import truth, whole_number
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import (
     fsync_dir,
     make_dirs_durable,
     remove_stale_temps,
     share_file,
-    storage_errors,
     write_atomic,
 )
 from torchcell_cache.core.markup import Shown

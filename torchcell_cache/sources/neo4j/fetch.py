@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchcell_cache.core.files import make_dirs_durable, storage_errors
+from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
 from torchcell_cache.core.progress import Progress, human_bytes
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError

@@ -7,7 +7,6 @@ over records and does not depend on the cuts.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.codec import envelope
+from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import (
     file_digest,
-    fsync_file,
     make_dirs_durable,
     remove_stale_temps,
-    replace_file,
-    storage_errors,
-    temp_path,
     write_atomic,
+    written,
 )
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.hints import RAW_NAME, StrPath
@@ -118,23 +115,13 @@ class RawWriter:
         index, start = len(self.entries), self.num_records
         target = self.directory / shard_name(index)
         records, sums = envelope.seal(bodies, start, self.seed)
-        temporary = temp_path(target)
-        try:
-            with storage_errors(target):
-                map_bytes = 2 * sum(map(len, records)) + (1 << 20)
-                store.write_shard(temporary, start, [records], map_bytes)
-                size, sha256, xxh3 = file_digest(temporary)
-                temporary.chmod(0o444)
-                fsync_file(temporary)
-                replace_file(temporary, target)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        file = FileEntry(name=target.name, size=size, sha256=sha256, xxh3=xxh3)
+        with written(target) as temporary:
+            store.write_shard(temporary, start, [records], 2 * sum(map(len, records)) + (1 << 20))
+            file = FileEntry(target.name, *file_digest(temporary))
         stats = {"last_id": last_id, "rows": rows_digest(bodies)}
         entry = ShardEntry(index, start, start + len(bodies), file, self.seed, sums, stats=stats)
         write_sidecar(self.directory, entry)
-        stamp(target, xxh3)
+        stamp(target, file.xxh3)
         self.entries.append(entry)
 
     def publish(self) -> None:
