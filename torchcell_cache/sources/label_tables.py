@@ -153,10 +153,12 @@ def read_table(
     labels, left = _labels(path, roles, columns)
     if unnamed and roles.labels_by_type:
         left = [*left, f"{unnamed} without a name"]
-    notes = _notes(path, size, labels, statistics, left)
+    notes = [f"{path.name}: {size:,} rows", f"labels {_listed(labels) or 'none'}"]
+    notes += [f"statistics {_listed(statistics)}"] if statistics else []
+    notes += [f"no labels: {', '.join(left)}"] if left else []
     columns.clear()
     release_unused()
-    return TableColumns(perturbed, labels, statistics, ids, notes)
+    return TableColumns(perturbed, labels, statistics, ids, ("; ".join(notes),))
 
 
 def _delimited(
@@ -268,21 +270,6 @@ def _numbers(path: Path, name: str, found: Numbers) -> Float64Array:
                 f"{path}: row {row}: {cell!r:.80} in column '{name}' {what}", path=path, fix=_FIX
             )
     return found.values
-
-
-def _notes(
-    path: Path,
-    size: int,
-    labels: dict[str, Float64Array],
-    statistics: dict[str, Float64Array],
-    left: Collection[str],
-) -> tuple[str, ...]:
-    said = [f"{path.name}: {size:,} rows", f"labels {_listed(labels) or 'none'}"]
-    if statistics:
-        said.append(f"statistics {_listed(statistics)}")
-    if left:
-        said.append(f"no labels: {', '.join(left)}")
-    return ("; ".join(said),)
 
 
 def _listed(columns: dict[str, Float64Array]) -> str:

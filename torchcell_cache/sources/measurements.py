@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.choices import Nan
-from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
+from torchcell_cache.core.ragged import Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.positional import column_list, on_host, plain
 
@@ -134,12 +134,6 @@ def float32_problem(value: Any) -> str:
     return ""
 
 
-def as_float32(values: Float64Array) -> Float32Array:
-    """Values of which each was found to be within float32."""
-    with np.errstate(under="ignore"):
-        return values.astype(np.float32)
-
-
 def _column(name: str, column: Any) -> tuple[Float64Array, Int64Array | None]:
     """Values of a column and, if its rows are lists, their offsets."""
     array, ptr = _array(column), None
@@ -244,7 +238,7 @@ def _checked(name: str, array: npt.NDArray[Any], ptr: Int64Array | None) -> Floa
 
 
 def _is_whole(values: Float64Array) -> bool:
-    return bool((values == np.floor(values)).all()) and bool((np.abs(values) <= _INTEGERS).all())
+    return bool(((values == np.floor(values)) & (np.abs(values) <= _INTEGERS)).all())
 
 
 _FIX = "scale a measurement (thousands, logarithm); names of samples go to source_ids, other identifiers are no labels"

@@ -196,8 +196,10 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
         pairs.remarks += [f"{repeated:,} listed more than once"] * bool(repeated)
     elif again := edges.shape[1] - len(np.unique(edges[0] * len(genes) + edges[1])):
         pairs.remarks.append(f"{again:,} are there more than once, each kept")
-    if both:
-        edges, weight = _with_reverse(edges, weight, len(genes))
+    if both:  # behind the edges the reverse of those that have none among them
+        alone = ~np.isin(edges[1] * len(genes) + edges[0], edges[0] * len(genes) + edges[1])
+        edges = np.concatenate([edges, edges[::-1, alone]], axis=1)
+        weight = None if weight is None else np.concatenate([weight, weight[alone]])
     if self_loops:
         loops, apart = np.arange(len(genes), dtype=np.int64), edges[0] != edges[1]
         edges = np.concatenate([edges[:, apart], np.stack([loops, loops])], axis=1)
@@ -238,12 +240,3 @@ def _distinct(
         )
     order = np.sort(first)
     return edges[:, order], None if weight is None else weight[order], edges.shape[1] - len(order)
-
-
-def _with_reverse(
-    edges: Int64Array, weight: Float32Array | None, num_genes: int
-) -> tuple[Int64Array, Float32Array | None]:
-    """Behind the edges the reverse of those that have none among them."""
-    alone = ~np.isin(edges[1] * num_genes + edges[0], edges[0] * num_genes + edges[1])
-    both = np.concatenate([edges, edges[::-1, alone]], axis=1)
-    return both, None if weight is None else np.concatenate([weight, weight[alone]])

@@ -17,7 +17,7 @@ from torchcell_cache.core.ragged import means as column_means
 from torchcell_cache.core.samples import SampleTable, without_names
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import with_scores
-from torchcell_cache.sources.measurements import NAN, Measurements, as_float32
+from torchcell_cache.sources.measurements import NAN, Measurements
 from torchcell_cache.sources.names import UNKNOWN, Resolved
 from torchcell_cache.sources.perturbed_ids import RaggedIds
 from torchcell_cache.sources.perturbed_nodes import Nodes
@@ -130,7 +130,9 @@ def joined(
         values, phenotypes = with_scores(
             given.ids, given.ptr, values, value_ptr, phenotypes, policies.interactions, rows
         )
-    table = SampleTable(given.ids, given.ptr, as_float32(values), value_ptr, phenotypes, statistics, names)
+    with np.errstate(under="ignore"):  # each was found to be within float32
+        single = values.astype(np.float32)
+    table = SampleTable(given.ids, given.ptr, single, value_ptr, phenotypes, statistics, names)
     return table, notes
 
 
