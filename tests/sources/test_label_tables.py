@@ -146,6 +146,14 @@ def test_labels_as_pandas_reads_them(tmp_path: Path, column, kind, encoding, end
         assert found.notes == (f"{path.name}: {len(column)} rows; {labels}; no labels: note",)
 
 
+@pytest.mark.parametrize("blank", ["\x1c", "\x1f", "\x85", "\u2028", "\u00a0", "\x0b"])
+def test_blanks_of_every_kind_around_a_number_mean_nothing(tmp_path: Path, blank) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"genes,f\nY001,{blank}-1e3{blank}\nY002,{blank}NA\n", encoding="utf-8")
+    for fast in (True, False):
+        np.testing.assert_array_equal(read_table(path, GENES, fast=fast).phenotypes["f"], [-1000, np.nan])
+
+
 def test_a_large_table_is_one_chunk_after_the_other(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     genes = [[f"Y{k:03d}" for k in row] for row in rng.integers(0, 700, (60_000, 2)).tolist()]

@@ -57,6 +57,9 @@ def test_columns_of_names_beside_each_other(tables) -> None:
         ("YAL001C.1", "suffix"),
         ("'YAL001C'", "quotes"),
         ("851262.0", "number"),
+        ("YAL003W\u2011A", "alike"),
+        ("YAL003W\u2013A", "alike"),
+        ("\uff39AL001C", "alike"),
         ("YAL001C;YAL002W", "separator"),
     ],
 )
@@ -65,7 +68,7 @@ def test_a_name_that_almost_matches_is_explained(given_name, said) -> None:
     with pytest.raises(SourceContractError, match=rf"row 1: (.|\n)*{said}") as caught:
         resolve(NameLists.of([["YAL002W"], [given_name]]), nodes)
     assert given_name in str(caught.value)
-    assert "'YAL001C'" in str(caught.value)
+    assert "'YAL00" in str(caught.value).partition(";")[2]
     assert 'unknown="skip"' in caught.value.fix
 
 

@@ -152,7 +152,7 @@ def perturbable_type(graph: Data | HeteroData, node_type: str | None = None) -> 
     if node_type is None or node_type not in types:
         raise SourceContractError(
             f"cannot tell which nodes are deleted: node_type={node_type!r}, the base graph has {types}",
-            fix="pass node_type=... to the processor",
+            fix="pass node_type=..., one of them, where the perturbed nodes are named",
         )
     return node_type
 

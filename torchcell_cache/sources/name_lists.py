@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +96,7 @@ _LOOK_AT = 100
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(rf"(?i)(\d{{1,2}})-({'|'.join(_MONTHS)})(?:-\d+)?|\d{{4}}-(\d\d)-(\d\d)(?: 00:00:00)?")
+_DASHES = dict.fromkeys((*range(0x2010, 0x2016), 0x2212, 0xAD), "-")
 _MARK = r"[.:|/_\-\s]"
 
 
@@ -136,6 +138,10 @@ _FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     (
         "{} and {} differ in blanks or quotes",
         lambda name: name.strip(" \t\r\n\ufeff\u00a0\u200b\u200c\u200d\u2060\"'"),
+    ),
+    (
+        "{} and {} look alike, but are other characters",
+        lambda name: normalize("NFKC", name).translate(_DASHES),
     ),
     ("{} and {} differ in letter case only", str.casefold),
     ("{} and {} are one number written in two ways", _number),

@@ -57,12 +57,12 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
     values = np.full(len(cells), np.nan)
     first: dict[str, Cell] = {}
     for row, cell in enumerate(cells):
+        text = cell.strip()  # also of separators that are blanks to text and none to float
         try:
-            value = float(cell)
-            if "_" in cell:
+            value = float(text)
+            if "_" in text:
                 raise ValueError
         except ValueError:
-            text = cell.strip()
             if text not in MISSING:
                 first.setdefault("odd", (row, cell))
                 if "almost" not in first and ALMOST.fullmatch(text):
@@ -75,7 +75,7 @@ def parse_cells(cells: Sequence[str]) -> Numbers:
             continue
         if math.isinf(value) and "f" not in cell.casefold():  # neither inf nor infinity
             first.setdefault("huge", (row, cell))
-        elif cell.strip().lstrip("+-").isdigit() and not stays_whole(int(cell)):
+        elif text.lstrip("+-").isdigit() and not stays_whole(int(text)):
             first.setdefault("inexact", (row, cell))
     return Numbers(values, first)
 
