@@ -254,6 +254,17 @@ USAGE = {
     "hydra's own": (["verify", "root=x", "hydra.run.dir=/tmp"], "cannot be added"),
     "bad interpolation": (["info", "root=${nothing}"], "cannot be resolved"),
     "no config": (["info", "config=/none.yaml"], "no such file"),
+    "dashes": (["info", "--root", "x"], "root=..., without dashes"),
+    "dashes and equals": (["info", "--root=x"], "did you mean 'root'?"),
+    "a key of the source": (
+        ["preprocess", "x", "source=ecoli", "samples=3"],
+        "did you mean 'source.num_samples'?",
+    ),
+    "what the source needs": (
+        ["preprocess", "x", "source=table"],
+        "preprocess source=table processor=lazy --help",
+    ),
+    "root twice": (["info", "x", "root=y"], "fix: leave one of them out\n"),
     "missing table": (
         ["preprocess", "root=x", "source=table", "source.path=/none/a.csv", "source.base_graph=ecoli"],
         "there is no directory /none",
@@ -290,6 +301,8 @@ def test_missing_files_name_what_is_there(table: list[str], tmp_path: Path, stor
     said = capsys.readouterr().err
     assert "torchcell-cache preprocess" in said
     assert f"stores in {store.parent}: good" in said
+    assert main(["info", table[1].partition("=")[2]]) == 65
+    assert "ko.csv (it is a file); fix: the directory of a store" in capsys.readouterr().err
     assert main(["repair", f"root={store}", "shard=9"]) == 2
     assert "shards 0 to 3" in capsys.readouterr().err
 

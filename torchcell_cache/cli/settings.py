@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,15 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
 
 
 def _no_key(command: str, key: str, valid: Iterable[str]) -> SettingError:
-    groups = [group for group in GROUPS if group in keys_of(command)]
-    inside = [
-        f"{group}.{key}"
+    groups, valid = [group for group in GROUPS if group in keys_of(command)], [*valid]
+    inside = {
+        longer.partition(".")[2]: longer
         for group in groups
         for name in GROUPS[group]
-        if f"{group}.{key}" in keys_of_choice(group, name)
-    ]
-    near = f"; did you mean {inside[0]!r}?" if inside else suggestion(key, valid)
+        for longer in keys_of_choice(group, name)
+    }
+    nearest = [inside.get(name) for name in get_close_matches(key, [*valid, *inside], n=1, cutoff=0.5)]
+    near = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] else suggestion(key, valid)
     return SettingError(f"{command} has no key {key!r}{near}", fix=f"torchcell-cache {command} --help")
 
 
@@ -102,9 +104,10 @@ def _split(command: str, argument: str) -> tuple[str, str]:
     """Key and text of one argument."""
     key, equals, text = argument.partition("=")
     if not equals or not key:
+        dashes = f"{argument.lstrip('-')}=..., without dashes; " * argument.startswith("-")
         raise SettingError(
             f"{argument!r} is not of the form key=value",
-            fix=f"torchcell-cache {command} --help lists the keys",
+            fix=f"{dashes}torchcell-cache {command} --help lists the keys",
         )
     _refuse_targets(argument)
     if key.startswith(("+", "~")) or "@" in key or key.split(".")[0] == "hydra":
@@ -119,9 +122,11 @@ def _refuse_repeats(command: str, given: list[tuple[str, str]]) -> None:
     first: dict[str, str] = {}
     for key, text in given:
         if key in first:
+            spec = keys_of(command).get(key)
+            several = f", or write a list: {key}=[a,b]" * (spec is None or spec.kind is list)
             raise SettingError(
                 f"{command}: {key} is given twice, as {first[key]!r} and as {text!r}",
-                fix=f"leave one of them out; where a key takes several values, they are one list: {key}=[a,b]",
+                fix=f"leave one of them out{several}",
             )
         first[key] = text
 
@@ -269,7 +274,10 @@ def _resolved(
 ) -> dict[str, Any]:
     missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED]
     if missing:
-        raise SettingError(f"{command} needs {', '.join(missing)}", fix=f"torchcell-cache {command} --help")
+        chosen = "".join(f" {group}={name}" for group, name in choices.items() if name != "none")
+        raise SettingError(
+            f"{command} needs {', '.join(missing)}", fix=f"torchcell-cache {command}{chosen} --help"
+        )
     tree: dict[str, Any] = {group: {} for group in choices}
     for key, value in values.items():
         group, _, name = key.rpartition(".")

@@ -179,10 +179,13 @@ def read_manifest(root: StrPath) -> Manifest:
     try:
         return load_manifest(path)
     except (FileNotFoundError, NotADirectoryError) as error:
+        is_file = Path(root).is_file()
         raise CacheNotFoundError(
-            f"no complete store at {os.fspath(root)} ({path} is missing)",
+            f"no complete store at {os.fspath(root)} ({'it is a file' if is_file else f'{path} is missing'})",
             path=path,
-            fix=f"torchcell-cache preprocess {root_argument(root)} ...",
+            fix="the directory of a store"
+            if is_file
+            else f"torchcell-cache preprocess {root_argument(root)} ...",
         ) from error
 
 
