@@ -260,6 +260,10 @@ USAGE = {
         ["preprocess", "x", "source=ecoli", "samples=3"],
         "did you mean 'source.num_samples'?",
     ),
+    "a key of another source": (
+        ["preprocess", "x", "source=anndata", "source.path=x.h5ad"],
+        "preprocess source=anndata processor=lazy --help",
+    ),
     "what the source needs": (
         ["preprocess", "x", "source=table"],
         "preprocess source=table processor=lazy --help",

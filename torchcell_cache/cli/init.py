@@ -12,7 +12,7 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 
 _NEXT = {
-    "train": "python train.py epochs=5",
+    "train": "pip install lightning && python train.py epochs=5",
     "slurm": "ROOT=stores/knockouts RUN_DIR=runs/first slurm/submit.sh source=python source.file=knockouts.py -- epochs=20",
 }
 

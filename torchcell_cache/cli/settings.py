@@ -82,22 +82,25 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
         if key in choices and isinstance(value, str):
             continue
         if key not in keys:
-            raise _no_key(command, key, [*choices, *keys])
+            raise _no_key(command, key, [*choices, *keys], choices)
         values[key] = _checked(key, _parsed(key, value, keys[key]) if key in texts else value, keys[key])
     return Settings(command, _resolved(command, values, keys, choices), choices)
 
 
-def _no_key(command: str, key: str, valid: Iterable[str]) -> SettingError:
-    groups, valid = [group for group in GROUPS if group in keys_of(command)], [*valid]
-    inside = {
-        longer.partition(".")[2]: longer
-        for group in groups
-        for name in GROUPS[group]
-        for longer in keys_of_choice(group, name)
-    }
+def _no_key(
+    command: str, key: str, valid: Iterable[str], choices: Mapping[str, str] | None = None
+) -> SettingError:
+    names = [(group, name) for group in GROUPS.keys() & keys_of(command).keys() for name in GROUPS[group]]
+    inside = {longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)}
     nearest = [inside.get(name) for name in get_close_matches(key, [*valid, *inside], n=1, cutoff=0.5)]
     near = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] else suggestion(key, valid)
-    return SettingError(f"{command} has no key {key!r}{near}", fix=f"torchcell-cache {command} --help")
+    return SettingError(f"{command} has no key {key!r}{near}", fix=_help(command, choices or {}))
+
+
+def _help(command: str, choices: Mapping[str, str]) -> str:
+    """The command that says which keys there are, of what was chosen too."""
+    chosen = "".join(f" {group}={name}" for group, name in choices.items() if name != "none")
+    return f"torchcell-cache {command}{chosen} --help"
 
 
 def _split(command: str, argument: str) -> tuple[str, str]:
@@ -111,9 +114,7 @@ def _split(command: str, argument: str) -> tuple[str, str]:
         )
     _refuse_targets(argument)
     if key.startswith(("+", "~")) or "@" in key or key.split(".")[0] == "hydra":
-        raise SettingError(
-            f"{argument!r}: keys cannot be added or removed", fix=f"torchcell-cache {command} --help"
-        )
+        raise SettingError(f"{argument!r}: keys cannot be added or removed", fix=_help(command, {}))
     return key, text
 
 
@@ -274,10 +275,7 @@ def _resolved(
 ) -> dict[str, Any]:
     missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED]
     if missing:
-        chosen = "".join(f" {group}={name}" for group, name in choices.items() if name != "none")
-        raise SettingError(
-            f"{command} needs {', '.join(missing)}", fix=f"torchcell-cache {command}{chosen} --help"
-        )
+        raise SettingError(f"{command} needs {', '.join(missing)}", fix=_help(command, choices))
     tree: dict[str, Any] = {group: {} for group in choices}
     for key, value in values.items():
         group, _, name = key.rpartition(".")

@@ -33,5 +33,5 @@ def optional(module: str, what: str, extra: str, otherwise: str = "") -> Any:
     except ImportError as error:
         raise SettingError(
             f"{what} needs {module.partition('.')[0]}, which cannot be imported ({error})",
-            fix=f"{install_line(extra)} {otherwise}".rstrip(),
+            fix=f"{install_line(extra)}, {otherwise}".rstrip(", "),
         ) from None
