@@ -1,7 +1,8 @@
-"""What an object store's exception means: the object is gone, we may not see it, or it is worth another try.
+"""What a file system or an object store said, as an error a user can act on.
 
-The libraries behind fsspec have no common exceptions, and none of them can be imported just to name them; so exceptions are
-told apart by the errors of Python they derive from, by their class's name and by the code the server gave.
+A file system is full, read-only or lost. An object is gone, we may not see it, or it is worth another try: the libraries behind
+fsspec have no common exceptions, and none of them can be imported just to name them; so exceptions are told apart by the errors
+of Python they derive from, by their class's name and by the code the server gave.
 """
 
 from __future__ import annotations

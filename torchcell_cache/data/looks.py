@@ -1,4 +1,4 @@
-"""How a dataset looks: in a notebook, as text, as a picture, as a page."""
+"""How a dataset looks: in a notebook, as text, as a picture, as a page. The only file that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Looks(Tables):
         )
 
 
-# Image files and figures. The only file of the package that imports matplotlib
+# Image files and figures
 
 _COLUMNS = 4
 

@@ -1,4 +1,4 @@
-"""Names of many samples, each distinct name once: what files are read into, and what is looked up."""
+"""Names of many samples, each distinct name once: what files are read into, and what is looked up; why names do not meet."""
 
 from __future__ import annotations
 

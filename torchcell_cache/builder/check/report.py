@@ -1,4 +1,4 @@
-"""What ``verify`` found: a list of problems, and counts of what was looked at."""
+"""What ``verify`` found: problems, counts of what was looked at; and what it finds by running the processor again."""
 
 from __future__ import annotations
 

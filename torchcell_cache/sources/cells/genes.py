@@ -1,4 +1,4 @@
-"""Which genes a cell is perturbed in, from columns of ``obs``."""
+"""Names of genes meet nodes: the genes that a cell is perturbed in, by ``obs``, and the variables of a file, by ``var``."""
 
 from __future__ import annotations
 
