@@ -45,9 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     passed = {line["test"] for line in lines if line["outcome"] == "passed"}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
     items[:] = [item for item in items if item.nodeid not in passed]
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # what takes long comes first, so that no process is alone with it at the end
+    # What takes long comes first, so that no process is alone with it at the end.
+    if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: not {"system", "testing"} & {*item.nodeid.partition("::")[0].split("/")})
 
 
