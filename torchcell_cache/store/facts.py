@@ -131,6 +131,14 @@ class StoredFacts(abc.ABC):
         }
         return {**{name: names for name, (_, names) in said.items()}, **named, **texts}
 
+    @property
+    def category_tables(self) -> dict[str, dict[str, list[Any]]]:
+        """Side tables of cells (``AnnDataSource(uns=...)``): by table and category its genes or numbers; empty if there are none.
+
+        As ``per_category`` of ``PairedCells`` has them: ``{"de": {**ds.category_tables["de"], "ctrl": []}}``.
+        """
+        return dict(getattr(self.base_graph, "obs_tables", None) or {})
+
     def names(self, column: str) -> npt.NDArray[np.object_]:
         """A column of names as text, where :attr:`columns` has its codes.
 

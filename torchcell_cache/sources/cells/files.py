@@ -58,6 +58,14 @@ class CellsInMemory:
         check_columns(self.url, name, columns, there)
         return {column: frame.iloc[:, there.index(column)] for column in columns} | {"": frame.index}
 
+    def side_tables(self) -> list[str]:
+        """Keys of ``uns``."""
+        return list(map(str, self.cells.uns))
+
+    def side_table(self, key: str) -> Any:
+        """What ``uns`` has under a key, ``None`` for nothing."""
+        return self.cells.uns.get(key)
+
     def matrix(self, cells: Any, layer: str | None, raw: bool) -> Any:
         """``X``, ``raw.X`` or a layer, as an array or as the three arrays of a CSR matrix."""
         if (layer, raw) not in self._used:

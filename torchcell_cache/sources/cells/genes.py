@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.names import NodeNames
 
 Flags = npt.NDArray[np.bool_]
+_none = partial(np.zeros, 0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,14 @@ class Perturbations:
         separator: What joins several genes.
         control: Names that stand for no perturbation.
         unknown: What to do with names that no node has, see :data:`torchcell_cache.sources.names.UNKNOWN`.
+        vocabulary: What perturbed genes are numbered by beside nodes; a name in it is no unknown one.
     """
 
     columns: tuple[str, ...]
     separator: str
     control: tuple[str, ...]
     unknown: str
+    vocabulary: NodeNames | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +50,8 @@ class Perturbed:
         foreign: Names that are no nodes but kept, by cell.
         rows: Rows of the file that are samples, ascending, ``[num_cells] int64``.
         notes: What became of unknown names, in plain lines.
+        numbers: Places in the vocabulary, ascending per cell, ``[num_numbers] int64``.
+        number_ptr: Where each cell starts in ``numbers``, ``[num_cells + 1] int64``.
     """
 
     ids: Int64Array
@@ -53,13 +59,13 @@ class Perturbed:
     foreign: dict[int, tuple[str, ...]]
     rows: Int64Array
     notes: tuple[str, ...] = ()
+    numbers: Int64Array = field(default_factory=_none)
+    number_ptr: Int64Array = field(default_factory=_none)
 
     @classmethod
     def joined(cls, parts: Sequence[Perturbed]) -> Perturbed:
         """Cells of several files, one after the other; ``rows`` are those of the files."""
         starts = np.cumsum([0, *(len(part.rows) for part in parts)])
-        shifts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        ptr = [part.ptr[1:] + shift for part, shift in zip(parts, shifts, strict=False)]
         foreign = {
             cell + int(start): names
             for part, start in zip(parts, starts, strict=False)
@@ -67,20 +73,24 @@ class Perturbed:
         }
         return cls(
             np.concatenate([part.ids for part in parts]),
-            np.concatenate([np.zeros(1, dtype=np.int64), *ptr]),
+            offsets(np.concatenate([np.diff(part.ptr) for part in parts])),
             foreign,
             np.concatenate([part.rows for part in parts]),
+            (),
+            np.concatenate([part.numbers for part in parts]),
+            offsets(np.concatenate([np.diff(part.number_ptr) for part in parts])),
         )
 
 
 def read_perturbed(
-    url: str, table: dict[str, Any], how: Perturbations, nodes: NodeNames, length: int
+    url: str, table: dict[str, Any], how: Perturbations, nodes: NodeNames, numbers: Int64Array
 ) -> Perturbed:
-    """Perturbed nodes of each cell of a file; each distinct condition is looked up once.
+    """Perturbed nodes of some cells of a file, whose ``numbers`` are for messages; each condition is looked up once.
 
     Raises:
         SourceContractError: If an entry is missing or names an unknown gene, unless ``unknown`` says what to do then.
     """
+    length = len(numbers)
     rows = np.arange(length, dtype=np.int64)
     if not how.columns:
         return Perturbed(np.empty(0, dtype=np.int64), np.zeros(length + 1, dtype=np.int64), {}, rows)
@@ -88,7 +98,7 @@ def read_perturbed(
     coded = {where: Coded.of(column, where) for where, column in columns.items()}
     key = np.zeros(length, dtype=np.int64)
     for where, column in coded.items():
-        _refuse_blank(where, url, column.codes < 0, how)
+        _refuse_blank(where, url, column.codes < 0, how, numbers)
         key = np.unique(key * (len(column.values) + 1) + column.codes + 1, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(key, return_index=True)
     names = {where: column.names() for where, column in coded.items()}
@@ -101,20 +111,19 @@ def read_perturbed(
         for cell in first.tolist()
     ]
     found = [_nodes(each, url, how, nodes) for each in texts]
-    foreign = [unknown for _, unknown in found]
+    foreign = [unknown for *_, unknown in found]
     blank = np.array([len(each) < len(coded) for each in texts], dtype=np.bool_)[key]
     lost = np.array([bool(unknown) for unknown in foreign], dtype=np.bool_)[key]
-    counts = np.array([len(ids) for ids, _ in found], dtype=np.int64)
+    counts, amounts = (np.array([len(each[k]) for each in found], dtype=np.int64) for k in (0, 1))
     notes = _notes(
         url, how, sorted({name for some in foreign for name in some}), blank, lost, counts[key] == 0
     )
-    kept = {}
     if how.unknown == "skip":
         rows = np.flatnonzero(~(blank | lost))
-    elif how.unknown == "keep":
-        kept = {cell: foreign[key[cell]] for cell in np.flatnonzero(lost).tolist()}
-    flat = np.array([node for ids, _ in found for node in ids], dtype=np.int64)
-    return Perturbed(*segments(flat, offsets(counts), key[rows]), kept, rows, notes)
+    kept = {cell: stay for cell, at in enumerate(key[rows].tolist()) if (stay := found[at][2])}
+    flat, places = (np.array([k for each in found for k in each[n]], dtype=np.int64) for n in (0, 1))
+    numbered = segments(places, offsets(amounts), key[rows])
+    return Perturbed(*segments(flat, offsets(counts), key[rows]), kept, rows, notes, *numbered)
 
 
 def _notes(
@@ -125,10 +134,11 @@ def _notes(
         return ()
     said = f"{int(blank.sum()):,} of {len(blank):,} cells have no entry" if blank.any() else ""
     if names:
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         count = int((lost & ~blank).sum())
         who = f"{said}, {count:,} name" if said else f"{count:,} of {len(lost):,} cells name"
-        said = f"{who} {len(names):,} genes that the base graph does not have ({some})"
+        where = "base graph" if how.vocabulary is None else "vocabulary"
+        said = f"{who} {len(names):,} genes that the {where} does not have ({few})"
     alone = int((lost & bare).sum())
     what = {
         "skip": "left out",
@@ -138,12 +148,12 @@ def _notes(
     return (f"{url}: {said}: {what[how.unknown]}",)
 
 
-def _refuse_blank(where: str, url: str, missing: Flags, how: Perturbations) -> None:
+def _refuse_blank(where: str, url: str, missing: Flags, how: Perturbations, numbers: Int64Array) -> None:
     if missing.any() and how.unknown != "skip":
         control = how.control[0] if how.control else "a control"
         raise SourceContractError(
             f"{where} has no value for {int(missing.sum()):,} cells, the first is cell "
-            f"{int(np.argmax(missing))}: that does not say whether they are perturbed",
+            f"{int(numbers[np.argmax(missing)])}: that does not say whether they are perturbed",
             path=url,
             fix=f'fill them with {control!r}, or unknown="skip" to leave these cells out',
         )
@@ -151,27 +161,36 @@ def _refuse_blank(where: str, url: str, missing: Flags, how: Perturbations) -> N
 
 def _nodes(
     texts: dict[str, str], url: str, how: Perturbations, nodes: NodeNames
-) -> tuple[list[int], tuple[str, ...]]:
-    """Nodes of one condition, ascending, and names in it that no node has."""
-    ids: set[int] = set()
-    unknown: dict[str, None] = {}
+) -> tuple[list[int], list[int], tuple[str, ...], tuple[str, ...]]:
+    """Nodes of one condition and its places in the vocabulary, ascending, names that stay without a node, unknown ones."""
+    ids, places = set[int](), set[int]()
+    stay, unknown = dict[str, None](), dict[str, None]()
     for where, text in texts.items():
         names = [part.strip() for part in text.split(how.separator)]
         wanted = [name for name in names if name and name not in how.control]
         positions = nodes.positions(wanted).tolist()
-        foreign = [name for name, node in zip(wanted, positions, strict=True) if node < 0]
+        numbers = positions
+        if how.vocabulary is not None:  # by its own name, or by the node's
+            known = zip(wanted, positions, strict=True)
+            called = [nodes.names[k] if k >= 0 and n not in how.vocabulary else n for n, k in known]
+            numbers = how.vocabulary.positions(called).tolist()
+            places.update(number for number in numbers if number >= 0)
+        foreign = [name for name, number in zip(wanted, numbers, strict=True) if number < 0]
         if foreign and how.unknown == "error":
-            report = nodes.report(foreign, np.full(len(foreign), -1))
+            report = (how.vocabulary or nodes).report(foreign, np.full(len(foreign), -1))
             raise SourceContractError(
-                f"{where} has {text!r}, and {foreign[0]!r} is neither a node of the base graph "
+                f"{where} has {text!r}, and {foreign[0]!r} is neither a {(how.vocabulary or nodes).what} "
                 f"nor a control ({', '.join(how.control)})" + (f"; {report.hint}" if report.hint else ""),
                 path=url,
                 fix='separator=..., control=..., aliases={"old name": "node name"}, or unknown="skip" to leave '
                 "such cells out",
             )
-        ids.update(node for node in positions if node >= 0)
         unknown |= dict.fromkeys(foreign)
-    return sorted(ids), tuple(unknown)
+        for name, node in zip(wanted, positions, strict=True):
+            if name not in unknown or how.unknown == "keep":
+                ids.update([node] if node >= 0 else [])
+                stay |= {} if node >= 0 else {name: None}
+    return sorted(ids), sorted(places), tuple(stay), tuple(unknown)
 
 
 # Which variable of a file is which node of the base graph, by name
@@ -201,8 +220,8 @@ class Alignment:
         total = self.matched + len(self.missing)
         return (
             f"{self.url}: {self.matched:,} of {total:,} genes of the base graph measured"
-            f"{_some(self.missing, 'zero')}; {len(self.unused):,} of {len(self.node_of):,} variables are not in it"
-            f"{_some(self.unused, 'left out')}"
+            f"{some(self.missing, 'zero')}; {len(self.unused):,} of {len(self.node_of):,} variables are not in it"
+            f"{some(self.unused, 'left out')}"
         )
 
 
@@ -265,7 +284,8 @@ def _refuse_repeated(url: str, where: str, found: list[str], node_of: Int64Array
             )
 
 
-def _some(names: tuple[str, ...], what: str) -> str:
+def some(names: tuple[str, ...], what: str) -> str:
+    """A few of the names in parentheses."""
     if not names:
         return ""
     return f" ({what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"

@@ -193,6 +193,17 @@ class H5adFile:
             finally:
                 backed.file.close()
 
+    def side_tables(self) -> list[str]:
+        """Keys of ``uns``."""
+        with self.open() as file:
+            return list(file["uns"]) if "uns" in file else []
+
+    def side_table(self, key: str) -> Any:
+        """What ``uns`` has under a key, as anndata reads it; ``None`` for nothing."""
+        with warnings.catch_warnings(), self.open() as file:
+            warnings.simplefilter("ignore")
+            return _read(file["uns"][key]) if "uns" in file and key in file["uns"] else None
+
     # The matrix
 
     def matrix(self, file: h5py.File, layer: str | None, raw: bool) -> Any:
@@ -217,22 +228,25 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def _read(element: Any) -> Any:
+    anndata = needs("anndata")  # whose read_elem stood elsewhere before 0.11
+    return (anndata.io if hasattr(anndata, "io") else needs("anndata.experimental")).read_elem(element)
+
+
 def _column(table: Any, name: str) -> Any:
     """One column of a table as anndata reads it."""
-    anndata = needs("anndata")  # whose read_elem stood elsewhere before 0.11
-    read = anndata.io.read_elem if hasattr(anndata, "io") else needs("anndata.experimental").read_elem
     element = table[name]
     if hasattr(element, "keys"):
-        return read(element)
+        return _read(element)
     # anndata 0.7: the column holds codes and a reference to the names, which stand in a group of the table.
     known = element.attrs.get("categories")
     if known is None and element.dtype.kind == "i" and f"__categories/{name}" in table:
         known = f"__categories/{name}"
     if known is None:
-        return read(element)
+        return _read(element)
     names = table[known if not isinstance(known, bytes) else known.decode()]
     ordered = bool(names.attrs.get("ordered", False))
-    return needs("pandas").Categorical.from_codes(read(element), _values(read(names)), ordered=ordered)
+    return needs("pandas").Categorical.from_codes(_read(element), _values(_read(names)), ordered=ordered)
 
 
 def _values(categories: Any) -> Any:

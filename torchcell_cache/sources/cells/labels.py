@@ -13,7 +13,8 @@ from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import SampleTable, UnknownNames
-from torchcell_cache.errors import SettingError, SourceContractError, StaleCacheError
+from torchcell_cache.errors import SourceContractError, StaleCacheError
+from torchcell_cache.sources.cells.asked import taken
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of, whole
 from torchcell_cache.sources.cells.expression import lost_in_float32
 from torchcell_cache.sources.cells.files import CellFile
@@ -88,17 +89,6 @@ class Labels:
         return replace(self, codes=codes, categories=categories)
 
 
-def in_order(name: str, value: Any) -> tuple[str, ...]:
-    """Names of columns in their order; none for ``None``."""
-    found = [value] if isinstance(value, str) else () if value is None else value
-    ordered = isinstance(found, Sequence) or hasattr(found, "tolist")
-    if not ordered or not all(isinstance(each, str) for each in found):
-        raise SettingError(
-            f"{name} is {value!r:.200}, expected text or a list of texts", fix=f'{name}=["..."]'
-        )
-    return tuple(map(str, found))
-
-
 def read_labels(
     files: Sequence[CellFile],
     lengths: Sequence[int],
@@ -106,28 +96,32 @@ def read_labels(
     phenotypes: tuple[str, ...],
     categorical: tuple[str, ...],
     how: Perturbations,
+    chosen: list[Int64Array] | None = None,
 ) -> Labels:
-    """Read the columns of all files.
+    """Read the columns of all files, of the ``chosen`` rows of each.
 
     Raises:
         SourceContractError: Naming the file, the column and the value that do not fit.
     """
     numbers, coded, barcodes, perturbed = [], [], [], []
-    for file, length in zip(files, lengths, strict=True):
+    read = [np.arange(length, dtype=np.int64) for length in lengths] if chosen is None else chosen
+    for file, length, at in zip(files, lengths, read, strict=True):
         wanted = tuple(dict.fromkeys((*phenotypes, *categorical, *how.columns)))
         table = file.table("obs", wanted)
         if other := next((len(column) for column in table.values() if len(column) != length), None):
             raise SourceContractError(
                 f"{file.url}: the matrix has {length} cells, obs {other}", path=file.url
             )
+        if chosen is not None:
+            table = {name: taken(column, at) for name, column in table.items()}
         names = texts_of(table[""]).tolist()
         barcodes.append(names)
-        found = [_numbers(file.url, name, table[name], names) for name in phenotypes]
-        numbers.append(np.stack(found, axis=1) if found else np.empty((length, 0), dtype=np.float32))
+        found = [_numbers(file.url, name, table[name], names, at) for name in phenotypes]
+        numbers.append(np.stack(found, axis=1) if found else np.empty((len(at), 0), dtype=np.float32))
         coded.append([Coded.of(table[name], f"{file.url}: obs column {name!r}") for name in categorical])
-        perturbed.append(read_perturbed(file.url, table, how, nodes, length))
+        perturbed.append(read_perturbed(file.url, table, how, nodes, at))
     urls = [file.url for file in files]
-    codes, categories = [np.empty((n, 0), dtype=np.int64) for n in lengths], {}
+    codes, categories = [np.empty((len(at), 0), dtype=np.int64) for at in read], {}
     for k, name in enumerate(categorical):
         new, categories[name] = merged([parts[k] for parts in coded], urls, name)
         codes = [np.column_stack([before, more]) for before, more in zip(codes, new, strict=True)]
@@ -139,12 +133,15 @@ def read_labels(
         categories,
         Perturbed.joined(perturbed),
         _block(kept),
-        rows,
+        [at[part] for at, part in zip(read, rows, strict=True)],
         frozenset(
             name for k, name in enumerate(categorical) if any(parts[k].kinds() - {"text"} for parts in coded)
         ),
     )
-    return replace(out, notes=(*(n for part in perturbed for n in part.notes), *_missing(out, phenotypes)))
+    notes = [n for part in perturbed for n in part.notes]
+    if chosen is not None:
+        notes = [f"rows=: {sum(map(len, chosen)):,} of {sum(lengths):,} cells", *notes]
+    return replace(out, notes=(*notes, *_missing(out, phenotypes)))
 
 
 def _block(names: list[str]) -> Names:
@@ -162,8 +159,8 @@ def _missing(labels: Labels, phenotypes: tuple[str, ...]) -> list[str]:
     return [f"{name}: {n:,} of {count:,} cells have no value" for name, n in lost.items() if n]
 
 
-def _numbers(url: str, name: str, column: Any, cells: Sequence[str]) -> Float32Array:
-    """A numeric column.
+def _numbers(url: str, name: str, column: Any, cells: Sequence[str], numbers: Int64Array) -> Float32Array:
+    """A numeric column; ``cells`` and their ``numbers`` are for messages.
 
     Raises:
         SourceContractError: If it holds no numbers, or one that float32 cannot hold.
@@ -188,7 +185,7 @@ def _numbers(url: str, name: str, column: Any, cells: Sequence[str]) -> Float32A
         row = int(lost[0])
         value = given[int((~missing[:row]).sum())]
         raise SourceContractError(
-            f"{url}: obs column {name!r} of cell {row} ({cells[row]}) is {value!s}, which float32 cannot hold",
+            f"{url}: obs column {name!r} of cell {numbers[row]} ({cells[row]}) is {value!s}, which float32 cannot hold",
             path=url,
             fix=f"scale the column, or categories=[{name!r}] for numbers that are names",
         )

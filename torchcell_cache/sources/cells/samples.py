@@ -25,6 +25,7 @@ from torchcell_cache.sources.cells.genes import Perturbations
 from torchcell_cache.sources.cells.labels import Labels
 
 _INT64, _FLOAT32 = 6, 11
+_NUMBERS = "vocabulary_indices"
 
 
 class CellSamples:
@@ -41,6 +42,7 @@ class CellSamples:
         phenotypes: Names of the numeric labels.
         y: The label that is ``y``, or ``None``.
         how: Where perturbations stand.
+        beside: What the base graph has of its own besides: side tables.
 
     Raises:
         SourceContractError: If the base graph's field cannot take the expression, or has a name of ours.
@@ -59,6 +61,7 @@ class CellSamples:
         phenotypes: tuple[str, ...],
         y: str | None,
         how: Perturbations,
+        beside: dict[str, Any],
     ) -> None:
         self.node_type, self.names, self.field = node_type, names, field
         self.labels, self.measured = labels, measured
@@ -73,6 +76,12 @@ class CellSamples:
         if how.columns:
             self._sample_fields[node_type, "ids_pert"] = None
             self._sample_fields[node_type, "perturbation_indices"] = None
+        if how.vocabulary is not None:
+            self._sample_fields[None, _NUMBERS] = None
+            beside = {**beside, "perturbation_vocabulary": list(how.vocabulary.names)}
+        if labels.categories:
+            categories = {name: list(found) for name, found in labels.categories.items()}
+            beside = {**beside, "obs_categories": categories}
         for name, source in (("obs_values", labels.values), ("obs_codes", labels.codes)):
             if source.shape[1]:
                 self._sample_fields[None, name] = source[:, None, :]
@@ -80,13 +89,11 @@ class CellSamples:
             number = y in phenotypes
             columns, at = (labels.values, phenotypes) if number else (labels.codes, tuple(labels.categories))
             self._sample_fields[None, "y"] = columns[:, [at.index(y)]]
-        self._refuse_taken()
+        self._refuse_taken(beside)
         self.base_graph = copy.copy(self._cell)
         self._nodes(self.base_graph)["measured"] = torch.from_numpy(measured)
-        if labels.categories:
-            self._global(self.base_graph)["obs_categories"] = {
-                name: list(found) for name, found in labels.categories.items()
-            }
+        for name, found in beside.items():
+            self._global(self.base_graph)[name] = found
         self._texts: dict[tuple[str, ...], bytes] = {}
 
     def _nodes(self, graph: Any) -> Any:
@@ -95,8 +102,9 @@ class CellSamples:
     def _global(self, graph: Any) -> Any:
         return graph._store if self.node_type is None else graph._global_store
 
-    def _refuse_taken(self) -> None:
-        ours = [*self._sample_fields, (self.node_type, "measured"), (None, "obs_categories")]
+    def _refuse_taken(self, beside: dict[str, Any]) -> None:
+        names = {"obs_categories", *beside}  # which an earlier source may have left
+        ours = [*self._sample_fields, (self.node_type, "measured"), *((None, name) for name in sorted(names))]
         for store, name in ours:
             taken = self._global(self._cell) if store is None else self._nodes(self._cell)
             if name in taken:
@@ -108,6 +116,10 @@ class CellSamples:
     def _perturbed(self, index: int) -> Int64Array:
         found = self.labels.perturbed
         return found.ids[found.ptr[index] : found.ptr[index + 1]]
+
+    def _places(self, index: int) -> Int64Array:
+        found = self.labels.perturbed
+        return found.numbers[found.number_ptr[index] : found.number_ptr[index + 1]]
 
     def _perturbed_names(self, index: int) -> tuple[str, ...]:
         """Names of a cell's perturbed genes, those last that are no nodes."""
@@ -132,6 +144,8 @@ class CellSamples:
                 store[name] = list(self._perturbed_names(index))
             elif name == "perturbation_indices":
                 store[name] = torch.from_numpy(self._perturbed(index).copy())
+            elif name == _NUMBERS:
+                self._global(out)[name] = torch.from_numpy(self._places(index).copy())
             else:
                 assert key is None
                 self._global(out)[name] = torch.from_numpy(column[index].copy())
@@ -160,6 +174,8 @@ class CellSamples:
         cells = range(start, start + count)
         if key[1] == "perturbation_indices":
             return ListedField([TensorValue(_INT64, self._perturbed(k)) for k in cells])
+        if key[1] == _NUMBERS:
+            return ListedField([TensorValue(_INT64, self._places(k)) for k in cells])
         return ListedField([self._text(self._perturbed_names(k), key) for k in cells])
 
     def _text(self, names: tuple[str, ...], key: FieldKey) -> Payload:

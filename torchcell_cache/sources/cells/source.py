@@ -19,8 +19,9 @@ from torchcell_cache.core.digests import array_digest
 from torchcell_cache.core.indexing import position
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.topology import perturbable_type
+from torchcell_cache.sources.cells import asked
 from torchcell_cache.sources.cells.expression import (
     FLAVORS,
     CellRows,
@@ -30,7 +31,7 @@ from torchcell_cache.sources.cells.expression import (
 )
 from torchcell_cache.sources.cells.files import cell_files
 from torchcell_cache.sources.cells.genes import Perturbations, align
-from torchcell_cache.sources.cells.labels import Labels, in_order, read_labels
+from torchcell_cache.sources.cells.labels import Labels, read_labels
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, read_aliases
@@ -79,6 +80,13 @@ class AnnDataSource(Shown):
         storage_options: Passed to fsspec for URLs.
         aliases: Other names of genes, for variables and perturbed genes: a mapping of name to node name, or a file of two
             such columns.
+        rows: Only these cells: an expression over columns of ``obs`` (``"n_genes > 200 and batch in ('b1', 'b2')"``), or a
+            mask, or numbers of cells as all files have them one after the other. They keep their order.
+        uns: Side tables to keep, of names or numbers by category (differentially expressed genes): a key of ``uns``, several,
+            or a mapping of own name to key, or to ``(key, how many of each)``; in ``obs_tables`` of the base graph.
+        vocabulary: Names that perturbed genes are numbered by where those are not the nodes, as GEARS's of the gene ontology:
+            samples also have ``vocabulary_indices`` (``[k] int64``, ascending), the base graph ``perturbation_vocabulary``. A
+            gene in it that is no node stays by name; one that is not in it is ``unknown``, a node or not.
 
     Raises:
         SourceContractError: If files, columns and base graph do not fit together, or float32 cannot hold a value; says
@@ -118,16 +126,21 @@ class AnnDataSource(Shown):
         version: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         aliases: Mapping[str, str] | str | Path | None = None,
+        rows: Any = None,
+        uns: Any = None,
+        vocabulary: Sequence[str] | None = None,
     ) -> None:
         choice("unknown", unknown, UNKNOWN)
         choice("flavor", flavor, FLAVORS)
-        phenotypes, categories = in_order("phenotypes", phenotypes), in_order("categories", categories)
-        columns = in_order("perturbation", perturbation)
-        how = Perturbations(columns, separator, in_order("control", control), unknown)
+        phenotypes = asked.in_order("phenotypes", phenotypes)
+        categories = asked.in_order("categories", categories)
+        columns = asked.in_order("perturbation", perturbation)
+        words = asked.read_vocabulary(vocabulary, columns)
+        how = Perturbations(columns, separator, asked.in_order("control", control), unknown, words)
         raw, log1p = truth("raw", raw), truth("log1p", log1p)
         target_sum = None if target_sum is None else float32_target(target_sum)
         column = None if column is None else whole_number("column", column)
-        _check(layer, raw, (*phenotypes, *categories), y, field, separator, version)
+        asked.check(layer, raw, (*phenotypes, *categories), y, field, separator, version)
         self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
         cells = whole_number("hvg_cells", hvg_cells, 2)
         top = None if n_top_genes is None else whole_number("n_top_genes", n_top_genes, 1)
@@ -143,7 +156,9 @@ class AnnDataSource(Shown):
         self.matrices = [Matrix(file, layer, raw) for file in self.files]
         self.alignments = [align(matrix, named, gene_column) for matrix in self.matrices]
         lengths = [matrix.shape[0] for matrix in self.matrices]
-        self._labels: Labels = read_labels(self.files, lengths, named, phenotypes, categories, how)
+        chosen = asked.chosen_rows(rows, self.files, lengths)
+        self._labels: Labels = read_labels(self.files, lengths, named, phenotypes, categories, how, chosen)
+        self.tables, self._in_part = asked.side_tables(uns, self.files), chosen is not None
         kept = [len(rows) for rows in self._labels.rows]
         if sum(lengths) and not sum(kept):
             raise SourceContractError(
@@ -169,6 +184,7 @@ class AnnDataSource(Shown):
         self._samples = CellSamples(
             *(self._graph, self.node_type, self._names, settings["field"], settings["column"], measured),
             *(self._labels, self.phenotypes, settings["y"], self._how),
+            {"obs_tables": self.tables} if self.tables else {},
         )
         self.base_graph = self._samples.base_graph
 
@@ -186,6 +202,8 @@ class AnnDataSource(Shown):
             return self  # other settings, which are compared next
         out = copy.copy(self)
         out._labels = self._labels.recoded(stored)
+        tables = getattr(graph, "obs_tables", None) or {}
+        out.tables = tables if tables.keys() == self.tables.keys() else self.tables
         store = graph._store if self.node_type is None else graph[self.node_type]
         measured, all_measured = self._samples.measured, store.get("measured")
         fits = self.variable is None and all_measured is not None and len(all_measured) == len(measured)
@@ -206,7 +224,8 @@ class AnnDataSource(Shown):
         if self.variable is not None:
             chosen = int(self._samples.measured.sum())
             lines.append(f"{chosen:,} highly variable genes keep their expression")
-        return (*lines, *self._labels.notes)
+        lost = asked.unmeasured(self._labels.perturbed, self._labels.rows, self.alignments, self._names)
+        return (*lines, *self._labels.notes, *lost)
 
     def report(self) -> str:
         """:attr:`notes` as one text."""
@@ -272,28 +291,10 @@ class AnnDataSource(Shown):
             out["files"] = list(self._digests)
             if any(file.in_memory for file in self.files):
                 out["cells"] = self._labels.digest(self._nodes)
+        if self._in_part:
+            out["rows"] = array_digest(np.concatenate(self._labels.rows))
         if self.variable is not None:
             how = {"n_top_genes": self.variable.n_top_genes, "flavor": self.variable.flavor}
             seen = {"cells": min(self.variable.num_cells, len(self))}
             out["highly_variable"] = {**how, **seen, "chosen": array_digest(self._samples.measured)}
         return out
-
-
-def _check(
-    layer: str | None, raw: bool, columns: tuple[str, ...], y: Any, field: str, separator: str, version: Any
-) -> None:
-    if layer is not None and raw:
-        raise SettingError(f"layer={layer!r} and raw=True are two matrices", fix="pass one of them")
-    for name, text in (("field", field), ("separator", separator)):
-        if not isinstance(text, str) or not text:
-            raise SettingError(
-                f"{name} is {'empty' if text == '' else repr(text)}, expected text", fix="leave it out"
-            )
-    if isinstance(version, str) and not version.strip():
-        raise SettingError(f"{version=} names no content", fix="leave it out, then the files are digested")
-    if len(set(columns)) != len(columns):
-        raise SettingError(
-            f"obs columns {columns} name one twice", fix="name each as phenotype or as category"
-        )
-    if y is not None and y not in columns:
-        raise SettingError(f"y={y!r} is neither among phenotypes nor categories: {columns}")
