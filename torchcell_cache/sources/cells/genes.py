@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.names import NodeNames
 
 Flags = npt.NDArray[np.bool_]
-_none = partial(np.zeros, 0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,8 @@ class Perturbed:
     foreign: dict[int, tuple[str, ...]]
     rows: Int64Array
     notes: tuple[str, ...] = ()
-    numbers: Int64Array = field(default_factory=_none)
-    number_ptr: Int64Array = field(default_factory=_none)
+    numbers: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    number_ptr: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Perturbed]) -> Perturbed:
