@@ -116,7 +116,7 @@ def terminal(ds: tc.PreprocessedDataset) -> None:
         call = [
             "script",
             "-qc",
-            f"stty cols 130; {sys.executable} -m torchcell_cache {command}",
+            f"stty rows 40 cols 130; {sys.executable} -m torchcell_cache {command}",
             "/dev/null",
         ]  # on a terminal
         done = subprocess.run(call, capture_output=True, check=False, env={**os.environ, "TERM": "xterm"})
