@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.failures import storage_error, storage_errors
 from torchcell_cache.core.files import temp_path
 from torchcell_cache.core.hints import StrPath
 from torchcell_cache.core.process import ProcessId, this_process
@@ -154,7 +154,7 @@ class BuilderLock:
         except OSError as error:
             os.close(descriptor)
             if error.errno not in _NO_LOCKS:
-                raise
+                raise storage_error(error.errno, self.path, "lock") or error from None
             return self._go_without(os.strerror(error.errno))
         if not self._is_still_there(descriptor):
             os.close(descriptor)  # removed between open and flock: a lock on it excludes nobody

@@ -11,7 +11,7 @@ import pytest
 from faultlib import FOREVER, Fault, FaultServer
 
 from torchcell_cache.core.locks import BuilderLock, write_status
-from torchcell_cache.errors import StorageReadOnlyError
+from torchcell_cache.errors import StorageLostError, StorageReadOnlyError
 
 
 def acquire(path: Path) -> tuple[bool, bool, list[str]]:
@@ -60,6 +60,16 @@ def test_a_directory_that_cannot_be_written_is_an_error(
     fault = Fault("fail", ops=["create"], error=number)
     trial = faults.run_trial(acquire, tmp_path / ".lock", prefix=tmp_path, fault=fault)
     assert isinstance(trial.error, StorageReadOnlyError)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_lock_that_the_server_lost_is_a_storage_error(
+    faults: FaultServer, tmp_path: Path, number: int
+) -> None:
+    fault = Fault("fail", ops=["flock"], error=number)
+    trial = faults.run_trial(acquire, tmp_path / ".lock", prefix=tmp_path, fault=fault)
+    assert isinstance(trial.error, StorageLostError)
+    assert ".lock" in str(trial.error)
 
 
 def test_a_full_disk_does_not_stop_the_lock(faults: FaultServer, tmp_path: Path) -> None:
