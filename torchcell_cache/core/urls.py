@@ -82,7 +82,7 @@ def _on_disk(url: Any, what: str) -> str:
     if protocol.lower() == "file":
         return f"write it as {shlex.quote('/' + rest)}"
     if what != "root" or protocol.lower() not in PROTOCOLS:
-        return "name a place on this machine, and copy what is written from there"
+        return "name a place on this machine, and copy between it and the address with the tools of the object store"
     pushed = shlex.quote(f"url={os.fspath(url)}")
     return (
         f"build in a directory, then torchcell-cache push root=... {pushed}; "

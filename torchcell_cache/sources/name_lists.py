@@ -97,6 +97,8 @@ _LOOK_AT = 100
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(rf"(?i)(\d{{1,2}})-({'|'.join(_MONTHS)})(?:-\d+)?|\d{{4}}-(\d\d)-(\d\d)(?: 00:00:00)?")
 _DASHES = dict.fromkeys((*range(0x2010, 0x2016), 0x2212, 0xAD), "-")
+_DELTA = "\u0394\u2206\u03b4"
+_JOINTS = r"""[\s;:,|+/&_*~'"\[\](){}]+"""
 _MARK = r"[.:|/_\-\s]"
 
 
@@ -104,7 +106,7 @@ def hint(lost: Sequence[str], known: Collection[str]) -> str:
     """What would make the names meet known ones, or nothing."""
     some = list(lost[:_LOOK_AT])
     for name in some:
-        parts = [part for part in re.split(r"[\s;,|+/&]+", name) if part]
+        parts = [part for part in re.split(_JOINTS, name) if part]
         if len(parts) > 1 and all(part in known for part in parts):
             return f"{name!r:.80} holds several names: the separator is another"
         if said := date_note(name, known):
@@ -145,6 +147,12 @@ _FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ),
     ("{} and {} differ in letter case only", str.casefold),
     ("{} and {} are one number written in two ways", _number),
-    ("{} and {} differ by a prefix", lambda name: re.sub(rf"^[^.:|/_\s]*{_MARK}(?=.)", "", name, count=1)),
-    ("{} and {} differ by a suffix", lambda name: re.sub(rf"(?<=.){_MARK}[^.:|/_\s\-]*$", "", name, count=1)),
+    (
+        "{} and {} differ by a prefix",
+        lambda name: re.sub(rf"^(?:[^.:|/_\s]*{_MARK}|[{_DELTA}])(?=.)", "", name, count=1),
+    ),
+    (
+        "{} and {} differ by a suffix",
+        lambda name: re.sub(rf"(?<=.)(?:{_MARK}[^.:|/_\s\-]*|[{_DELTA}])$", "", name, count=1),
+    ),
 )
