@@ -276,6 +276,8 @@ def test_a_vocabulary_by_other_names_and_without_perturbations() -> None:
     for k, condition in enumerate(cells.obs.condition):
         names = ["G5" if n == "old" else n for n in parts_of(condition)]
         assert source[k].vocabulary_indices.tolist() == sorted(11 - GENES.index(n) for n in names)
+    with pytest.raises(SettingError, match="vocabulary= has 'G1' twice"):
+        tc.AnnDataSource(cells, graph, vocabulary=["G1", "G2", "G1"], **how)
     with pytest.raises(SettingError, match="vocabulary= numbers perturbed genes"):
         tc.AnnDataSource(cells, graph, vocabulary=GENES)
     with pytest.raises(SourceContractError, match="'G11' is neither a name of the vocabulary nor a control"):

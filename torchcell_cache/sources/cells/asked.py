@@ -103,7 +103,10 @@ def read_vocabulary(given: Any, columns: Sequence[str]) -> NodeNames | None:
         raise SettingError(
             "vocabulary= numbers perturbed genes", fix="perturbation=... says where they stand"
         )
-    return NodeNames(in_order("vocabulary", given), what="name of the vocabulary")
+    counts = Counter(names := in_order("vocabulary", given))
+    if again := next((name for name, count in counts.items() if count > 1), None):
+        raise SettingError(f"vocabulary= has {again!r} twice, so it does not say which number it has")
+    return NodeNames(names, what="name of the vocabulary")
 
 
 def in_order(name: str, value: Any) -> tuple[str, ...]:
