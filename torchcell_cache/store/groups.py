@@ -106,20 +106,22 @@ class Directory:
             for array in (group, stops[:-1] - begun, stops[1:] - begun)
         )
 
-    def get(self, values: Callable[[bytes], Any], copies: bool) -> Callable[[bytes], Any]:
-        """``get`` of single records, from one of views of values."""
+    def get(self, values: Callable[[bytes], Any], copies: bool) -> Callable[[int], Any]:
+        """``get`` of single records by their numbers, from one of views of values."""
         first, keys, group, start, stop = self.first, self.keys, self.group, self.start, self.stop
         count = len(group)
 
-        def get(key: bytes) -> Any:
-            k = int.from_bytes(key, "big") - first
+        def view(number: int) -> Any:
+            k = number - first
             value = values(keys[group[k]]) if 0 <= k < count else None
-            if value is None:
-                return None
-            record = value[start[k] : stop[k]]
-            return bytes(record) if copies else record
+            return None if value is None else value[start[k] : stop[k]]
 
-        return get
+        def copy(number: int) -> Any:
+            k = number - first
+            value = values(keys[group[k]]) if 0 <= k < count else None
+            return None if value is None else value[start[k] : stop[k]].tobytes()
+
+        return copy if copies else view
 
 
 def disk_bytes(size: float, group_bytes: int) -> float:

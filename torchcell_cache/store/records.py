@@ -35,7 +35,7 @@ _MORE_TRIES = 4
 _FORMAT = {"lib_version": 0} if int(lmdb.__version__.split(".")[0]) >= 3 else {}
 """LMDB 0.9's file format: readable by every py-lmdb, where 3.0 would otherwise choose its own."""
 T = TypeVar("T")
-Gets: TypeAlias = tuple[dict[int, Callable[[bytes], Any]], dict[int, Callable[[bytes], Any]]]
+Gets: TypeAlias = tuple[dict[int, Callable[[Any], Any]], dict[int, Callable[[Any], Any]]]
 Buffer: TypeAlias = bytes | memoryview
 _NOT_THE_FILES_FAULT = (
     ((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "raise the limit (ulimit -n, ulimit -v)"),
@@ -137,13 +137,12 @@ class _Env:
         self.retired = False
 
     def get(self, views: bool) -> Any:
-        """``get`` of this thread's transaction, giving copies or views of the mapping, of single records."""
+        """``get`` of this thread's transaction, by key, of records in groups by number: copies or views of the mapping."""
         name = "view" if views else "copy"
         found = getattr(self.local, name, None)
         if found is None:
             in_views: Any = views or self.directory is not None
-            begun: Any = self.env.begin(buffers=in_views)
-            found = begun.get  # the method keeps its transaction alive
+            found = self.env.begin(buffers=in_views).get  # the method keeps its transaction alive
             if self.directory is not None:
                 found = self.directory.get(found, not views)
             setattr(self.local, name, found)
@@ -283,16 +282,17 @@ class ShardFiles:
         return use(self.read(indices, shards))
 
     def _get_all(
-        self, gets: dict[int, Callable[[bytes], Any]], indices: Sequence[int], shards: Sequence[int]
+        self, gets: dict[int, Callable[[Any], Any]], indices: Sequence[int], shards: Sequence[int]
     ) -> list[Any]:
         out: list[Any] = []
+        keys = indices if self.in_groups else [index.to_bytes(8, "big") for index in indices]
         try:
-            for index, shard in zip(indices, shards, strict=True):
+            for key, shard in zip(keys, shards, strict=True):
                 if shard not in gets:  # what was read is a copy, so other files may be closed for this one
                     gets = self._begin_with(shard)[0]
-                value = gets[shard](index.to_bytes(8, "big"))
+                value = gets[shard](key)
                 if value is None:
-                    path = self.paths[shard]
+                    path, index = self.paths[shard], indices[len(out)]
                     raise _damaged(path, f"sample {index} is missing from {path}", CorruptRecordError)
                 out.append(value)
         except lmdb.Error as error:
