@@ -218,9 +218,14 @@ class BuilderLock:
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        close_quietly(descriptor)
+
+
+def close_quietly(descriptor: int | None) -> None:
+    """Give a lock's descriptor back, if there is one."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 _HELD: weakref.WeakSet[BuilderLock] = weakref.WeakSet()

@@ -6,7 +6,6 @@ ends, and unlike it one descriptor holds any number of them. They belong to the 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -15,8 +14,10 @@ import weakref
 from pathlib import Path
 
 from torchcell_cache.core.lazy import ThreadLock
+from torchcell_cache.core.locks import close_quietly
 
 _OTHERS = (errno.EAGAIN, errno.EACCES)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ByteLocks:
@@ -56,9 +57,7 @@ class ByteLocks:
     def close(self) -> None:
         """Give all locks back."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        close_quietly(descriptor)
 
     def __del__(self) -> None:
         self.close()
@@ -67,14 +66,13 @@ class ByteLocks:
         """Open or make the lock file, once for all threads: locks on a second descriptor would never be given back."""
         with _OPENING:
             if self._descriptor is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._descriptor = os.open(self.path, flags, 0o600)
+                self._descriptor = os.open(self.path, _FLAGS, 0o600)
             return self._descriptor
 
     def _set(self, kind: int, byte: int) -> bool:
         if not self.supported:
             return True
-        descriptor = self.open() if self._descriptor is None else self._descriptor
+        descriptor = self.open()
         # struct flock: type, whence, start, length, and a pid that must be 0
         request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
         try:

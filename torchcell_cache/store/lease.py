@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
 
+from torchcell_cache.core.locks import close_quietly
 from torchcell_cache.errors import CacheNotFoundError
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, manifest_path, processed_dir
@@ -41,10 +42,10 @@ def open_with_lease(root: Path) -> Generation:
     try:
         generation, lease = _with_lease(root, Generation.open, lambda found: found.manifest)
     except BaseException:
-        _close(copy)
+        close_quietly(copy)
         raise
-    weakref.finalize(generation, _close, lease)
-    weakref.finalize(generation, _close, copy)
+    weakref.finalize(generation, close_quietly, lease)
+    weakref.finalize(generation, close_quietly, copy)
     return generation
 
 
@@ -57,7 +58,7 @@ def keeping(
     try:
         yield found
     finally:
-        _close(lease)
+        close_quietly(lease)
 
 
 def _with_lease(
@@ -72,7 +73,7 @@ def _with_lease(
             lease = _take(processed_dir(root) / manifest_of(found).generation / MANIFEST_NAME)
         if not left or before == _identity(manifest_path(root)):
             return found, lease
-        _close(lease)
+        close_quietly(lease)
     raise AssertionError
 
 
@@ -94,37 +95,30 @@ def _staged(root: Path) -> int | None:
         ) from None
 
 
-def _take(path: Path) -> int | None:
-    """A descriptor with the shared lock; ``None`` where there is no such file or there are no locks.
+def _take(path: Path, how: int = fcntl.LOCK_SH) -> int | None:
+    """A descriptor with the lock; ``None`` where there is no such file or there are no locks.
 
     Raises:
-        BlockingIOError: If somebody keeps readers out.
+        BlockingIOError: If somebody else's lock keeps this one out.
     """
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _close(descriptor)
-        raise
-    except OSError:
-        _close(descriptor)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        close_quietly(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 
 
 def try_to_remove(root: Path) -> int | None:
     """A descriptor that keeps readers of a staged copy out, ``None`` if somebody reads it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(root / LEASE_NAME, _FLAGS)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return None
-        return descriptor
+    with contextlib.suppress(BlockingIOError):
+        return _take(root / LEASE_NAME, fcntl.LOCK_EX)
     return None
 
 
@@ -141,10 +135,3 @@ def is_in_use(directory: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is None:
-        return
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
