@@ -11,7 +11,7 @@ import fresh
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.transforms import BaseTransform, Compose, NormalizeFeatures
+from torch_geometric.transforms import BaseTransform, Center, Compose, NormalizeFeatures
 
 import torchcell_cache as tc
 from torchcell_cache.graph.fields import graph_digest
@@ -153,6 +153,34 @@ def test_what_could_not_be_checked_is_said(monkeypatch: pytest.MonkeyPatch, proc
     [found] = check(processor, graphs(), 1)
     assert "could not be checked in another process" in found
     assert why in found
+
+
+class Told:
+    """A processor whose settings are what it was given."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def process(self, base_graph: Any, sample: Any) -> Any:
+        return sample
+
+    def settings(self) -> Any:
+        return self.said() if callable(self.said) else self.said
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        *map(Told, ({"a": {1}}, None, {"a": torch.ones(1)}, {1: 2}, {"a": float("nan")}, lambda: 1 / 0)),
+        *(Told, tc.LazySubgraphRepresentation, tc.GraphProcessor, Center, "lazy", 3, [Center()]),
+    ],
+    ids=lambda value: repr(getattr(value, "said", value))[:40],
+)
+def test_what_a_build_refuses_is_found(tmp_path: Path, processor: Any) -> None:
+    source = [Data(pos=torch.rand(3, 2))]
+    with pytest.raises(tc.errors.CacheError):
+        tc.build(tmp_path / "s", source=source, processor=processor, progress=False)
+    assert len(tc.testing.check_processor(processor, source)) == 1
 
 
 def test_nothing_to_check_is_said() -> None:

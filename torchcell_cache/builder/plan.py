@@ -84,9 +84,6 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         SourceContractError: If the base graph is not fit for the processor.
         SettingError: If the processor's code or settings cannot be identified.
     """
-    if isinstance(processor, type) and hasattr(processor, "process"):
-        name = processor.__name__
-        raise SettingError(f"processor={name} is a class, expected an object of it", fix=f"{name}(...)")
     source, processor, said = paired(source, processor)
     graph = source.base_graph
     table = getattr(source, "table", None)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData
 
+from torchcell_cache.builder.codehash import declared_settings, refuse_class
 from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.digests import canonical_json
 from torchcell_cache.core.samples import Sample
@@ -61,9 +62,10 @@ def assert_same_graph(actual: Any, expected: Any) -> None:
 def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
     """Look for what would make a processor unfit for a cache; run it on your own before a long build.
 
-    Checked: same result twice, and in another process with another hash seed; input and base graph stay as they are; the
-    same stores, keys, dtypes and value types for all samples; every value can be stored; names that PyG would treat
-    specially when it makes batches. Code of a notebook or of ``__main__`` is sent to the other process as it is.
+    Checked: it is an object whose settings are JSON; same result twice, and in another process with another hash seed;
+    input and base graph stay as they are; the same stores, keys, dtypes and value types for all samples; every value can be
+    stored; names that PyG would treat specially when it makes batches. Code of a notebook or of ``__main__`` is sent to the
+    other process as it is.
 
     Args:
         processor: A ``GraphProcessor``, a callable, or ``None``.
@@ -83,6 +85,9 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
             source, processor, _ = paired(as_source(source), processor)
             chosen = _spread(len(source), n)
             processing = Processing(processor, source.base_graph)
+        with asked("the processor, asked what it is,"):
+            refuse_class(processor)
+            declared_settings(processor, "processor")
     except CacheError as error:
         return [str(error)]
     if not chosen:

@@ -241,18 +241,8 @@ class ValueEncoder:
         return result
 
     def _settings(self, value: object, where: str, has_items: bool) -> Json:
-        declared = getattr(type(value), "settings", None)
-        if callable(declared):
-            settings = value.settings()  # type: ignore[attr-defined]
-            if not isinstance(settings, dict):
-                raise SettingError(
-                    f"{where}: settings() returned {type(settings).__name__}, expected a JSON dict"
-                )
-            settings = storable_json(settings)
-            try:
-                canonical_json(settings)
-            except SettingError as error:
-                raise SettingError(f"{where}: settings() must return a JSON dict; {error}") from None
+        settings = declared_settings(value, where)
+        if settings is not None:
             return settings
         names = dict(attributes(value))
         is_empty = (
@@ -274,3 +264,22 @@ class ValueEncoder:
             raise cannot_identify(where, describe(value))
         parts: list[object] = [arguments, *made[2:3], *(list(item) for item in made[3:5] if item is not None)]
         return {"made": self.encode(made[0], where), "from": [self.encode(part, where) for part in parts]}
+
+
+def declared_settings(value: Any, where: str) -> Json | None:
+    """What an object's ``settings()`` say, ``None`` if it has none.
+
+    Raises:
+        SettingError: If that is no JSON.
+    """
+    if not callable(getattr(type(value), "settings", None)):
+        return None
+    settings = value.settings()
+    if not isinstance(settings, dict):
+        raise SettingError(f"{where}: settings() returned {type(settings).__name__}, expected a JSON dict")
+    settings = storable_json(settings)
+    try:
+        canonical_json(settings)
+    except SettingError as error:
+        raise SettingError(f"{where}: settings() must return a JSON dict; {error}") from None
+    return settings
