@@ -378,7 +378,7 @@ value = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(value, max_size=14), st.data())
 def test_one_column_however_samples_are_divided(values, data) -> None:
     rows = [attributes_of(Data(a=v)) for v in values]

@@ -55,8 +55,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("form", ["memory", "csr", "csc", "dense"])
-@pytest.mark.parametrize("where", MASKS)
+@pytest.mark.parametrize(("where", "form"), list(zip(MASKS, ["memory", "csr", "csc", "dense"], strict=True)))
 def test_rows_are_anndatas_own_subset(tmp_path: Path, where: str, form: str) -> None:
     cells, graph = made_up(70, GENES), gene_graph(GENES)
     mask = MASKS[where](cells.obs).to_numpy()
