@@ -63,7 +63,12 @@ def table(
     from torchcell_cache.sources.table import PerturbationTable
 
     file = existing_path("source.path", path)
-    values |= {"empty": empty, "nan": nan, "interactions": interactions, "aliases": _aliases(values)}
+    values |= {
+        "empty": empty,
+        "nan": nan,
+        "interactions": interactions,
+        "aliases": _mapping(values, "aliases"),
+    }
     return PerturbationTable.from_csv(file, make_base_graph(base_graph), **values)
 
 
@@ -85,13 +90,13 @@ def anndata(
 
     names = [files] if isinstance(files, str) else files
     paths = [f if "://" in f or has_magic(f) else existing_path("source.files", f) for f in names]
-    values["aliases"] = _aliases(values)
+    values |= {name: _mapping(values, name) for name in ("aliases", "uns")}
     return AnnDataSource(paths, make_base_graph(base_graph), control=control, **values)
 
 
-def _aliases(values: Mapping[str, Any]) -> Any:
-    """A file, or a mapping as one types it: ``{old: G1, "other name": G2}``."""
-    given = values.get("aliases")
+def _mapping(values: Mapping[str, Any], name: str) -> Any:
+    """A text, or a mapping as one types it: ``{old: G1, "other name": G2}``."""
+    given = values.get(name)
     typed = mapping_of(given) if isinstance(given, str) and given.startswith("{") else None
     return given if typed is None else typed
 
