@@ -3,6 +3,7 @@
     python -m experiments.gears.bench                      # 5,000 cells x 2,000 genes, then 5,045 genes; about three minutes
     python -m experiments.gears.bench --small              # seconds, for a test
     python -m experiments.gears.bench --markdown docs/gears.md
+    python -m experiments.gears.bench --ranks 91205        # memory of four ranks at the size of a real screen; two minutes
 
 Each way runs in a process of its own, one thread; epochs are taken in turns, so that a busy machine slows all alike. Memory is
 the process's share (PSS) above what it had after its imports, pages of the store included.
@@ -53,7 +54,7 @@ def _de_idx(condition: str) -> Any:
     return [-1] * 20 if condition == "ctrl" else np.arange(len(condition), len(condition) + 20)
 
 
-def make(folder: Path, cells: int, genes: int) -> dict[str, dict[str, float]]:
+def make(folder: Path, cells: int, genes: int, pairs_only: bool = False) -> dict[str, dict[str, float]]:
     """Build what every way reads; seconds and bytes on disk of each."""
     import torch
     from scipy import sparse
@@ -98,8 +99,11 @@ def make(folder: Path, cells: int, genes: int) -> dict[str, dict[str, float]]:
     for way, act in (
         ("list", as_list), ("matrix", as_matrix), ("generic", as_generic), ("pairs", as_pairs),
     ):  # fmt: skip
-        timed(way, act)
-    for way in ("generic_pyg", "pairs_pyg", "pairs_expand"):  # a copy each: shared pages would count in parts
+        if way == "pairs" or not pairs_only:
+            timed(way, act)
+    for way in (
+        () if pairs_only else ("generic_pyg", "pairs_pyg", "pairs_expand")
+    ):  # a copy each: shared pages would count in parts
         shutil.copytree(folder / way.partition("_")[0], folder / way)
     return out
 
@@ -359,6 +363,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--ranks", type=int, metavar="CELLS", help="memory of one rank and of four, only")
     parser.add_argument("--serve", nargs=4)
     given = parser.parse_args()
     if given.serve:
@@ -366,6 +371,12 @@ def main() -> None:
         here = Here(way, Path(folder), int(rank), int(world_size))
         for line in sys.stdin:
             print(json.dumps(here.ask(line.strip())), flush=True)
+        return
+    if given.ranks:
+        with tempfile.TemporaryDirectory() as made:
+            make(Path(made), given.ranks, 5_045, pairs_only=True)
+            one, four = (memory_of_ranks("pairs", Path(made), k, Process) for k in (1, 4))
+        print(f"{given.ranks:,} cells: {size(one)} and {size(four)}, {four / one:.2f} times")
         return
     text = run(given.small, given.rounds or (1 if given.small else 5))
     print(text)
