@@ -125,3 +125,24 @@ def broken(change):
 def test_a_graph_unfit_for_deletion_says_why(graph, message) -> None:
     with pytest.raises(SourceContractError, match=message):
         tc.IncidenceIndex.build(graph)
+
+
+@pytest.mark.parametrize(
+    "name", ["SubgraphRepresentation", "LazySubgraphRepresentation", "KHopSubgraph", "Perturbation"]
+)
+@pytest.mark.parametrize(
+    ("where", "field", "value"),
+    [
+        ("gene", "x", torch.ones(5, 2)),
+        ("gene", "x", torch.ones(9)),
+        ("gene", "x", torch.tensor(1.0)),
+        (("reaction", "rmr", "metabolite"), "stoichiometry", torch.ones(2)),
+    ],
+)
+def test_fields_that_are_cut_have_a_row_for_each(tmp_path: Path, name, where, field, value) -> None:
+    """Found when the store is made, not when it is read."""
+    graph = tc.testing.tiny_graph()
+    graph[where][field] = value
+    source, processor = tc.testing.tiny_source(3, graph), getattr(tc, name)(*[1][: name == "KHopSubgraph"])
+    with pytest.raises(tc.errors.CacheError, match=rf"{field} of the base graph's .*expected \d+ rows"):
+        tc.build(tmp_path / "s", source=source, processor=processor, progress=False)

@@ -18,7 +18,7 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.removal import Removal
-from torchcell_cache.graph.topology import Topology, topology_of
+from torchcell_cache.graph.topology import Topology, check_rows, topology_of
 from torchcell_cache.processors import BUILT_IN, NAMED
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.sources.base import Source, notes_of
@@ -100,6 +100,7 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         )
     if built_in and table is not None:
         topology = topology_of(graph, processor.node_type)
+        check_rows(graph, topology)
         given = getattr(source, "node_type", topology.node_type)
         if given != topology.node_type:
             raise SourceContractError(

@@ -188,6 +188,27 @@ def topology_of(graph: Data | HeteroData, node_type: str | None = None) -> Topol
     return Topology(node_type, counts[node_type], tuple(domains))
 
 
+def check_rows(graph: Data | HeteroData, topology: Topology) -> None:
+    """Insist on one row per node of ``x``, and per entry of ``stoichiometry``: they are cut with nodes and entries.
+
+    Raises:
+        SourceContractError: Naming the field and the rows it should have.
+    """
+    own, rmr = topology.node_type, topology.find("rmr")
+    wanted: list[tuple[Any, str, int]] = [
+        (graph._store if own is None else graph[own], "x", topology.num_nodes)
+    ]
+    if rmr is not None:
+        wanted.append((graph[rmr.key], "stoichiometry", rmr.size))
+    for store, name, count in wanted:
+        shape = getattr(store._mapping.get(name), "shape", (count,))
+        if tuple(shape[:1]) != (count,):
+            raise SourceContractError(
+                f"{name} of the base graph's {store._key or 'nodes'} has shape {list(shape)}, expected {count} rows",
+                fix=f"give {name} one row for each, in their order, or delete it",
+            )
+
+
 def _role(key: EdgeType, node_type: str) -> str:
     if node_type == "gene" and key == GPR:
         return "gpr"

@@ -23,7 +23,7 @@ from torchcell_cache.graph.induced_subgraph import (
     new_ids,
     select,
 )
-from torchcell_cache.graph.topology import EdgeType, Topology, endpoints, topology_of
+from torchcell_cache.graph.topology import EdgeType, Topology, check_rows, endpoints, topology_of
 from torchcell_cache.processors.deletion import SampleProcessor, extra_tensors, node_names, statistics_setting
 from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 from torchcell_cache.processors.phenotypes import STATISTICS
@@ -144,6 +144,7 @@ class KHopSubgraph(SampleProcessor):
         if base_graph is None:
             return lambda sample: self.process(None, sample)
         index = IncidenceIndex.build(base_graph, node_type=self.node_type, graph_digest="")
+        check_rows(base_graph, index.topology)
         columns = hop_columns(index.topology, self.edge_types)
         ends = NeighbourTable.build(index, base_graph)
 
