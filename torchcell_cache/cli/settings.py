@@ -91,8 +91,11 @@ def _no_key(
     command: str, key: str, valid: Iterable[str], choices: Mapping[str, str] | None = None
 ) -> SettingError:
     names = [(group, name) for group in GROUPS.keys() & keys_of(command).keys() for name in GROUPS[group]]
-    inside = {longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)}
-    nearest = [inside.get(name) for name in get_close_matches(key, [*valid, *inside], n=1, cutoff=0.5)]
+    inside: dict[str, str | None] = {
+        longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)
+    }
+    inside |= dict.fromkeys(valid := [*valid])  # the command's own key is meant where both have the name
+    nearest = [inside[name] for name in get_close_matches(key, inside, n=1, cutoff=0.7)]
     near = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] else suggestion(key, valid)
     return SettingError(f"{command} has no key {key!r}{near}", fix=_help(command, choices or {}))
 
