@@ -91,12 +91,10 @@ def _no_key(
     command: str, key: str, valid: Iterable[str], choices: Mapping[str, str] | None = None
 ) -> SettingError:
     names = [(group, name) for group in GROUPS.keys() & keys_of(command).keys() for name in GROUPS[group]]
-    inside: dict[str, str | None] = {
-        longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)
-    }
-    inside |= dict.fromkeys(valid := [*valid])  # the command's own key is meant where both have the name
-    nearest = [inside[name] for name in get_close_matches(key, inside, n=1, cutoff=0.7)]
-    near = f"; did you mean {nearest[0]!r}?" if nearest and nearest[0] else suggestion(key, valid)
+    inside = {longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)}
+    inside |= dict.fromkeys(valid := [*valid], "")  # the command's own key is meant where both have the name
+    longer = "".join(inside[name] for name in get_close_matches(key, inside, n=1, cutoff=0.7))
+    near = f"; did you mean {longer!r}?" if longer else suggestion(key, valid)
     return SettingError(f"{command} has no key {key!r}{near}", fix=_help(command, choices or {}))
 
 
