@@ -236,7 +236,9 @@ def test_caches_in_all_writings_are_found(cached: Any, wrap: Callable[[nn.Module
 
 
 @pytest.mark.parametrize(
-    "layer", [lambda x, edges: x, partial(G.GCNConv(2, 2)), G.GCNConv(2, 2).forward, G.GCNConv, None], ids=str
+    "layer",
+    [lambda x, edges: x, partial(G.GCNConv(2, 2)), G.GCNConv(2, 2).forward, G.GCNConv, None],
+    ids=["function", "partial", "method", "class", "nothing"],
 )
 def test_what_is_no_module_is_refused(layer: Any) -> None:
     """Nobody could see whether it keeps edges."""

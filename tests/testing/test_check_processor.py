@@ -174,7 +174,7 @@ class Told:
         *map(Told, ({"a": {1}}, None, {"a": torch.ones(1)}, {1: 2}, {"a": float("nan")}, lambda: 1 / 0)),
         *(Told, tc.LazySubgraphRepresentation, tc.GraphProcessor, Center, "lazy", 3, [Center()]),
     ],
-    ids=lambda value: repr(getattr(value, "said", value))[:40],
+    ids=lambda value: repr(getattr(value, "said", value)).partition(" at 0x")[0][:40],
 )
 def test_what_a_build_refuses_is_found(tmp_path: Path, processor: Any) -> None:
     source = [Data(pos=torch.rand(3, 2))]
