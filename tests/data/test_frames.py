@@ -258,7 +258,7 @@ def test_what_a_store_has_not_is_answered_with_what_it_has(lab, mol) -> None:
 @pytest.mark.parametrize(
     ("call", "missing", "line"),
     [
-        (lambda ds: ds.label_df, "pandas", "pip install pandas pyarrow or dataset.columns"),
+        (lambda ds: ds.label_df, "pandas", "pip install pandas pyarrow, or dataset.columns"),
         (lambda ds: ds.to_pandas(), "pandas", "pip install pandas pyarrow"),
         (lambda ds: ds.to_arrow(), "pyarrow", "pip install pandas pyarrow"),
         (lambda ds: ds.to_parquet("x.parquet"), "pyarrow", "pip install pandas pyarrow"),

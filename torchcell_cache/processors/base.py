@@ -34,6 +34,8 @@ class GraphProcessor(Protocol):
         ...         graph = base_graph.clone()
         ...         graph["gene"].x = graph["gene"].x * 2
         ...         return graph
+        ...     def settings(self):
+        ...         return {}
         >>> tc.testing.check_processor(Doubled(), tc.testing.tiny_source(4))
         []
     """
