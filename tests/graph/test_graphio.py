@@ -418,7 +418,9 @@ def test_endless_nesting_is_refused() -> None:
         item_digest(Data(x=endless))
 
 
-def test_names_are_text() -> None:
+def test_names_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyG looks for "__" in names until it has warned of them once: only then such a graph comes about.
+    monkeypatch.setattr("torch_geometric.data.hetero_data._DISPLAYED_TYPE_NAME_WARNING", True)
     data, of_node, of_edge = Data(), HeteroData(), HeteroData()
     data._store._mapping[3] = torch.ones(1)
     of_node["a"]._mapping[("b",)] = torch.ones(1)
