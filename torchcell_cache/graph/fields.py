@@ -52,12 +52,12 @@ def _layout(
     graph: Literal["Data", "HeteroData"], stores: tuple[tuple[StoreKey, tuple[tuple[str, str], ...]], ...]
 ) -> Layout:
     # Nearly all samples of a build share a layout: checking and hashing it once saves 50 us per sample.
-    for store, _ in stores:
+    for store, fields in stores:
         parts = (store,) if isinstance(store, str) else store or ()
-        if not all(type(part) is str for part in parts):
+        if not all(type(part) is str for part in (*parts, *(name for name, _ in fields))):
             raise UnsupportedValueError(
-                f"the type {store!r} of the graph has a name that is no text",
-                fix="name node and edge types by text: graph['a', '1', 'a']",
+                f"{store or 'the graph'!r} with fields {[name for name, _ in fields]} has a name that is no text",
+                fix="name fields, node and edge types by text: graph['a', '1', 'a']",
             )
     return Layout(graph, stores)
 
