@@ -260,16 +260,15 @@ def test_a_damaged_manifest_is_replaced_only_on_request(tmp_path: Path, expected
     assert not write_manifest(tmp_path, small("gen-2"), expect_generation=expected, replace_damaged=True)
 
 
-@pytest.mark.parametrize("root", ["missing", "empty", "a file"])
+@pytest.mark.parametrize("root", ["missing", "not here", "empty", "a file"])
 def test_a_missing_store_names_the_command_that_builds_it(tmp_path: Path, root: str) -> None:
     (tmp_path / "empty" / "processed").mkdir(parents=True)
     (tmp_path / "a file").touch()
     with pytest.raises(CacheNotFoundError, match="no complete store") as caught:
         read_manifest(tmp_path / root)
     argument = f"root={tmp_path / root}"
-    assert f"torchcell-cache preprocess {repr(argument) if ' ' in argument else argument} ..." in str(
-        caught.value
-    )
+    builds = f"torchcell-cache preprocess {repr(argument) if ' ' in root else argument} ..."
+    assert ("fix: the directory of a store" if root == "a file" else builds) in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
 
 

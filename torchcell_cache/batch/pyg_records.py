@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torchcell_cache.batch.graphs import GraphBatch
 
 _KEPT_TEXT = 1024
+_SCALARS = frozenset({type(None), bool, int, float, str})
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -39,9 +40,9 @@ class NotPlainError(Exception):
 def _parsed(text: bytes, label: str) -> tuple[Any, Callable[[Any], Any]]:
     """A value, and what makes a copy of it for one sample, which may change it."""
     value = value_from_json(text, label)
-    if isinstance(value, list) and all(each is None or isinstance(each, str | int | float) for each in value):
+    if type(value) is list and _SCALARS.issuperset(map(type, value)):
         return value, list.copy
-    return value, copy.copy if value is None or isinstance(value, str | int | float) else copy.deepcopy
+    return value, copy.copy if type(value) in _SCALARS else copy.deepcopy
 
 
 _kept = functools.lru_cache(maxsize=4096)(_parsed)
