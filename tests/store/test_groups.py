@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import lmdb
@@ -18,7 +19,7 @@ from torch_geometric.data import Data
 import torchcell_cache as tc
 from torchcell_cache.errors import CorruptShardError
 from torchcell_cache.store.groups import LAST_KEY, disk_bytes
-from torchcell_cache.store.records import ShardFiles, close_all, close_file, write_shard
+from torchcell_cache.store.records import ShardFiles, _Env, close_all, close_file, open_count, write_shard
 
 GROUP = 1 << 16
 
@@ -95,6 +96,26 @@ def test_a_file_that_does_not_tell_where_its_records_lie(tmp_path, change) -> No
     with pytest.raises(CorruptShardError, match="holds 50 records, the manifest says 49"):
         files.read([0], [0])
     close_all()
+
+
+def test_files_may_be_closed_while_a_reader_learns_where_records_lie(tmp_path, monkeypatch) -> None:
+    """What a thread has opened stays open until it is done, whenever another one closes all."""
+    path = tmp_path / "s"
+    write_shard(path, 0, [[bytes(3000)] * 50], 1 << 24, GROUP)
+    files = ShardFiles([str(path)], [path.stat().st_size], [0, 50], None, True)
+    learn = _Env.insist
+
+    def interrupted(*arguments) -> None:
+        other = threading.Thread(target=close_all)
+        other.start()
+        other.join()
+        learn(*arguments)
+
+    monkeypatch.setattr(_Env, "insist", interrupted)
+    for k in range(5):
+        assert files.read([k], [0]) == [bytes(3000)]
+    close_all()
+    assert open_count() == 0
 
 
 def graphs(count: int, first: int = 0) -> list[Data]:

@@ -227,14 +227,7 @@ class ShardFiles:
             return indices // self._stride
         return np.searchsorted(self.starts, indices, side="right") - 1
 
-    def open(self, shard: int) -> _Env:
-        """The open file of a shard, checked before it is mapped."""
-        handle = self._open_checked(shard)
-        first, stop = self.starts[shard : shard + 2].tolist()
-        handle.insist(self.paths[shard], first, stop - first, self.in_groups)
-        return handle
-
-    def _open_checked(self, shard: int, more: int = _MORE_TRIES) -> _Env:
+    def open(self, shard: int, more: int = _MORE_TRIES) -> _Env:
         """The handle; once more if a bounded cache made room of the file between check and opening."""
         if self.before_open is not None:
             self.before_open(shard)
@@ -243,7 +236,7 @@ class ShardFiles:
         except CorruptShardError:
             if not more or Path(self.paths[shard]).exists():
                 raise
-        return self._open_checked(shard, more - 1)
+        return self.open(shard, more - 1)
 
     def _begin_with(self, shard: int) -> Gets:
         """Begin reading anew with a shard open that was not; waits for room while nothing is held."""
@@ -251,7 +244,9 @@ class ShardFiles:
             _POOL.end()
             handle = self.open(shard)
             known = self._known(_POOL.begin())
-            if not handle.retired:  # by another thread, before we began
+            if not handle.retired:  # by another thread, before we began; from now on it stays open
+                first, stop = self.starts[shard : shard + 2].tolist()
+                handle.insist(self.paths[shard], first, stop - first, self.in_groups)
                 for views, gets in enumerate(known):
                     gets[shard] = handle.get(bool(views))
                 return known
