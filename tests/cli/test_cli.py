@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import fresh
@@ -520,7 +521,10 @@ def test_a_build_is_watched_killed_interrupted_and_resumed(tmp_path: Path, capsy
     assert capsys.readouterr().out.startswith("complete: gen-")
 
 
-def test_ctrl_c_before_the_build_begins(tmp_path: Path, capsys) -> None:
+def test_ctrl_c_before_the_build_begins(tmp_path: Path, capsys, request) -> None:
+    # As in a process of its own: what ran before may have left another handler, and then this is no Ctrl-C.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = tmp_path / "stopped_of_test_cli.py"
     file.write_text("def make_source():\n    raise KeyboardInterrupt\n")
     arguments = ["preprocess", f"root={tmp_path}/s", "source=python", f"source.file={file}"]
