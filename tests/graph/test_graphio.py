@@ -425,9 +425,18 @@ def test_names_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
     data._store._mapping[3] = torch.ones(1)
     of_node["a"]._mapping[("b",)] = torch.ones(1)
     of_edge["a", 1, "a"].edge_index = torch.ones(2, 1)
-    for graph, name in ((data, "3"), (of_node, "a.*'b'"), (of_edge, "'a', 1, 'a'")):
+    of_value, of_numpy = Data(), Data()
+    of_value._store._mapping[None] = "a text"
+    of_numpy[np.str_("rel")] = "a text"  # neither topology nor columns would take it
+    for graph, name in (
+        (data, "3"),
+        (of_node, r"\('b',\)"),
+        (of_edge, "1"),
+        (of_value, "None"),
+        (of_numpy, ".*rel.*"),
+    ):
         for check in (flatten, graph_digests):
-            with pytest.raises(UnsupportedValueError, match=name):
+            with pytest.raises(UnsupportedValueError, match=f"the name {name} of a .* is no plain text"):
                 check(graph)
 
 

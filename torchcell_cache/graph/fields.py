@@ -54,11 +54,12 @@ def _layout(
     # Nearly all samples of a build share a layout: checking and hashing it once saves 50 us per sample.
     for store, fields in stores:
         parts = (store,) if isinstance(store, str) else store or ()
-        if not all(type(part) is str for part in (*parts, *(name for name, _ in fields))):
-            raise UnsupportedValueError(
-                f"{store or 'the graph'!r} with fields {[name for name, _ in fields]} has a name that is no text",
-                fix="name fields, node and edge types by text: graph['a', '1', 'a']",
-            )
+        for name in (*parts, *(name for name, _ in fields)):
+            if type(name) is not str:
+                raise UnsupportedValueError(
+                    f"the name {name!r} of a field or type of the graph is no plain text but a {type(name).__name__}",
+                    fix="name fields, node and edge types by plain text: graph['a', '1', 'a'], str(name)",
+                )
     return Layout(graph, stores)
 
 
@@ -89,7 +90,7 @@ def _kind(store: StoreKey, name: str, value: Any) -> str:
     if type(value) is Tensor:
         check_tensor(value, (store, name))
         return TENSOR
-    if type(name) is not str or isinstance(value, Tensor) or not isinstance(value, _VALUES):
+    if isinstance(value, Tensor) or not isinstance(value, _VALUES):
         raise unsupported((store, name), f"a {type(value).__module__}.{type(value).__qualname__}")
     return VALUE
 
