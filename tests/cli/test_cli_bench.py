@@ -13,9 +13,8 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.cli.bench.investment import investment
 from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
-from torchcell_cache.cli.bench.report import advice, as_text
+from torchcell_cache.cli.bench.report import advice, as_text, investment
 from torchcell_cache.cli.bench.stages import Timing
 from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
 from torchcell_cache.store.records import open_count
@@ -246,7 +245,7 @@ def made_up(step_ms, waits: dict[int, float], **stages: float) -> BenchReport:
     """A report with these medians in milliseconds; ``waits`` by number of workers."""
 
     def timing(ms: float) -> Timing:
-        return Timing("", 10, (ms / 1e3,) * 5)
+        return Timing(10, (ms / 1e3,) * 5)
 
     facts = {"root": "r", "samples": 9, "storage": "delta", "record_bytes": 1, "shards": 1, "cores": 8}
     facts |= {"device": "cpu", "torch": "2", "batch_size": 10, "asked": 10, "step_ms": step_ms, "seed": 0}
@@ -296,7 +295,7 @@ def test_what_a_training_costs_without_and_with_and_when_the_build_has_paid() ->
     assert f"{said}, after 2 h 0 min to build 5.0 MB; it has paid after 2 epochs" in advice(report)
     report.stages["batch"] = report.stages["expand"]  # 20 ms, less than 360: still pays; and then more
     assert investment(report)["paid_after_epochs"] == 3  # type: ignore[index]
-    report.stages["batch"] = Timing("", 10, (0.4,) * 5)
+    report.stages["batch"] = Timing(10, (0.4,) * 5)
     assert investment(report)["paid_after_epochs"] is None  # type: ignore[index]
     assert "it never pays" in "\n".join(advice(report))
     del report.stages["on the fly"]

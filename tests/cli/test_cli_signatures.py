@@ -9,7 +9,7 @@ import pytest
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.cli.registry import COMMANDS, GROUPS, choices_of, keys_of, keys_of_choice
+from torchcell_cache.cli.registry import COMMANDS, GROUPS, keys_of, keys_of_choice
 from torchcell_cache.cli.settings import read_settings
 from torchcell_cache.cli.signatures import REQUIRED, _read
 
@@ -47,8 +47,8 @@ def test_a_signature_is_what_python_says(place):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_key_of_a_command_is_explained(command, capsys):
     for name, key in keys_of(command).items():
-        assert key.help or choices_of(name) or name in GROUPS, name
-        assert not choices_of(name) or key.default in (*choices_of(name), REQUIRED)
+        assert key.help or key.choices, name
+        assert not key.choices or key.default in (*key.choices, REQUIRED)
     assert main([command, "--help"]) == 0
     said = capsys.readouterr().out
     for name, key in keys_of(command).items():
@@ -60,8 +60,8 @@ def test_every_key_of_a_command_is_explained(command, capsys):
 def test_every_key_of_a_choice_is_explained_and_taken(group, name):
     keys = keys_of_choice(group, name)
     assert all(key.help for key in keys.values())
-    for key, spec in keys.items():
-        assert not choices_of(key) or spec.default in (None, *choices_of(key))
+    for spec in keys.values():
+        assert not spec.choices or spec.default in (None, *spec.choices)
     required = [f"{key}=x" for key, spec in keys.items() if spec.default == REQUIRED]
     source = [] if group == "source" else ["source=ecoli"]
     settings = (

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache.cli.info import store_facts
+from torchcell_cache.cli.info import info
 from torchcell_cache.store.columns import names_apart
 
 ROWS = [["Y001"], ["Y002"], ["Y003", "Y004"], ["Y005"]]
@@ -60,7 +60,7 @@ def test_what_the_store_knows_stays_what_it_is(
     for by in OWN[1:]:
         costs = [tc.BalancedCostBatchSampler(s, 2, by=by).costs.tolist() for s in (ds, plain)]
         assert costs[0] == costs[1]
-    assert f"label.{name}" in store_facts(ds, 3)["histograms"]
+    assert f"label.{name}" in info(root=str(ds.root), bins=3)[1]["histograms"]
     if not as_statistic:
         assert f"mean label.{name}" in tc.split_random(ds, (0.5, 0.5), seed=1).summary()
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import torchcell_cache as tc
-from torchcell_cache.cli.info import store_facts
+from torchcell_cache.cli.info import info
 
 GRAPH = tc.testing.tiny_graph(num_genes=8)
 FILES = (
@@ -45,7 +45,7 @@ USES = {
     "push": lambda ds, root: tc.push(root, f"file://{root.parent}/bucket", progress=False),
     "streaming": lambda ds, root: list(tc.StreamingCacheDataset(ds, batch_size=4)),
     "loader": lambda ds, root: list(tc.CacheLoader(ds, batch_size=4)),
-    "info": lambda ds, root: store_facts(tc.PreprocessedDataset(root), 5),
+    "info": lambda ds, root: info(root=str(root), bins=5),
 }
 
 

@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torchcell_cache.cli.registry import COMMANDS
+from torchcell_cache.cli.registry import COMMANDS, command_help, overview, run, with_names
+from torchcell_cache.cli.words import for_shell, painted
 from torchcell_cache.core.package import __version__, platform_lacks
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
@@ -31,19 +32,7 @@ from torchcell_cache.errors import (
     SettingError,
 )
 
-_WRITERS = (
-    "stage",
-    "push",
-    "pull",
-    "preprocess",
-    "import-torchcell",
-    "append",
-    "update",
-    "select",
-    "split",
-    "repair",
-    "gc",
-)
+_READERS = ("info", "verify", "status", "bench", "init", "completion")
 EXIT_BUG = 1
 
 
@@ -72,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
-        return _interrupted(arguments)
+        _say(f"\ninterrupted; nothing is lost\n  to continue: torchcell-cache {shlex.join(arguments)}")
+        return EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -80,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], keys: set[str]) -> int:
-    from torchcell_cache.cli.registry import command_help, overview, with_names
-
     if arguments[:1] == ["--complete"]:
         from torchcell_cache.cli.completion import candidates
 
@@ -94,23 +82,21 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
         wanted = next((a for a in arguments[1:] if a in COMMANDS), None)
         print(overview() if wanted is None else command_help(wanted))
         return EXIT_OK if arguments else EXIT_USAGE
-    if arguments[0] in ("-V", "--version"):
+    name = arguments[0]
+    if name in ("-V", "--version"):
         print(f"torchcell-cache {__version__}")
         return EXIT_OK
-    name = arguments[0]
     if name not in COMMANDS:
         from torchcell_cache.core.checks import suggestion
 
-        raise SettingError(
-            f"unknown command {name!r}{suggestion(name, COMMANDS)}", fix="torchcell-cache --help"
-        )
+        near = suggestion(name, COMMANDS)
+        raise SettingError(f"unknown command {name!r}{near}", fix="torchcell-cache --help")
     if wants_help:
         print(command_help(name, arguments[1:]))
         return EXIT_OK
-    arguments[:] = with_names(arguments)
-    from torchcell_cache.cli.registry import run
     from torchcell_cache.cli.settings import read_settings
 
+    arguments[:] = with_names(arguments)
     settings = read_settings(name, arguments[1:])
     keys |= settings.keys
     if name != "stage" and "root" in settings.values:
@@ -137,45 +123,29 @@ def _terminating() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    from torchcell_cache.cli.words import painted
-
     with contextlib.suppress(BrokenPipeError):
         print(painted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
-def _again(arguments: list[str]) -> str:
-    return f"torchcell-cache {shlex.join(arguments)}"
-
-
-def _interrupted(arguments: list[str]) -> int:
-    _say(f"\ninterrupted; nothing is lost\n  to continue: {_again(arguments)}")
-    return EXIT_INTERRUPTED
-
-
 def _failed(error: Exception, arguments: list[str], keys: set[str]) -> int:
     """Print an error as message and fix; the traceback is for ``debug=true``."""
+    again = f"torchcell-cache {shlex.join(arguments)}"
     if isinstance(error, BuildInterruptedError):
-        _say(f"{str(error).splitlines()[0]}\n  to continue: {_again(arguments)}")
+        _say(f"{str(error).splitlines()[0]}\n  to continue: {again}")
         return error.code
     if isinstance(error, CacheError):
-        _say(f"error: {_in_shell(error, keys)}{_stores_nearby(error, arguments)}")
+        said, mark, fix = str(error).rpartition("fix: ")
+        fix = for_shell(fix, keys) if mark else fix
+        _say(f"error: {said}{mark}{fix}{_stores_nearby(error, arguments)}")
         return error.code
     if isinstance(error, OSError):
         _say(f"error: {error}")
-        return EXIT_CANNOT_WRITE if arguments[:1] and arguments[0] in _WRITERS else EXIT_CORRUPT_OR_STALE
+        return EXIT_CORRUPT_OR_STALE if arguments[:1] and arguments[0] in _READERS else EXIT_CANNOT_WRITE
     _say(
         f"error: {type(error).__name__}: {error}\n"
-        f"  fix: this should not happen; run it with debug=true for the traceback: {_again([*arguments, 'debug=true'])}"
+        f"  fix: this should not happen; run it with debug=true for the traceback: {again} debug=true"
     )
     return EXIT_BUG
-
-
-def _in_shell(error: CacheError, keys: set[str]) -> str:
-    """The error's text, its fix in the words of the command line."""
-    from torchcell_cache.cli.words import for_shell
-
-    said, mark, fix = str(error).rpartition("fix: ")
-    return said + mark + for_shell(fix, keys) if mark else fix
 
 
 def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
@@ -183,10 +153,8 @@ def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
     root = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("root=")), None)
     if not isinstance(error, CacheNotFoundError) or root is None:
         return ""
-    parent = local_path(root).parent
-    if (local_path(root) / "processed" / "manifest.json").is_file():  # what is missing is something else
+    place = local_path(root)
+    if (place / "processed" / "manifest.json").is_file():  # what is missing is something else
         return ""
-    found = (
-        sorted(p.parents[1].name for p in parent.glob("*/processed/manifest.json")) if parent.is_dir() else []
-    )
-    return f"\n  stores in {parent}: {', '.join(found[:20])}" if found else ""
+    found = sorted(path.parents[1].name for path in place.parent.glob("*/processed/manifest.json"))
+    return f"\n  stores in {place.parent}: {', '.join(found[:20])}" if found else ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torchcell_cache.cli.registry import COMMANDS, GROUPS, POSITIONAL, choices_of, keys_of, keys_of_choice
+from torchcell_cache.cli.registry import COMMANDS, GROUPS, POSITIONAL, keys_of, keys_of_choice
+from torchcell_cache.cli.signatures import Key
+from torchcell_cache.core.choices import Shell
 
 _SHELLS = {
     # bash splits words at = and :, so the line is split anew, and what it has split off is not given twice. It puts in
@@ -43,7 +45,7 @@ compdef _torchcell_cache torchcell-cache
 }
 
 
-def completion(shell: str) -> None:
+def completion(shell: Shell) -> None:
     """Print what makes bash or zsh complete commands, keys, choices and paths.
 
     Args:
@@ -59,12 +61,10 @@ def completion(shell: str) -> None:
 def candidates(words: Sequence[str]) -> Iterator[str]:
     """What the last of the words behind the program's name may become."""
     *before, word = words or [""]
-    if not before:
-        yield from (name for name in [*COMMANDS, "help"] if name.startswith(word))
-        return
-    command, given = before[0], {w.partition("=")[0]: w.partition("=")[2] for w in before[1:]}
+    command, given = before[0] if before else "", dict(w.partition("=")[::2] for w in before[1:])
     if command not in COMMANDS:
-        yield from (name for name in COMMANDS if command == "help" and name.startswith(word))
+        names = [*COMMANDS, "help"] if not before else COMMANDS if command == "help" else ()
+        yield from (name for name in names if name.startswith(word))
         return
     keys = keys_of(command)
     for group in GROUPS.keys() & keys.keys():
@@ -72,31 +72,26 @@ def candidates(words: Sequence[str]) -> Iterator[str]:
             keys |= keys_of_choice(group, given[group])
     key, equals, text = word.partition("=")
     if equals:
-        spec = keys.get(key)
-        values = [*GROUPS.get(key, choices_of(key))]
-        if spec is not None and spec.kind is bool:
-            values = ["true", "false"]
-        elif spec is not None and not values and spec.kind in (str, list):
-            values = [*_paths(text)]
-        yield from (f"{key}={value}" for value in values if value.startswith(text))
+        if key in keys:
+            yield from (f"{key}={value}" for value in _values(keys[key], text))
         return
-    place = len(before) - 1
-    positional = POSITIONAL.get(command, ("root",))
-    named = positional[place] if place < len(positional) and positional[place] in keys else None
-    if named is not None and not given.keys() & keys.keys():
-        valid = choices_of(named)
-        yield from (v for v in valid or _paths(word) if v.startswith(word))
+    place, positional = len(before) - 1, POSITIONAL.get(command, ("root",))
+    if positional[place:] and positional[place] in keys and not given.keys() & keys.keys():
+        yield from _values(keys[positional[place]], word)
     yield from (f"{name}=" for name in keys if name.startswith(word) and name not in given)
 
 
-def _paths(text: str) -> Iterator[str]:
-    folder, _, start = text.rpartition("/")
-    base = Path(f"{folder}/" if "/" in text else ".").expanduser()
+def _values(spec: Key, text: str) -> Iterator[str]:
+    """What a value that begins so may be: one of the valid ones, or a path."""
+    values = ("true", "false") if spec.kind is bool else spec.choices
+    yield from (value for value in values if value.startswith(text))
+    if values or spec.kind not in (str, list):
+        return
+    folder, slash, start = text.rpartition("/")
     try:
-        found = sorted(base.iterdir())
+        found = sorted(Path(f"{folder}/" if slash else ".").expanduser().iterdir())
     except OSError:
         return
-    prefix = f"{folder}/" if "/" in text else ""
     for path in found:
         if path.name.startswith(start) and (start.startswith(".") or not path.name.startswith(".")):
-            yield f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
+            yield f"{folder}{slash}{path.name}{'/' if path.is_dir() else ''}"

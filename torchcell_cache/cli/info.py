@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_
-from typing import Any
-
+from torchcell_cache.cli.commands import Said
 from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
@@ -22,8 +20,7 @@ def info(
     html: str | None = None,
     splits: str | None = None,
     bins: int = 10,
-    json: bool = False,
-) -> None:
+) -> Said:
     """What is in a store: sizes, schema, fingerprint, histograms.
 
     Also its digests; histograms are of removed edges and labels.
@@ -35,7 +32,6 @@ def info(
         html: File for a dataset card, one page that needs nothing beside it.
         splits: Directory of a split, for the card.
         bins: Bars per histogram.
-        json: Print everything as JSON.
 
     Example:
         torchcell-cache info root=demo/ecoli
@@ -44,22 +40,16 @@ def info(
     """
     whole_number("bins", bins, 1, most=10_000)
     dataset = PreprocessedDataset(root, wait=wait)
-    facts = store_facts(dataset, bins)
+    names = [path.name for path in generation_dirs(dataset.generation.root)]
+    facts = {**facts_of(dataset, bins), "generations": names}
+    lines = [*lines_of(facts)]
     if plot is not None:
         path = local_path(plot, "plot")
         title = f"{dataset.generation.root.name}, {facts['samples']:,} samples"
         write_figure(draw(facts["histograms"], title, path), path)
+        lines.append(f"\nplot written to {plot}")
     if html is not None:
-        dataset.card(
-            local_path(html, "html"), splits=None if splits is None else Splits.load(splits, dataset)
-        )
-    print(json_.dumps(facts, indent=1) if json else "\n".join(lines_of(facts)))
-    for kind, written in (("plot", plot), ("card", html)):
-        if written is not None and not json:
-            print(f"\n{kind} written to {written}")
-
-
-def store_facts(dataset: PreprocessedDataset, bins: int) -> dict[str, Any]:
-    """Everything about a store that needs no record, as plain JSON values."""
-    names = [path.name for path in generation_dirs(dataset.generation.root)]
-    return {**facts_of(dataset, bins), "generations": names}
+        parts = None if splits is None else Splits.load(splits, dataset)
+        dataset.card(local_path(html, "html"), splits=parts)
+        lines.append(f"\ncard written to {html}")
+    return "\n".join(lines), facts

@@ -27,10 +27,8 @@ def ecoli(progress: bool, **values: Any) -> Any:
     from torchcell_cache.core.progress import Progress
     from torchcell_cache.sources.ecoli import EcoliKnockouts
 
-    meter = Progress(values["num_samples"], 0, None, enabled=progress, what="label knock-outs")
-    source = EcoliKnockouts(**values, progress=lambda done, _: meter(done - meter.done))
-    meter.close("complete")
-    return source
+    with Progress(values["num_samples"], 0, None, enabled=progress, what="label knock-outs") as meter:
+        return EcoliKnockouts(**values, progress=lambda done, _: meter(done - meter.done))
 
 
 def yeast(progress: bool, **values: Any) -> Any:
@@ -49,7 +47,7 @@ def table(
     empty: str = "error",
     nan: str = "error",
     interactions: str | None = None,
-    progress: bool,
+    aliases: str | None = None,
     **values: Any,
 ) -> Any:
     """A CSV, TSV (also .gz) or Parquet file of knock-outs on a base graph.
@@ -62,13 +60,8 @@ def table(
     """
     from torchcell_cache.sources.table import PerturbationTable
 
+    values |= {"empty": empty, "nan": nan, "interactions": interactions, "aliases": _mapping(aliases)}
     file = existing_path("source.path", path)
-    values |= {
-        "empty": empty,
-        "nan": nan,
-        "interactions": interactions,
-        "aliases": _mapping(values, "aliases"),
-    }
     return PerturbationTable.from_csv(file, make_base_graph(base_graph), **values)
 
 
@@ -77,7 +70,8 @@ def anndata(
     base_graph: str,
     *,
     control: Sequence[str] = ("ctrl",),
-    progress: bool,
+    aliases: str | None = None,
+    uns: str | None = None,
     **values: Any,
 ) -> Any:
     """Cells of H5AD files on a gene graph; use it with processor=none. Needs anndata and scanpy.
@@ -90,14 +84,13 @@ def anndata(
 
     names = [files] if isinstance(files, str) else files
     paths = [f if "://" in f or has_magic(f) else existing_path("source.files", f) for f in names]
-    values |= {name: _mapping(values, name) for name in ("aliases", "uns")}
-    return AnnDataSource(paths, make_base_graph(base_graph), control=control, **values)
+    values |= {"control": control, "aliases": _mapping(aliases), "uns": _mapping(uns)}
+    return AnnDataSource(paths, make_base_graph(base_graph), **values)
 
 
-def _mapping(values: Mapping[str, Any], name: str) -> Any:
+def _mapping(given: str | None) -> Any:
     """A text, or a mapping as one types it: ``{old: G1, "other name": G2}``."""
-    given = values.get(name)
-    typed = mapping_of(given) if isinstance(given, str) and given.startswith("{") else None
+    typed = mapping_of(given) if given is not None and given.startswith("{") else None
     return given if typed is None else typed
 
 
@@ -154,9 +147,7 @@ def neo4j(
     return Neo4jCellDataset(root, **values)
 
 
-def python_source(
-    file: str, name: str = "make_source", settings: Mapping[str, Any] | None = None, *, progress: bool
-) -> Any:
+def python_source(file: str, name: str = "make_source", settings: Mapping[str, Any] | None = None) -> Any:
     """What a function in a Python file of yours returns.
 
     The file is executed, so this can only be chosen on the command line, never in a config file.
@@ -182,7 +173,7 @@ def python_processor(
     return _python("processor", file, name, settings or {})
 
 
-def no_source(progress: bool) -> None:
+def no_source() -> None:
     """No source."""
 
 

@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ COMMANDS = {
     "init": ("cli.init:init",),
     "preprocess": ("cli.commands:preprocess", "builder.run:build"),
     "import-torchcell": (
-        "cli.importing:import_torchcell",
+        "cli.commands:import_torchcell",
         "data.api:import_torchcell",
         "builder.run:build - source processor max_record_bytes",
     ),
@@ -83,62 +84,32 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-_CHOICES = {
-    "what": "train slurm",
-    "shell": "bash zsh",
-    "storage": "auto perturbation delta full",
-    "on_stale": "error rebuild warn",
-    "level": "quick full",
-    "match": "any all only",
-    "by": "perturbation group random",
-    "controls": "random train",
-    "names": "unseen gears",
-    "processor.gpr": "any rule",
-    "processor.flow": "both source_to_target target_to_source",
-    "processor.perturbed": "keep delete",
-    "processor.statistics": "measured always",
-    "source.flavor": "seurat cell_ranger seurat_v3",
-    "source.unknown": "error skip drop keep",
-    "source.duplicate": "error unique",
-    "source.empty": "error keep",
-    "source.nan": "error keep skip",
-    "source.replicates": "keep group mean error",
-    "source.duplicates": "keep group mean error",
-    "source.malformed": "error skip",
-}
-"""What annotations do not say: texts of which only some are valid."""
-
 _ALWAYS = {
-    "debug": Key(False, bool, str, "print the traceback of an error"),
-    "config": Key(
-        None, str, str, "YAML file with any of these keys, such as  source: ecoli  and  source.seed: 1"
-    ),
+    "debug": Key(False, bool, "print the traceback of an error"),
+    "config": Key(None, str, "YAML file with any of these keys, such as  source: ecoli  and  source.seed: 1"),
+    "json": Key(False, bool, "print the result as JSON"),
 }
 
 
 def with_names(arguments: Sequence[str]) -> list[str]:
     """The arguments, those before the first ``key=value`` as values of the keys they stand for: ``root`` comes first."""
     command, *rest = arguments
-    for k, name in enumerate(POSITIONAL.get(command, ("root",))):
-        if (
-            k >= len(rest)
-            or re.match(r"[\w.+~@]*=|-", rest[k])
-            or not rest[k]
-            or name not in keys_of(command)
-        ):
+    for k, (name, text) in enumerate(zip(POSITIONAL.get(command, ("root",)), rest, strict=False)):
+        if re.match(r"[\w.+~@]*=|-", text) or not text or name not in keys_of(command):
             break
-        rest[k] = f"{name}={rest[k]}"
+        rest[k] = f"{name}={text}"
     return [command, *rest]
-
-
-def choices_of(key: str) -> list[str]:
-    """The valid texts of a key, none if it may be any."""
-    return _CHOICES.get(key, "").split()
 
 
 def keys_of(command: str) -> dict[str, Key]:
     """Keys of a command, ``source`` and ``processor`` too where it has them."""
-    return signature(COMMANDS[command]).keys | _ALWAYS
+    keys = signature(COMMANDS[command]).keys
+    for group, made in GROUPS.items():
+        if group in keys:
+            valid = [name for name in made if name != "none" or keys[group].default != REQUIRED]
+            keys[group] = keys[group]._replace(choices=tuple(valid))
+    more = {k: v for k, v in _ALWAYS.items() if k not in keys and (command, k) != ("completion", "json")}
+    return keys | more
 
 
 def keys_of_choice(group: str, name: str) -> dict[str, Key]:
@@ -147,31 +118,31 @@ def keys_of_choice(group: str, name: str) -> dict[str, Key]:
     return {f"{group}.{key}": spec for key, spec in keys.items() if key != "progress"}
 
 
-def default_choice(command: str, group: str) -> str | None:
-    """What a command takes for ``source`` or ``processor`` if nothing is said, ``None`` if it must be."""
-    default: str = keys_of(command)[group].default
-    return None if default == REQUIRED else default
-
-
 def make(settings: Settings, group: str) -> Any:
     """The chosen source or processor, ``None`` for ``none``.
 
     Raises:
         SettingError, SourceContractError: If it cannot be made from its settings.
     """
-    more = {"progress": settings["progress"]} if group == "source" else {}
-    return called(GROUPS[group][settings.choices[group]], {**settings[group], **more})
+    places = GROUPS[group][settings.choices[group]]
+    more = {"progress": settings["progress"]} if "progress" in signature(places).keys else {}
+    return called(places, {**settings[group], **more})
 
 
 def run(settings: Settings) -> int:
-    """Run a command; it makes source and processor when it has looked at the rest.
+    """Run a command, which makes source and processor when it has looked at the rest, and print what it says.
 
     Returns:
         The exit code.
     """
-    passed = {key: value for key, value in settings.values.items() if key not in _ALWAYS}
-    passed |= {group: partial(make, settings, group) for group in settings.choices}
-    return called(COMMANDS[settings.command], passed) or 0
+    places = COMMANDS[settings.command]
+    passed = {key: settings[key] for key in signature(places).keys if key not in settings.choices}
+    found = called(places, passed | {group: partial(make, settings, group) for group in settings.choices})
+    if not isinstance(found, tuple):
+        return found or 0
+    text, facts = found
+    print(json.dumps(facts, indent=1) if settings["json"] else text)
+    return 0
 
 
 def called(places: Sequence[str], values: Mapping[str, Any]) -> Any:
@@ -200,48 +171,35 @@ def overview() -> str:
 def config_text(name: str) -> str:
     """Keys and defaults of a command, or of ``source/table``, with what they mean, as a settings file would have them."""
     group, _, chosen = name.partition("/")
-    places = GROUPS[group][chosen] if chosen else COMMANDS[group]
-    about = [f"# {line}".rstrip() for line in signature(places).about.splitlines()]
-    return "\n".join([*about, *_explained(keys_of_choice(group, chosen) if chosen else keys_of(group)), ""])
+    about = signature(GROUPS[group][chosen] if chosen else COMMANDS[group]).about
+    lines = [f"# {line}".rstrip() for line in about.splitlines()]
+    for key, spec in (keys_of_choice(group, chosen) if chosen else keys_of(group)).items():
+        if key in GROUPS:
+            continue
+        said = ": ".join(filter(None, (" | ".join(spec.choices), spec.help)))
+        value = "(required)" if spec.default == REQUIRED else typed(spec.default)
+        first, *rest = textwrap.wrap(said, _WIDTH - _COLUMN) or [""]
+        lines.append(f"{f'{key}: {value}':<{_COLUMN - 2}}  # {first}".rstrip(" #"))
+        lines += [f"{'':<{_COLUMN}}# {line}" for line in rest]
+    return "\n".join([*lines, ""])
 
 
 def command_help(command: str, arguments: Iterable[str] = ()) -> str:
     """Help of one command: its keys with their defaults, those of a source or processor only where it is chosen."""
-    first = POSITIONAL.get(command, ("root",))[0]
-    shown = f"{first.upper()} " if first in keys_of(command) else ""
+    keys, first = keys_of(command), POSITIONAL.get(command, ("root",))[0]
+    shown = f"{first.upper()} " if first in keys else ""
     parts = [f"torchcell-cache {command} {shown}key=value ...", "", config_text(command)]
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    for group in GROUPS:
-        if group in keys_of(command):
-            default = default_choice(command, group)
-            valid = [name for name in GROUPS[group] if name != "none" or default is not None]
-            if given.get(group) in valid:
-                parts += [
-                    f"{group}={given[group]}, with these keys:",
-                    "",
-                    config_text(f"{group}/{given[group]}"),
-                ]
-                continue
-            said = f", by default {default}" if default else ""
-            parts += [f"{group}=...{said}; {group}=NAME --help lists the keys of one:", ""]
-            parts += [
-                f"  {f'{group}={name}':<{_COLUMN}}# {_headline(GROUPS[group][name])}" for name in valid
-            ] + [""]
-    return "\n".join([*parts, _EXIT_CODES])
-
-
-def _headline(places: Sequence[str]) -> str:
-    """The first sentence of what it is."""
-    first: str = signature(places).about.partition("\n")[0]
-    return first if len(first) <= _WIDTH - _COLUMN else first[: _WIDTH - _COLUMN - 3] + "..."
-
-
-def _explained(keys: Mapping[str, Key]) -> Iterable[str]:
-    for name, key in keys.items():
-        if name in GROUPS:
+    for group in filter(keys.__contains__, GROUPS):
+        if (chosen := given.get(group)) in keys[group].choices:
+            parts += [f"{group}={chosen}, with these keys:", "", config_text(f"{group}/{chosen}")]
             continue
-        said = " | ".join(choices_of(name)) + ": " * bool(choices_of(name) and key.help) + key.help
-        value = "(required)" if key.default == REQUIRED else typed(key.default)
-        first, *rest = textwrap.wrap(said, _WIDTH - _COLUMN) or [""]
-        yield f"{f'{name}: {value}':<{_COLUMN - 2}}  # {first}".rstrip(" #")
-        yield from (f"{'':<{_COLUMN}}# {line}" for line in rest)
+        default = keys[group].default
+        said = f", by default {default}" if default != REQUIRED else ""
+        parts += [f"{group}=...{said}; {group}=NAME --help lists the keys of one:", ""]
+        for name in keys[group].choices:
+            about = signature(GROUPS[group][name]).about.partition("\n")[0]
+            short = textwrap.shorten(about, _WIDTH - _COLUMN, placeholder="...")
+            parts.append(f"  {f'{group}={name}':<{_COLUMN}}# {short}")
+        parts.append("")
+    return "\n".join([*parts, _EXIT_CODES])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torchcell_cache.cli.commands import Said
 from torchcell_cache.cli.registry import called, keys_of
 from torchcell_cache.cli.signatures import signature
-from torchcell_cache.cli.words import say_result
+from torchcell_cache.core.choices import SplitWay
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
 
@@ -20,9 +21,8 @@ def select(
     list: str | None = None,
     out: str | None = None,
     store: str | None = None,
-    json: bool = False,
     **more: Any,
-) -> None:
+) -> Said:
     """Choose samples by their columns: an index file or a smaller store.
 
     Args:
@@ -32,7 +32,6 @@ def select(
         list: File: index file (.npy), or text with a source id (where samples have them) or position per line.
         out: Index file to write, .npy.
         store: Directory of a smaller store to write.
-        json: Print JSON.
 
     Example:
         torchcell-cache select root=demo/ecoli where="perturbed_count == 2 and fitness > 0.5" out=pairs.npy
@@ -66,25 +65,19 @@ def select(
     view = dataset[chosen]
     facts = {"root": str(dataset.generation.root), "samples": len(dataset), "chosen": len(chosen)}
     facts |= {"xxh3": digest_of(dataset.positions(chosen)), "made_by": conditions}
+    lines = [f"{len(chosen):,} of {len(dataset):,} samples of {dataset.generation.root}"]
     if out is not None:
         facts["out"] = str(save_indices(out, view, made_by=conditions))
+        lines.append(f"indices: {facts['out']}")
     if store is not None:
         made = save_subset(view, store, made_by=conditions, **writing)
         facts |= {"store": str(made.generation.root), "content_digest": made.content_digest}
-    say_result(json, _selected(facts), **facts)
-
-
-def _selected(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['chosen']:,} of {facts['samples']:,} samples of {facts['root']}"]
-    if "out" in facts:
-        lines.append(f"indices: {facts['out']}")
-    if "store" in facts:
-        lines.append(f"store: {facts['store']}, content digest {facts['content_digest']}")
-    if len(lines) == 1:
+        lines.append(f"store: {made.generation.root}, content digest {made.content_digest}")
+    if out is None and store is None:
         lines.append(
             "nothing written: out=chosen.npy writes an index file, store=directory a store of its own"
         )
-    return "\n".join(lines)
+    return "\n".join(lines), facts
 
 
 _WAYS = {
@@ -98,14 +91,13 @@ def split(
     *,
     root: str,
     indices: str | None = None,
-    by: str = "perturbation",
+    by: SplitWay = "perturbation",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     column: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
-    json: bool = False,
     **settings: Any,
-) -> None:
+) -> Said:
     """Training, validation and test samples without leaks.
 
     By perturbation no held-out node is in training and all samples of one perturbed set stay together, by group all samples of
@@ -119,7 +111,6 @@ def split(
         column: By group: the column whose values are groups.
         out: Directory to save the split in: an index file per part and group, and splits.json.
         overwrite: Replace a split that is there.
-        json: Print the sizes of the parts as JSON.
 
     Example:
         torchcell-cache split root=demo/ecoli out=demo/split stratify=fitness
@@ -144,12 +135,9 @@ def split(
         raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
     dataset = PreprocessedDataset(root, indices=indices)
     splits = called([_WAYS[by]], {"dataset": dataset, **settings})
-    where = None if out is None else splits.save(out, overwrite=overwrite)
+    where = None if out is None else str(splits.save(out, overwrite=overwrite))
     said = f"saved to {where}" if where else "nothing written: out=directory saves the split"
-    facts = {"root": str(dataset.generation.root), "samples": len(dataset), "out": where and str(where)}
-    sizes = {
-        name: {key: len(rows) for key, rows in getattr(splits, name).items()} for name in ("parts", "groups")
-    }
-    say_result(
-        json, f"{splits.summary()}\n{said}", **facts, **sizes, made_by=splits.made_by, notes=splits.notes
-    )
+    facts = {"root": str(dataset.generation.root), "samples": len(dataset), "out": where}
+    for name in ("parts", "groups"):
+        facts[name] = {key: len(rows) for key, rows in getattr(splits, name).items()}
+    return f"{splits.summary()}\n{said}", {**facts, "made_by": splits.made_by, "notes": splits.notes}

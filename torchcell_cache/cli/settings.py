@@ -7,13 +7,13 @@ the signature of what is called (:mod:`.registry`), and a ``_target_`` anywhere 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.cli.registry import GROUPS, choices_of, default_choice, keys_of, keys_of_choice
+from torchcell_cache.cli.registry import GROUPS, keys_of, keys_of_choice
 from torchcell_cache.cli.signatures import REQUIRED, Key
 from torchcell_cache.cli.words import names_of
 from torchcell_cache.core.checks import suggestion
@@ -65,72 +65,68 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
             names the valid ones.
         UnsafeContentError: A ``_target_``, or code named in a config file.
     """
-    given = [_split(command, argument) for argument in arguments]
-    _refuse_repeats(command, given)
-    texts, keys = dict(given), keys_of(command)
-    for key in texts:
-        if "." not in key and key not in keys:  # said before that something is missing
-            raise _no_key(command, key, keys)
+    keys = keys_of(command)
+    texts = _split(command, arguments, keys)
     path = _text("config", texts.get("config", "null"))
     recipe = {} if path == "null" else _read_config(existing_path("config", path))
-    choices = {group: _chosen(command, group, texts, recipe) for group in GROUPS if group in keys}
-    keys = {key: spec for key, spec in keys.items() if key not in choices}
+    choices = {
+        group: _chosen(command, group, keys[group], texts, recipe) for group in GROUPS if group in keys
+    }
     for group, name in choices.items():
         keys |= keys_of_choice(group, name)
     values = {key: spec.default for key, spec in keys.items()}
-    for key, value in [*((k, v) for k, v in _flat(recipe, keys) if k not in texts), *given]:
-        if key in choices and isinstance(value, str):
-            continue
+    for key, value in {**dict(_flat(recipe, keys)), **texts}.items():
         if key not in keys:
-            raise _no_key(command, key, [*choices, *keys], choices)
-        values[key] = _checked(key, _parsed(key, value, keys[key]) if key in texts else value, keys[key])
-    return Settings(command, _resolved(command, values, keys, choices), choices)
+            raise _no_key(command, key, keys, choices)
+        if key not in choices:
+            values[key] = _parsed(key, value, keys[key]) if key in texts else value
+    tree = _resolved({key: value for key, value in values.items() if key not in choices}, choices)
+    for key, spec in keys.items():
+        group, _, name = key.rpartition(".")
+        if key not in choices:
+            part = tree[group] if group else tree
+            part[name] = _checked(key, part[name], spec)
+    missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED and key not in choices]
+    if missing:
+        raise SettingError(f"{command} needs {', '.join(missing)}", fix=_help(command, choices))
+    return Settings(command, tree, choices)
 
 
-def _no_key(
-    command: str, key: str, valid: Iterable[str], choices: Mapping[str, str] | None = None
-) -> SettingError:
+def _split(command: str, arguments: Iterable[str], keys: Mapping[str, Key]) -> dict[str, str]:
+    """Texts by key, each given once: which of two was meant, nobody can tell."""
+    texts: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            dashes = f"{argument.lstrip('-')}=..., without dashes; " * argument.startswith("-")
+            fix = f"{dashes}torchcell-cache {command} --help lists the keys"
+            raise SettingError(f"{argument!r} is not of the form key=value", fix=fix)
+        _refuse_targets(argument)
+        if key.startswith(("+", "~")) or "@" in key or key.split(".")[0] == "hydra":
+            raise SettingError(f"{argument!r}: keys cannot be added or removed", fix=_help(command, {}))
+        if key in texts:
+            several = f", or write a list: {key}=[a,b]" * (key not in keys or keys[key].kind is list)
+            text = f"{command}: {key} is given twice, as {texts[key]!r} and as {text!r}"
+            raise SettingError(text, fix=f"leave one of them out{several}")
+        if "." not in key and key not in keys:  # said before that something is missing
+            raise _no_key(command, key, keys, {})
+        texts[key] = text
+    return texts
+
+
+def _no_key(command: str, key: str, valid: Collection[str], choices: Mapping[str, str]) -> SettingError:
     names = [(group, name) for group in GROUPS.keys() & keys_of(command).keys() for name in GROUPS[group]]
     inside = {longer.partition(".")[2]: longer for each in names for longer in keys_of_choice(*each)}
-    inside |= dict.fromkeys(valid := [*valid], "")  # the command's own key is meant where both have the name
+    inside |= dict.fromkeys(valid, "")  # the command's own key is meant where both have the name
     longer = "".join(inside[name] for name in get_close_matches(key, inside, n=1, cutoff=0.7))
     near = f"; did you mean {longer!r}?" if longer else suggestion(key, valid)
-    return SettingError(f"{command} has no key {key!r}{near}", fix=_help(command, choices or {}))
+    return SettingError(f"{command} has no key {key!r}{near}", fix=_help(command, choices))
 
 
 def _help(command: str, choices: Mapping[str, str]) -> str:
     """The command that says which keys there are, of what was chosen too."""
     chosen = "".join(f" {group}={name}" for group, name in choices.items() if name != "none")
     return f"torchcell-cache {command}{chosen} --help"
-
-
-def _split(command: str, argument: str) -> tuple[str, str]:
-    """Key and text of one argument."""
-    key, equals, text = argument.partition("=")
-    if not equals or not key:
-        dashes = f"{argument.lstrip('-')}=..., without dashes; " * argument.startswith("-")
-        raise SettingError(
-            f"{argument!r} is not of the form key=value",
-            fix=f"{dashes}torchcell-cache {command} --help lists the keys",
-        )
-    _refuse_targets(argument)
-    if key.startswith(("+", "~")) or "@" in key or key.split(".")[0] == "hydra":
-        raise SettingError(f"{argument!r}: keys cannot be added or removed", fix=_help(command, {}))
-    return key, text
-
-
-def _refuse_repeats(command: str, given: list[tuple[str, str]]) -> None:
-    """One key has one value; which of two was meant, nobody can tell."""
-    first: dict[str, str] = {}
-    for key, text in given:
-        if key in first:
-            spec = keys_of(command).get(key)
-            several = f", or write a list: {key}=[a,b]" * (spec is None or spec.kind is list)
-            raise SettingError(
-                f"{command}: {key} is given twice, as {first[key]!r} and as {text!r}",
-                fix=f"leave one of them out{several}",
-            )
-        first[key] = text
 
 
 def _read_config(path: Path) -> dict[Any, Any]:
@@ -169,30 +165,23 @@ def existing_path(key: str, value: str) -> Path:
 
 def _refuse_targets(value: Any) -> None:
     """Raise if ``_target_`` stands anywhere inside."""
-    if isinstance(value, dict):
-        _refuse_targets([*map(str, value), *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_targets(item)
-    elif isinstance(value, str) and _EXECUTES in value:
+    said = repr(value)
+    at = said.find(_EXECUTES)
+    if at >= 0:
         raise UnsafeContentError(
-            f"{value[:80]!r} holds {_EXECUTES}: classes come from a fixed list, never from a config",
+            f"{said[max(at - 30, 0) : at + 50]} holds {_EXECUTES}: classes come from a fixed list, never from a config",
             fix="choose source= and processor=, see torchcell-cache preprocess --help",
         )
 
 
-def _chosen(command: str, group: str, texts: Mapping[str, str], recipe: Mapping[Any, Any]) -> str:
-    default = default_choice(command, group)
-    valid = [name for name in GROUPS[group] if name != "none" or default is not None]
-    said = recipe.get(group)
-    name = _text(group, texts[group]) if group in texts else said if isinstance(said, str) else default
-    if name is None or (name == "none" and "none" not in valid):
-        raise SettingError(
-            f"{command} needs a {group}: {group}= is missing", fix=f"{group}= one of {', '.join(valid)}"
-        )
-    if name not in valid:
-        raise SettingError(f"{group}={name!r} is unknown{suggestion(name, valid)}")
-    return name
+def _chosen(command: str, group: str, spec: Key, texts: Mapping[str, str], recipe: Mapping[Any, Any]) -> str:
+    said = _text(group, texts[group]) if group in texts else recipe.get(group)
+    name = spec.default if said is None or isinstance(said, dict) else said
+    if name in (REQUIRED, "none") and name not in spec.choices:
+        fix = f"{group}= one of {', '.join(spec.choices)}"
+        raise SettingError(f"{command} needs a {group}: {group}= is missing", fix=fix)
+    found: str = _checked(group, name, spec)
+    return found
 
 
 def _flat(node: Mapping[Any, Any], keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -243,13 +232,28 @@ def _by_hydra(key: str, text: str) -> Any:
     return override.value()
 
 
+def _resolved(values: Mapping[str, Any], groups: Iterable[str]) -> dict[str, Any]:
+    """The values with those of each group by themselves, and ``${...}`` filled in."""
+    tree: dict[Any, Any] = {group: {} for group in groups}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (tree[group] if group else tree)[name] = value
+    if "${" in repr(tree):  # importing it takes longer than many a command
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
+    _refuse_targets(tree)
+    return tree
+
+
 def _checked(key: str, value: Any, spec: Key) -> Any:
     """``value`` if it is of the key's kind."""
-    _refuse_targets(value)
-    if isinstance(value, str) and ("${" in value or value == REQUIRED):
-        return value  # checked once it is resolved
-    if value is None and spec.default is None:
-        return None
+    if (value is None and spec.default is None) or value == REQUIRED:
+        return value
     if spec.kind is list:
         value = value if isinstance(value, list) else [value]
         if spec.item is str:  # YAML takes a column named 2024 for a number
@@ -259,9 +263,8 @@ def _checked(key: str, value: Any, spec: Key) -> Any:
     if not _is_of(value, spec.kind) or (spec.kind is list and not all(_is_of(v, spec.item) for v in value)):
         kind: Any = (list, spec.item) if spec.kind is list else spec.kind
         raise SettingError(f"{key}={'null' if value is None else repr(value)} is not {_KINDS[kind]}")
-    valid = choices_of(key)
-    if valid and value not in valid:
-        raise SettingError(f"{key}={value!r} is unknown{suggestion(value, valid)}")
+    if spec.choices and value not in spec.choices:
+        raise SettingError(f"{key}={value!r} is unknown{suggestion(value, spec.choices)}")
     return value
 
 
@@ -269,32 +272,3 @@ def _is_of(value: Any, kind: type) -> bool:
     if isinstance(value, bool):  # which Python takes for an integer
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)
-
-
-def _resolved(
-    command: str, values: Mapping[str, Any], keys: Mapping[str, Key], choices: Mapping[str, str]
-) -> dict[str, Any]:
-    missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED]
-    if missing:
-        raise SettingError(f"{command} needs {', '.join(missing)}", fix=_help(command, choices))
-    tree: dict[str, Any] = {group: {} for group in choices}
-    for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        (tree[group] if group else tree)[name] = value
-    found: Any = tree
-    if "${" in repr(tree):  # importing it takes longer than many a command
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
-        try:
-            found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-        except OmegaConfBaseException as error:
-            raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
-    _refuse_targets(found)
-    for key, spec in keys.items():
-        group, _, name = key.rpartition(".")
-        value = (found[group] if group else found)[name]
-        if value is not None:
-            _checked(key, value, spec)
-    plain: dict[str, Any] = found
-    return plain

@@ -8,7 +8,9 @@ import inspect
 import re
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+from torchcell_cache.core import choices
 
 REQUIRED = "???"
 """Default of a key that has none, as OmegaConf writes it."""
@@ -23,14 +25,16 @@ class Key(NamedTuple):
     Attributes:
         default: Plain value, or :data:`REQUIRED`.
         kind: Its type; also ``None`` is fine where that is the default.
-        item: Type of the members of a list.
         help: What the docstring says.
+        item: Type of the members of a list.
+        choices: The valid texts where only some are: those of an annotation that stands in ``core.choices``.
     """
 
     default: Any
     kind: type
-    item: type
     help: str
+    item: type = str
+    choices: tuple[str, ...] = ()
 
 
 class Signature(NamedTuple):
@@ -48,11 +52,9 @@ def signature(places: Sequence[str]) -> Signature:
     """
     first, *others = map(_read, places)
     keys = dict(first.keys)
-    for other in others:
-        keys |= {
-            name: keys[name]._replace(help=keys[name].help or key.help) if name in keys else key
-            for name, key in other.keys.items()
-        }
+    for name, key in (pair for other in others for pair in other.keys.items()):
+        said = keys.get(name, key)
+        keys[name] = said._replace(help=said.help or key.help, choices=said.choices or key.choices)
     return first._replace(keys=keys)
 
 
@@ -70,13 +72,11 @@ def _read(place: str) -> Signature:
         node = next((part for part in node.body if getattr(part, "name", None) == "__init__"), None)
     about, helps = _plain(_SECTION.split(doc, maxsplit=1)[0].strip()), dict(_ENTRY.findall(doc))
     keys = {}
-    for argument, default in [] if node is None else _arguments(node.args):
+    for argument, default in _arguments(node):
         name = argument.arg
         if name not in ("self", "cls", *left_out.split()):
-            text = _plain(" ".join(helps.get(name, "").split()))
-            keys[name] = _key(
-                "Any" if argument.annotation is None else ast.unparse(argument.annotation), default, text
-            )
+            said = "" if argument.annotation is None else ast.unparse(argument.annotation)
+            keys[name] = _key(said, default, _plain(" ".join(helps.get(name, "").split())))
     example = inspect.cleandoc(doc.partition("\nExample:\n")[2]) if "torchcell-cache" in doc else ""
     return Signature(keys, "\n".join(filter(None, (about, *(f"  {line}" for line in example.splitlines())))))
 
@@ -87,29 +87,26 @@ def _plain(text: str) -> str:
     return re.sub(r"\b(?:None|True|False)\b", lambda m: "null" if m[0] == "None" else m[0].lower(), text)
 
 
-def _arguments(arguments: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
-    plain = [*arguments.posonlyargs, *arguments.args]
-    defaults = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
-    return [
-        *zip(plain, defaults, strict=True),
-        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
-    ]
+def _arguments(node: ast.FunctionDef | None) -> list[tuple[ast.arg, ast.expr | None]]:
+    if node is None:
+        return []
+    given = node.args
+    without = len(given.args) - len(given.defaults)
+    defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
+    return [*zip(given.args + given.kwonlyargs, defaults, strict=True)]
 
 
 def _key(annotation: str, default: ast.expr | None, text: str) -> Key:
-    value = REQUIRED if default is None else _literal(default)
+    try:
+        value = REQUIRED if default is None else ast.literal_eval(default)
+    except ValueError:  # no literal: the function that passes the key on says it again
+        value = REQUIRED
+    annotation = annotation.removesuffix(" | None")
     several = re.match(r"(?:str \| )?(?:Sequence|Iterable)\[(\w+)", annotation)
     item = {"int": int, "float": float}.get(several[1], str) if several else str
     kinds = {"int": int, "float": float, "bool": bool, "bool | float": float, "Mapping[str, Any]": dict}
-    kind = list if several else kinds.get(annotation.removesuffix(" | None"), str)
+    kind = list if several else kinds.get(annotation, str)
     if kind is dict and value is None:
         value = {}
-    return Key(list(value) if isinstance(value, tuple) else value, kind, item, text)
-
-
-def _literal(node: ast.expr) -> Any:
-    """A default that is no literal has to be said again by the function that passes the key on."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return REQUIRED
+    valid = get_args(getattr(choices, annotation, None))
+    return Key(list(value) if isinstance(value, tuple) else value, kind, text, item, valid)

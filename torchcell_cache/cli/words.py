@@ -6,7 +6,6 @@ Hydra's grammar has no names with parentheses and takes ``2024`` for a number; c
 from __future__ import annotations
 
 import ast
-import json as json_
 import os
 import re
 import shlex
@@ -120,8 +119,3 @@ def painted(text: str, stream: TextIO) -> str:
     for code, words in _PAINTED.items():
         text = re.sub(words, f"\x1b[{code}m\\g<0>\x1b[0m", text, flags=re.MULTILINE)
     return text
-
-
-def say_result(json: bool, text: str, /, **facts: Any) -> None:
-    """Print what a command ends with: for people, or as JSON with numbers."""
-    print(json_.dumps(facts, indent=1) if json else text)

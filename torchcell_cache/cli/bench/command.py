@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,20 +10,18 @@ from typing import Any
 
 from torchcell_cache.cli.bench.report import as_dict, as_text
 from torchcell_cache.cli.bench.store import BenchReport, bench_store
+from torchcell_cache.cli.commands import Said
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.looks import new_figure, write_figure
 
 
-def bench(
-    *, root: str, plot: str | None = None, json: bool = False, progress: bool = True, **settings: Any
-) -> None:
+def bench(*, root: str, plot: str | None = None, progress: bool = True, **settings: Any) -> Said:
     """Where the time of a batch goes, how many workers to use, whether the cache helps.
 
     Cold and warm, stage by stage.
 
     Args:
         plot: Image file of the timings (needs matplotlib).
-        json: Print everything as JSON.
         progress: Print progress.
 
     Example:
@@ -36,11 +33,11 @@ def bench(
         new_figure(path, (1, 1))  # before any work: matplotlib may be missing
     with _line(progress) as on_progress:
         report = bench_store(root, **settings, on_progress=on_progress)
+    text = as_text(report)
     if path is not None:
-        save_plot(report, path)
-    print(json_.dumps(as_dict(report), indent=1) if json else as_text(report))
-    if path is not None and not json:
-        print(f"\nplot written to {plot}")
+        _draw(report, path)
+        text += f"\n\nplot written to {plot}"
+    return text, as_dict(report)
 
 
 @contextlib.contextmanager
@@ -50,60 +47,46 @@ def _line(enabled: bool) -> Iterator[Callable[[str], None]]:
 
     def say(text: str) -> None:
         if enabled:
-            print(text, file=sys.stderr, end=end, flush=True)
+            print(f"{begin}{text}", file=sys.stderr, end=end, flush=True)
 
     try:
-        yield lambda text: say(f"{begin}bench: {text}")
+        yield lambda text: say(f"bench: {text}")
     finally:
         if begin:
-            say(begin)
+            say("")
 
 
-def save_plot(report: BenchReport, path: Path) -> None:
+def _draw(report: BenchReport, path: Path) -> None:
     """Draw the stages and the loader's waits into an image file."""
     figure = new_figure(path, (10.0, 3.8))
-    figure.suptitle(
-        f"{Path(report.facts['root']).name}, batches of {report.batch_size}, {report.facts['device']}"
-    )
-    left, right = figure.subplots(1, 2)
-    _draw_stages(left, report)
-    _draw_workers(right, report)
-    write_figure(figure, path)
+    name, step = Path(report.facts["root"]).name, report.step_ms
+    figure.suptitle(f"{name}, batches of {report.batch_size}, {report.facts['device']}")
+    stages, workers = figure.subplots(1, 2)
 
-
-def _draw_stages(axes: Any, report: BenchReport) -> None:
-    names = list(report.stages)
-    scale = [report.batch_size / report.stages[name].samples for name in names]
+    names, timings = list(report.stages), report.stages.values()
     middle, high = (
-        [report.stages[name].percentile(q) * k for name, k in zip(names, scale, strict=True)]
-        for q in (50, 99)
+        [timing.percentile(q) * report.batch_size / timing.samples for timing in timings] for q in (50, 99)
     )
-    axes.barh(names, middle)
-    axes.scatter(high, names, marker="|", color="black", label="p99")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.invert_yaxis()
-    axes.set_xlabel("ms per batch, median")
-    if report.step_ms is not None:
-        axes.axvline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
-    _legend(axes)
+    stages.barh(names, middle)
+    stages.scatter(high, names, marker="|", color="black", label="p99")
+    stages.set_xscale("log")
+    stages.xaxis.set_major_formatter("{x:g}")
+    stages.invert_yaxis()
+    stages.set_xlabel("ms per batch, median")
 
-
-def _draw_workers(axes: Any, report: BenchReport) -> None:
     labels = [str(row.num_workers) for row in report.sweep]
     for q, style in ((50, "-o"), (90, "--o"), (99, ":o")):
-        axes.plot(labels, [row.wait.percentile(q) for row in report.sweep], style, label=f"p{q}, no step")
-    if report.step_ms is not None:
+        workers.plot(labels, [row.wait.percentile(q) for row in report.sweep], style, label=f"p{q}, no step")
+    if step is not None:
         waits = [row.step_wait.percentile(50) for row in report.sweep if row.step_wait is not None]
-        axes.plot(labels, waits, "-s", label="p50 beside your step")
-        axes.axhline(report.step_ms, linestyle="--", color="gray", label=f"your step, {report.step_ms:g} ms")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("workers")
-    axes.set_ylabel("wait for a batch, ms")
-    _legend(axes)
-
-
-def _legend(axes: Any) -> None:
-    """Above the picture, where no bar is."""
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small", frameon=False)
+        workers.plot(labels, waits, "-s", label="p50 beside your step")
+        yours: dict[str, Any] = {"linestyle": "--", "color": "gray", "label": f"your step, {step:g} ms"}
+        stages.axvline(step, **yours)
+        workers.axhline(step, **yours)
+    workers.set_yscale("log")
+    workers.yaxis.set_major_formatter("{x:g}")
+    workers.set_xlabel("workers")
+    workers.set_ylabel("wait for a batch, ms")
+    for axes in (stages, workers):  # the legend above the picture, where no bar is
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize="small", frameon=False)
+    write_figure(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -21,26 +22,27 @@ def drop_pages(paths: Iterable[str | Path]) -> None:
         paths: Files that are on disk in full (written and synced).
     """
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        with Path(path).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_share(paths: Iterable[str | Path]) -> float | None:
     """Share of the files' pages that are in memory, 0 to 1; ``None`` where the kernel does not say."""
     pages = resident = 0
-    for path in paths:
-        info = Path(path).stat()
-        if info.st_size == 0:
+    for path in map(Path, paths):
+        size = path.stat().st_size
+        if size == 0:
             continue
-        if info.st_uid != os.geteuid():  # of other users' files Linux claims that all is in memory
+        if path.stat().st_uid != os.geteuid():  # of other users' files Linux claims that all is in memory
             return None
-        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             view = np.frombuffer(mapped, dtype=np.uint8)
-            state = np.zeros(-(-info.st_size // mmap.PAGESIZE), dtype=np.uint8)
-            failed = _mincore(view.ctypes.data, info.st_size, state)
+            state = np.zeros(-(-size // mmap.PAGESIZE), dtype=np.uint8)
+            places = [ctypes.c_void_p(array.ctypes.data) for array in (view, state)]
+            try:
+                failed = ctypes.CDLL(None).mincore(places[0], ctypes.c_size_t(size), places[1])
+            except (OSError, AttributeError):
+                failed = True
             del view  # the map cannot be closed while it is in use
         if failed:
             return None
@@ -49,30 +51,13 @@ def resident_share(paths: Iterable[str | Path]) -> float | None:
     return resident / pages if pages else None
 
 
-def _mincore(address: int, size: int, state: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bool:
-    """Fill in which pages are in memory; returns whether that failed."""
-    try:
-        call = ctypes.CDLL(None, use_errno=True).mincore
-    except (OSError, AttributeError):
-        return True
-    code = call(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_void_p(state.ctypes.data))
-    return bool(code != 0)
-
-
 def available_memory() -> int | None:
     """Bytes this process could still take, by the kernel and by its control group; ``None`` if unknown."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError):
-        pass
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        pass
+    found, group = [], Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
     return max(min(found), 0) if found else None

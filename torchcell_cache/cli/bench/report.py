@@ -1,20 +1,19 @@
-"""What a :class:`~torchcell_cache.cli.bench.store.BenchReport` means: tables and plain advice."""
+"""What a :class:`~torchcell_cache.cli.bench.store.BenchReport` means: tables, plain advice, and whether the build pays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torchcell_cache.cli.bench.investment import investment, paid
+from torchcell_cache.cli.bench.stages import Timing
 from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
-from torchcell_cache.core.progress import human_bytes
+from torchcell_cache.core.progress import human_bytes, human_seconds
 
 LITTLE_WAIT = 0.01
 """Share of waiting that nobody needs to care about."""
 
 _NO_GAIN = 0.8
-_ON_THE_WAY = ("batch",)
 _WHAT = {
     "read": "records from LMDB, checksums verified",
     "batch, cold": "the same after the kernel forgot the shards",
@@ -52,23 +51,13 @@ def human_share(share: float) -> str:
 
 def as_dict(report: BenchReport) -> dict[str, Any]:
     """The report as JSON values."""
-    step = report.step_ms
     return {
         **report.facts,
         "stages": {name: timing.to_dict() for name, timing in report.stages.items()},
         "skipped": report.skipped,
         "steps": [step.to_dict() for step in report.steps],
         "stayed_in_memory": report.stayed,
-        "workers": [
-            {
-                "num_workers": row.num_workers,
-                "first_ms": row.first_ms,
-                "wait": row.wait.to_dict(),
-                "step_wait": None if row.step_wait is None else row.step_wait.to_dict(),
-                "data_wait_share": None if step is None else row.share(step),
-            }
-            for row in report.sweep
-        ],
+        "workers": [row.to_dict(report.step_ms) for row in report.sweep],
         "investment": investment(report),
         "advice": advice(report),
     }
@@ -76,41 +65,42 @@ def as_dict(report: BenchReport) -> dict[str, Any]:
 
 def as_text(report: BenchReport) -> str:
     """The report as tables, followed by the advice."""
-    return "\n".join(
-        [
-            *_head(report),
-            "",
-            *_stage_table(report),
-            "",
-            *_step_table(report),
-            *_worker_table(report),
-            "",
-            *_advised(report),
-        ]
-    )
+    lines = [*_head(report), "", *_stage_table(report), "", *_step_table(report), *_worker_table(report)]
+    return "\n".join([*lines, "", "advice", *(f"  - {line}" for line in advice(report))])
 
 
 def _head(report: BenchReport) -> Iterator[str]:
-    facts = report.facts
+    facts, size = report.facts, report.batch_size
     yield (
         f"{facts['root']}: {facts['samples']:,} samples as '{facts['storage']}', records {human_bytes(facts['record_bytes'])} "
         f"in {facts['shards']:,} shards"
     )
-    fewer = (
-        "" if facts["asked"] == report.batch_size else f" ({facts['asked']} asked for: the store has no more)"
-    )
+    fewer = "" if facts["asked"] == size else f" ({facts['asked']} asked for: the store has no more)"
     yield (
-        f"batches of {report.batch_size}{fewer} at random, seed {facts['seed']}, one thread; {facts['cores']} cores, device "
+        f"batches of {size}{fewer} at random, seed {facts['seed']}, one thread; {facts['cores']} cores, device "
         f"{facts['device']}, torch {facts['torch']}"
     )
 
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows below each other: the first and the last column from the left, numbers from the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for name, *cells, last in (head, *rows):
+        numbers = (f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False))
+        yield f"{name:<{widths[0]}}{''.join(numbers)}  {last}".rstrip()
+
+
+def _percentiles(timing: Timing, qs: Sequence[int] = (50, 90, 99)) -> list[str]:
+    return [human_ms(timing.percentile(q)) for q in qs]
+
+
 def _stage_table(report: BenchReport) -> Iterator[str]:
-    yield f"{'stage':<13}{'batch':>6}{'times':>7}{'p50':>11}{'p90':>11}{'p99':>11}{'a sample':>12}  what"
+    rows = []
     for name, timing in report.stages.items():
-        cells = "".join(f"{human_ms(timing.percentile(q)):>11}" for q in (50, 90, 99))
         each = human_ms(timing.percentile(50) / timing.samples)
-        yield f"{name:<13}{timing.samples:>6}{len(timing.seconds):>7}{cells}{each:>12}  {_WHAT[name]}"
+        counts = f"{timing.samples}", f"{len(timing.seconds)}"
+        rows.append((name, *counts, *_percentiles(timing), each, _WHAT[name]))
+    yield from _table(("stage", "batch", "times", "p50", "p90", "p99", "a sample", "what"), rows)
     for name, why in report.skipped.items():
         yield f"{name:<13}not measured: {why}"
     if any(timing.samples < report.batch_size for timing in report.stages.values()):
@@ -118,106 +108,84 @@ def _stage_table(report: BenchReport) -> Iterator[str]:
 
 
 def _step_table(report: BenchReport) -> Iterator[str]:
-    if not report.steps:
-        return
-    facts, parts = report.facts, list(report.steps[0].parts)
-    yield f"{'step':<9}{'samples':>8}" + "".join(f"{name:>11}" for name in (*parts, "a sample"))
-    for step in report.steps:
-        cells = [step.parts[name] for name in parts]
-        yield f"{step.way:<9}{step.samples:>8}" + "".join(
-            f"{human_ms(ms):>11}" for ms in (*cells, step.sample_ms)
-        )
-    yield f"({facts['layers']} GIN layers of width {facts['hidden']} over all edge types between perturbed nodes, no optimizer)"
-    yield ""
+    if report.steps:
+        costs = [map(human_ms, (*step.parts.values(), step.sample_ms)) for step in report.steps]
+        rows = [(step.way, f"{step.samples}", *ms) for step, ms in zip(report.steps, costs, strict=True)]
+        yield from _table(("step", "samples", *report.steps[0].parts, "a sample"), rows)
+        size = f"{report.facts['layers']} GIN layers of width {report.facts['hidden']}"
+        yield f"({size} over all edge types between perturbed nodes, no optimizer)"
+        yield ""
 
 
 def _worker_table(report: BenchReport) -> Iterator[str]:
-    step = report.step_ms
-    wait = "" if step is None else f"   wait beside a step of {step:g} ms: p50, p99, share"
-    yield f"{'workers':<9}{'first':>10}{'p50':>11}{'p90':>11}{'p99':>11}{'batches/s':>12}{wait}"
+    step, rows = report.step_ms, []
     for row in report.sweep:
-        cells = "".join(f"{human_ms(row.wait.percentile(q)):>11}" for q in (50, 90, 99))
-        line = f"{row.num_workers:<9}{human_ms(row.first_ms):>10}{cells}{_rate(row):>12,.0f}"
-        share = None if step is None else row.share(step)
-        if row.step_wait is not None and share is not None:
-            times = ", ".join(human_ms(row.step_wait.percentile(q)) for q in (50, 99))
-            line += f"   {times}, {human_share(share)}"
-        yield line
-
-
-def _rate(row: WorkerTiming) -> float:
-    return len(row.wait.seconds) / max(sum(row.wait.seconds), 1e-9)
-
-
-def _advised(report: BenchReport) -> Iterator[str]:
-    yield "advice"
-    for line in advice(report):
-        yield f"  - {line}"
+        cells = human_ms(row.first_ms), *_percentiles(row.wait), f"{1e3 / row.mean_ms:,.0f}"
+        beside = ""
+        if step is not None and row.step_wait is not None:
+            beside = ", ".join([*_percentiles(row.step_wait, (50, 99)), human_share(row.share(step))])
+        rows.append((f"{row.num_workers}", *cells, beside))
+    beside = "" if step is None else f"wait beside a step of {step:g} ms: p50, p99, share"
+    yield from _table(("workers", "first", "p50", "p90", "p99", "batches/s", beside), rows)
 
 
 def advice(report: BenchReport) -> list[str]:
     """What to set and what to expect, a sentence or two each, the most important first."""
-    return [
-        *_workers(report),
-        *_against_processing(report),
-        *paid(report),
-        *_shared_mode(report),
-        *_expanding(report),
-        *_cold(report),
-    ]
+    parts = (_workers, _against_processing, _paid, _shared_mode, _expanding, _cold)
+    return [line for part in parts for line in part(report)]
 
 
 def _workers(report: BenchReport) -> Iterator[str]:
+    def count(row: WorkerTiming) -> str:
+        return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}"
+
     step = report.step_ms
     if step is None:
         # Fewer workers unless more are clearly faster.
         best = min(
-            report.sweep, key=lambda row: (1.25 ** (row.num_workers > 0) / _rate(row), row.num_workers)
+            report.sweep, key=lambda row: (1.25 ** (row.num_workers > 0) * row.mean_ms, row.num_workers)
         )
-        enough = 1e3 / _rate(best) * (1 - LITTLE_WAIT) / LITTLE_WAIT
+        enough = best.mean_ms * (1 - LITTLE_WAIT) / LITTLE_WAIT
         yield (
-            f"{_count(best)}; a batch every {human_ms(1e3 / _rate(best))}, so data wait stays below "
+            f"{count(best)}; a batch every {human_ms(best.mean_ms)}, so data wait stays below "
             f"{human_share(LITTLE_WAIT)} of any training step above {human_ms(enough)} (step_ms= measures it beside yours)"
         )
         return
-    shares = {row.num_workers: row.share(step) or 0.0 for row in report.sweep}
-    fine = [row for row in report.sweep if shares[row.num_workers] < LITTLE_WAIT]
-    best = (
-        min(fine, key=lambda row: row.num_workers)
-        if fine
-        else min(report.sweep, key=lambda row: shares[row.num_workers])
-    )
-    text = f"{_count(best)}; data wait {human_share(shares[best.num_workers])} of your {step:g} ms step"
-    if not fine:
+    # The fewest with little wait, else those with the least.
+    best = min(report.sweep, key=lambda row: (max(row.share(step), LITTLE_WAIT), row.num_workers))
+    text = f"{count(best)}; data wait {human_share(best.share(step))} of your {step:g} ms step"
+    if best.share(step) >= LITTLE_WAIT:
         text += f"; reading a batch takes {human_ms(report.stages['batch'].percentile(50))}"
     yield text
 
 
-def _count(row: WorkerTiming) -> str:
-    return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}"
-
-
 def _against_processing(report: BenchReport) -> Iterator[str]:
     """Whether the cache is worth having: the same PyG batch from the store and from the processor."""
-    moved = ("copy",) if "copy" in report.stages else ()
-    shared, expanded = report.cost(*_ON_THE_WAY, *moved), report.cost(*_ON_THE_WAY, *moved, "expand")
+    on_the_way = ("batch", "copy") if "copy" in report.stages else ("batch",)
+    shared, expanded = report.cost(*on_the_way), report.cost(*on_the_way, "expand")
     stock, fly = report.cost("samples", "pyg collate"), report.cost("on the fly", "pyg collate")
     single, process = report.cost("samples"), report.cost("on the fly")
+    each = [None if cost is None else human_ms(cost / report.batch_size) for cost in (single, process)]
     if fly is None or process is None or single is None or shared is None:
-        yield from _not_compared(report, single, process)
+        missing = [name for name in _COMPARED if name not in report.stages]
+        why = [f"{_COMPARED[n]} was not measured ({report.skipped.get(n, 'no time')})" for n in missing]
+        yield f"whether the cache helps cannot be said for PyG batches: {'; '.join(why)}"
+        if None not in each:
+            yield f"a sample alone costs {each[0]} from the store, {each[1]} processed on the fly"
         return
-    here = min(cost for cost in (expanded, stock) if cost is not None) if expanded or stock else shared
+    here = min((cost for cost in (expanded, stock) if cost is not None), default=shared)
     versus = f"{human_ms(here)} from the store, {human_ms(fly)} processed on the fly and collated by PyG"
     if here >= _NO_GAIN * fly:
         yield f"the cache does not help models that take PyG batches here: a batch costs {versus}"
         if shared < _NO_GAIN * fly:
             yield f"it does help models on the shared graph: their batch costs {human_ms(shared)}"
     else:
-        yield f"the cache helps: a PyG batch costs {versus} ({_times(fly / here)}); a shared one {human_ms(shared)}"
+        times = f"{fly / here:.1f}" if fly < 10 * here else f"{fly / here:,.0f}"
+        yield f"the cache helps: a PyG batch costs {versus} ({times} times as long); a shared one {human_ms(shared)}"
     if single >= _NO_GAIN * process:
         yield (
-            f"one by one, dataset[i] gains nothing: reading a sample costs {human_ms(single / report.batch_size)}, "
-            f"processing it {human_ms(process / report.batch_size)}; use CacheLoader"
+            f"one by one, dataset[i] gains nothing: reading a sample costs {each[0]}, "
+            f"processing it {each[1]}; use CacheLoader"
         )
     step = report.step_ms
     if step is not None and fly < LITTLE_WAIT * step:
@@ -230,35 +198,59 @@ def _against_processing(report: BenchReport) -> Iterator[str]:
         )
 
 
-def _not_compared(report: BenchReport, single: float | None, process: float | None) -> Iterator[str]:
-    missing = [name for name in _COMPARED if name not in report.stages]
-    why = [f"{_COMPARED[name]} was not measured ({report.skipped.get(name, 'no time')})" for name in missing]
-    yield f"whether the cache helps cannot be said for PyG batches: {'; '.join(why)}"
-    if single is not None and process is not None:
-        yield (
-            f"a sample alone costs {human_ms(single / report.batch_size)} from the store, "
-            f"{human_ms(process / report.batch_size)} processed on the fly"
-        )
+def investment(report: BenchReport) -> dict[str, Any] | None:
+    """What ``epochs`` cost without the cache and with it: hours of one core for data, bytes, and when the build has paid.
+
+    ``None`` without ``epochs``; figures that could not be measured are ``None``.
+    """
+    facts = report.facts
+    if facts.get("epochs") is None:
+        return None
+    per_epoch = facts["samples"] / report.batch_size / 3.6e6  # ms a batch to hours an epoch
+    ways = (("on the fly", "pyg collate"), ("batch",), ("batch", "expand"))
+    without, shared, expanded = (
+        None if (cost := report.cost(*way)) is None else cost * per_epoch for way in ways
+    )
+    once = None if facts["build_seconds"] is None else float(facts["build_seconds"]) / 3600
+    gained = 0.0 if without is None or shared is None else without - shared
+    hours = [None if each is None else each * facts["epochs"] for each in (without, shared, expanded)]
+    return {
+        "epochs": facts["epochs"],
+        "hours_without": hours[0],
+        "hours_build": once,
+        "hours_with": hours[1],
+        "hours_with_pyg_batches": hours[2],
+        "bytes": facts["store_bytes"],
+        "paid_after_epochs": None if once is None or gained <= 0 else max(1, math.ceil(once / gained)),
+    }
 
 
-def _times(factor: float) -> str:
-    return f"{factor:.1f} times as long" if factor < 10 else f"{factor:,.0f} times as long"
+def _paid(report: BenchReport) -> Iterator[str]:
+    """Whether the build pays, in one sentence."""
+    found = investment(report)
+    if found is None:
+        return
+    hours = [found[key] for key in ("hours_without", "hours_with", "hours_build")]
+    if None in hours:
+        yield f"what {found['epochs']:,} epochs cost without the cache cannot be said: processing or building was not measured"
+        return
+    without, shared, build = (human_seconds(3600 * count) for count in hours)
+    stay = f"{shared} with it, after {build} to build {human_bytes(found['bytes'])}"
+    count = found["paid_after_epochs"]
+    after = f"it has paid after {count:,} epoch{'' if count == 1 else 's'}" if count else "it never pays"
+    yield f"{found['epochs']:,} epochs: {without} of one core for data without the cache, {stay}; {after}"
 
 
 def _shared_mode(report: BenchReport) -> Iterator[str]:
     """What a model on the shared graph gains."""
     if len(report.steps) != 2:
         return
-    shared, pyg = report.steps
-    width, versus = (
-        report.facts["hidden"],
-        f"{human_ms(shared.sample_ms)} a sample, {human_ms(pyg.sample_ms)} on PyG batches",
-    )
-    if shared.sample_ms >= _NO_GAIN * pyg.sample_ms:
+    width, (shared, pyg) = report.facts["hidden"], [step.sample_ms for step in report.steps]
+    versus = f"{human_ms(shared)} a sample, {human_ms(pyg)} on PyG batches"
+    if shared >= _NO_GAIN * pyg:
         yield f"the shared mode does not help layers of width {width} here: a step costs {versus}"
     else:
-        factor = pyg.sample_ms / shared.sample_ms
-        yield f"the shared mode makes a step of width {width} {factor:.1f} times as fast: {versus} (torchcell_cache.nn)"
+        yield f"the shared mode makes a step of width {width} {pyg / shared:.1f} times as fast: {versus} (torchcell_cache.nn)"
 
 
 def _expanding(report: BenchReport) -> Iterator[str]:

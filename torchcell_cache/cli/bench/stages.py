@@ -14,11 +14,12 @@ from torch_geometric.data import Batch
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.cli.bench.page_cache import available_memory, drop_pages, resident_share
+from torchcell_cache.cli.bench.page_cache import available_memory, drop_pages
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.errors import CacheError, SettingError
+from torchcell_cache.data.dataset import PreprocessedDataset
+from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.base import Processing
 from torchcell_cache.store import records as store
@@ -35,22 +36,16 @@ class Timing:
     """How long something took, again and again.
 
     Attributes:
-        name: What it was.
         samples: Samples handled each time.
         seconds: Each time.
     """
 
-    name: str
     samples: int
     seconds: tuple[float, ...]
 
     def percentile(self, q: float) -> float:
         """Milliseconds that ``q`` percent of the times stay below."""
         return float(np.percentile(self.seconds, q)) * 1e3
-
-    def batch_ms(self, batch_size: int) -> float:
-        """Median for a batch of another size, in milliseconds, taking the cost as proportional."""
-        return self.percentile(50) * batch_size / self.samples
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and percentiles as JSON values."""
@@ -94,6 +89,9 @@ def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[
     def there(positions: Int64Array) -> SharedGraphBatch:
         return here(positions).to(device)
 
+    def collate(graphs: list[Any]) -> Any:
+        return Batch.from_data_list(graphs, None, excluded).to(device)
+
     yield Stage("read", generation.read, lambda positions: positions)
     yield Stage("decode", _decoder(generation), generation.read)
     yield Stage("batch", lambda positions: here(positions).pack(), lambda positions: positions)
@@ -102,13 +100,7 @@ def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[
     yield Stage("masks", _masks, there, weight=1, may_fail=True)
     yield Stage("expand", lambda batch: batch.to_pyg(None, excluded), there, weight=3, may_fail=True)
     yield Stage("samples", generation.graphs, lambda positions: positions, weight=1)
-    yield Stage(
-        "pyg collate",
-        lambda g: Batch.from_data_list(g, None, excluded).to(device),
-        generation.graphs,
-        weight=3,
-        may_fail=True,
-    )
+    yield Stage("pyg collate", collate, generation.graphs, weight=3, may_fail=True)
     yield Stage("on the fly", *_on_the_fly(generation), weight=3, may_fail=True)
 
 
@@ -131,21 +123,21 @@ def _masks(batch: SharedGraphBatch) -> Any:
 
 def _on_the_fly(generation: Generation) -> tuple[Callable[[Any], Any], Callable[[Int64Array], Any]]:
     """The processor on items made of the store's own columns: what there would be without a cache."""
+    graph, table = generation.base_graph, generation.table
 
     @cache
-    def parts() -> tuple[Any, Any, Any]:
-        processor, table = stored_processor(generation.manifest), generation.table
-        if not hasattr(processor, "process") or table is None or generation.base_graph is None:
+    def processor() -> Any:
+        found = stored_processor(generation.manifest)
+        if not hasattr(found, "process") or table is None or graph is None:
             raise SettingError("only its source knows the samples it was made of")
-        return processor, table, generation.base_graph
+        return found
 
     def items(positions: Int64Array) -> list[Any]:
-        _, table, graph = parts()
-        return [table.sample(k, graph) for k in positions.tolist()]
+        processor()
+        return [table.sample(k, graph) for k in positions.tolist()]  # type: ignore[union-attr]
 
     def process(samples: list[Any]) -> list[Any]:
-        processor, _, graph = parts()
-        return list(map(Processing(processor, graph), samples))
+        return list(map(Processing(processor(), graph), samples))
 
     return process, items
 
@@ -154,40 +146,39 @@ class Stopwatch:
     """Times stages within bounds of time and memory.
 
     Args:
+        dataset: The store.
         draws: Store positions of the batches, ``[num_batches, batch_size] int64``.
         device: Where batches go.
     """
 
-    def __init__(self, draws: Int64Array, device: torch.device) -> None:
-        self.draws, self.device = draws, device
+    def __init__(self, dataset: PreprocessedDataset, draws: Int64Array, device: torch.device) -> None:
+        self.dataset, self.generation, self.draws, self.device = dataset, dataset.generation, draws, device
+        values = [value for part in dataset.get(0).stores for value in part._mapping.values()]
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        self.sample_bytes = sum(value.numel() * value.element_size() for value in tensors)  # in a PyG batch
 
-    def time(self, stage: Stage, seconds: float, sample_bytes: int) -> Timing:
-        """Time a stage; with fewer samples per batch than asked for where time or memory would not do.
-
-        Args:
-            stage: What to time.
-            seconds: Time it may take, roughly.
-            sample_bytes: Memory of one sample of a PyG batch.
-        """
+    def time(self, stage: Stage, seconds: float) -> Timing:
+        """Time a stage in some seconds; with fewer samples per batch than asked for where time or memory would not do."""
         samples = self.draws.shape[1]
         if stage.weight:
+            free = available_memory()
+            if self.device.type == "cuda":
+                on_device = torch.cuda.mem_get_info(self.device)[0]
+                free = on_device if free is None else min(free, on_device)
+            if free is not None:
+                samples = min(samples, free // MEMORY_SHARE // max(self.sample_bytes, 1))
             alone = self.repeat(stage, 1, 1, seconds)[0]
-            samples = min(
-                samples, int(seconds / _FEWEST_REPEATS / max(alone, 1e-9)), self._room(sample_bytes)
-            )
-        samples = max(samples, 1)
-        return Timing(stage.name, samples, self.repeat(stage, samples, len(self.draws), seconds))
+            samples = max(min(samples, int(seconds / _FEWEST_REPEATS / max(alone, 1e-9))), 1)
+        return Timing(samples, self.repeat(stage, samples, len(self.draws), seconds))
 
     def repeat(self, stage: Stage, samples: int, repeats: int, seconds: float) -> tuple[float, ...]:
         """Times of ``repeats`` runs after one to warm up, or of as many as there is time for, at least one."""
         begun, times = time.perf_counter(), []
         for k in range(repeats + 1):
             given = stage.prepare(self.draws[k % len(self.draws), :samples])
-            self._wait()
-            start = time.perf_counter()
+            start = now(self.device)
             result = stage.act(given)
-            self._wait()
-            times.append(time.perf_counter() - start)
+            times.append(now(self.device) - start)
             del given, result  # before the next one is made: they may be large
             # The first use of a lot of memory is slow: a little longer for three runs that are not the first.
             needed = 1 if time.perf_counter() - begun > 2 * seconds else _FEWEST_REPEATS
@@ -195,25 +186,21 @@ class Stopwatch:
                 break
         return tuple(times[1:])
 
-    def warm_up(self, generation: Generation, seconds: float) -> None:
+    def warm_up(self, seconds: float) -> None:
         """Read all samples once; those there is no time for are not drawn any more."""
         begun = time.perf_counter()
         for done, positions in enumerate(self.draws, 1):
-            generation.read(positions)
+            self.generation.read(positions)
             if time.perf_counter() - begun > seconds:
                 self.draws = self.draws[:done]
                 return
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
-    def _room(self, sample_bytes: int) -> int:
-        free = available_memory()
-        if self.device.type == "cuda":
-            on_device = torch.cuda.mem_get_info(self.device)[0]
-            free = on_device if free is None else min(free, on_device)
-        return len(self.draws[0]) if free is None else free // MEMORY_SHARE // max(sample_bytes, 1)
+def now(device: torch.device) -> float:
+    """Seconds, the device's work so far included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def cold_read(generation: Generation) -> Stage:
@@ -228,32 +215,4 @@ def cold_read(generation: Generation) -> Stage:
         drop_pages(files.paths)
         return positions
 
-    def batch(positions: Int64Array) -> Any:
-        return SharedGraphBatch.read(generation, positions).pack()
-
-    return Stage("batch, cold", batch, forget)
-
-
-def still_in_memory(generation: Generation) -> float | None:
-    """Share of the shards that stays in memory when the kernel is asked to forget them, ``None`` if unknown."""
-    store.close_all()
-    drop_pages(generation.files.paths)
-    return resident_share(generation.files.paths)
-
-
-def graph_bytes(graph: Any) -> int:
-    """Bytes of a graph's tensors, as a PyG batch would copy them."""
-    values = [value for part in graph.stores for value in part._mapping.values()]
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
-
-
-def reason(error: Exception) -> str:
-    """Why a stage cannot be timed, in one line.
-
-    Raises:
-        CacheError: The error itself, if it says that the store is damaged.
-    """
-    if isinstance(error, CacheError) and not isinstance(error, SettingError):
-        raise error
-    text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
-    return text if isinstance(error, SettingError) else f"{type(error).__name__}: {text}"
+    return Stage("batch, cold", lambda positions: SharedGraphBatch.read(generation, positions).pack(), forget)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GINConv, HeteroConv
 
 from torchcell_cache.cli.bench.page_cache import available_memory
-from torchcell_cache.cli.bench.stages import MEMORY_SHARE
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.cli.bench.stages import MEMORY_SHARE, Stopwatch, now
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn import shared_edges, shared_hetero_conv, shared_input
 from torchcell_cache.store.generation import Generation
@@ -52,19 +51,12 @@ class Marks:
     """Milliseconds from mark to mark, the device's work included."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.ms, self._last = device, dict[str, float](), 0.0
-        self._last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.device, self.ms, self._last = device, dict[str, float](), now(device)
 
     def __call__(self, part: str) -> None:
         """All since the last mark was this part."""
-        now = self._now()
-        self.ms[part] = self.ms.get(part, 0.0) + 1e3 * (now - self._last)
-        self._last = now
+        before, self._last = self._last, now(self.device)
+        self.ms[part] = self.ms.get(part, 0.0) + 1e3 * (self._last - before)
 
 
 class _Layers(nn.Module):
@@ -81,9 +73,12 @@ class _Layers(nn.Module):
             raise SettingError("the base graph has no edges between perturbed nodes")
         self.genes = nn.Embedding(topology.num_nodes, hidden)
         names = [self._name(key) for key in self.keys]
-        self.convs = nn.ModuleList(
-            HeteroConv({name: GINConv(_mlp(hidden)) for name in names}) for _ in range(layers)
-        )
+        self.convs = nn.ModuleList()
+        for _ in range(layers):
+            mlps = [
+                nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in names
+            ]
+            self.convs.append(HeteroConv(dict(zip(names, map(GINConv, mlps), strict=True))))
 
     def _name(self, key: Any) -> Any:
         return ("node", "edge", "node") if key is None else key
@@ -112,25 +107,15 @@ class _Layers(nn.Module):
         mark("backward")
 
 
-def _mlp(hidden: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
-
-
 def time_steps(
-    dataset: Any,
-    draws: Int64Array,
-    device: torch.device,
-    hidden: int,
-    layers: int,
-    excluded: Sequence[str],
-    seconds: float,
+    watch: Stopwatch, hidden: int, layers: int, excluded: Sequence[str], seconds: float
 ) -> list[StepTiming]:
     """Steps of ``layers`` GIN layers of width ``hidden``, both ways; PyG's batches no larger than memory is meant for.
 
     Raises:
         SettingError: If the store removes nothing, has no edges between perturbed nodes, or cannot be expanded.
     """
-    model = _Layers(dataset.generation, hidden, layers).to(device)
+    draws, model = watch.draws, _Layers(watch.generation, hidden, layers).to(watch.device)
     found = []
     for way in ("shared", "pyg"):
         samples = draws.shape[1]
@@ -141,8 +126,8 @@ def time_steps(
         runs: list[dict[str, float]] = []
         begun = time.monotonic()
         while len(runs) < _FEWEST or (len(runs) < _MOST and time.monotonic() - begun < seconds / 2):
-            marks = Marks(device)
-            batch = dataset.read_batch(draws[len(runs) % len(draws), :samples]).to(device)
+            marks = Marks(watch.device)
+            batch = watch.dataset.read_batch(draws[len(runs) % len(draws), :samples]).to(watch.device)
             marks("data")
             model.step(batch, excluded, way == "shared", marks)
             runs.append(marks.ms)

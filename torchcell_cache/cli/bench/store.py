@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.cli.bench.page_cache import CAN_DROP
-from torchcell_cache.cli.bench.stages import (
-    Stopwatch,
-    Timing,
-    cold_read,
-    graph_bytes,
-    reason,
-    stages,
-    still_in_memory,
-)
+from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
+from torchcell_cache.cli.bench.stages import Stopwatch, Timing, cold_read, stages
 from torchcell_cache.cli.bench.step import StepTiming, time_steps
 from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
-from torchcell_cache.errors import SettingError
+from torchcell_cache.errors import CacheError, SettingError
+from torchcell_cache.store import records as store
 
 _SWEEP_SHARE = 0.35
 _LIGHT_SHARE = 0.04
@@ -52,12 +45,25 @@ class WorkerTiming:
     wait: Timing
     step_wait: Timing | None
 
-    def share(self, step_ms: float) -> float | None:
+    @property
+    def mean_ms(self) -> float:
+        """The wait for a later batch, on average, never 0."""
+        return max(1e3 * float(np.mean(self.wait.seconds)), 1e-6)
+
+    def share(self, step_ms: float) -> float:
         """Share of the time that the loop waits for data, 0 to 1."""
-        if self.step_wait is None:
-            return None
-        waited = float(np.mean(self.step_wait.seconds)) * 1e3
+        waited = 0.0 if self.step_wait is None else 1e3 * float(np.mean(self.step_wait.seconds))
         return waited / (waited + step_ms)
+
+    def to_dict(self, step_ms: float | None) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "num_workers": self.num_workers,
+            "first_ms": self.first_ms,
+            "wait": self.wait.to_dict(),
+            "step_wait": None if self.step_wait is None else self.step_wait.to_dict(),
+            "data_wait_share": None if step_ms is None else self.share(step_ms),
+        }
 
 
 @dataclass(slots=True)
@@ -93,7 +99,8 @@ class BenchReport(Shown):
 
     def cost(self, *names: str) -> float | None:
         """Median milliseconds of a whole batch over these stages, ``None`` if one is missing."""
-        parts = [self.stages[name].batch_ms(self.batch_size) for name in names if name in self.stages]
+        found = [self.stages[name] for name in names if name in self.stages]
+        parts = [timing.percentile(50) * self.batch_size / timing.samples for timing in found]
         return sum(parts) if len(parts) == len(names) else None
 
 
@@ -145,42 +152,38 @@ def bench_store(
     hidden = hidden if hidden is None else whole_number("hidden", hidden, 1)
     layers = whole_number("layers", layers, 1)
     epochs = epochs if epochs is None else whole_number("epochs", epochs, 1, most=_LONGEST)
-    _check(workers, step_ms, seconds)
-    dataset = PreprocessedDataset(root)
-    if len(dataset) == 0:
-        raise SettingError(f"the store at {dataset.root} has no samples, so there is nothing to time")
-    size = min(batch_size, len(dataset))
-    draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
-    watch = Stopwatch(draws, _device(device))
-    facts: dict[str, Any] = {"batch_size": size, "asked": batch_size, "num_batches": num_batches}
-    facts |= {"step_ms": step_ms, "seed": seed, "seconds": seconds, "exclude_keys": list(exclude_keys)}
-    facts |= {"hidden": hidden, "layers": layers, "epochs": epochs}
-    report = BenchReport(_facts(dataset, watch.device) | facts)
-    begun = time.monotonic()
-    with _one_thread():
-        _time_stages(report, dataset, watch, cold, begun, on_progress)
-        if hidden is not None:
-            on_progress("steps")
-            try:
-                given = hidden, layers, exclude_keys, seconds / 4
-                report.steps = time_steps(dataset, watch.draws, watch.device, *given)
-            except Exception as error:
-                report.skipped["steps"] = reason(error)
-        # At least a little for each, should the stages have taken longer than they were given.
-        left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
-        for count in workers:
-            on_progress(f"loader, {count} workers")
-            report.sweep.append(_time_loader(report, dataset, watch, count, left))
-    report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
-    return report
-
-
-def _check(workers: Sequence[int], step_ms: float | None, seconds: float) -> None:
     if not workers:
         raise SettingError("workers=[], expected numbers from 0 on, such as [0,1,2,4]")
     for name, number in (("step_ms", step_ms), ("seconds", seconds)):
         if number is not None and real_number(name, number, "a number above 0", above=True) > _LONGEST:
             raise SettingError(f"{name}={number}: expected at most {_LONGEST:,}")
+    dataset = PreprocessedDataset(root)
+    if len(dataset) == 0:
+        raise SettingError(f"the store at {dataset.root} has no samples, so there is nothing to time")
+    size = min(batch_size, len(dataset))
+    draws = np.random.default_rng(seed).integers(0, len(dataset), (num_batches, size))
+    watch = Stopwatch(dataset, draws, _device(device))
+    facts: dict[str, Any] = {"batch_size": size, "asked": batch_size, "num_batches": num_batches}
+    facts |= {"step_ms": step_ms, "seed": seed, "seconds": seconds, "exclude_keys": list(exclude_keys)}
+    facts |= {"hidden": hidden, "layers": layers, "epochs": epochs}
+    report = BenchReport(_facts(watch) | facts)
+    begun, threads = time.monotonic(), torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a loader's worker; and threads would blur what a stage costs
+    try:
+        _time_stages(report, watch, cold, begun, on_progress)
+        if hidden is not None:
+            on_progress("steps")
+            with _skipping(report, "steps"):
+                report.steps = time_steps(watch, hidden, layers, exclude_keys, seconds / 4)
+        # At least a little for each, should the stages have taken longer than they were given.
+        left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
+        for count in workers:
+            on_progress(f"loader, {count} workers")
+            report.sweep.append(_time_loader(report, watch, count, left))
+    finally:
+        torch.set_num_threads(threads)
+    report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
+    return report
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -194,59 +197,53 @@ def _device(device: torch.device | str | None) -> torch.device:
     return target
 
 
-def _facts(dataset: PreprocessedDataset, device: torch.device) -> dict[str, Any]:
-    manifest = dataset.generation.manifest
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _facts(watch: Stopwatch) -> dict[str, Any]:
+    generation, device = watch.generation, watch.device
+    manifest, records = generation.manifest, sum(shard.file.size for shard in generation.manifest.shards)
     return {
-        "root": str(dataset.generation.root),
-        "samples": len(dataset),
+        "root": str(generation.root),
+        "samples": manifest.num_samples,
         "storage": manifest.storage,
-        "record_bytes": sum(shard.file.size for shard in manifest.shards),
+        "record_bytes": records,
         "shards": len(manifest.shards),
-        "store_bytes": sum(s.file.size for s in manifest.shards) + sum(f.size for f in manifest.files),
+        "store_bytes": records + sum(file.size for file in manifest.files),
         "build_seconds": manifest.created.get("seconds"),
         "content_digest": manifest.content_digest,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "cores": cores,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
     }
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a loader's worker; and threads would blur what a stage costs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _skipping(report: BenchReport, name: str) -> Iterator[None]:
+    """What cannot be timed is said in one line, unless the reason is that the store is damaged."""
     try:
         yield
-    finally:
-        torch.set_num_threads(before)
+    except Exception as error:
+        if isinstance(error, CacheError) and not isinstance(error, SettingError):
+            raise
+        text = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        report.skipped[name] = text if isinstance(error, SettingError) else f"{type(error).__name__}: {text}"
 
 
 def _time_stages(
-    report: BenchReport,
-    dataset: PreprocessedDataset,
-    watch: Stopwatch,
-    cold: bool,
-    begun: float,
-    on_progress: Callable[[str], None],
+    report: BenchReport, watch: Stopwatch, cold: bool, begun: float, on_progress: Callable[[str], None]
 ) -> None:
     """Time the stages; then the samples that are drawn are in memory."""
-    generation, seconds, sample_bytes = (
-        dataset.generation,
-        report.facts["seconds"],
-        graph_bytes(dataset.get(0)),
-    )
-    from_table = generation.is_structured and not generation.structured.has_removed
-    if cold and from_table and generation.table_reader is not None:
+    generation, seconds = watch.generation, report.facts["seconds"]
+    structured = generation.is_structured and not generation.structured.has_removed
+    if cold and structured and generation.table_reader is not None:
         report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
-    elif cold and CAN_DROP:
-        on_progress("batch, cold")
-        report.stayed = still_in_memory(generation)
-        report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds, 0)
-    elif cold:
+    elif cold and not CAN_DROP:
         report.skipped["batch, cold"] = "this system cannot be asked to forget files"
-    watch.warm_up(generation, 2 * _LIGHT_SHARE * seconds)
+    elif cold:
+        on_progress("batch, cold")
+        store.close_all()
+        drop_pages(generation.files.paths)
+        report.stayed = resident_share(generation.files.paths)
+        report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds)
+    watch.warm_up(2 * _LIGHT_SHARE * seconds)
     todo = list(stages(generation, watch.device, report.facts["exclude_keys"]))
     weights = sum(stage.weight for stage in todo)
     for stage in todo:
@@ -254,36 +251,27 @@ def _time_stages(
         left = begun + (1 - _SWEEP_SHARE) * seconds - time.monotonic()
         share = left * stage.weight / weights if stage.weight else _LIGHT_SHARE * seconds
         weights -= stage.weight
-        try:
-            report.stages[stage.name] = watch.time(stage, max(share, 0.0), sample_bytes)
-        except Exception as error:
-            if not stage.may_fail:
-                raise
-            report.skipped[stage.name] = reason(error)
+        with _skipping(report, stage.name) if stage.may_fail else contextlib.nullcontext():
+            report.stages[stage.name] = watch.time(stage, max(share, 0.0))
 
 
-def _time_loader(
-    report: BenchReport, dataset: PreprocessedDataset, watch: Stopwatch, count: int, seconds: float
-) -> WorkerTiming:
+def _time_loader(report: BenchReport, watch: Stopwatch, count: int, seconds: float) -> WorkerTiming:
     """Waits for batches taken as they come, and beside the training step if there is one."""
     step, size, expected = report.step_ms, watch.draws.shape[1], (report.cost("batch") or 0.0) / 1e3
     flat = seconds if step is None else seconds / 3
-    first, waits = _waits(dataset, watch, count, 0.0, flat, expected)
+    first, *waits = _waits(watch, count, 0.0, flat, expected)
     stepped = None
     if step is not None:
-        _, times = _waits(dataset, watch, count, step / 1e3, seconds - flat, expected)
-        stepped = Timing(f"{count} workers, {step:g} ms step", size, times)
-    return WorkerTiming(count, first * 1e3, Timing(f"{count} workers", size, waits), stepped)
+        stepped = Timing(size, _waits(watch, count, step / 1e3, seconds - flat, expected)[1:])
+    return WorkerTiming(count, first * 1e3, Timing(size, tuple(waits)), stepped)
 
 
-def _waits(
-    dataset: PreprocessedDataset, watch: Stopwatch, count: int, step: float, seconds: float, expected: float
-) -> tuple[float, tuple[float, ...]]:
+def _waits(watch: Stopwatch, count: int, step: float, seconds: float, expected: float) -> tuple[float, ...]:
     """Wait for the first batch and for each later one, in seconds."""
     draws = watch.draws
     number = max(_FEWEST_BATCHES, min(len(draws), int(seconds / max(expected + step, 1e-9)))) + 1
     batches = [draws[k % len(draws)].tolist() for k in range(number)]
-    loader = CacheLoader(dataset, batch_sampler=batches, num_workers=count, device=watch.device)
+    loader = CacheLoader(watch.dataset, batch_sampler=batches, num_workers=count, device=watch.device)
     times: list[float] = []
     with warnings.catch_warnings():
         # The sweep may exceed the cores.
@@ -297,4 +285,4 @@ def _waits(
             time.sleep(step)
             start = time.perf_counter()
         iterator.close()
-    return times[0], tuple(times[1:])
+    return tuple(times)
