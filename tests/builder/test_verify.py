@@ -18,7 +18,7 @@ from graphs import cell_graph, random_case
 from torch_geometric.data import Data
 
 import torchcell_cache as tc
-from torchcell_cache.builder.check.pages import ShardOutline, outline
+from torchcell_cache.builder.check.records import ShardOutline, outline
 from torchcell_cache.builder.check.verify import Report, verify
 from torchcell_cache.codec.envelope import seal
 from torchcell_cache.core.files import file_digest

@@ -79,7 +79,7 @@ def test_hydra_is_imported_by_the_command_line_only() -> None:
         "errors",
         "core.files",
         "store.manifest",
-        "builder.worker",
+        "builder.workers",
         "graph.removal",
     ],
 )

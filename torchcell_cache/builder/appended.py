@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from torchcell_cache.builder.publishing import insist_same
-from torchcell_cache.codec.chunks import FieldChunk
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.samples import Sample, SampleTable, UnknownNames
@@ -30,59 +30,41 @@ _FIX_CELLS = (
 
 
 class AppendedSource:
-    """The samples of a store, followed by those of another source. The store's own are never made again."""
+    """The samples of a store, followed by those of another source. The store's own are never made again.
 
-    def __init__(self, old: Generation, tail: Source, table: SampleTable | None = None) -> None:
-        self.base_graph, self.table = old.base_graph, table
+    ``by_table``, all samples are rows of ``table``; else the tail is read as it can be: one by one, in runs, as fields.
+    """
+
+    def __init__(self, old: Generation, tail: Source, table: SampleTable | None, by_table: bool) -> None:
+        self.base_graph, self.table, self._by_table = old.base_graph, table, by_table
         self.gives_graphs = getattr(tail, "gives_graphs", False)
         self.first, self.tail, self.root = len(old), tail, old.root
         self._stored = old.manifest.fingerprint["source"]
         if old.topology is not None:
             self.node_type = old.topology.node_type
+        for kind, name in ((RunSource, "items"), (FieldSource, "field_chunks")):
+            if isinstance(tail, kind) and not by_table:
+                setattr(self, name, partial(self._read, getattr(tail, name)))
 
     def __len__(self) -> int:
         return self.first + len(self.tail)
 
-    def _within(self, index: int) -> int:
-        if index < self.first:
+    def __getitem__(self, index: int) -> Any:
+        if self.table is not None and self._by_table:
+            return self.table.sample(index, self.base_graph)
+        return self._read(lambda first, _: self.tail[first], index, index + 1)
+
+    def _read(self, read: Callable[[int, int], Any], start: int, stop: int) -> Any:
+        if start < self.first:
             raise SourceContractError(
-                f"sample {index} is the store's own and its record cannot be read, so it would have to be made again",
+                f"sample {start} is the store's own and its record cannot be read, so it would have to be made again",
                 fix=f"torchcell-cache repair {root_argument(self.root)}, then append again",
             )
-        return index - self.first
-
-    def __getitem__(self, index: int) -> Any:
-        return self.tail[self._within(index)]
+        return read(start - self.first, stop - self.first)
 
     def identity(self) -> dict[str, Any]:
         """Those of both parts; a source that holds all samples at once has another."""
         return {"class": "AppendedSource", "stored": self._stored, "appended": self.tail.identity()}
-
-
-class AppendedTable(AppendedSource):
-    """Samples that are perturbed ids and measurements."""
-
-    def __getitem__(self, index: int) -> Any:
-        assert self.table is not None
-        return self.table.sample(index, self.base_graph)
-
-
-class AppendedRuns(AppendedSource):
-    """Samples whose tail is read in runs."""
-
-    def items(self, start: int, stop: int) -> Iterator[Any]:
-        """Samples ``start`` to ``stop``, all of them of the tail."""
-        assert isinstance(self.tail, RunSource)
-        return self.tail.items(self._within(start), stop - self.first)
-
-
-class AppendedFields(AppendedRuns):
-    """Samples whose tail gives fields of whole chunks."""
-
-    def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
-        """Samples ``start`` to ``stop``, all of them of the tail."""
-        assert isinstance(self.tail, FieldSource)
-        return self.tail.field_chunks(self._within(start), stop - self.first)
 
 
 def appended(old: Generation, tail: Source, digests: dict[str, str] | None) -> Source:
@@ -120,16 +102,16 @@ def appended(old: Generation, tail: Source, digests: dict[str, str] | None) -> S
         if gives_graphs:  # cells: plates may share barcodes, and old stores kept none
             table = replace(table, source_ids=None) if old.table.source_ids is None else table
         whole = _joined(old.table, table, unique=not gives_graphs)
-    if whole is None or (len(tail) and type(tail[0]) is not Sample):
-        kinds = ((FieldSource, AppendedFields), (RunSource, AppendedRuns))
-        kind = next((made for protocol, made in kinds if isinstance(tail, protocol)), AppendedSource)
-        return kind(old, tail, whole)
+    by_table = whole is not None and not (len(tail) and type(tail[0]) is not Sample)
+    stored_as = old.manifest.fingerprint["source"].get("class")
     if (
-        type(tail) is PerturbationTable
-        and old.manifest.fingerprint["source"].get("class") == "PerturbationTable"
+        whole is not None
+        and by_table
+        and type(tail) is PerturbationTable
+        and stored_as == "PerturbationTable"
     ):
         return PerturbationTable.of_table(graph, whole, tail.node_type)
-    return AppendedTable(old, tail, whole)
+    return AppendedSource(old, tail, whole, by_table)
 
 
 def _check_settings(old: Generation, tail: Source) -> None:

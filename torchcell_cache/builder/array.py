@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.auto import choose_storage
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.publishing import Publisher, begun_storage, publishing, settle_storage
 from torchcell_cache.builder.run import BuildRequest
@@ -140,8 +139,8 @@ def build_part(
     with publishing(where, console, shared=True):
         chosen: str = storage
         if chosen == "auto":
-            chosen = settle_storage(where, plan, partial(choose_storage, plan, console))
-        work = request.work(chosen, exclusive=False)
+            chosen = settle_storage(where, plan, request.cheapest)
+        work = request.work(chosen, False, workers, place)
         count, name = work.shards.num_shards, work.directory.name
         share = range(task, count, tasks)  # so that a slow stretch of the source is spread over all
         if not share:
@@ -149,16 +148,11 @@ def build_part(
             return Part(task, tasks, name, (), 0, False)
         status = task_status_path(where, task)
         remove_stale_temps(make_dirs_durable(status.parent))
-        report = partial(
-            Progress,
-            status_path=status,
-            enabled=console.enabled,
-            what=f"task {task} of {tasks}",
-            facts=_facts(task, tasks, work, len(share)),
-        )
+        what, facts = f"task {task} of {tasks}", _facts(task, tasks, work, len(share))
+        report = partial(Progress, status_path=status, enabled=console.enabled, what=what, facts=facts)
         with StopRequest().listening() as stop:
-            work.prepare(place, together=True)
-            _, built = work.build(share, workers, place, stop, report)
+            work.prepare(together=True)
+            _, built = work.build(share, stop, report)
         if all(sidecar_path(work.directory, k).exists() for k in range(count)):
             console(f"all {count} shards are there; finalize=true publishes the store")
     return Part(task, tasks, name, tuple(share), built, False)
@@ -227,8 +221,7 @@ def finalize(
         seconds = max((float(s) for s in said if isinstance(s, int | float)), default=0.0)
         manifest = work.finish(seconds, work.shards.num_samples)
         work.tidy()
-        said_by_tasks = processed_dir(request.root) / TASKS_NAME
-        shutil.rmtree(said_by_tasks, ignore_errors=True)
+        shutil.rmtree(processed_dir(request.root) / TASKS_NAME, ignore_errors=True)
         return manifest
 
     return request.opened_or_made(make, begin)

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from torchcell_cache.core.failures import free_bytes, storage_errors
 from torchcell_cache.core.files import file_digest, make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.locks import STATUS_NAME
-from torchcell_cache.core.progress import Progress, human_bytes, human_seconds
+from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
 from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import columns_bytes
@@ -55,36 +55,46 @@ def _libraries() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "torch_geometric", "lmdb", "numpy", "safetensors")}
 
 
+@dataclass(eq=False)
 class GenerationBuild:
-    """The work between the decision to build and the manifest."""
+    """The work between the decision to build and the manifest.
 
-    def __init__(
-        self,
-        root: Path,
-        plan: BuildPlan,
-        shards: ShardPlan,
-        storage: str,
-        exclusive: bool,
-        console: Callable[[str], None],
-    ) -> None:
-        self.root, self.plan, self.shards, self.storage = root, plan, shards, storage
-        self.exclusive, self.console = exclusive, console
-        name = new_generation_name(plan.fingerprint(storage).digest, shards)
-        self.directory = processed_dir(root) / name
-        self.index_ms, self.has_constants = 0.0, True
-        self.notes = plan.notes
+    Attributes:
+        root: Root of the store.
+        plan: What is built.
+        shards: What all workers agree on.
+        storage: How samples are stored.
+        exclusive: Whether nobody else writes to the store.
+        console: Prints a line.
+        num_workers: Worker processes; 0 builds in this one.
+        scratch: Node-local directory to write shards in first.
+    """
 
-    def run(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> Manifest:
+    root: Path
+    plan: BuildPlan
+    shards: ShardPlan
+    storage: str
+    exclusive: bool
+    console: Console
+    num_workers: int = 0
+    scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        name = new_generation_name(self.plan.fingerprint(self.storage).digest, self.shards)
+        self.directory = processed_dir(self.root) / name
+        self.index_ms, self.has_constants, self.notes = 0.0, True, self.plan.notes
+
+    def run(self, stop: StopRequest) -> Manifest:
         """Build everything that is not there yet and return the manifest, not yet published."""
         begun = time.perf_counter()
-        self.prepare(scratch)
-        built = self.build_all(num_workers, scratch, stop, progress)
+        self.prepare()
+        built, _ = self.build(range(self.shards.num_shards), stop)
         return self.finish(time.perf_counter() - begun, built, stop)
 
-    def prepare(self, scratch: Path | None = None, together: bool = False) -> None:
+    def prepare(self, together: bool = False) -> None:
         """Make the directory, remove what the dead left, write what all samples share; ``together`` with other tasks."""
         make_dirs_durable(self.directory)
-        self.tidy(scratch)
+        self.tidy()
         with storage_errors(self.directory):
             self.write_shared_files(together)
 
@@ -92,26 +102,15 @@ class GenerationBuild:
         """Write what all samples share."""
         self.index_ms = write_shared_files(self.plan, self.shards, self.directory, together, self.console)
 
-    def tidy(self, scratch: Path | None = None) -> None:
+    def tidy(self) -> None:
         """Remove what killed builders and workers left; from ``scratch``, which others may use, only what the dead left."""
         for place in (self.directory, processed_dir(self.root)):
             remove_stale_temps(place, exclusive=self.exclusive)
-        if scratch is not None:
-            remove_stale_temps(scratch)
-
-    def build_all(self, num_workers: int, scratch: Path | None, stop: StopRequest, progress: bool) -> int:
-        """Build all shards that are not there yet; returns the number of samples built."""
-        status = processed_dir(self.root) / STATUS_NAME
-        report = partial(Progress, status_path=status, enabled=progress)
-        return self.build(range(self.shards.num_shards), num_workers, scratch, stop, report)[0]
+        if self.scratch is not None:
+            remove_stale_temps(self.scratch)
 
     def build(
-        self,
-        share: Sequence[int],
-        num_workers: int,
-        scratch: Path | None,
-        stop: StopRequest,
-        progress: Callable[[int, int], Progress],
+        self, share: Sequence[int], stop: StopRequest, progress: Callable[[int, int], Progress] | None = None
     ) -> tuple[int, int]:
         """Build those shards of ``share`` that are not there yet; returns how many samples and shards that were.
 
@@ -122,7 +121,9 @@ class GenerationBuild:
         if done and todo:
             self.console(f"resuming: {len(done)}/{len(share)} shards complete")
         total = sum(b - a for a, b in map(self.shards.span, share))
-        on_progress = progress(total, sum(e.stop - e.start for e in done.values()))
+        status = processed_dir(self.root) / STATUS_NAME
+        begin = progress or partial(Progress, status_path=status, enabled=self.console.enabled)
+        on_progress = begin(total, sum(e.stop - e.start for e in done.values()))
         missing, is_first = total - on_progress.done, True
 
         def report(count: int, size: int) -> None:
@@ -133,8 +134,8 @@ class GenerationBuild:
             on_progress(count)
 
         with on_progress:
-            self._build(todo, num_workers, scratch, report, stop, len(share))
-        self.tidy(scratch)
+            self._build(todo, report, stop, len(share))
+        self.tidy()
         return on_progress.done - on_progress.initial, len(todo)
 
     def maker(self) -> RecordMaker:
@@ -145,8 +146,6 @@ class GenerationBuild:
         mode = mode_of(self.storage, self.shards.schema)
         most = MOST_BYTES // max(self.shards.num_shards, 1) if self.has_constants else 0
         return GenericMaker(self.plan.source, self.plan.processor, mode, self.plan.parts["base_graph"], most)
-
-    # Shards
 
     def _check_space(self, missing: int, size: float) -> None:
         """Refuse if ``missing`` samples of the ``size`` of the first ones cannot fit; nothing is written yet."""
@@ -162,36 +161,24 @@ class GenerationBuild:
                 fix="free space, choose another root, or a smaller storage (perturbation)",
             )
 
-    def _build(
-        self,
-        todo: list[int],
-        num_workers: int,
-        scratch: Path | None,
-        report: Report,
-        stop: StopRequest,
-        total: int,
-    ) -> None:
-        if self.shards.records == "structured" and num_workers and len(todo) > 1:
-            run_workers(todo, lambda: light_worker(self.directory, scratch), num_workers, report, stop, total)
+    def _build(self, todo: list[int], report: Report, stop: StopRequest, total: int) -> None:
+        workers = self.num_workers if len(todo) > 1 else 0
+        if self.shards.records == "structured" and workers:
+            start = partial(light_worker, self.directory, self.scratch)
+            run_workers(todo, start, workers, report, stop, total)
             return
         maker = self.maker()
-
-        def one(shard: int, report: Report) -> None:
-            build_shard(self.directory, self.shards, maker, shard, report, scratch)
-
-        if num_workers == 0 or len(todo) < 2:
-            run_here(todo, one, report, stop, total)
+        shard_of = partial(build_shard, self.directory, self.shards, scratch=self.scratch)
+        if not workers:
+            run_here(todo, partial(shard_of, maker), report, stop, total)
             return
         seed = seeding()
 
         def apart(shard: int, report: Report) -> None:
             seed(shard)
-            fresh = maker.fresh() if isinstance(maker, GenericMaker) else maker
-            build_shard(self.directory, self.shards, fresh, shard, report, scratch)
+            shard_of(maker.fresh() if isinstance(maker, GenericMaker) else maker, shard, report)
 
-        run_workers(todo, lambda: forked_worker(apart), num_workers, report, stop, total)
-
-    # The manifest
+        run_workers(todo, partial(forked_worker, apart), workers, report, stop, total)
 
     def finish(self, seconds: float, built: int, stop: StopRequest | None = None) -> Manifest:
         """The manifest of a generation whose shards are all there; ``built`` samples took ``seconds``, for information.
@@ -220,7 +207,7 @@ class GenerationBuild:
             shards = [replace(entry, stats={}) for entry in shards]
         names = [*GRAPH_FILES] if self.plan.base_graph is not None else []
         names += [INCIDENCE_FILE] if (self.directory / INCIDENCE_FILE).exists() else []
-        files = [(name, file_digest(self.directory / name)) for name in (*names, COLUMNS_FILE)]
+        files = tuple(FileEntry(n, *file_digest(self.directory / n)) for n in (*names, COLUMNS_FILE))
         manifest = Manifest(
             generation=self.directory.name,
             num_samples=self.shards.num_samples,
@@ -229,7 +216,7 @@ class GenerationBuild:
             schema=schema,
             fingerprint=self.plan.fingerprint(self.storage).to_dict(),
             content_digest=content_digest(schema, self.plan.graph_digest, self.shards.num_samples, shards),
-            files=tuple(FileEntry(name, *digest) for name, digest in files),
+            files=files,
             shards=tuple(shards),
             created={
                 "libraries": dict(_libraries()),

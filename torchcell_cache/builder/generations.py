@@ -32,26 +32,8 @@ from torchcell_cache.store.status import seconds_of
 _REPAIRED = re.compile(r"(.+)-r([0-9]{1,6})")
 
 
-def recover_manifest(root: Path, error: CacheError) -> Manifest:
-    """The manifest to go on with when ``manifest.json`` is damaged: every generation carries a copy of its own.
-
-    Raises:
-        CacheError: ``error``, if no generation or several different ones could be the published one.
-    """
-    found = [m for m in map(own_manifest, generation_dirs(root)) if m is not None]
-    if not found:
-        raise error
-    if len({m.content_digest for m in found}) > 1:
-        raise CorruptManifestError(
-            f"{str(error).splitlines()[0]}; any of {', '.join(m.generation for m in found)} may have been published",
-            path=manifest_path(root),
-            fix="build again (preprocess ... on_stale=rebuild), or remove the directories that are not wanted and repair",
-        )
-    return max(found, key=lambda m: split_name(m.generation)[1])
-
-
 def read_or_recover(root: Path) -> tuple[Manifest, CacheError | None]:
-    """The published manifest; if it is damaged, the one to go on with and the error.
+    """The published manifest; if it is damaged, the one to go on with and the error: every generation has a copy of its own.
 
     Raises:
         CacheNotFoundError: If there is no store.
@@ -61,7 +43,17 @@ def read_or_recover(root: Path) -> tuple[Manifest, CacheError | None]:
     try:
         return read_manifest(root), None
     except CorruptManifestError as error:
-        return recover_manifest(root, error), error
+        found = [m for m in map(own_manifest, generation_dirs(root)) if m is not None]
+        if not found:
+            raise
+        if len({m.content_digest for m in found}) > 1:
+            names = ", ".join(m.generation for m in found)
+            raise CorruptManifestError(
+                f"{str(error).splitlines()[0]}; any of {names} may have been published",
+                path=manifest_path(root),
+                fix="build again (preprocess ... on_stale=rebuild), or remove the directories that are not wanted and repair",
+            ) from None
+        return max(found, key=lambda m: split_name(m.generation)[1]), error
 
 
 def split_name(generation: str) -> tuple[str, int]:

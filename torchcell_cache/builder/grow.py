@@ -187,12 +187,12 @@ def _grow(
         shards = replace(shards, schema={**schema, **written})  # as the store that grows
         if old.manifest.shards:
             shards = replace(shards, seed=old.manifest.shards[0].seed)
-        work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console)
+        work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console, workers)
         work.has_constants = "constants" in old.schema  # another store stays in the form that it has
-        return _build(work, old, workers, publisher)
+        return _build(work, old, publisher)
 
 
-def _build(work: GenerationBuild, old: Generation, num_workers: int, publisher: Publisher) -> Growth:
+def _build(work: GenerationBuild, old: Generation, publisher: Publisher) -> Growth:
     begun, console, count = time.perf_counter(), publisher.console, work.shards.num_shards
     with StopRequest().listening() as stop:
         work.prepare()
@@ -209,7 +209,7 @@ def _build(work: GenerationBuild, old: Generation, num_workers: int, publisher: 
             reuse.run(maker, on_progress, lambda: stop.signal is not None)
         if stop.signal is not None:
             stop.raise_interrupted(reuse.linked, count)
-        work.build_all(num_workers, None, stop, console.enabled)
+        work.build(range(count), stop)
         recomputed = work.shards.num_samples - reuse.kept
         manifest = work.finish(time.perf_counter() - begun, recomputed, stop)
     now = publisher.publish(manifest, old.manifest)

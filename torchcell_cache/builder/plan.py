@@ -163,7 +163,7 @@ def make_shard_plan(
     schema: dict[str, Any] = {"records": "generic", "structured": None, "processor": None, "layouts": {}}
     if plan.can_be_structured and storage != "full":
         named = {"name": type(processor).__name__, "settings": processor.settings()}
-        structured = _structured_schema(plan, storage).to_dict()
+        structured = structured_schema(plan, storage).to_dict()
         schema |= {"records": "structured", "structured": structured, "processor": named}
     schema |= {
         "topology": None if topology is None else topology.to_dict(),
@@ -198,7 +198,8 @@ def columns_part(table: SampleTable | None) -> dict[str, Any]:
     return {name: part.digest() for name, part in parts.items() if part is not None}
 
 
-def _structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:
+def structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:
+    """How ids, measurements and, in ``delta`` storage, removed positions are written."""
     table, topology = plan.table, plan.topology
     assert table is not None
     assert topology is not None

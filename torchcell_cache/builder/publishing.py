@@ -110,9 +110,8 @@ class StoreRequest:
         """What is published, or what ``make`` builds under the lock, after ``begin``."""
         opened = self.find_existing()[1]
         if opened is not None:
-            remove_stale_temps(
-                processed_dir(self.root)
-            )  # of a builder killed between publishing and tidying up
+            # Of a builder killed between publishing and tidying up.
+            remove_stale_temps(processed_dir(self.root))
             return opened
         begin()
         with publishing(self.root, self.console) as publisher:
@@ -167,12 +166,10 @@ def begun_storage(root: Path, plan: BuildPlan) -> str | None:
 
 def settle_storage(root: Path, plan: BuildPlan, choose: Callable[[], str]) -> str:
     """What ``auto`` means for all tasks of an array build: the first to measure writes it down, the others follow."""
-    known = begun_storage(root, plan)
-    if known is not None:
-        return known
-    note = _storage_note(root, plan)
-    write_atomic(note, json.dumps({"storage": choose()}).encode(), replace=False)
-    settled = begun_storage(root, plan)
+    note, settled = _storage_note(root, plan), begun_storage(root, plan)
+    if settled is None:
+        write_atomic(note, json.dumps({"storage": choose()}).encode(), replace=False)
+        settled = begun_storage(root, plan)
     if settled is None:
         raise BuildFailedError(
             f"{note} does not hold a storage", path=note, fix=f"remove {note}, or pass storage=..."
@@ -192,15 +189,20 @@ def in_stored_words(
     ``processor`` and ``graph`` are what ``wanted`` speaks of; ``load`` gives the store's base graph.
     """
     out: dict[str, Any] = dict(wanted)
-    notes: tuple[str, ...] = ()
     differs = "processor" in wanted and wanted["processor"] != stored.get("processor")
     if differs and stored.get("processor") == processor_part(processor, by_statement=False):
         out["processor"] = stored["processor"]
-    if "base_graph" in wanted and wanted["base_graph"] != stored.get("base_graph"):
-        notes = _order_note(stored, wanted["base_graph"], graph, load)
-        if notes:
-            out["base_graph"] = stored["base_graph"]
-    return out, notes
+    known, digests = stored.get("base_graph", {}), wanted.get("base_graph")
+    if graph is None or digests is None or digests == known or set(digests) != set(known):
+        return out, ()
+    try:
+        parts = reordered_parts(load(), graph)
+    except CacheError:  # the stored graph cannot be read: whoever reads it will say so
+        parts = []
+    if not parts:
+        return out, ()
+    order = f"base graph: {', '.join(parts)} in another order than in the store (made from a set?)"
+    return {**out, "base_graph": known}, (f"{order}; the store's own graph is used",)
 
 
 def compared(
@@ -215,24 +217,6 @@ def compared(
         wanted["processor"] = processor_part(processor)
     wanted, _ = in_stored_words(stored, wanted, processor, graph, load)
     return {part: stored.get(part, {}) for part in wanted}, wanted
-
-
-def _order_note(
-    stored: dict[str, Any], digests: dict[str, str], graph: Any, load: Callable[[], Any]
-) -> tuple[str, ...]:
-    known = stored.get("base_graph", {})
-    if graph is None or set(known) != set(digests):
-        return ()
-    try:
-        parts = reordered_parts(load(), graph)
-    except CacheError:  # the stored graph cannot be read: whoever reads it will say so
-        return ()
-    if not parts:
-        return ()
-    return (
-        f"base graph: {', '.join(parts)} in another order than in the store (made from a set?); the store's own graph is "
-        "used",
-    )
 
 
 def on_stored_graph(

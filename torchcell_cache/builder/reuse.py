@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ from torchcell_cache.store.shard_entry import ShardEntry, shard_name, write_side
 _RUN = 512
 """Samples of which records are read and made together."""
 
+# What the bytes of a record depend on besides its sample.
+_FORMAT = attrgetter("num_columns", "has_removed", "kind", "id_dtype")
+
 Flags = npt.NDArray[np.bool_]
 
 
@@ -65,15 +69,22 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
     if plan.table is None or old.table is None or not common:
         return same
     if structured:
-        if _format(old.structured) != _format(StructuredSchema.from_dict(shards.schema["structured"])):
+        schema = StructuredSchema.from_dict(shards.schema["structured"])
+        if _FORMAT(old.structured) != _FORMAT(schema):
             return same
     elif not graph_is_same or plan.source is None or type(plan.source[0]) is not Sample:
         return same  # cells have expression that their labels do not show
     elif (old.table.phenotypes, old.table.statistics) != (plan.table.phenotypes, plan.table.statistics):
         return same
-    rows = _same_rows(old.table, plan.table, common)
-    if not structured:
-        rows &= _same_names(old.table, plan.table, common) & _same_unknown(old.table, plan.table, common)
+    tables = old.table, plan.table
+    if len({table.values.shape[1] for table in tables}) > 1:
+        return same
+    a, b = (np.ascontiguousarray(table.values).view(np.uint32) for table in tables)
+    rows = _same_segments(a, old.table.value_ptr, b, plan.table.value_ptr, common)
+    rows &= _same_segments(old.table.ids, old.table.ptr, plan.table.ids, plan.table.ptr, common)
+    if not structured:  # a processor may read names, also those that no node has
+        rows &= _same_items(old.table.source_ids, plan.table.source_ids, None, common)
+        rows &= _same_items(old.table.unknown, plan.table.unknown, (), common)
     if removal is not None and not graph_is_same:
         assert old.removal is not None
         rows &= _same_removals(old.removal, removal, plan.table, common)
@@ -81,33 +92,10 @@ def same_samples(old: Generation, plan: BuildPlan, shards: ShardPlan, removal: R
     return same
 
 
-def _format(schema: StructuredSchema) -> tuple[Any, ...]:
-    """What the bytes of a record depend on besides its sample."""
-    return schema.num_columns, schema.has_removed, schema.kind, schema.id_dtype
-
-
-def _same_names(old: SampleTable, new: SampleTable, common: int) -> Flags:
-    """Whether samples have the same ``source_id``, which a processor may read, ``[common] bool``."""
-    if old.source_ids is None or new.source_ids is None:
-        return np.full(common, old.source_ids is new.source_ids)
-    pairs = zip(islice(old.source_ids, common), islice(new.source_ids, common), strict=True)
-    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=common)
-
-
-def _same_unknown(old: SampleTable, new: SampleTable, common: int) -> Flags:
-    """Whether samples perturb the same names that no node has, ``[common] bool``."""
-    if old.unknown is None and new.unknown is None:
-        return np.ones(common, dtype=bool)
-    a, b = (table.unknown or [()] * common for table in (old, new))
-    return np.array([a[k] == b[k] for k in range(common)], dtype=bool)
-
-
-def _same_rows(old: SampleTable, new: SampleTable, common: int) -> Flags:
-    ids = _same_segments(old.ids, old.ptr, new.ids, new.ptr, common)
-    if old.values.shape[1] != new.values.shape[1]:
-        return np.zeros(common, dtype=bool)
-    bits = [np.ascontiguousarray(t.values).view(np.uint32) for t in (old, new)]
-    return ids & _same_segments(bits[0], old.value_ptr, bits[1], new.value_ptr, common)
+def _same_items(old: Any, new: Any, missing: object, common: int) -> Flags:
+    """Whether samples have the same texts, ``[common] bool``; ``missing`` where there are none."""
+    a, b = (islice(repeat(missing) if items is None else items, common) for items in (old, new))
+    return np.fromiter((x == y for x, y in zip(a, b, strict=True)), dtype=bool, count=common)
 
 
 def _same_segments(
@@ -184,7 +172,7 @@ class ShardReuse:
                 self.linked += 1
                 self.kept += kept
                 on_progress(kept)
-            elif self._can_mix(maker, start, stop, entry):
+            elif isinstance(maker, StructuredMaker) or self._kept_first(start, stop, entry):
                 mixed = MixedMaker(self.old, maker, self.same, entry)
                 build_shard(self.directory, self.shards, mixed, shard, lambda count, size: on_progress(count))
                 self.kept += kept
@@ -204,10 +192,8 @@ class ShardReuse:
         stats = shard_stats(layouts, labels, from_text(old.schema.get("constants", {})), said)
         return replace(entry, stats=stats)
 
-    def _can_mix(self, maker: RecordMaker, start: int, stop: int, entry: ShardEntry | None) -> bool:
-        """Structured records stand for themselves; of others the side file must tell what all the kept ones hold."""
-        if isinstance(maker, StructuredMaker):
-            return True
+    def _kept_first(self, start: int, stop: int, entry: ShardEntry | None) -> bool:
+        """Of records that do not stand for themselves the side file must tell what all the kept ones hold."""
         count = 0 if entry is None else entry.stop - entry.start
         same = self.same[start:stop]
         return count > 0 and int(same.sum()) == count and bool(same[:count].all())

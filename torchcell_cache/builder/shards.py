@@ -16,10 +16,7 @@ from torchcell_cache.codec.constants import expanded, to_text
 from torchcell_cache.codec.deletions import StructuredSchema, encode
 from torchcell_cache.codec.delta_code import encode_gaps_ragged
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, digest_sums, seal
-from torchcell_cache.core.files import (
-    file_digest,
-    written,
-)
+from torchcell_cache.core.files import file_digest, written
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.samples import SampleTable
@@ -230,19 +227,16 @@ def shard_stats(
 def labels_in(stats: dict[str, Any]) -> Labels:
     """The labels that a side file holds."""
     y = stats.get("y")
-    return (
-        None
-        if y is None
-        else np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
-    )
+    if y is None:
+        return None
+    return np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
 
 
 def joined_labels(parts: Sequence[Labels]) -> Labels:
     """Labels one behind the other, ``None`` unless all are there and of one kind."""
     there = [part for part in parts if part is not None]
-    if not parts or len(there) < len(parts) or len({(part.dtype, part.shape[1:]) for part in there}) != 1:
-        return None
-    return np.concatenate(there)
+    kinds = {(part.dtype, part.shape[1:]) for part in there}
+    return np.concatenate(there) if len(there) == len(parts) and len(kinds) == 1 else None
 
 
 def own_sidecar(directory: Path, entry: ShardEntry) -> ShardEntry | None:
@@ -264,10 +258,8 @@ def finished_shards(directory: Path, plan: ShardPlan, share: Sequence[int]) -> l
                 entry = read_sidecar(directory, shard)
             except CacheError:
                 sidecar_path(directory, shard).unlink(missing_ok=True)
-            if entry is None or (entry.start, entry.stop, entry.seed) != (*plan.span(shard), plan.seed):
-                continue
-            if is_whole(directory / shard_name(shard), entry.file):
-                whole.append(entry)
+        if entry is not None and (entry.start, entry.stop, entry.seed) == (*plan.span(shard), plan.seed):
+            whole += [entry] if is_whole(directory / shard_name(shard), entry.file) else []
     return whole
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
+from torchcell_cache.builder.generations import plan_from_manifest
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part
 from torchcell_cache.builder.publishing import Publisher, StoreRequest
 from torchcell_cache.builder.run import ON_STALE
@@ -31,27 +33,12 @@ from torchcell_cache.core.files import share_file, write_atomic
 from torchcell_cache.core.fingerprint import Fingerprint
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.attributes import is_attribute
-from torchcell_cache.store.columns import ORIGIN, Arrays, columns_bytes
+from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import GRAPH_FILES, Manifest
 
-_TABLE = (
-    "perturbed",
-    "perturbed_count",
-    "values",
-    "value_count",
-    "removed_edges",
-    "source_ids",
-    "source_id_length",
-    "unknown",
-    "unknown_count",
-    "unknown_names",
-    "unknown_name_length",
-)
 _LAYOUT = slice(8, 16)
 _READ_BYTES = 32 << 20
 
@@ -80,7 +67,7 @@ def copy_samples(
         work = _SubsetBuild(where, plan, shards, storage, publisher.lock.exclusive, console)
         work.origin, work.positions = generation, positions
         with StopRequest().listening() as stop:
-            return work.run(0, None, stop, console.enabled)
+            return work.run(stop)
 
     return StoreRequest(where, plan, storage, on_stale, console).opened_or_made(make)
 
@@ -112,33 +99,16 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
 
 
 def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
-    manifest = generation.manifest
-    size = SHARD_SIZES[manifest.storage] if shard_size is None else whole_number("shard_size", shard_size, 1)
+    storage, whole = generation.manifest.storage, plan_from_manifest(generation.manifest)
     dropped = ("unknown_names", "origins", "constants", "attributes")
-    schema = {name: value for name, value in manifest.schema.items() if name not in dropped}
-    if not generation.is_structured:
-        schema["layouts"] = {}
-    return ShardPlan(
+    schema = {name: value for name, value in whole.schema.items() if name not in dropped}
+    return replace(
+        whole,
         num_samples=plan.num_samples,
-        shard_size=size,
-        seed=int(plan.fingerprint(manifest.storage).digest[:16], 16),
-        records=manifest.schema["records"],
+        shard_size=SHARD_SIZES[storage] if shard_size is None else whole_number("shard_size", shard_size, 1),
+        seed=int(plan.fingerprint(storage).digest[:16], 16),
         schema={**schema, **columns_part(plan.table)},
     )
-
-
-def subset_columns(generation: Generation, table: SampleTable | None, rows: Int64Array) -> Arrays:
-    """The columns of chosen samples, in the dtypes a build of them alone would choose."""
-    stored = generation.columns
-    out: Arrays = {
-        name: column[rows]
-        for name, column in stored.items()
-        if name not in _TABLE and not name.startswith(ORIGIN) and not is_attribute(name)
-    }
-    if table is not None:
-        removed = stored["removed_edges"][rows] if "removed_edges" in stored else None
-        out |= table_columns(table, generation.topology, removed)
-    return out
 
 
 class _CopyMaker:
@@ -180,8 +150,11 @@ class _SubsetBuild(GenerationBuild):
         for name in (*GRAPH_FILES, INCIDENCE_FILE):
             if self.origin.has_file(name):
                 share_file(self.origin.file(name), self.directory / name)
-        columns = subset_columns(self.origin, self.plan.table, self.positions)
-        write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
+        if self.plan.table is not None:
+            removed = self.origin.columns.get("removed_edges")
+            removed = None if removed is None else removed[self.positions]
+            columns = table_columns(self.plan.table, self.plan.topology, removed)
+            write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
         write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
 
     def maker(self) -> RecordMaker:

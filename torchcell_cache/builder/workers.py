@@ -1,4 +1,8 @@
-"""Workers of a build: whole shards from a queue, restarts, and a clean stop on SIGTERM."""
+"""Workers of a build: whole shards from a queue, restarts, and a clean stop on SIGTERM.
+
+``python -m torchcell_cache.builder.workers <fd> <directory> <scratch>`` is the numpy-only worker of structured builds: a fresh
+interpreter that never imports torch and never re-imports the caller's script.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,26 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from torchcell_cache import errors
-from torchcell_cache.builder.shards import Report
-from torchcell_cache.builder.worker import STOP_SIGNALS, serve
+from torchcell_cache.builder.shards import PLAN_FILE, Report, ShardPlan, StructuredMaker, build_shard
 from torchcell_cache.errors import BuildFailedError, BuildInterruptedError, CacheError
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE_SECONDS = 20.0
 """Time a shard in work has to finish after SIGTERM; below SLURM's default KillWait of 30 s."""
 _RETRIES = 2
+
+Build = Callable[[int, Report], object]
+"""Builds one shard."""
 
 
 class StopRequest:
@@ -70,9 +79,7 @@ class StopRequest:
         )
 
 
-def run_here(
-    shards: Sequence[int], build: Callable[[int, Report], None], report: Report, stop: StopRequest, total: int
-) -> None:
+def run_here(shards: Sequence[int], build: Build, report: Report, stop: StopRequest, total: int) -> None:
     """Build the shards in this process, stopping between chunks once the grace period is over."""
 
     def watched(count: int, size: int) -> None:
@@ -85,6 +92,33 @@ def run_here(
         if stop.signal is not None:
             stop.raise_interrupted(total - len(shards) + finished, total)
         build(shard, watched)
+
+
+def _serve(connection: Connection, build: Build) -> None:
+    """Build the shards asked for over ``connection`` until it closes; messages are JSON, never pickles."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; a shard in work is finished or dropped
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def report(count: int, size: int) -> None:
+        connection.send_bytes(json.dumps({"samples": count, "bytes": size}).encode())
+
+    parent = os.getppid()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            while not connection.poll(0.25):
+                if os.getppid() != parent:  # killed; a forked sibling may keep the pipe open
+                    return
+            request = connection.recv_bytes()
+            if not request:
+                return
+            reply: dict[str, object] = {"done": int(request)}
+            try:
+                build(int(request), report)
+            except Exception as error:
+                kind, text = type(error).__name__, traceback.format_exc()
+                reply = {"failed": int(request), "type": kind, "message": str(error), "traceback": text}
+            connection.send_bytes(json.dumps(reply).encode())
 
 
 class _Worker:
@@ -117,7 +151,7 @@ def _no_stop_signals() -> Iterator[None]:
 
 
 def light_worker(directory: Path, scratch: Path | None) -> _Worker:
-    """A fresh interpreter without torch; see :mod:`torchcell_cache.builder.worker`."""
+    """A fresh interpreter without torch that runs this module."""
     ours, theirs = socket.socketpair()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     package_root = str(Path(__file__).resolve().parents[2])
@@ -125,7 +159,7 @@ def light_worker(directory: Path, scratch: Path | None) -> _Worker:
     arguments = [str(theirs.fileno()), str(directory), str(scratch or "")]
     with _no_stop_signals():
         process = subprocess.Popen(
-            [sys.executable, "-m", "torchcell_cache.builder.worker", *arguments],
+            [sys.executable, "-m", "torchcell_cache.builder.workers", *arguments],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -134,13 +168,28 @@ def light_worker(directory: Path, scratch: Path | None) -> _Worker:
     return _Worker(Connection(ours.detach()), process.kill, process.wait)
 
 
-def forked_worker(build: Callable[[int, Report], None]) -> _Worker:
+def _light(descriptor: str, directory: str, scratch: str) -> None:
+    where = Path(directory)
+    plan = ShardPlan.from_bytes((where / PLAN_FILE).read_bytes())
+    place, maker = Path(scratch) if scratch else None, StructuredMaker.open(where, plan)
+    with Connection(int(descriptor)) as connection:
+        _serve(connection, partial(build_shard, where, plan, maker, scratch=place))
+
+
+def forked_worker(build: Build) -> _Worker:
     """A fork of this process, for sources and processors that cannot be pickled or named by a path."""
+    import torch
+
+    def work() -> None:
+        ours.close()
+        torch.set_num_threads(1)
+        _serve(theirs, build)
+
     ours, theirs = multiprocessing.Pipe()
     with warnings.catch_warnings(), _no_stop_signals():
         # 3.12 warns of fork in a threaded process; the child sets one thread first
         warnings.simplefilter("ignore", DeprecationWarning)
-        process = multiprocessing.get_context("fork").Process(target=_forked, args=(ours, theirs, build))
+        process = multiprocessing.get_context("fork").Process(target=work)
         process.start()
     theirs.close()
 
@@ -149,14 +198,6 @@ def forked_worker(build: Callable[[int, Report], None]) -> _Worker:
         return process.exitcode
 
     return _Worker(ours, process.kill, join)
-
-
-def _forked(ours: Connection, theirs: Connection, build: Callable[[int, Report], None]) -> None:
-    import torch
-
-    ours.close()
-    torch.set_num_threads(1)
-    serve(theirs, build)
 
 
 def run_workers(
@@ -178,9 +219,7 @@ def run_workers(
     try:
         for worker in workers:
             worker.give(queue.popleft())
-        while busy := [w for w in workers if w.shard is not None]:
-            if stop.expired:
-                break
+        while (busy := [w for w in workers if w.shard is not None]) and not stop.expired:
             for ready in wait([w.connection for w in busy], timeout=0.5):
                 worker = next(w for w in busy if w.connection is ready)
                 try:
@@ -204,19 +243,23 @@ def run_workers(
         if stop.signal is not None and finished < len(shards):
             stop.raise_interrupted(total - len(shards) + finished, total)
     finally:
-        _dismiss(workers)
+        for worker in workers:
+            if worker.shard is not None:
+                worker.kill()
+            with contextlib.suppress(OSError):
+                worker.connection.send_bytes(b"")  # nothing more to do
+        for worker in workers:
+            worker.join()
+            worker.connection.close()
 
 
 def _replace(worker: _Worker, deaths: dict[int, int], start: Callable[[], _Worker]) -> _Worker:
-    status = worker.join()
+    status, shard = worker.join() or 0, worker.shard
     worker.connection.close()
-    shard = worker.shard
     assert shard is not None
     deaths[shard] += 1
     if deaths[shard] >= _RETRIES:
-        cause = (
-            f"killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
-        )
+        cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
         raise BuildFailedError(
             f"shard {shard}: its worker was {cause} {_RETRIES} times; likely out of memory",
             fix="lower num_workers and run the same command again; finished shards are kept",
@@ -237,13 +280,5 @@ def _rebuilt(message: dict[str, Any]) -> CacheError:
     )
 
 
-def _dismiss(workers: list[_Worker]) -> None:
-    for worker in workers:
-        if worker.shard is None:
-            with contextlib.suppress(OSError):
-                worker.connection.send_bytes(b"")  # nothing more to do
-        else:
-            worker.kill()
-    for worker in workers:
-        worker.join()
-        worker.connection.close()
+if __name__ == "__main__":
+    _light(*sys.argv[1:])

@@ -15,25 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from torchcell_cache.builder.check.pages import outline
-from torchcell_cache.builder.check.records import RecordChecker, check_table
+from torchcell_cache.builder.check.records import RecordChecker, check_table, outline
 from torchcell_cache.builder.check.report import Problem, Report, compare_with_source, file_problem
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
 from torchcell_cache.builder.plan import columns_part
-from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, StructuredMaker
+from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE
 from torchcell_cache.core.checks import choice, seed_number, truth, whole_number
 from torchcell_cache.core.choices import Level
 from torchcell_cache.core.progress import Progress
-from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheError, SettingError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
-from torchcell_cache.store.attributes import Attribute, Attributes
-from torchcell_cache.store.columns import Arrays, arrays_to_table, load_columns
+from torchcell_cache.store.attributes import Attributes
+from torchcell_cache.store.columns import arrays_to_table, load_columns
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.groups import LAST_KEY
 from torchcell_cache.store.lease import keeping
@@ -100,83 +98,71 @@ def verify(
     return work.report.finish(time.perf_counter() - begun)
 
 
-class _Verifier:
+class _Verifier(RecordChecker):
     def __init__(self, root: Path, manifest: Manifest, level: str, progress: bool) -> None:
-        self.manifest, self.level, self.progress = manifest, level, progress
-        self.generation = Generation(root, manifest)
-        self.directory = self.generation.directory
-        self.report = Report(str(root), level, manifest.generation)
+        super().__init__(Generation(root, manifest), Report(str(root), level, manifest.generation))
+        self.full, self.progress, self.directory = level == "full", progress, self.generation.directory
         self.sound: set[str] = set()
-        self.graph: Any = None
         self.graph_digest = ""
-        self.columns: Arrays = {}
-        self.table: SampleTable | None = None
-        self.attributes: dict[str, Attribute] = {}
-        self.removal: Removal | None = None
 
     def run(self) -> None:
         self._guarded(MANIFEST_NAME, self._own_manifest)
         for entry in self.manifest.files:
-            self._file(entry)
-        if self.level == "full":
-            for name, check in (
-                (PLAN_FILE, self._plan),
-                (GRAPH_FILES[1], self._base_graph),
-                (COLUMNS_FILE, self._columns),
-                (INCIDENCE_FILE, self._incidence),
-            ):
+            self._guarded(entry.name, partial(self._file, entry))
+        for name, check in (
+            (PLAN_FILE, self._plan),
+            (GRAPH_FILES[1], self._base_graph),
+            (COLUMNS_FILE, self._columns),
+            (INCIDENCE_FILE, self._incidence),
+        ):
+            if self.full:
                 self._guarded(name, check)
-        checker = self._record_checker()
-        count, what = self.manifest.num_samples, f"verify {self.level}"
+        count, what = self.manifest.num_samples, f"verify {self.report.level}"
         with Progress(count, 0, None, enabled=self.progress, what=what) as on_progress:
             for shard in self.manifest.shards:
-                self._file(shard.file, shard.index)
-                self._guarded(shard.file.name, partial(self._shard, shard, checker, on_progress), shard.index)
-        if self.level == "full":
-            self._guarded(MANIFEST_NAME, lambda: self._contents(checker))
+                at = shard.index
+                self._guarded(shard.file.name, partial(self._file, shard.file, at), at)
+                if self.full:
+                    self._guarded(sidecar_path("", at).name, partial(self._sidecar, shard), at)
+                if shard.file.name in self.sound:
+                    self._guarded(shard.file.name, partial(self._shard, shard, on_progress), at)
+        if self.full:
+            self._guarded(MANIFEST_NAME, self._contents)
 
     def _guarded(self, name: str, check: Callable[[], None], shard: int | None = None) -> None:
         """Run one check; whatever it raises is a finding."""
         try:
             check()
         except FileNotFoundError as error:
-            self._add(name, f"missing ({error.filename})", shard)
+            self.add(name, f"missing ({error.filename})", shard)
         except Exception as error:
             text = str(error) if isinstance(error, CacheError) else f"{type(error).__name__}: {error}"
-            self._add(name, text, shard)
-
-    def _add(self, name: str, text: object, shard: int | None = None) -> None:
-        self.report.add(f"{self.manifest.generation}/{name}", text, shard)
+            self.add(name, text, shard)
 
     # Files
 
     def _own_manifest(self) -> None:
         if (self.directory / MANIFEST_NAME).read_bytes() != self.manifest.to_bytes():
-            self._add(MANIFEST_NAME, "is not a copy of the published manifest")
+            self.add(MANIFEST_NAME, "is not a copy of the published manifest")
 
     def _file(self, entry: FileEntry, shard: int | None = None) -> None:
         """Size and, at level full, digest; a file that passes is added to ``sound``."""
         path = self.directory / entry.name
-
-        def check() -> None:
-            full = self.level == "full"
-            problem = file_problem(path, entry, partial(self.report.count, "bytes") if full else None)
-            self.report.count("files")
-            if problem is not None:
-                self._add(entry.name, problem, shard)
-                return
-            if full:
-                stamp(path, entry.xxh3)
-            self.sound.add(entry.name)
-
-        self._guarded(entry.name, check, shard)
+        problem = file_problem(path, entry, partial(self.report.count, "bytes") if self.full else None)
+        self.report.count("files")
+        if problem is not None:
+            self.add(entry.name, problem, shard)
+            return
+        if self.full:
+            stamp(path, entry.xxh3)
+        self.sound.add(entry.name)
 
     def _plan(self) -> None:
         if not (self.directory / PLAN_FILE).exists():
             return  # a repaired generation may lack it; only an unfinished build needs it
         plan, manifest = read_plan(self.directory, self.manifest), self.manifest
         if (plan.num_samples, plan.shard_size) != (manifest.num_samples, manifest.shard_size):
-            self._add(PLAN_FILE, "is the plan of another store")
+            self.add(PLAN_FILE, "is the plan of another store")
 
     # What all samples share
 
@@ -187,36 +173,27 @@ class _Verifier:
         digests = graph_digests(self.graph)
         self.graph_digest = digest_of_parts(digests)
         if digests != self.manifest.fingerprint.get("base_graph"):
-            self._add(GRAPH_FILES[0], "holds another base graph than the fingerprint names")
+            self.add(GRAPH_FILES[0], "holds another base graph than the fingerprint names")
 
     def _columns(self) -> None:
         if COLUMNS_FILE not in self.sound:
             return
-        columns = load_columns(self.directory / COLUMNS_FILE)
+        columns, schema = load_columns(self.directory / COLUMNS_FILE), self.manifest.schema
         count = self.manifest.num_samples
-        for name in (
-            "perturbed_count",
-            "value_count",
-            "removed_edges",
-            "source_id_length",
-            "unknown_count",
-            "y",
-        ):
+        counts = ("perturbed_count", "value_count", "source_id_length", "unknown_count")
+        for name in (*counts, "removed_edges", "y"):
             if name in columns and len(columns[name]) != count:
-                self._add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
+                self.add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
                 return
         self.columns = columns
-        self.attributes = Attributes.of_arrays(
-            columns, self.manifest.schema.get("attributes", {}), count
-        ).shown()
+        self.attributes = Attributes.of_arrays(columns, schema.get("attributes", {}), count).shown()
         if "perturbed" in columns:
-            schema = self.manifest.schema
             table = arrays_to_table(columns, tuple(schema["phenotypes"]), tuple(schema["statistics"]))
             topology = self.generation.topology
             num_nodes = None if topology is None else topology.num_nodes
             check_table(table, num_nodes, self.manifest.fingerprint.get("source", {}))
             if columns_part(table) != {k: schema[k] for k in ("unknown_names", "origins") if k in schema}:
-                self._add(COLUMNS_FILE, "holds other unknown names or origins than the schema says")
+                self.add(COLUMNS_FILE, "holds other unknown names or origins than the schema says")
             self.table = table
 
     def _incidence(self) -> None:
@@ -229,32 +206,12 @@ class _Verifier:
             removal.index.check_graph(self.graph_digest)
             again = stored_processor(self.manifest).build_removal(self.graph, self.graph_digest)
             if again.to_bytes() != path.read_bytes():
-                self._add(INCIDENCE_FILE, "is not the index of the stored base graph")
+                self.add(INCIDENCE_FILE, "is not the index of the stored base graph")
         self.removal = removal
 
     # Shards
 
-    def _record_checker(self) -> RecordChecker:
-        generation, maker = self.generation, None
-        if self.level == "full" and generation.is_structured and self.table is not None:
-            schema = generation.structured
-            if self.removal is not None or not schema.has_removed:
-                maker = StructuredMaker(schema, self.table, self.removal if schema.has_removed else None)
-        try:
-            # Without a topology the store does not say where its graphs have the perturbed nodes (KHopSubgraph).
-            built_in = generation.topology is not None and stored_processor(self.manifest) is not None
-        except CacheError:
-            built_in = False
-        base_is_sound = self.graph is not None or not generation.has_file(GRAPH_FILES[0])
-        checker = RecordChecker(generation, self.columns, self.table, maker, built_in, base_is_sound)
-        checker.attributes = self.attributes
-        return checker
-
-    def _shard(self, entry: ShardEntry, checker: RecordChecker, on_progress: Callable[[int], None]) -> None:
-        if self.level == "full":
-            self._guarded(sidecar_path("", entry.index).name, lambda: self._sidecar(entry), entry.index)
-        if entry.file.name not in self.sound:
-            return
+    def _shard(self, entry: ShardEntry, on_progress: Callable[[int], None]) -> None:
         self.report.count("shards")
         found = outline(self.directory / entry.file.name)
         count, wanted = entry.stop - entry.start, (entry.start, entry.stop - 1)
@@ -264,34 +221,29 @@ class _Verifier:
             wanted, good = (entry.start, LAST_KEY), 2 <= found.entries <= count + 1
             text = f"holds {found.entries:,} groups, samples from {found.first} on, expected those from {entry.start} on"
         if not good or (found.first, found.last) != wanted:
-            self._add(entry.file.name, text, entry.index)
-        elif self.level == "full":
-            checker.check(entry, self.report, on_progress)
+            self.add(entry.file.name, text, entry.index)
+        elif self.full:
+            self.check_records(entry, on_progress)
         else:
-            on_progress(entry.stop - entry.start)
+            on_progress(count)
 
     def _sidecar(self, entry: ShardEntry) -> None:
-        found = read_sidecar(self.directory, entry.index)
-        name = sidecar_path("", entry.index).name
+        found, name = read_sidecar(self.directory, entry.index), sidecar_path("", entry.index).name
         if found is None:
-            self._add(name, "is missing", entry.index)
+            self.add(name, "is missing", entry.index)
         elif replace(found, stats={}) != replace(entry, stats={}):
-            self._add(name, "does not describe the shard that the manifest names", entry.index)
+            self.add(name, "does not describe the shard that the manifest names", entry.index)
 
-    def _contents(self, checker: RecordChecker) -> None:
+    def _contents(self) -> None:
         """What only holds for the whole: layouts, content digest."""
-        manifest, generation = self.manifest, self.generation
-        if (
-            not generation.is_structured
-            and set(manifest.schema["layouts"]) != checker.layouts_seen
-            and self.report.ok
-        ):
-            self.report.add(MANIFEST_NAME, "names other record layouts than the records use")
-        if self.graph is None and generation.has_file(GRAPH_FILES[0]):
+        manifest, report = self.manifest, self.report
+        known = not self.generation.is_structured and report.ok
+        if known and set(manifest.schema["layouts"]) != self.layouts_seen:
+            report.add(MANIFEST_NAME, "names other record layouts than the records use")
+        if self.graph is None and self.generation.has_file(GRAPH_FILES[0]):
             return  # damaged; without it the digest cannot be computed again
         shards = list(manifest.shards)
         again = content_digest(manifest.schema, self.graph_digest, manifest.num_samples, shards)
         if again != manifest.content_digest:
-            self.report.add(
-                MANIFEST_NAME, f"content digest {manifest.content_digest}, its contents have {again}"
-            )
+            text = f"content digest {manifest.content_digest}, its contents have {again}"
+            report.add(MANIFEST_NAME, text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property, partialmethod, singledispatchmethod
+from importlib import metadata
 from importlib.machinery import SourceFileLoader
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any
@@ -13,14 +15,13 @@ from typing import Any
 from torchcell_cache.builder.codehash.names import ABSENT, NameFollower, Space, globals_of
 from torchcell_cache.builder.codehash.place import (
     LIBRARIES,
-    installed_version,
     is_installed,
     registered,
     short_name,
     top_level,
 )
-from torchcell_cache.builder.codehash.source import Definition, attribute_nodes, default_nodes
-from torchcell_cache.builder.codehash.tree import names_in, says
+from torchcell_cache.builder.codehash.source import Definition, default_nodes
+from torchcell_cache.builder.codehash.tree import assignments, names_in, says
 from torchcell_cache.builder.codehash.values import Json, cannot_identify
 from torchcell_cache.errors import SettingError
 
@@ -60,7 +61,11 @@ def code_digest(processor: object, by_statement: bool = True) -> dict[str, Any]:
         if not is_installed(globals_of(kind).get("__file__")):
             raise
         identity = _Collector(frozenset(), by_statement).identify(processor)
-        identity["code"][package] = {"$installed": installed_version(package)}
+        try:
+            installed = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            installed = "unknown version"
+        identity["code"][package] = {"$installed": installed}
         return identity
 
 
@@ -82,14 +87,14 @@ class _Collector(NameFollower):
         return {"kind": kind.removeprefix("$"), "name": name, **dict(rest), "code": entries}
 
     def declared_version(self, value: object) -> Json:
-        version = getattr(value, "__dict__", {}).get("cache_version")
+        declared = getattr(value, "__dict__", {}).get("cache_version")
         if isinstance(value, type) and self.is_library(globals_of(value)):
-            version = getattr(value, "cache_version", None)  # a built-in one may share its base's
-        if version is None:
+            declared = getattr(value, "cache_version", None)  # a built-in one may share its base's
+        if declared is None:
             return None if isinstance(value, type) else self.declared_version(type(value))
-        if isinstance(version, (int, str)) and not isinstance(version, bool):
-            return version
-        raise SettingError(f"cache_version of {value!r:.80} is {version!r:.80}, expected an integer")
+        if isinstance(declared, (int, str)) and not isinstance(declared, bool):
+            return declared
+        raise SettingError(f"cache_version of {value!r:.80} is {declared!r:.80}, expected an integer")
 
     def module(self, value: ModuleType, where: str) -> Json:
         if self.is_library(vars(value)):
@@ -97,11 +102,12 @@ class _Collector(NameFollower):
         source = self.source(None, vars(value))
         if source is None:
             raise cannot_identify(where, f"the module {value.__name__}, which has no source")
-        return {"$module": short_name(vars(value)), "source": source.module().digest}
+        return {"$module": short_name(vars(value)), "source": Definition([source.tree]).digest}
 
     # Functions
 
     def function(self, value: FunctionType, where: str) -> Json:
+        """By its source; of a library by name, a wrapper (``torch.no_grad()``) of the user's function by that as well."""
         if id(value) in self._units:
             return {"$function": self._units[id(value)]}
         code, space = value.__code__, value.__globals__
@@ -110,7 +116,12 @@ class _Collector(NameFollower):
         if version is not None:
             return {"$function": place, "cache_version": version} | self._captured(value, None, where)
         if self.is_library(space, code.co_filename):
-            return self._library_function(value, where)
+            name = registered(str(space.get("__name__", "?")), code.co_qualname)
+            if hasattr(value, "__wrapped__"):
+                return {"$library": name, "wraps": self.encode(value.__wrapped__, where)}
+            if code.co_name == "<lambda>":
+                raise cannot_identify(where, f"a lambda of the library {name}")
+            return {"$library": name} | (self._captured(value, None, where) if value.__closure__ else {})
         definition, cells = self._define(value, where), _cells(value)
         if "__class__" in cells:
             self.class_name(cells["__class__"])
@@ -123,16 +134,6 @@ class _Collector(NameFollower):
         self._queue.append(lambda: self._put_defaults(name, value, definition))
         return {"$function": name}
 
-    def _library_function(self, value: FunctionType, where: str) -> Json:
-        """By name; a wrapper (``torch.no_grad()``) around the user's function by what it wraps as well."""
-        code = value.__code__
-        name = registered(str(value.__globals__.get("__name__", "?")), code.co_qualname)
-        if hasattr(value, "__wrapped__"):
-            return {"$library": name, "wraps": self.encode(value.__wrapped__, where)}
-        if code.co_name == "<lambda>":
-            raise cannot_identify(where, f"a lambda of the library {name}")
-        return {"$library": name} | (self._captured(value, None, where) if value.__closure__ else {})
-
     def _define(self, value: FunctionType, where: str) -> Definition:
         code, space = value.__code__, value.__globals__
         source = self.source(code.co_filename, space)
@@ -142,7 +143,7 @@ class _Collector(NameFollower):
             raise cannot_identify(where, f"{value!r:.80}, which was made at run time or has no source file")
         exact = type(space.get("__loader__")) is SourceFileLoader
         definition = source.function(code, exact=exact)
-        if definition is None and source.knows(code.co_qualname):
+        if definition is None and source.codes[code.co_qualname]:
             raise SettingError(
                 f"{where}: {code.co_qualname} in {code.co_filename} is not the code that is running; "
                 "the file was edited after it was imported",
@@ -161,9 +162,8 @@ class _Collector(NameFollower):
             for name, cell in sorted(_cells(value).items())
             if name not in counters and not (definition and isinstance(cell, ModuleType))
         }
-        defaults = {
-            name: self.encode(item, f"{where}({name})") for name, item in sorted(_defaults(value).items())
-        }
+        found = sorted(_defaults(value).items())
+        defaults = {name: self.encode(item, f"{where}({name})") for name, item in found}
         return {key: part for key, part in (("closure", closure), ("defaults", defaults)) if part}
 
     def _put_defaults(self, place: str, value: FunctionType, definition: Definition) -> None:
@@ -194,7 +194,10 @@ class _Collector(NameFollower):
 
     def _class(self, cls: type, name: str, space: Space) -> None:
         functions = [function for item in vars(cls).values() for function in _functions(item)]
-        definition = self._define_class(cls, functions, space)
+        codes = [function.__code__ for function in functions]
+        inner = [c.co_filename for c in codes if c.co_qualname.startswith(f"{cls.__qualname__}.")]
+        source = self.source(space.get("__file__") or next(iter(inner), None), space)
+        definition = source.class_(cls.__qualname__, codes) if source else None
         cells: dict[str, Any] = {}
         for function in functions:
             if definition and definition.holds(function.__code__):
@@ -217,15 +220,10 @@ class _Collector(NameFollower):
             self.class_name(base)
         self._class_attributes(cls, name, space, definition)
 
-    def _define_class(self, cls: type, functions: list[FunctionType], space: Space) -> Definition | None:
-        codes = [function.__code__ for function in functions]
-        inner = [code for code in codes if code.co_qualname.startswith(f"{cls.__qualname__}.")]
-        source = self.source(space.get("__file__") or (inner[0].co_filename if inner else None), space)
-        return source.class_(cls.__qualname__, codes) if source else None
-
     def _class_attributes(self, cls: type, name: str, space: Space, definition: Definition | None) -> None:
         """Class attributes and methods that the class's own source does not already determine."""
-        nodes = attribute_nodes(definition) if definition else {}
+        made = definition.nodes[0] if definition else None
+        nodes = dict(assignments(made.body)) if isinstance(made, ast.ClassDef) else {}
         writes = definition.writes() if definition else set()
         state = {chain[1] for chain in writes if chain[0] in ("self", "cls", cls.__name__) and chain[1:]}
         is_enum = definition is not None and hasattr(cls, "__members__")
@@ -235,10 +233,11 @@ class _Collector(NameFollower):
             for function in functions if key == "__call__" or not dunder else ():
                 if not (definition and definition.holds(function.__code__)):
                     self.put_value(f"{name}.{key} (decorated)", function)
-            if not (functions or dunder or key in state or is_enum or key == "_abc_impl" or _is_slot(value)):
+            is_slot = isinstance(value, (MemberDescriptorType, GetSetDescriptorType))
+            if not (functions or dunder or key in state or is_enum or key == "_abc_impl" or is_slot):
+                plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
                 node = nodes.get(key)
                 if not says(node, value) and not self.is_located(space, names_in(node)):
-                    plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
                     self.put_value(f"{name}.{key}", plain)
 
 
@@ -255,10 +254,6 @@ def _functions(attribute: object) -> Iterator[FunctionType]:
         yield from _functions(attribute.func)
     elif hasattr(type(attribute), "cache_info"):
         yield from _functions(getattr(attribute, "__wrapped__", None))
-
-
-def _is_slot(value: object) -> bool:
-    return isinstance(value, (MemberDescriptorType, GetSetDescriptorType))
 
 
 def _cells(value: FunctionType) -> dict[str, Any]:

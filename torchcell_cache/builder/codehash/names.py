@@ -30,7 +30,7 @@ Space = dict[str, Any]
 class NameFollower(ValueEncoder):
     """Records what a definition refers to by name in ``entries``."""
 
-    def __init__(self, own: frozenset[str], by_statement: bool = True) -> None:
+    def __init__(self, own: frozenset[str], by_statement: bool) -> None:
         super().__init__()
         self._by_statement = by_statement
         self.entries: dict[str, Json] = {}
@@ -86,23 +86,19 @@ class NameFollower(ValueEncoder):
     def _follow_import(self, chain: Chain, module: str, attribute: str | None, space: Space) -> None:
         """A name bound by an import inside the definition; ``import a.b`` binds ``a`` (attribute ``""``)."""
         found = import_user_module(module, space.get("__package__"), self._own)
+        place = f"{short_name(space)}.{chain[0]}"
         if isinstance(found, str):
-            self.put(
-                f"{short_name(space)}.{chain[0]}", {"$library": ".".join(filter(None, (found, attribute)))}
-            )
-        elif found is not None and attribute == "":
-            self._resolve(chain, sys.modules[top_level(module)], space, set())
-        elif found is not None and attribute is None:
-            self._resolve(chain, found, space, set())
-        elif found is not None and attribute is not None:
+            self.put(place, {"$library": ".".join(filter(None, (found, attribute)))})
+        elif found is not None and attribute:
             value = getattr(found, attribute, ABSENT)
             if value is ABSENT:
                 value = import_user_module(f"{found.__name__}.{attribute}", None, self._own)
             if attribute != chain[0]:
-                self.put(
-                    f"{short_name(space)}.{chain[0]}", {"$name": f"{short_name(vars(found))}.{attribute}"}
-                )
+                self.put(place, {"$name": f"{short_name(vars(found))}.{attribute}"})
             self._resolve((attribute, *chain[1:]), value, vars(found), set())
+        elif found is not None:
+            bound = sys.modules[top_level(module)] if attribute == "" else found
+            self._resolve(chain, bound, space, set())
 
     def _resolve(self, chain: Chain, value: Any, space: Space, writes: set[Chain]) -> None:
         """Walk ``a.b.c`` through the user's modules to the first thing that is not one."""
@@ -128,46 +124,27 @@ class NameFollower(ValueEncoder):
         if (id(space), name, is_state) in self._recorded:
             return
         self._recorded.add((id(space), name, is_state))
-        place = f"{short_name(space)}.{name}"
-        source = self.source(None, space)
+        place, source = f"{short_name(space)}.{name}", self.source(None, space)
         assigned = source.assigned(name) if source else None
         if source and assigned and (is_state or source.mentions_file([name])):
             self.put(f"{place} (assigned)", assigned.digest)
             self.follow(assigned, space, {})
-        elif source and not assigned and self._record_origin(name, place, source, space, value, is_state):
             return
-        elif library := self._library_value(value):
-            self.put(place, {"$library": library})
-        else:
-            encoded = self.encode(value, place)
-            unit = self._units.get(id(value))
-            if unit is None:
-                self.put(place, encoded)
-            elif unit != place:
-                self.put(place, {"$name": unit})
-
-    def _record_origin(
-        self, name: str, place: str, source: SourceFile, space: Space, value: object, is_state: bool
-    ) -> bool:
-        """Record ``from home import attribute as name`` where it comes from, if that is the user's."""
-        module, attribute = source.imports.get(name, ("", None))
+        module, attribute = source.imports.get(name, ("", None)) if source and not assigned else ("", None)
         home = import_user_module(module, space.get("__package__"), self._own) if attribute else None
-        if (
-            not attribute
-            or not isinstance(home, ModuleType)
-            or vars(home).get(attribute, ABSENT) is not value
-        ):
-            return False
-        if attribute != name:
-            self.put(place, {"$name": f"{short_name(vars(home))}.{attribute}"})
-        self._record(attribute, value, vars(home), is_state)
-        return True
-
-    def _library_value(self, value: object) -> str | None:
-        space = vars(value) if isinstance(value, ModuleType) else None
+        if attribute and isinstance(home, ModuleType) and vars(home).get(attribute, ABSENT) is value:
+            if attribute != name:  # recorded where it comes from
+                self.put(place, {"$name": f"{short_name(vars(home))}.{attribute}"})
+            self._record(attribute, value, vars(home), is_state)
+            return
+        origin = vars(value) if isinstance(value, ModuleType) else None
         if isinstance(value, (type, FunctionType)):
-            space = globals_of(value)
-        return library_name(value) if space is not None and self.is_library(space) else None
+            origin = globals_of(value)
+        library = library_name(value) if origin is not None and self.is_library(origin) else None
+        encoded = {"$library": library} if library else self.encode(value, place)
+        unit = None if library else self._units.get(id(value))
+        if unit != place:
+            self.put(place, encoded if unit is None else {"$name": unit})
 
 
 def globals_of(value: type | FunctionType) -> Space:

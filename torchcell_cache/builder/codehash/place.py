@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 import sysconfig
@@ -32,9 +31,7 @@ def is_library(name: str, file: str | None, own: frozenset[str] = frozenset()) -
     top = top_level(name)
     if top in ("__main__", "__mp_main__"):
         return False
-    if top.startswith("_cython_"):
-        return True
-    if top in LIBRARIES:
+    if top in LIBRARIES or top.startswith("_cython_"):
         return True
     if file is None:
         return top in sys.stdlib_module_names or top in sys.builtin_module_names
@@ -46,14 +43,6 @@ def is_library(name: str, file: str | None, own: frozenset[str] = frozenset()) -
 def is_installed(file: str | None) -> bool:
     """Whether a file was put in place by an installer."""
     return file is not None and any(part in _INSTALLED for part in PurePath(file).parts)
-
-
-def installed_version(package: str) -> str:
-    """Version of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown version"
 
 
 def short_name(module_globals: Mapping[str, Any]) -> str:

@@ -15,15 +15,16 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from torchcell_cache.builder.codehash.place import top_level
 from torchcell_cache.builder.codehash.tree import (
     Chain,
     assignments,
     chains,
-    imported,
     normal_form,
     outside_functions,
     written,
@@ -34,6 +35,9 @@ Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _GLOBAL_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_SHAPE = attrgetter(
+    *("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Definition:
     """
 
     nodes: Sequence[ast.AST]
-    global_names: frozenset[str]
+    global_names: frozenset[str] = frozenset()
     codes: Sequence[CodeType] = ()
 
     @property
@@ -60,17 +64,24 @@ class Definition:
         """Names and dotted names that are read, ``np.linalg`` as ``("np", "linalg")``; sorted."""
         return sorted({chain for node in self.nodes for chain in chains(node)})
 
+    def _walk(self) -> Iterator[ast.AST]:
+        return (inner for node in self.nodes for inner in ast.walk(node))
+
     def imports(self) -> dict[str, tuple[str, str | None]]:
-        """Names bound by import statements: name to (module, attribute or ``None``)."""
+        """Names bound by import statements: name to module and attribute (``None``: the module; ``""``: its top level)."""
         found: dict[str, tuple[str, str | None]] = {}
-        for node in self.nodes:
-            for inner in ast.walk(node):
-                found.update(imported(inner))
+        for node in self._walk():
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    found[alias.asname or top_level(alias.name)] = alias.name, None if alias.asname else ""
+            elif isinstance(node, ast.ImportFrom):
+                module = "." * node.level + (node.module or "")
+                found |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
         return found
 
     def writes(self) -> set[Chain]:
         """Dotted names that the code itself changes while it runs (memo tables, counters)."""
-        return {chain for node in self.nodes for inner in ast.walk(node) for chain in written(inner)}
+        return {chain for node in self._walk() for chain in written(node)}
 
     def holds(self, code: CodeType) -> bool:
         """Whether this code object is compiled from a part of this definition."""
@@ -78,25 +89,25 @@ class Definition:
 
 
 class SourceFile:
-    """One parsed file."""
+    """One parsed file: its tree and the code objects in it by qualified name."""
 
     def __init__(self, text: str, filename: str, interactive: bool = False) -> None:
-        self._tree = ast.parse(text)
+        self.tree = ast.parse(text)
         # A notebook compiles a cell statement by statement, which gives other byte code where the cell imports a name.
-        parts = [ast.Module([node], []) for node in self._tree.body] if interactive else []
-        self._codes: dict[str, list[CodeType]] = defaultdict(list)
-        for part in (self._tree, *parts):
+        parts = [ast.Module([node], []) for node in self.tree.body] if interactive else []
+        self.codes: dict[str, list[CodeType]] = defaultdict(list)
+        for part in (self.tree, *parts):
             for code in _inner_codes(compile(part, filename, "exec", dont_inherit=True)):
-                self._codes[code.co_qualname].append(code)
+                self.codes[code.co_qualname].append(code)
         self._scopes: dict[tuple[str, int], list[Scope]] = defaultdict(list)
-        for node in ast.walk(self._tree):
+        for node in ast.walk(self.tree):
             if isinstance(node, Scope):
                 first = min([node.lineno, *(item.lineno for item in getattr(node, "decorator_list", ()))])
                 self._scopes[getattr(node, "name", "<lambda>"), first].append(node)
         self._assigned: dict[str, list[ast.AST]] = defaultdict(list)
-        for name, value in assignments(self._tree.body):
+        for name, value in assignments(self.tree.body):
             self._assigned[name].append(value)
-        self.imports = Definition(outside_functions(self._tree.body), frozenset()).imports()
+        self.imports = Definition(outside_functions(self.tree.body)).imports()
 
     @classmethod
     def read(
@@ -121,29 +132,19 @@ class SourceFile:
 
         Where not ``exact``, name and line suffice: import hooks (pytest, type checkers) rewrite code.
         """
-        named = [inner for inner in self._codes[code.co_qualname] if inner.co_name == code.co_name]
+        named = [inner for inner in self.codes[code.co_qualname] if inner.co_name == code.co_name]
         found = [inner for inner in named if _same_code(inner, code)]
         if not found and not exact:
             found = [inner for inner in named if inner.co_firstlineno == code.co_firstlineno]
         if not found:
             return None
-        best = min(found, key=lambda inner: abs(inner.co_firstlineno - code.co_firstlineno))
-        return self._definition(best)
-
-    def knows(self, qualname: str) -> bool:
-        """Whether the file defines something of this qualified name."""
-        return bool(self._codes[qualname])
+        return self._definition(min(found, key=lambda inner: abs(inner.co_firstlineno - code.co_firstlineno)))
 
     def class_(self, qualname: str, codes: Iterable[CodeType]) -> Definition | None:
         """The class of this qualified name; of several the one with most of these methods, then the last."""
-        methods = list(codes)
-        found = []
-        for inner in self._codes[qualname]:
-            definition = self._definition(inner)
-            if definition is not None and isinstance(definition.nodes[0], ast.ClassDef):
-                found.append(definition)
-        found.sort(key=lambda definition: sum(definition.holds(code) for code in methods))
-        return found[-1] if found else None
+        found, methods = map(self._definition, reversed(self.codes[qualname])), list(codes)
+        classes = [made for made in found if made is not None and isinstance(made.nodes[0], ast.ClassDef)]
+        return max(classes, key=lambda made: sum(map(made.holds, methods)), default=None)
 
     def assigned(self, name: str) -> Definition | None:
         """What the module assigns to a global name, all expressions together."""
@@ -166,46 +167,38 @@ class SourceFile:
                 pending += definition.global_names if definition else ()
         return False
 
-    def module(self) -> Definition:
-        """The whole file."""
-        return Definition([self._tree], frozenset())
-
     def _definition(self, code: CodeType) -> Definition | None:
         nodes = self._scopes.get((code.co_name, code.co_firstlineno), [])
         if len(nodes) > 1:
             nodes = _around(nodes, code) or nodes
         if not nodes:
             return None
-        names = _global_names(code)
+        names = global_names(code)
         for node in nodes:
-            for outer in _evaluated_outside(node):
-                names |= {chain[0] for chain in chains(outer)}
+            # Decorators, base classes and class keywords run in the scope around the definition.
+            outer = [*getattr(node, "decorator_list", ())]
+            outer += [*node.bases, *node.keywords] if isinstance(node, ast.ClassDef) else []
+            names |= {chain[0] for chain in chains(outer)}
         return Definition(nodes, frozenset(names), [code, *_inner_codes(code)])
 
 
 def default_nodes(definition: Definition, code: CodeType) -> dict[str, ast.AST]:
     """Default expressions of a function, which is the definition or a method in it, by parameter."""
-    named = (
-        node for node in ast.walk(definition.nodes[0]) if getattr(node, "name", "<lambda>") == code.co_name
-    )
-    node = next((node for node in named if isinstance(node, _FUNCTIONS)), None)
+    inside = (node for node in ast.walk(definition.nodes[0]) if isinstance(node, _FUNCTIONS))
+    node = next((node for node in inside if getattr(node, "name", "<lambda>") == code.co_name), None)
     if node is None:
         return {}
     spec = node.args
     positional = [*spec.posonlyargs, *spec.args]
     pairs = [*zip(reversed(positional), reversed(spec.defaults), strict=False)]
-    pairs += [
-        (arg, value)
-        for arg, value in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
-        if value is not None
-    ]
+    pairs += [(arg, value) for arg, value in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if value]
     return {arg.arg: value for arg, value in pairs}
 
 
-def attribute_nodes(definition: Definition) -> dict[str, ast.AST]:
-    """Expressions assigned in a class body by attribute."""
-    node = definition.nodes[0]
-    return dict(assignments(node.body)) if isinstance(node, ast.ClassDef) else {}
+def global_names(code: CodeType) -> set[str]:
+    """Names that code, and code inside it, looks up in its module."""
+    steps = (step for inner in (code, *_inner_codes(code)) for step in dis.get_instructions(inner))
+    return {str(step.argval) for step in steps if step.opname in _GLOBAL_LOADS}
 
 
 def _inner_codes(code: CodeType) -> Iterator[CodeType]:
@@ -216,22 +209,16 @@ def _inner_codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _same_code(one: CodeType, other: CodeType) -> bool:
-    names = (
-        "co_code",
-        "co_names",
-        "co_varnames",
-        "co_freevars",
-        "co_cellvars",
-        "co_argcount",
-        "co_kwonlyargcount",
-    )
-    if any(getattr(one, name) != getattr(other, name) for name in names):
-        return False
-    return len(one.co_consts) == len(other.co_consts) and all(
-        _same_code(a, b)
-        if isinstance(a, CodeType) and isinstance(b, CodeType)
-        else type(a) is type(b) and (a == b or repr(a) == repr(b))
-        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+    pairs = zip(one.co_consts, other.co_consts, strict=False)
+    return (
+        _SHAPE(one) == _SHAPE(other)
+        and len(one.co_consts) == len(other.co_consts)
+        and all(
+            _same_code(a, b)
+            if isinstance(a, CodeType) and isinstance(b, CodeType)
+            else type(a) is type(b) and (a == b or repr(a) == repr(b))
+            for a, b in pairs
+        )
     )
 
 
@@ -245,16 +232,3 @@ def _around(lambdas: Sequence[Scope], code: CodeType) -> list[Scope]:
         if places and all(start <= (p[0], p[2]) and (p[1], p[3]) <= end for p in places):
             fitting.append(node)
     return fitting[-1:]  # ast.walk goes outside in, so the last is the innermost
-
-
-def _global_names(code: CodeType) -> set[str]:
-    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in _GLOBAL_LOADS}
-    return names.union(*(_global_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
-
-
-def _evaluated_outside(node: Scope) -> Iterator[ast.AST]:
-    """Decorators, base classes and class keywords: run in the scope around the definition."""
-    yield from getattr(node, "decorator_list", ())
-    if isinstance(node, ast.ClassDef):
-        yield from node.bases
-        yield from node.keywords

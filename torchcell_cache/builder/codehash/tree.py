@@ -22,8 +22,7 @@ _MUTATORS = frozenset(
 def says(node: ast.AST | None, value: object) -> bool:
     """Whether the expression is a literal of exactly this value, so that the tree already identifies it."""
     try:
-        literal = ast.literal_eval(node) if isinstance(node, ast.expr) else ...
-        return node is not None and _same_literal(literal, value)
+        return isinstance(node, ast.expr) and _same_literal(ast.literal_eval(node), value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return False
 
@@ -148,16 +147,3 @@ def outside_functions(body: Iterable[ast.stmt]) -> list[ast.stmt]:
                 blocks += handler.body
         found += outside_functions(blocks) if blocks else [node]
     return found
-
-
-def imported(node: ast.AST) -> Iterator[tuple[str, tuple[str, str | None]]]:
-    """Names that an import statement binds, with module and attribute (``""``: the top-level module)."""
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            if alias.asname:
-                yield alias.asname, (alias.name, None)
-            else:
-                yield alias.name.partition(".")[0], (alias.name, "")
-    elif isinstance(node, ast.ImportFrom):
-        for alias in node.names:
-            yield alias.asname or alias.name, ("." * node.level + (node.module or ""), alias.name)

@@ -6,6 +6,8 @@ that starts with ``$`` and names the kind, such as ``{"$array": "float32[3]:..."
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import enum
 import functools
 import math
@@ -13,17 +15,20 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, deque
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from torchcell_cache.builder.codehash.place import library_name
-from torchcell_cache.builder.codehash.state import attributes, has_own_reduce, is_tensor, reduced
 from torchcell_cache.core.digests import array_digest, canonical_json, digest_text, is_json, storable_json
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.errors import SettingError
 
 Json = Any
 _LONGEST_LIST, _LONGEST_TEXT = 200, 1000
+# Nothing a sample could depend on: recorded by type.
+_INERT = ("logging.Logger", "logging.RootLogger", "_thread.lock", "_thread.RLock")
 _DECLARE = (
     "declare `cache_version = 1` on the processor's class (or function) and raise it when its code changes; "
     "for a value among its settings, give its class a method settings() that returns them as a JSON dict"
@@ -37,50 +42,19 @@ def cannot_identify(where: str, what: str) -> SettingError:
     )
 
 
-def describe(value: object) -> str:
-    """The kind of an object, for messages."""
-    return f"an object of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
-
-
 class ValueEncoder:
     """Encodes values; functions, classes and modules are left to the subclass."""
 
-    # Nothing a sample could depend on: recorded by type.
-    _INERT: ClassVar[frozenset[str]] = frozenset(
-        {
-            "logging.Logger",
-            "logging.RootLogger",
-            "_thread.lock",
-            "_thread.RLock",
-            "threading.Lock",
-            "threading.RLock",
-        }
-    )
+    function: Callable[[types.FunctionType, str], Json]
+    module: Callable[[types.ModuleType, str], Json]
+    class_name: Callable[[type], str]  # of a class whose code is part of the identity
+    class_label: Callable[[type], str]  # its name, nothing more
+    declared_version: Callable[[object], Json]
 
     def __init__(self) -> None:
         self._open: dict[int, int] = {}
         self._done: dict[int, Json] = {}
         self._kept: list[object] = []  # keeps ids in _done from being used again
-
-    def function(self, value: types.FunctionType, where: str) -> Json:
-        """A Python function."""
-        raise NotImplementedError
-
-    def class_name(self, cls: type) -> str:
-        """Name of a class whose code is part of the identity."""
-        raise NotImplementedError
-
-    def class_label(self, cls: type) -> str:
-        """Name of a class, nothing more."""
-        raise NotImplementedError
-
-    def module(self, value: types.ModuleType, where: str) -> Json:
-        """A module used as a value."""
-        raise NotImplementedError
-
-    def declared_version(self, value: object) -> Json:
-        """``cache_version`` of a class, function or object, or ``None``."""
-        raise NotImplementedError
 
     def encode(self, value: object, where: str) -> Json:
         """The value as JSON.
@@ -101,23 +75,24 @@ class ValueEncoder:
         if id(value) not in self._done:
             self._open[id(value)] = len(self._open)
             try:
-                result = self._encode(value, where)
+                self._done[id(value)] = self._encode(value, where)
             except RecursionError:
                 raise cannot_identify(where, "a value nested this deeply") from None
             finally:
                 del self._open[id(value)]
             self._kept.append(value)
-            self._done[id(value)] = result
         return self._done[id(value)]
 
     def _encode(self, value: object, where: str) -> Json:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        if kind in self._INERT:
+        if kind in _INERT:
             return {"$library": kind}
         if isinstance(value, np.ndarray):
             return self._array(value, where)
-        if is_tensor(value):
-            return self._tensor(value, where)
+        if not isinstance(value, type) and all(
+            callable(getattr(type(value), name, None)) for name in ("detach", "cpu", "numpy")
+        ):
+            return self._tensor(value, where)  # told without importing torch
         if isinstance(value, np.generic):
             return {"$scalar": self._array(np.asarray(value), where)["$array"]}
         if isinstance(value, enum.Enum):
@@ -136,10 +111,8 @@ class ValueEncoder:
 
     def _array(self, value: np.ndarray[Any, Any], where: str) -> Json:
         if value.dtype.kind == "O":
-            return {
-                "$array": f"object{list(value.shape)}",
-                "items": self.encode(value.ravel().tolist(), where),
-            }
+            items = self.encode(value.ravel().tolist(), where)
+            return {"$array": f"object{list(value.shape)}", "items": items}
         try:
             return {"$array": array_digest(value)}
         except SettingError:
@@ -156,11 +129,8 @@ class ValueEncoder:
                 array = plain.numpy()
             except TypeError:  # numpy has no bfloat16 and float8; float32 holds their values exactly
                 array = plain.float().numpy()
-            return {
-                "$tensor": array_digest(array).replace(
-                    array.dtype.name, str(value.dtype).rpartition(".")[2], 1
-                )
-            }
+            dtype = str(value.dtype).rpartition(".")[2]
+            return {"$tensor": array_digest(array).replace(array.dtype.name, dtype, 1)}
         except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise cannot_identify(where, f"a tensor of type {type(value).__qualname__} ({error})") from None
 
@@ -188,11 +158,12 @@ class ValueEncoder:
         if isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc)):
             return {"$library": library_name(value) or repr(value)}
         named = isinstance(getattr(value, "__qualname__", None), str)
-        if named and isinstance(reduced(value), str):  # compiled functions
+        if named and isinstance(_reduced(value), str):  # compiled functions
             return {"$library": library_name(value)}
         return None
 
     def _container(self, value: object, where: str) -> Json:
+        items: Json
         if isinstance(value, types.MappingProxyType):
             value = dict(value)
         if type(value).__module__ in ("omegaconf.dictconfig", "omegaconf.listconfig"):
@@ -206,14 +177,14 @@ class ValueEncoder:
             items = [self.encode(item, f"{where}[{position}]") for position, item in enumerate(value)]
             plain = type(value) in (list, tuple) or type(value).__module__ == "torch"
         elif isinstance(value, (set, frozenset)):
-            items = {"$set": sorted((self.encode(item, where) for item in value), key=canonical_json)}
-            plain = type(value) in (set, frozenset)
+            found = sorted((self.encode(item, where) for item in value), key=canonical_json)
+            items, plain = {"$set": found}, type(value) in (set, frozenset)
+            if len(found) > _LONGEST_LIST:
+                items = {"$digest": digest_text(found).replace("list", "set", 1)}
         else:
             return self._object(value, where, None)
-        if isinstance(items, (list, dict)) and len(items) > _LONGEST_LIST:
+        if len(items) > _LONGEST_LIST:
             items = {"$digest": digest_text(items)}
-        elif isinstance(items, dict) and "$set" in items and len(items["$set"]) > _LONGEST_LIST:
-            items = {"$digest": digest_text(items["$set"]).replace("list", "set", 1)}
         return items if plain else self._object(value, where, items)
 
     def _dict(self, value: dict[Any, Any], where: str) -> Json:
@@ -244,25 +215,21 @@ class ValueEncoder:
         settings = declared_settings(value, where)
         if settings is not None:
             return settings
-        names = dict(attributes(value))
-        is_empty = (
-            not names and not hasattr(value, "__dict__") and not has_items and type(value) is not object
-        )
-        if is_empty or has_own_reduce(type(value)):
-            return self._reduced(value, where)
-        if type(value).__getstate__ is object.__getstate__ and not has_items and reduced(value) is None:
-            raise cannot_identify(where, describe(value))  # hidden state: open files, iterators
-        return {name: self.encode(names[name], f"{where}.{name}") for name in sorted(names)}
-
-    def _reduced(self, value: object, where: str) -> Json:
-        """State of objects that keep it outside Python attributes, as ``copy`` would take it."""
-        made = reduced(value)
-        if isinstance(made, str):
+        cls, names = type(value), dict(_attributes(value))
+        stateless = not names and not has_items and not hasattr(value, "__dict__") and cls is not object
+        reduces = stateless or _has_own_reduce(cls)
+        visible = has_items or cls.__getstate__ is not object.__getstate__
+        # State of objects that keep it outside Python attributes is what ``copy`` would take.
+        made: Any = _reduced(value) if reduces or not visible else ()
+        if reduces and isinstance(made, str):
             return {"made": made}
-        arguments = [] if made is None else [item for item in made[1] if item is not type(value)]
-        if made is None or any(item is value for item in arguments):
-            raise cannot_identify(where, describe(value))
-        parts: list[object] = [arguments, *made[2:3], *(list(item) for item in made[3:5] if item is not None)]
+        given = [item for item in made[1] if item is not cls] if reduces and made is not None else []
+        if made is None or any(item is value for item in given):  # hidden state: open files, iterators
+            kind = f"{cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
+            raise cannot_identify(where, f"an object of type {kind}")
+        if not reduces:
+            return {name: self.encode(names[name], f"{where}.{name}") for name in sorted(names)}
+        parts: list[object] = [given, *made[2:3], *(list(item) for item in made[3:5] if item is not None)]
         return {"made": self.encode(made[0], where), "from": [self.encode(part, where) for part in parts]}
 
 
@@ -283,3 +250,36 @@ def declared_settings(value: Any, where: str) -> Json | None:
     except SettingError as error:
         raise SettingError(f"{where}: settings() must return a JSON dict; {error}") from None
     return settings
+
+
+def _reduced(value: object) -> Any:
+    """What ``copy`` makes of the object itself, without its parts; ``None`` if it refuses."""
+    reduce: Any = copyreg.dispatch_table.get(type(value))
+    try:
+        return reduce(value) if reduce else value.__reduce_ex__(2)
+    except Exception:
+        return None
+
+
+def _has_own_reduce(cls: type) -> bool:
+    """Whether the class says itself what its state is."""
+    bases = (base for base in cls.__mro__[:-1] if {"__reduce__", "__reduce_ex__"} & vars(base).keys())
+    first = next(bases, None)
+    plain = first in (None, dict, list, tuple, set, frozenset, deque) or issubclass(cls, OrderedDict)
+    return cls in copyreg.dispatch_table or not plain
+
+
+def _attributes(value: object) -> Iterator[tuple[str, object]]:
+    """Instance attributes in ``__dict__`` and slots, without computed ones and empty hook tables."""
+    cls = type(value)
+    is_module = any(base.__module__ == "torch.nn.modules.module" for base in cls.__mro__)
+    computed = (functools.cached_property, cached_property)
+    for name, item in getattr(value, "__dict__", {}).items():
+        bookkeeping = is_module and not item and ("_hook" in name or name == "_non_persistent_buffers_set")
+        if not bookkeeping and not isinstance(getattr(cls, name, None), computed):
+            yield str(name), item
+    for base in (base for base in cls.__mro__ if "__slots__" in vars(base)):
+        for name, slot in vars(base).items():
+            if isinstance(slot, types.MemberDescriptorType) and name not in ("__dict__", "__weakref__"):
+                with contextlib.suppress(AttributeError):
+                    yield name, slot.__get__(value, cls)
