@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcell_cache.codec.chunks import (
-    ChangedRows,
-    FieldChunk,
-    ListedField,
-    SharedField,
-    StackedField,
-    encode_many,
-)
-from torchcell_cache.codec.field_reader import Changes, read_changes
+from torchcell_cache.codec.chunks import ChangedRows, FieldChunk, encode_many
+from torchcell_cache.codec.field_reader import Bytes, Changes, changes_of
+from torchcell_cache.codec.field_reader import locate as located
 from torchcell_cache.codec.generic import BaseField, decode, encode
 from torchcell_cache.codec.layout import DTYPES, FieldKey, Layout, Payload, TensorValue
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError, SettingError
@@ -67,9 +62,9 @@ def chunks(draw: st.DrawFn) -> tuple[FieldChunk, dict[FieldKey, Payload], list[n
     texts = [b'["G%d"]' % k if k % 2 else b"[]" for k in range(count)]
     fields = [
         ChangedRows(base_value, ptr, np.concatenate(positions).astype(np.int64), np.concatenate(values)),
-        StackedField(11, rng.random((count, 3)).astype("<f4")),
-        ListedField(texts),
-        SharedField(),
+        [TensorValue(11, row) for row in rng.random((count, 3)).astype("<f4")],
+        texts,
+        None,
     ]
     shared = TensorValue(6, np.arange(5))
     return FieldChunk(count, LAYOUT, fields), {KEYS[0]: base_value, KEYS[3]: shared}, whole
@@ -80,12 +75,12 @@ def one_by_one(
 ) -> list[bytes]:
     out = []
     stacked, listed = chunk.fields[1], chunk.fields[2]
-    assert isinstance(stacked, StackedField)
-    assert isinstance(listed, ListedField)
+    assert isinstance(stacked, list)
+    assert isinstance(listed, list)
     for k, tensor in enumerate(whole):
         x = base[KEYS[0]]
         assert isinstance(x, TensorValue)
-        fields = [TensorValue(x.dtype, tensor), TensorValue(11, stacked.array[k]), listed.payloads[k], None]
+        fields = [TensorValue(x.dtype, tensor), stacked[k], listed[k], None]
         references = [BaseField(x, False), None, None, BaseField(None, True)]
         out.append(encode(LAYOUT, fields, references, mode))
     return out
@@ -101,6 +96,20 @@ def test_a_chunk_is_encoded_as_its_samples_are(case, mode: str) -> None:
         x = decode(body, {LAYOUT.id: LAYOUT}, base)[1][0]
         assert isinstance(x, TensorValue)
         assert bits(x.array) == bits(tensor)
+
+
+def read_changes(
+    data: Bytes,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    layouts: Mapping[int, Layout],
+    base: Mapping[FieldKey, Payload],
+    key: FieldKey,
+) -> Changes | None:
+    found = located(data, starts, stops, layouts)
+    if found is None or key not in found[1].keys:
+        return None
+    return changes_of(found[0], found[2][found[1].keys.index(key)], base.get(key))
 
 
 def locate(bodies: list[bytes], base: dict[FieldKey, Payload], key: FieldKey = KEYS[0]) -> Changes | None:
@@ -135,9 +144,9 @@ def golden() -> tuple[FieldChunk, dict[FieldKey, Payload], np.ndarray]:
     ptr = np.array([0, 8])
     fields = [
         ChangedRows(base, ptr, positions, values),
-        StackedField(11, np.array([[0.5]], dtype="<f4")),
-        ListedField([b"[]"]),
-        SharedField(),
+        [TensorValue(11, np.array([0.5], dtype="<f4"))],
+        [b"[]"],
+        None,
     ]
     whole = base.array.copy()
     whole.reshape(-1)[positions] = values
@@ -167,9 +176,9 @@ def test_a_cell_takes_three_bytes_per_expressed_gene() -> None:
     values = np.log1p(rng.integers(1, 40, 2_000) / np.float32(1.7))
     fields = [
         ChangedRows(base, np.array([0, 2_000]), positions, values),
-        SharedField(),
-        SharedField(),
-        SharedField(),
+        None,
+        None,
+        None,
     ]
     [body] = encode_many(FieldChunk(1, LAYOUT, fields), "delta")
     assert len(body) < 3 * 2_000 + 300

@@ -56,12 +56,12 @@ def test_a_planted_import_is_found(kind: str, tmp_path: Path) -> None:
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-    for here, there in (("digests", "urls"), ("urls", "digests")):
+    for here, there in (("fingerprint", "urls"), ("urls", "fingerprint")):
         path = tmp_path / PACKAGE / "core" / f"{here}.py"
         path.write_text(
             path.read_text() + f"\ndef planted():\n    from torchcell_cache.core import {there}\n"
         )
-    assert circles(arrows(modules(tmp_path))) == [(f"{PACKAGE}.core.digests", f"{PACKAGE}.core.urls")]
+    assert circles(arrows(modules(tmp_path))) == [(f"{PACKAGE}.core.fingerprint", f"{PACKAGE}.core.urls")]
 
 
 def test_an_import_for_typing_only_is_none(tmp_path: Path) -> None:

@@ -28,9 +28,8 @@ from torchcell_cache.builder.shards import (
 from torchcell_cache.builder.shared_files import table_columns
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.core.checks import choice, truth, whole_number
-from torchcell_cache.core.digests import digest_of
 from torchcell_cache.core.files import share_file, write_atomic
-from torchcell_cache.core.fingerprint import Fingerprint
+from torchcell_cache.core.fingerprint import Fingerprint, digest_of
 from torchcell_cache.core.progress import Console
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path

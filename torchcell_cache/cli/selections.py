@@ -38,7 +38,7 @@ def select(
         torchcell-cache select root=demo/ecoli n=1000 seed=0 stratify=fitness store=demo/ecoli-1000
         torchcell-cache select root=demo/ecoli genes=[b0002,b0003] without=[b0004]      # only says how many
     """
-    from torchcell_cache.core.digests import digest_of
+    from torchcell_cache.core.fingerprint import digest_of
     from torchcell_cache.data.api import save_subset
     from torchcell_cache.data.dataset import PreprocessedDataset
     from torchcell_cache.data.index_file import npy_path, save_indices

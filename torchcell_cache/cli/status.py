@@ -14,6 +14,7 @@ from torchcell_cache.cli.words import painted
 from torchcell_cache.core.checks import real_number
 from torchcell_cache.core.hints import ranges
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
+from torchcell_cache.core.process import ProcessId
 from torchcell_cache.core.progress import human_seconds
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import EXIT_INTERRUPTED, EXIT_OK, CacheNotFoundError
@@ -24,7 +25,7 @@ from torchcell_cache.store.manifest import (
     processed_dir,
     read_manifest,
 )
-from torchcell_cache.store.status import Unfinished, process_of, task_states, unfinished
+from torchcell_cache.store.status import Unfinished, task_states, unfinished
 
 _RUNS, _WAITS = ("building", "starting", "building elsewhere"), ("dead", "interrupted", "failed")
 
@@ -97,7 +98,7 @@ def _build(root: Path) -> dict[str, Any] | None:
     if status is None and owner is None:
         return None
     said = status if status is not None and isinstance(status.get("state"), str) else {"state": "starting"}
-    state, alive = said["state"], None if owner is None else owner.process.is_alive()
+    state, alive = said["state"], None if owner is None else owner.is_alive()
     if alive:
         state = state if state == "building" else "starting"  # else it is the last word of an earlier run
     elif state in ("building", "starting"):
@@ -181,7 +182,7 @@ def _array(root: Path, work: Unfinished) -> dict[str, Any] | None:
 
 def _task(state: dict[str, Any], count: int, work: Unfinished) -> dict[str, Any]:
     """One task: what it said last, its shards that are there, and whether its process lives."""
-    number, process = state["task"], process_of(state)
+    number, process = state["task"], ProcessId.of(state.get("process"))
     alive = None if process is None else process.is_alive()
     silent = max(0.0, time.time() - state["written"])
     word = str(state.get("state"))[:20]

@@ -6,32 +6,37 @@ Lossless to the bit: elements are compared and looked up as unsigned integers.
 from __future__ import annotations
 
 import math
-import struct
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.codec.layout import DTYPES, Payload, TensorValue
+from torchcell_cache.codec.layout import BOOL, DTYPES, Payload, TensorValue
 from torchcell_cache.codec.values import (
+    BITS,
+    DIFF,
+    HEAD,
     MAX_ENTRIES,
+    PALETTE,
+    RAW,
+    SPARSE,
     Array,
     Encoded,
     StoredField,
     as_bits,
     decode_field,
     differences,
+    entries_of,
     little_endian,
     native,
     padded,
     patched,
+    picked,
 )
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import CorruptRecordError
 
 FILL, FILL_PALETTE, TABLE, NARROW = range(17, 21)
 
-_HEAD = struct.Struct("<II")
 LEAST = 16
 """Bytes of a tensor that nothing makes shorter."""
 _SAMPLE = 256
@@ -39,37 +44,32 @@ _MOST_SORTED = 1 << 20
 """Elements of which the distinct ones are looked for: sorting more takes too long."""
 
 
-def first_byte(dtype: int) -> int:
-    """Where what follows the leading element begins."""
-    return max(8, DTYPES[dtype].carrier.itemsize)
-
-
 def allowed(dtype: int) -> tuple[int, ...]:
-    """Encodings that elements of a dtype, which is not bool, may have."""
+    """Encodings that tensors of a dtype may have, beside BASE and CONSTANT."""
     carrier = DTYPES[dtype].carrier
+    if dtype == BOOL:
+        return (RAW, BITS, SPARSE, DIFF)
     if carrier.itemsize == 1:
-        return (FILL, TABLE)
+        return (RAW, DIFF, FILL, TABLE)
     if carrier.itemsize == 16:
-        return (FILL,)
-    return (FILL, FILL_PALETTE, TABLE, *((NARROW,) if carrier.kind in "iu" else ()))
+        return (RAW, DIFF, FILL)
+    return (RAW, DIFF, PALETTE, FILL, FILL_PALETTE, TABLE, *((NARROW,) if carrier.kind in "iu" else ()))
 
 
 def encode_alone(value: TensorValue, limit: int) -> Encoded | None:
     """The shortest form of a tensor, not bool, if that takes less than ``limit`` bytes; the lower code when equal."""
-    if (
-        limit <= LEAST or 4 * limit < value.array.nbytes
-    ):  # short enough: looking further takes longer than it saves
+    # Short enough: looking further takes longer than it saves.
+    if limit <= LEAST or 4 * limit < value.array.nbytes:
         return None
     bits, size = as_bits(value.array), value.array.itemsize
     fill = _most_common(bits)
     changed = bits != fill
     positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
     head = padded(fill.astype(f"<u{min(size, 8)}").tobytes())
-    codes = {False: FILL, True: FILL_PALETTE}
-    best: Encoded | None = None
-    found = differences(value, positions, limit - len(head))
-    if found is not None:
-        best = (codes[found[0]], 0, head + found[1])
+    new = TensorValue(value.dtype, value.array.reshape(-1)[positions])
+    best = differences(new, positions, limit - len(head), (FILL, FILL_PALETTE))
+    if best is not None:
+        best = (best[0], 0, head + best[2])
         limit = len(best[2])
     for code, payload in ((TABLE, _table(bits, fill, positions, limit)), (NARROW, _narrow(value, limit))):
         if payload is not None and len(payload) < limit:
@@ -105,7 +105,7 @@ def _table(bits: Array, fill: Array, positions: Int64Array, limit: int) -> bytes
     if len(entries) > MAX_ENTRIES or 8 + size * len(entries) + len(bits) * width // 8 >= limit:
         return None
     table = padded(entries.astype(f"<u{size}", copy=False).tobytes())
-    return _HEAD.pack(len(entries), 0) + table + _packed(numbers.astype(np.uint8), width)
+    return HEAD.pack(len(entries), 0) + table + _packed(numbers.astype(np.uint8), width)
 
 
 def bits_of(num_entries: int) -> int:
@@ -147,67 +147,49 @@ def _narrow(value: TensorValue, limit: int) -> bytes | None:
     if width >= size or 8 + width * len(array) >= limit:
         return None
     least = array[np.argmin(array)].reshape(1)
-    return (
-        padded(little_endian(least, value.dtype))
-        + (as_bits(array) - as_bits(least)).astype(f"<u{width}").tobytes()
-    )
+    steps = (as_bits(array) - as_bits(least)).astype(f"<u{width}").tobytes()
+    return padded(little_endian(least, value.dtype)) + steps
 
 
 def decoded(stored: memoryview, field: StoredField, base: Payload | None) -> Payload:
-    """Decode a payload of any encoding but BASE and CONSTANT.
+    """Decode a payload of any encoding but BASE and CONSTANT; the result is fresh and writable.
 
     Raises:
         CorruptRecordError: If the content does not fit the descriptor.
     """
-    alone = FILL <= field.encoding <= NARROW
-    return decode_alone(stored, field) if alone else decode_field(stored, field, base)
-
-
-def decode_alone(stored: memoryview, field: StoredField) -> TensorValue:
-    """Decode a payload whose length ``decoded_size`` accepted; the result is fresh and writable.
-
-    Raises:
-        CorruptRecordError: If the content does not fit the descriptor.
-    """
+    if not FILL <= field.encoding <= NARROW:
+        return decode_field(stored, field, base)
     count, size = math.prod(field.shape), DTYPES[field.dtype].carrier.itemsize
-    first = first_byte(field.dtype)
+    first = max(8, size)
     flat: Array
     if len(stored) < first:
         raise CorruptRecordError(f"{field.label} has {len(stored)} bytes in encoding {field.encoding}")
     if field.encoding == TABLE:
-        flat = _looked_up(stored, field, count)
+        return TensorValue(field.dtype, _looked_up(stored, field, count).reshape(field.shape))
+    if size < first and any(stored[size:first]):
+        raise CorruptRecordError(f"{field.label} has a malformed first element")
+    element = native(stored[:size], field)
+    if field.encoding == NARROW:
+        width = (len(stored) - first) // max(count, 1)
+        if width not in (1, 2, 4) or width >= size or len(stored) != first + width * count:
+            raise CorruptRecordError(
+                f"{field.label} of {count} elements has {len(stored)} bytes of small numbers"
+            )
+        steps = np.frombuffer(stored[first:], dtype=f"<u{width}").astype(f"u{size}")
+        flat = (as_bits(element) + steps).view(element.dtype)
     else:
-        if size < first and any(stored[size:first]):
-            raise CorruptRecordError(f"{field.label} has a malformed first element")
-        element = native(stored[:size], field)
-        if field.encoding == NARROW:
-            width = (len(stored) - first) // max(count, 1)
-            if width not in (1, 2, 4) or width >= size or len(stored) != first + width * count:
-                raise CorruptRecordError(
-                    f"{field.label} of {count} elements has {len(stored)} bytes of small numbers"
-                )
-            steps = np.frombuffer(stored[first:], dtype=f"<u{width}").astype(f"u{size}")
-            flat = (as_bits(element) + steps).view(element.dtype)
-        else:
-            flat = np.repeat(element, count)
-            patched(stored[first:], field, flat, field.encoding == FILL_PALETTE)
+        flat = np.repeat(element, count)
+        patched(stored[first:], field, flat, field.encoding == FILL_PALETTE)
     return TensorValue(field.dtype, flat.reshape(field.shape))
 
 
 def _looked_up(stored: memoryview, field: StoredField, count: int) -> Array:
-    num_entries, reserved = _HEAD.unpack_from(stored)
-    end = _HEAD.size + num_entries * DTYPES[field.dtype].carrier.itemsize
-    first = end + -end % 8
-    if reserved or not 0 < num_entries <= MAX_ENTRIES or first > len(stored) or any(stored[end:first]):
-        raise CorruptRecordError(f"{field.label} has a malformed table of elements")
+    num_entries, reserved = HEAD.unpack_from(stored)
+    entries, packed = entries_of(stored[HEAD.size :], -1 if reserved else num_entries, field)
     width = bits_of(num_entries)
-    if len(stored) - first != -(-count * width // 8):
-        raise CorruptRecordError(
-            f"{field.label} of {count} elements has {len(stored) - first} bytes of numbers"
-        )
-    packed = np.frombuffer(stored[first:], dtype=np.uint8)
-    numbers = unpacked(packed, width)[:count] if width else np.zeros(count, dtype=np.uint8)
-    if count and int(numbers.max()) >= num_entries:
-        raise CorruptRecordError(f"{field.label} refers to element {int(numbers.max())} of {num_entries}")
-    entries: npt.NDArray[Any] = native(stored[_HEAD.size : end], field)
-    return entries[numbers]
+    if len(packed) != -(-count * width // 8):
+        raise CorruptRecordError(f"{field.label} of {count} elements has {len(packed)} bytes of numbers")
+    numbers = np.zeros(count, dtype=np.uint8)
+    if width:
+        numbers = unpacked(np.frombuffer(packed, dtype=np.uint8), width)[:count]
+    return picked(entries, numbers, field)

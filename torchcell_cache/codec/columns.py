@@ -128,19 +128,11 @@ def _elements(
         alone &= ~found.among(DIFF, PALETTE, FILL, FILL_PALETTE, *_TOGETHER)
     for k in np.flatnonzero(alone).tolist():
         start, length = int(found.start[k]), int(found.length[k])
-        field = StoredField(
-            found.label,
-            int(found.encoding[k]),
-            code,
-            int(data[found.at[k] + 3]),
-            tuple(shapes[k].tolist()),
-            0,
-            length,
-        )
+        said = int(found.encoding[k]), code, int(data[found.at[k] + 3]), tuple(shapes[k].tolist())
+        field = StoredField(found.label, *said, 0, length)
         decoded_size(field, MAX_RECORD_BYTES)
         stored = memoryview(data[start : start + length].tobytes())
-        base = reference if in_base[k] else None
-        value = decoded(stored, field, base)
+        value = decoded(stored, field, reference if in_base[k] else None)
         assert isinstance(value, TensorValue)
         out[ptr[k] : ptr[k + 1]] = value.array.reshape(-1)
     return out

@@ -50,10 +50,8 @@ def constants_of(records: Sequence[tuple[Layout, bytes]], most_bytes: int) -> di
     seen: dict[FieldKey, list[bytes]] = {}
     for layout, body in records:
         for key, (head, payload) in zip(layout.keys, _parts(body), strict=True):
-            if len(payload) >= _MIN_BYTES:
-                seen.setdefault(key, []).append(bytes(head) + bytes(payload))
-            else:
-                seen.setdefault(key, []).append(b"")
+            large = len(payload) >= _MIN_BYTES
+            seen.setdefault(key, []).append(bytes(head) + bytes(payload) if large else b"")
     found: dict[int, bytes] = {}
     for values in seen.values():
         if len(values) > 1 and values[0] and len({*values}) == 1 and len(values[0]) <= most_bytes:

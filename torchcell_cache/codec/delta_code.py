@@ -59,9 +59,8 @@ def check_gaps_ragged(words: npt.NDArray[Any], ptr: Int64Array, size: int) -> in
     filled = ptr[:-1] < ptr[1:]
     wrong = running[ptr[1:]] - running[ptr[:-1]] >= size
     wrong[filled] |= words[ptr[1:][filled] - 1] == ESCAPE
-    again = np.flatnonzero(
-        words == 0
-    )  # no distance, but at the start or behind an escape: the same position twice
+    # No distance, but at the start or behind an escape: the same position twice.
+    again = np.flatnonzero(words == 0)
     owner = np.searchsorted(ptr, again, side="right") - 1
     wrong[owner[(again > ptr[owner]) & (words[again - 1] != ESCAPE)]] = True
     wrong &= filled

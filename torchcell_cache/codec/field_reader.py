@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torchcell_cache.codec.alone import FILL_PALETTE
 from torchcell_cache.codec.delta_code import ESCAPE, decode_gaps_ragged
 from torchcell_cache.codec.generic import FIELD, HEADER, KIND, MAX_NDIM, decode
-from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue
+from torchcell_cache.codec.layout import BOOL, DTYPES, Layout, Payload, TensorValue
 from torchcell_cache.codec.values import BASE, DIFF, MAX_ENTRIES, PALETTE
 from torchcell_cache.core.ragged import Int64Array, ascends, offsets
 from torchcell_cache.errors import CorruptRecordError
@@ -67,31 +67,19 @@ class Located:
         return Located(self.label, *(part[rows] for part in parts))
 
 
-def read_changes(
-    data: Bytes,
-    starts: Int64Array,
-    stops: Int64Array,
-    layouts: Mapping[int, Layout],
-    base: Mapping[FieldKey, Payload],
-    key: FieldKey,
-) -> Changes | None:
-    """Differences of one field from the base field in many records.
-
-    Raises:
-        CorruptRecordError: If a record does not fit its descriptors.
-    """
-    found = locate(data, starts, stops, layouts)
-    if found is None or key not in found[1].keys:
-        return None
-    return changes_of(found[0], found[2][found[1].keys.index(key)], base.get(key))
-
-
 def changes_of(data: Bytes, found: Located, reference: Payload | None) -> Changes | None:
     """Differences of a located field from the base field; ``None`` if a record has it otherwise."""
     if not isinstance(reference, TensorValue) or reference.dtype == BOOL:
         return None
     carrier, size = DTYPES[reference.dtype].carrier, reference.array.size
-    if carrier.itemsize > 8 or not _like_base(data, found, reference):
+    differs = found.among(DIFF, PALETTE) if reference.array.itemsize > 1 else found.encoding == DIFF
+    if carrier.itemsize > 8 or not all_of(differs | (found.encoding == BASE)):
+        return None
+    shape, at = reference.array.shape, found.at[differs]
+    if np.count_nonzero((found.ndim[differs] != len(shape)) | (found.dtype[differs] != reference.dtype)):
+        return None
+    stored = data.view("<i8")[(at[:, None] + FIELD.size) // 8 + np.arange(len(shape))]
+    if not all_of(stored == np.array(shape, dtype=np.int64)):
         return None
     return scattered(data, found, carrier, np.full(len(found.at), size))
 
@@ -109,7 +97,25 @@ def locate(
         return None
     if len(data) % 8:
         data = np.concatenate([data, np.zeros(-len(data) % 8, dtype=np.uint8)])
-    return data, layout, _locate(data, starts, stops, layout)
+    words = data.view("<u4")
+    at = starts + HEADER.size
+    payload = np.zeros(len(starts), dtype=np.int64)
+    out: list[Located] = []
+    for label in layout.labels:
+        if np.count_nonzero(at + FIELD.size > stops):
+            raise CorruptRecordError(f"a record ends inside the descriptor of {label}")
+        encoding, dtype, ndim = (data[at + k].astype(np.int64) for k in range(3))
+        length = words[at // 4 + 1].astype(np.int64)
+        if int(ndim.max()) > MAX_NDIM or np.count_nonzero(at + FIELD.size + 8 * ndim > stops):
+            raise CorruptRecordError(f"{label} says {int(ndim.max())} dimensions")
+        out.append(Located(label, at, encoding, dtype, ndim, payload.copy(), length))
+        at = at + FIELD.size + 8 * ndim
+        payload += (length + 7) // 8 * 8
+    if np.count_nonzero(at + payload != stops):
+        raise CorruptRecordError("payloads of a record do not fill it")
+    for found in out:
+        found.start[:] += at
+    return data, layout, out
 
 
 def _common_layout(
@@ -130,41 +136,6 @@ def _common_layout(
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         decode(memoryview(data[start:stop].tobytes()), layouts, {})
     raise CorruptRecordError("a generic record has a header that does not fit it")
-
-
-def _locate(data: Bytes, starts: Int64Array, stops: Int64Array, layout: Layout) -> list[Located]:
-    """Walk the descriptors of all records together."""
-    words = data.view("<u4")
-    at = starts + HEADER.size
-    payload = np.zeros(len(starts), dtype=np.int64)
-    out: list[Located] = []
-    for label in layout.labels:
-        if np.count_nonzero(at + FIELD.size > stops):
-            raise CorruptRecordError(f"a record ends inside the descriptor of {label}")
-        encoding, dtype, ndim = (data[at + k].astype(np.int64) for k in range(3))
-        length = words[at // 4 + 1].astype(np.int64)
-        if int(ndim.max()) > MAX_NDIM or np.count_nonzero(at + FIELD.size + 8 * ndim > stops):
-            raise CorruptRecordError(f"{label} says {int(ndim.max())} dimensions")
-        out.append(Located(label, at, encoding, dtype, ndim, payload.copy(), length))
-        at = at + FIELD.size + 8 * ndim
-        payload += (length + 7) // 8 * 8
-    if np.count_nonzero(at + payload != stops):
-        raise CorruptRecordError("payloads of a record do not fill it")
-    for found in out:
-        found.start[:] += at
-    return out
-
-
-def _like_base(data: Bytes, found: Located, reference: TensorValue) -> bool:
-    """Whether each record holds the field as the base's own, or as a difference of its dtype and shape."""
-    differs = found.among(DIFF, PALETTE) if reference.array.itemsize > 1 else found.encoding == DIFF
-    if not all_of(differs | (found.encoding == BASE)):
-        return False
-    shape, at = reference.array.shape, found.at[differs]
-    if np.count_nonzero((found.ndim[differs] != len(shape)) | (found.dtype[differs] != reference.dtype)):
-        return False
-    stored = data.view("<i8")[(at[:, None] + FIELD.size) // 8 + np.arange(len(shape))]
-    return all_of(stored == np.array(shape, dtype=np.int64))
 
 
 def scattered(data: Bytes, found: Located, carrier: np.dtype[Any], sizes: Int64Array) -> Changes:
@@ -191,8 +162,14 @@ def scattered(data: Bytes, found: Located, carrier: np.dtype[Any], sizes: Int64A
     if np.count_nonzero(words[ends] == ESCAPE):
         raise CorruptRecordError(f"positions of {label} end inside a gap")
     positions, position_ptr = decode_gaps_ragged(words, word_ptr)
-    _check_positions(positions, position_ptr, ptr, sizes, label)
-    tails, counts = (found.start + first) // size, np.diff(ptr)
+    if np.count_nonzero(position_ptr != ptr):
+        raise CorruptRecordError(f"{label} does not have as many new elements as positions")
+    counts = np.diff(ptr)
+    filled = counts > 0
+    outside = positions[ptr[1:][filled] - 1] >= sizes[filled]
+    if np.count_nonzero(outside) or not ascends(positions, ptr):
+        raise CorruptRecordError(f"positions of {label} do not ascend within its elements")
+    tails = (found.start + first) // size
     if not np.count_nonzero(palette):
         return Changes(positions, cut(data.view(f"<u{size}"), tails, counts).view(carrier), ptr)
     numbers = _numbers(data, found.start + first + table, ptr, palette, num_entries, label)
@@ -227,18 +204,6 @@ def insist_within(numbers: npt.NDArray[Any], counts: Int64Array, num_entries: In
         largest = np.maximum.reduceat(numbers, offsets(counts)[:-1][filled])
         if np.count_nonzero(largest >= num_entries[filled]):
             raise CorruptRecordError(f"{label} refers to an element that its table does not have")
-
-
-def _check_positions(
-    positions: Int64Array, position_ptr: Int64Array, ptr: Int64Array, sizes: Int64Array, label: str
-) -> None:
-    if np.count_nonzero(position_ptr != ptr):
-        raise CorruptRecordError(f"{label} does not have as many new elements as positions")
-    if len(positions) == 0:
-        return
-    last = positions[ptr[1:] - 1][np.diff(ptr) > 0]
-    if not ascends(positions, ptr) or np.count_nonzero(last >= sizes[np.diff(ptr) > 0]):
-        raise CorruptRecordError(f"positions of {label} do not ascend within its elements")
 
 
 def all_of(flags: npt.NDArray[np.bool_]) -> bool:

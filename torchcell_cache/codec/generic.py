@@ -48,16 +48,15 @@ from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import BOOL, DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.codec.values import (
     BASE,
-    BITS,
     CONSTANT,
     DIFF,
     PALETTE,
     RAW,
     SPARSE,
+    Encoded,
     StoredField,
     decoded_size,
     encode_field,
-    equals_base,
     padded,
     too_large,
 )
@@ -70,8 +69,12 @@ MODES = ("full", "delta", "compact")
 
 HEADER = struct.Struct("<BBHIQ")
 FIELD = struct.Struct("<BBBBI")
+SHARED = FIELD.pack(BASE, 0, 0, 0, 0)
+"""Descriptor of a field that is the base graph's own."""
 _MAX_LENGTH = 0xFFFFFFFF
 _OF_BASE = (BASE, DIFF, PALETTE)
+_ALWAYS = {BASE: ("the base graph's", 0), CONSTANT: ("a constant", 8)}
+"""Encodings that say nothing but themselves, and the bytes of their payloads."""
 
 
 class BaseField(NamedTuple):
@@ -100,33 +103,52 @@ def encode(
         UnsupportedValueError: If a tensor has more than 8 dimensions.
         SettingError: If ``mode`` is none of the three.
     """
-    if mode not in MODES:
-        raise SettingError(f"storage mode {mode!r} is unknown, choose 'full' or 'delta'")
+    check_mode(mode)
     descriptors, payloads, decoded = [], [], 0
     for key, value, reference in zip(layout.keys, fields, base, strict=True):
         reference = reference or BaseField(None, False)
         if value is None and not reference.same:
             raise TypeError(f"{field_label(key)} has no value and is not the base graph's")
-        if value is None or reference.same or equals_base(value, reference.value, mode):
-            descriptors.append(FIELD.pack(BASE, 0, 0, 0, 0))
+        encoded = None if value is None or reference.same else encode_field(value, reference.value, mode)
+        if value is None or encoded is None or encoded[0] == BASE:
+            descriptors.append(SHARED)
             continue
-        shape = value.array.shape if isinstance(value, TensorValue) else ()
-        if len(shape) > MAX_NDIM:
+        ndim = value.array.ndim if isinstance(value, TensorValue) else 0
+        if ndim > MAX_NDIM:
             raise UnsupportedValueError(
-                f"{field_label(key)} has {len(shape)} dimensions, at most {MAX_NDIM} are stored",
+                f"{field_label(key)} has {ndim} dimensions, at most {MAX_NDIM} are stored",
                 fix="flatten(1) in the processor and the shape beside it, unflatten in the transform",
             )
         decoded += value.array.nbytes if isinstance(value, TensorValue) else len(value)
         if decoded > max_bytes:
             raise too_large(f"the sample up to {field_label(key)}", decoded, max_bytes)
-        encoding, fill, payload = encode_field(value, reference.value, mode)
-        if mode == "compact" and isinstance(value, TensorValue) and value.dtype != BOOL:
-            encoding, fill, payload = encode_alone(value, len(payload)) or (encoding, fill, payload)
-        dtype = value.dtype if isinstance(value, TensorValue) else 0
-        descriptors.append(FIELD.pack(encoding, dtype, len(shape), fill, len(payload)))
-        descriptors.append(struct.pack(f"<{len(shape)}q", *shape))
-        payloads.append(padded(payload))
-    body = b"".join(descriptors + payloads)
+        head, payload = described(value, encoded, mode)
+        descriptors.append(head)
+        payloads.append(payload)
+    return record(layout, descriptors + payloads, max_bytes)
+
+
+def check_mode(mode: str) -> None:
+    """Refuse what is no storage mode."""
+    if mode not in MODES:
+        raise SettingError(f"storage mode {mode!r} is unknown, choose 'full' or 'delta'")
+
+
+def described(value: Payload, encoded: Encoded, mode: str) -> tuple[bytes, bytes]:
+    """Descriptor and padded payload of a field, without the base field where that is allowed and shorter."""
+    if isinstance(value, bytes):
+        return FIELD.pack(encoded[0], 0, 0, 0, len(value)), padded(value)
+    if mode == "compact" and value.dtype != BOOL:
+        encoded = encode_alone(value, len(encoded[2])) or encoded
+    encoding, fill, payload = encoded
+    shape = value.array.shape
+    head = FIELD.pack(encoding, value.dtype, len(shape), fill, len(payload))
+    return head + struct.pack(f"<{len(shape)}q", *shape), padded(payload)
+
+
+def record(layout: Layout, parts: Sequence[bytes], max_bytes: int) -> bytes:
+    """A body of its descriptors and payloads."""
+    body = b"".join(parts)
     length = HEADER.size + len(body)
     if length > min(max_bytes, _MAX_LENGTH):
         raise too_large("the record", length, min(max_bytes, _MAX_LENGTH))
@@ -163,23 +185,20 @@ def decode(
             f"layout {layout_id:016x} ({known})"
         )
     view = memoryview(body)
-    fields: list[Payload | int] = []
-    for key, is_tensor, field in zip(
-        layout.keys, layout.tensors, _descriptors(view, layout, max_bytes), strict=True
-    ):
+    found: list[Payload | int] = []
+    fields = _descriptors(view, layout, max_bytes)
+    for key, is_tensor, field in zip(layout.keys, layout.tensors, fields, strict=True):
         reference = base.get(key) if field.encoding in _OF_BASE else None
-        if field.encoding in _OF_BASE and (
-            reference is None or isinstance(reference, TensorValue) != is_tensor
-        ):
+        if field.encoding in _OF_BASE and not isinstance(reference, TensorValue if is_tensor else bytes):
             raise CorruptRecordError(f"{field.label} refers to the base graph, which has no such field")
         stored = view[field.start : field.start + field.length]
         if field.encoding == CONSTANT:
-            fields.append(int.from_bytes(stored, "little"))
+            found.append(int.from_bytes(stored, "little"))
         elif reference is not None and field.encoding == BASE:
-            fields.append(reference)
+            found.append(reference)
         else:
-            fields.append(decoded(stored, field, reference))
-    return layout, fields
+            found.append(decoded(stored, field, reference))
+    return layout, found
 
 
 def _descriptors(body: memoryview, layout: Layout, max_bytes: int) -> list[StoredField]:
@@ -211,26 +230,17 @@ def descriptor(body: memoryview, position: int, label: str, is_tensor: bool) -> 
     if end > len(body):
         raise CorruptRecordError(f"record ends inside the descriptor of {label}")
     encoding, dtype, ndim, fill, length = FIELD.unpack_from(body, position)
-    if encoding == BASE:
-        if dtype or ndim or fill or length:
-            raise CorruptRecordError(f"{label} is the base graph's and says dtype {dtype} and {length} bytes")
-        return StoredField(label, BASE, 0, 0, (), 0, 0), end
-    if encoding == CONSTANT:
-        if dtype or ndim or fill or length != 8:
-            raise CorruptRecordError(f"{label} is a constant and says dtype {dtype} and {length} bytes")
-        return StoredField(label, CONSTANT, 0, 0, (), 0, length), end
+    if encoding in _ALWAYS:
+        what, size = _ALWAYS[encoding]
+        if dtype or ndim or fill or length != size:
+            raise CorruptRecordError(f"{label} is {what} and says dtype {dtype} and {length} bytes")
+        return StoredField(label, encoding, 0, 0, (), 0, size), end
     if ndim > MAX_NDIM or end + 8 * ndim > len(body):
         raise CorruptRecordError(f"{label} says {ndim} dimensions")
     shape: tuple[int, ...] = struct.unpack_from(f"<{ndim}q", body, end)
     known = dtype in DTYPES if is_tensor else dtype == 0 and ndim == 0
-    possible: tuple[int, ...] = (
-        (RAW, BITS, SPARSE, DIFF) if dtype == BOOL else (RAW, DIFF) if is_tensor else (RAW,)
-    )
-    if is_tensor and known and 2 <= DTYPES[dtype].carrier.itemsize <= 8:
-        possible = (RAW, DIFF, PALETTE)
-    if is_tensor and known and dtype != BOOL:
-        possible += allowed(dtype)
-    if not known or encoding not in possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
+    possible = known and encoding in (allowed(dtype) if is_tensor else (RAW,))
+    if not possible or fill > (encoding == SPARSE) or min(shape, default=0) < 0:
         raise CorruptRecordError(
             f"{label} says encoding {encoding}, dtype {dtype}, fill {fill}, shape {shape}"
         )

@@ -9,7 +9,6 @@ workers or shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,12 +112,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         ranks = [0 if store is None else 1 if isinstance(store, str) else 2 for store, _ in self.stores]
-        if (
-            self.graph not in ("Data", "HeteroData")
-            or ranks[:1] != [0]
-            or 0 in ranks[1:]
-            or ranks != sorted(ranks)
-        ):
+        in_order = ranks == sorted(ranks) and ranks.count(0) == 1
+        if self.graph not in ("Data", "HeteroData") or not in_order:
             raise FormatError(f"layout of graph {self.graph!r} has stores {[s for s, _ in self.stores]}")
         if self.graph == "Data" and len(ranks) != 1:
             raise FormatError(f"layout of a Data object must have one store, got {len(ranks)}")
@@ -165,19 +160,14 @@ class Layout:
         Raises:
             FormatError: If anything is missing, unknown, double or of another type.
         """
-        if (
-            not isinstance(data, dict)
-            or set(data) != {"graph", "stores"}
-            or not isinstance(data["graph"], str)
-        ):
+        if not isinstance(data, dict) or set(data) != {"graph", "stores"} or type(data["graph"]) is not str:
             raise FormatError("a layout must be an object with the keys 'graph' and 'stores'")
         stores = []
-        for item in _sequence(data["stores"], "stores"):
-            store, fields = _pair(item, "a store")
-            named = [_pair(field, "a field") for field in _sequence(fields, "fields")]
+        for store, fields in _pairs(data["stores"]):
+            named = tuple([(name, kind) for name, kind in _pairs(fields)])
             if any(not isinstance(part, str) for field in named for part in field):
                 raise FormatError("a layout's field must be two strings, name and kind")
-            stores.append((store_from_json(store), tuple(named)))
+            stores.append((store_from_json(store), named))
         return cls(data["graph"], tuple(stores))
 
 
@@ -199,13 +189,7 @@ def store_from_json(data: Any) -> StoreKey:
     raise FormatError(f"a store must be null, a node type or three strings, got {str(data)[:80]}")
 
 
-def _sequence(data: Any, what: str) -> Iterable[Any]:
-    if not isinstance(data, list):
-        raise FormatError(f"a layout's {what} must be a list, got {type(data).__name__}")
+def _pairs(data: Any) -> list[list[Any]]:
+    if not isinstance(data, list) or any(not isinstance(each, list) or len(each) != 2 for each in data):
+        raise FormatError(f"stores and fields of a layout must be lists of pairs, got {str(data)[:80]}")
     return data
-
-
-def _pair(data: Any, what: str) -> tuple[Any, Any]:
-    if not isinstance(data, list) or len(data) != 2:
-        raise FormatError(f"{what} of a layout must be a pair")
-    return data[0], data[1]

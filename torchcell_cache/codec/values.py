@@ -25,7 +25,7 @@ MAX_ENTRIES = 256
 PALETTE_LIMIT = 1 << 16
 """Changes of one field up to which a palette is tried: finding the distinct elements of more takes too long."""
 
-_DIFF_HEAD = struct.Struct("<II")
+HEAD = struct.Struct("<II")
 _CHUNK = 1 << 18
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -58,40 +58,30 @@ def too_large(what: str, got: int, cap: int) -> RecordTooLargeError:
     )
 
 
-def equals_base(value: Payload, base: Payload | None, mode: str) -> bool:
-    """Whether a value is stored as the base graph's: JSON whenever equal, tensors not in ``full`` mode."""
-    if isinstance(value, bytes):
-        return value == base
-    reference = _reference(value, base) if mode != "full" else None
-    return reference is not None and bool(np.array_equal(as_bits(value.array), as_bits(reference)))
-
-
 def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
-    """Encode one field that is not the base graph's; the shortest form wins, the lower code when equal."""
+    """Encode one field: as the base graph's if it is equal to that, else in the shortest form, the lower code when equal."""
     if isinstance(value, bytes):
-        return RAW, 0, value
-    array, size = value.array, value.array.size
+        return (BASE, 0, b"") if value == base else (RAW, 0, value)
+    array, reference = value.array, None
+    if mode != "full" and isinstance(base, TensorValue):
+        reference = base.array if (base.dtype, base.array.shape) == (value.dtype, array.shape) else None
+    if reference is not None and np.array_equal(as_bits(array), as_bits(reference)):
+        return BASE, 0, b""
     if value.dtype == BOOL:
         # A bool tensor made by reinterpreting bytes may hold other bytes than 0 and 1; they all mean True.
         array = np.not_equal(array.view(np.uint8), 0)
-    if value.dtype == BOOL and size > 8:
+    if value.dtype == BOOL and array.size > 8:
         best = (BITS, 0, np.packbits(array.reshape(-1), bitorder="little").tobytes())
     else:
         best = (RAW, 0, little_endian(array, value.dtype))
-    if mode != "full":
-        sparse = _sparse(array, len(best[2])) if value.dtype == BOOL else None
-        best = sparse or best
-        reference = _reference(value, base)
-        if reference is not None:
-            best = _differences(TensorValue(value.dtype, array), reference, len(best[2])) or best
+    if mode != "full" and value.dtype == BOOL:
+        best = _sparse(array, len(best[2])) or best
+    if reference is not None:
+        changed = as_bits(array) != as_bits(reference)
+        positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
+        new = TensorValue(value.dtype, array.reshape(-1)[positions])
+        best = differences(new, positions, len(best[2])) or best
     return best
-
-
-def _reference(value: TensorValue, base: Payload | None) -> Array | None:
-    alike = (
-        isinstance(base, TensorValue) and base.dtype == value.dtype and base.array.shape == value.array.shape
-    )
-    return base.array if isinstance(base, TensorValue) and alike else None
 
 
 def as_bits(array: Array) -> Array:
@@ -116,40 +106,34 @@ def _sparse(array: Array, limit: int) -> Encoded | None:
     return (SPARSE, int(fill), payload) if len(payload) < limit else None
 
 
-def _differences(value: TensorValue, base: Array, limit: int) -> Encoded | None:
-    """Positions and new elements where ``value`` differs from ``base``, if that takes less than ``limit`` bytes."""
-    changed = as_bits(value.array) != as_bits(base)
-    found = differences(value, np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed), limit)
-    return None if found is None else (PALETTE if found[0] else DIFF, 0, found[1])
-
-
-def differences(value: TensorValue, positions: Int64Array, limit: int) -> tuple[bool, bytes] | None:
-    """Positions and elements of ``value`` there, if that takes less than ``limit`` bytes, and whether with a palette.
+def differences(
+    new: TensorValue, at: Int64Array | bytes, limit: int, codes: tuple[int, int] = (DIFF, PALETTE)
+) -> Encoded | None:
+    """New elements at positions or at their gap code, if that takes less than ``limit`` bytes.
 
     An element takes its own bytes (DIFF), or one byte and a place in a table of the distinct ones (PALETTE).
     """
-    size = value.array.itemsize
-    words: bytes | None = None
-    best: tuple[bool, bytes] | None = None
-    if len(positions) * (2 + size) < limit:
-        words = _words(positions)
-        new = little_endian(value.array.reshape(-1)[positions], value.dtype)
-        payload = _DIFF_HEAD.pack(len(words) // 2, 0) + padded(words) + new
-        if len(payload) < limit:
-            best, limit = (False, payload), len(payload)
-    if not 2 <= size <= 8 or not 0 < 3 * len(positions) < min(limit, 3 * PALETTE_LIMIT + 1):
+    count, size = len(new.array), new.array.itemsize
+    if 3 * count >= limit:
+        return None
+    words = at if isinstance(at, bytes) else _words(at)
+    best: Encoded | None = None
+    payload = HEAD.pack(len(words) // 2, 0) + padded(words) + little_endian(new.array, new.dtype)
+    if len(payload) < limit:
+        best, limit = (codes[0], 0, payload), len(payload)
+    bits = as_bits(new.array)
+    if (
+        not (2 <= size <= 8 and 0 < count <= PALETTE_LIMIT)
+        or len(np.unique(bits[: 4 * MAX_ENTRIES])) > MAX_ENTRIES
+    ):
         return best
-    bits = as_bits(value.array)[positions]
-    if len(np.unique(bits[: 4 * MAX_ENTRIES])) > MAX_ENTRIES:
-        return best
-    entries, indices = np.unique(bits, return_inverse=True)
+    entries, numbers = np.unique(bits, return_inverse=True)
     if len(entries) > MAX_ENTRIES:
         return best
-    words = _words(positions) if words is None else words
     table = padded(entries.astype(f"<u{size}", copy=False).tobytes())
-    head = _DIFF_HEAD.pack(len(words) // 2, len(entries)) + padded(words)
-    payload = head + table + indices.astype(np.uint8).tobytes()
-    return (True, payload) if len(payload) < limit else best
+    head = HEAD.pack(len(words) // 2, len(entries)) + padded(words)
+    payload = head + table + numbers.astype(np.uint8).tobytes()
+    return (codes[1], 0, payload) if len(payload) < limit else best
 
 
 def _words(positions: Int64Array) -> bytes:
@@ -224,19 +208,20 @@ def native(stored: memoryview, field: StoredField) -> Array:
 
 def patched(stored: memoryview, field: StoredField, flat: Array, palette: bool) -> None:
     """Put the stored elements into a flat tensor."""
-    num_words, entries = _DIFF_HEAD.unpack_from(stored) if len(stored) >= _DIFF_HEAD.size else (0, 1 << 31)
-    end = _DIFF_HEAD.size + 2 * num_words
+    num_words, entries = HEAD.unpack_from(stored) if len(stored) >= HEAD.size else (0, 1 << 31)
+    end = HEAD.size + 2 * num_words
     first = end + -end % 8
     if first > len(stored) or any(stored[end:first]) or (entries and not palette):
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
     if palette:
-        new = _looked_up(stored[first:], entries, field)
+        table, numbers = entries_of(stored[first:], entries, field)
+        new = picked(table, np.frombuffer(numbers, dtype=np.uint8), field)
     elif (len(stored) - first) % DTYPES[field.dtype].carrier.itemsize == 0:
         new = native(stored[first:], field)
     else:
         raise CorruptRecordError(f"{field.label} has a malformed list of changes")
     done = 0
-    for positions in _positions(stored[_DIFF_HEAD.size : end], flat.size, field.label):
+    for positions in _positions(stored[HEAD.size : end], flat.size, field.label):
         if done + len(positions) > len(new):
             raise CorruptRecordError(f"{field.label} changes more positions than it has new elements")
         flat[positions] = new[done : done + len(positions)]
@@ -245,16 +230,20 @@ def patched(stored: memoryview, field: StoredField, flat: Array, palette: bool) 
         raise CorruptRecordError(f"{field.label} changes {done} positions and has {len(new)} new elements")
 
 
-def _looked_up(stored: memoryview, num_entries: int, field: StoredField) -> Array:
-    """New elements from their table and a byte each."""
+def entries_of(stored: memoryview, num_entries: int, field: StoredField) -> tuple[Array, memoryview]:
+    """A table of distinct elements, and what follows it."""
     end = num_entries * DTYPES[field.dtype].carrier.itemsize
     first = end + -end % 8
     if not 0 < num_entries <= MAX_ENTRIES or first > len(stored) or any(stored[end:first]):
         raise CorruptRecordError(f"{field.label} has a malformed table of elements")
-    indices = np.frombuffer(stored[first:], dtype=np.uint8)
-    if len(indices) and int(indices.max()) >= num_entries:
-        raise CorruptRecordError(f"{field.label} refers to element {int(indices.max())} of {num_entries}")
-    return native(stored[:end], field)[indices]
+    return native(stored[:end], field), stored[first:]
+
+
+def picked(entries: Array, numbers: npt.NDArray[np.uint8], field: StoredField) -> Array:
+    """Elements by their numbers in a table."""
+    if len(numbers) and int(numbers.max()) >= len(entries):
+        raise CorruptRecordError(f"{field.label} refers to element {int(numbers.max())} of {len(entries)}")
+    return entries[numbers]
 
 
 def _positions(stored: memoryview, count: int, label: str) -> Iterator[Int64Array]:

@@ -202,16 +202,9 @@ def _in_the_way(path: StrPath) -> str:
 def _is_full(path: StrPath) -> bool:
     """Whether there is no room left, on the device or below this process's file size limit."""
     try:
-        return free_bytes(path) < _NEARLY_FULL_BYTES or _at_size_limit(path)
+        if free_bytes(path) < _NEARLY_FULL_BYTES:
+            return True
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return limit != resource.RLIM_INFINITY and Path(path).stat().st_size + _NEARLY_FULL_BYTES > limit
     except OSError:
         return False
-
-
-def _at_size_limit(path: StrPath) -> bool:
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    target = Path(path)
-    return (
-        limit != resource.RLIM_INFINITY
-        and target.is_file()
-        and target.stat().st_size + _NEARLY_FULL_BYTES > limit
-    )

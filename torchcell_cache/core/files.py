@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ import xxhash
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.hints import StrPath, repair_hint
 from torchcell_cache.core.process import runs_here, this_process
-from torchcell_cache.errors import CorruptShardError, StorageLostError, StorageReadOnlyError
+from torchcell_cache.errors import CacheError, CorruptShardError, StorageLostError, StorageReadOnlyError
 
 TEMP_PREFIX = ".tmp-"
 _TEMP_NAME = re.compile(r"\.tmp-.*\.([0-9a-f]{8})\.([0-9]{1,10})\.([0-9]{1,20})\.[0-9a-f]{16}", re.DOTALL)
@@ -134,7 +135,7 @@ def publish_new(temporary: StrPath, path: StrPath) -> bool:
             won = True
         except FileExistsError:
             # NFS answers a repeated request with EEXIST although the first one succeeded: count the names.
-            won = os.lstat(temporary).st_nlink == 2 or _same_file(os.lstat(temporary), path)
+            won = os.lstat(temporary).st_nlink == 2 or same_file(os.lstat(temporary), path)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
@@ -145,15 +146,20 @@ def publish_new(temporary: StrPath, path: StrPath) -> bool:
     return won
 
 
-def fsync_file(path: StrPath) -> None:
+def fsync_file(path: StrPath, flags: int = os.O_RDONLY) -> None:
     """Force a file's content to the device."""
-    _fsync_path(path, os.O_RDONLY)
+    with storage_errors(path, "fsync"):
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def fsync_dir(path: StrPath) -> None:
     """Force a directory's names to the device, where the file system knows that operation."""
     try:
-        _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+        fsync_file(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
@@ -247,26 +253,32 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _fsync_path(path: StrPath, flags: int) -> None:
-    with storage_errors(path, "fsync"):
-        descriptor = os.open(path, flags | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _same_file(ours: os.stat_result, path: StrPath) -> bool:
+def open_regular(path: StrPath, kind: type[CacheError], fix: str | None, flags: int = os.O_RDONLY) -> int:
+    """Descriptor of a file; what is none (a link, a device, a pipe, a directory) is refused by an error of this kind."""
+    error = kind(f"{path} is not a regular file (a symbolic link is refused)", path=os.fspath(path), fix=fix)
     try:
-        there = os.lstat(path)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as refused:
+        if refused.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise error from refused
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error
+    return descriptor
+
+
+def same_file(ours: os.stat_result, path: StrPath) -> bool:
+    """Whether a name leads to that file."""
+    try:
+        return os.path.samestat(ours, os.lstat(path))
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _landed(ours: os.stat_result, temporary: StrPath, path: StrPath) -> bool:
     """Whether a rename that reported failure did happen: old name gone, new name is our inode."""
-    return not os.path.lexists(temporary) and _same_file(ours, path)
+    return not os.path.lexists(temporary) and same_file(ours, path)
 
 
 def _rename_new(temporary: StrPath, path: StrPath) -> bool:

@@ -1,6 +1,6 @@
-"""What a store was built from, as a small tree, and the explanation of how two such trees differ.
+"""Digests of plain values, what a store was built from as a small tree, and the explanation of how two such trees differ.
 
-The tree holds JSON only, for example::
+The same value gives the same digest on every machine. The tree holds JSON only, for example::
 
     {"format": 1, "base_graph": {"gene": {"x": "float32[6607,64]:..."}}, "processor": {...}, "source": {...}}
 
@@ -9,28 +9,138 @@ Every leaf is a *part*. Two stores are interchangeable when all parts are equal.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchcell_cache.core.digests import array_digest, canonical_json, sha256_json, storable_json
+import numpy as np
+import numpy.typing as npt
+import xxhash
 
-__all__ = [
-    "Difference",
-    "Fingerprint",
-    "array_digest",
-    "canonical_json",
-    "diff",
-    "explain",
-    "sha256_json",
-    "source_part",
-]
+from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.errors import SettingError
 
+INTEGERS = range(-(1 << 63), 1 << 64)
+"""Whole numbers that every reader of JSON can hold."""
+MAX_DEPTH, _DEEPEST = 32, 24
 _DIGEST = re.compile(r"(?P<kind>.+)\[(?P<shape>[\d,]*)\]:(?P<hash>[0-9a-f]{32})")
 _SOURCE = re.compile(r"source:(?P<hash>[0-9a-f]{32})")
 _LONGEST_VALUE = 100
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no white space, as UTF-8.
+
+    Raises:
+        SettingError: If something else is inside; the message has the path to it.
+    """
+    try:
+        check_json(value, "value")
+    except RecursionError:
+        raise SettingError("value is nested too deeply for JSON, or contains itself") from None
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def check_json(value: object, path: str, levels: int = -1) -> None:
+    """Insist on JSON; where ``levels`` are counted down to 0 also on integers of 64 bits, but not on valid Unicode.
+
+    Raises:
+        ValueError: With the path to what is something else.
+    """
+    if levels == 0:
+        raise ValueError(f"{path[:80]}: nested deeper than {MAX_DEPTH}")
+    if isinstance(value, int):
+        if levels > 0 and value not in INTEGERS:
+            raise ValueError(f"{path}: integer beyond 64 bits")
+    elif isinstance(value, str):
+        try:
+            value.encode("utf-8", "strict" if levels < 0 else "surrogatepass")
+        except UnicodeEncodeError:
+            raise ValueError(f"{path} is not valid Unicode text: {value!a:.80}") from None
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{path} is {value!r}, not a finite number")
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            check_json(item, f"{path}[{position}]", levels - 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{path} has the key {key!r:.80} of type {type(key).__name__}, expected str")
+            if not key.isascii():
+                check_json(key, f"the key {key!a:.80} of {path}", levels)
+            check_json(item, f"{path}.{key}", levels - 1)
+    elif value is not None:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise ValueError(
+            f"{path} is of type {kind}, expected JSON: None, bool, int, float, str, list or dict"
+        )
+
+
+def sha256_json(value: object) -> str:
+    """SHA-256 of :func:`canonical_json`, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def array_digest(array: npt.NDArray[Any]) -> str:
+    """Identity of an array: dtype, shape and content, such as ``float32[6607,64]:<32 hexadecimal digits>``.
+
+    The content is hashed in C order and little-endian, so views, memory order and byte order do not matter.
+    A C-contiguous array is not copied.
+
+    Raises:
+        SettingError: For dtypes whose bytes are not their value (objects, records, long double).
+    """
+    dtype = array.dtype
+    if dtype.kind not in "biufcmMSU" or dtype.char in "gG":
+        raise SettingError(
+            f"an array of dtype {dtype} has no stable digest; split or convert it to a plain dtype"
+        )
+    little = dtype.newbyteorder("<")
+    plain = np.ascontiguousarray(array, dtype=little)
+    content = plain.reshape(-1).view(np.uint8).data if plain.size else b""
+    shape = ",".join(str(size) for size in array.shape)
+    return f"{dtype.name}[{shape}]:{xxhash.xxh3_128(content).hexdigest()}"
+
+
+def is_json(value: object) -> bool:
+    """Whether :func:`canonical_json` accepts the value."""
+    try:
+        canonical_json(value)
+    except SettingError:
+        return False
+    return True
+
+
+def digest_text(value: object) -> str:
+    """Short stand-in for a JSON value too long to keep, such as ``list[6607]:<32 hexadecimal digits>``."""
+    size = len(value) if isinstance(value, (str, list, tuple, Mapping)) else 0
+    return f"{type(value).__name__}[{size}]:{sha256_json(value)[:32]}"
+
+
+def storable_json(value: Any, depth: int = 0) -> Any:
+    """JSON that a manifest can hold: integers beyond 64 bits as text, what is nested too deeply as a digest."""
+    if type(value) is int and value not in INTEGERS:
+        return {"$int": hex(value)}
+    if isinstance(value, (list, tuple, dict)) and depth > _DEEPEST:
+        return {"$digest": digest_text(value)}
+    if isinstance(value, (list, tuple)):
+        return [storable_json(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: storable_json(item, depth + 1) for key, item in value.items()}
+    return value
+
+
+def digest_of(indices: Int64Array) -> str:
+    """XXH3-128 of positions as little-endian int64, hexadecimal."""
+    return xxhash.xxh3_128(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
 def source_part(source: Any) -> dict[str, Any]:

@@ -30,7 +30,11 @@ def as_positions(index: Any, count: int) -> Int64Array:
         return index.copy()  # what loaders ask for, in the fewest steps
     given = type(index).__name__
     if isinstance(index, slice):
-        return np.arange(count)[_whole(index, count)]
+        # Float ends stand for shares of the dataset, as PyG has it.
+        start, stop = (
+            round(end * count) if isinstance(end, float) else end for end in (index.start, index.stop)
+        )
+        return np.arange(count)[start : stop : index.step]
     if isinstance(index, range):
         index = np.arange(index.start, index.stop, index.step)
     elif hasattr(index, "detach"):
@@ -55,10 +59,8 @@ def as_positions(index: Any, count: int) -> Int64Array:
         raise IndexError(f"a dataset is indexed by integers or bools, got an array of {index.dtype}")
     positions: Int64Array = index.astype(np.int64)
     if len(positions):
-        low, high = (
-            int(index.min()),
-            int(index.max()),
-        )  # as given: large unsigned numbers would become negative
+        # As given: large unsigned numbers would become negative.
+        low, high = int(index.min()), int(index.max())
         if low < -count or high >= count:
             raise IndexError(f"index {high if high >= count else low} is out of range for {count} samples")
         if low < 0:
@@ -89,12 +91,6 @@ def position(index: Any, count: int, what: str = "sample") -> int:
 def all_within(positions: Int64Array, count: int) -> bool:
     """Whether all positions are from 0 to ``count - 1``: negative ones are huge when read as unsigned."""
     return len(positions) > 0 and int(positions.view(np.uint64).max()) < count
-
-
-def _whole(index: slice, count: int) -> slice:
-    """A slice whose float ends stand for shares of the dataset, as PyG has it."""
-    start, stop = (round(end * count) if isinstance(end, float) else end for end in (index.start, index.stop))
-    return slice(start, stop, index.step)
 
 
 class Positions(Sequence[int]):

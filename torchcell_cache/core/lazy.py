@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+AFTER_FORK: weakref.WeakSet[Any] = weakref.WeakSet()
+"""What a forked child has to ``renew``."""
+os.register_at_fork(after_in_child=lambda: [each.renew() for each in list(AFTER_FORK)])
 
 
 class cached_property(Generic[T]):  # noqa: N801 - it stands where functools' would
@@ -44,7 +47,7 @@ class ThreadLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        _LOCKS.add(self)
+        AFTER_FORK.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -58,14 +61,3 @@ class ThreadLock:
     def renew(self) -> None:
         """Forget who holds it."""
         self._lock = threading.RLock()
-
-
-_LOCKS: weakref.WeakSet[ThreadLock] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for lock in list(_LOCKS):
-        lock.renew()
-
-
-os.register_at_fork(after_in_child=_after_fork)

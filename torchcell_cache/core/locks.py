@@ -12,21 +12,18 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import shlex
-import stat
 import time
 import warnings
-import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from torchcell_cache.core.failures import storage_error, storage_errors
-from torchcell_cache.core.files import temp_path
+from torchcell_cache.core.files import open_regular, same_file, temp_path
 from torchcell_cache.core.hints import StrPath
+from torchcell_cache.core.lazy import AFTER_FORK
 from torchcell_cache.core.process import ProcessId, this_process
 from torchcell_cache.errors import BuildInProgressError, UnsafeContentError
 
@@ -34,29 +31,11 @@ LOCK_NAME = ".lock"
 STATUS_NAME = ".status.json"
 
 _MAX_JSON_BYTES = 1 << 20
-_NO_LOCKS = {
-    errno.ENOSYS,
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EINVAL,
-    errno.EBADF,  # NFS, for a file that could only be opened for reading
-}
+# EBADF: of NFS, for a file that could only be opened for reading.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
+_NO_LOCKS |= {errno.EINVAL, errno.EBADF}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 0.5
 _LINE_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class LockOwner:
-    """What the holder wrote into the lock file; a hint for messages, not the lock itself."""
-
-    process: ProcessId
-    nonce: str
-
-    def __str__(self) -> str:
-        return f"pid {self.process.pid} on {self.process.host}"
 
 
 class BuilderLock:
@@ -68,9 +47,9 @@ class BuilderLock:
 
     def __init__(self, path: StrPath, shared: bool = False) -> None:
         self.path, self.shared = Path(path), shared
-        self.nonce = secrets.token_hex(8)
         self._descriptor: int | None = None
         self._unsupported = False
+        AFTER_FORK.add(self)
 
     @property
     def held(self) -> bool:
@@ -115,13 +94,9 @@ class BuilderLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self._close()
 
-    def owner(self) -> LockOwner | None:
+    def owner(self) -> ProcessId | None:
         """Who holds (or last held) the lock, or ``None`` if the file is missing, empty or unreadable."""
-        record = _read_json(self.path)
-        try:
-            return None if record is None else _parse_owner(record)
-        except (KeyError, TypeError):
-            return None
+        return ProcessId.of(read_status(self.path))
 
     def __enter__(self) -> Self:
         if not self.held and not self.acquire():
@@ -134,9 +109,7 @@ class BuilderLock:
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def __del__(self) -> None:
@@ -156,41 +129,27 @@ class BuilderLock:
             if error.errno not in _NO_LOCKS:
                 raise storage_error(error.errno, self.path, "lock") or error from None
             return self._go_without(os.strerror(error.errno))
-        if not self._is_still_there(descriptor):
+        if not same_file(os.fstat(descriptor), self.path):
             os.close(descriptor)  # removed between open and flock: a lock on it excludes nobody
             return self._try_once()
         self._descriptor = descriptor
-        _HELD.add(self)
         self._write_owner(descriptor)
         return True
 
     def _open(self) -> int | None:
         """Descriptor of the lock file, ``None`` if it is somebody else's who does not let us in."""
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = None
         with storage_errors(self.path, "lock"):
             try:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+                return self._opened(os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 if not os.path.lexists(self.path):
                     raise
                 with contextlib.suppress(PermissionError):
-                    descriptor = os.open(self.path, os.O_RDONLY | flags)
-            except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                    raise
-                raise self._not_a_file() from error
-        if descriptor is not None and not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise self._not_a_file()
-        return descriptor
+                    return self._opened(os.O_RDONLY)
+        return None
 
-    def _not_a_file(self) -> UnsafeContentError:
-        return UnsafeContentError(
-            f"lock file {self.path} is not a regular file (a symbolic link is refused)",
-            path=self.path,
-            fix=f"remove {self.path}",
-        )
+    def _opened(self, flags: int) -> int:
+        return open_regular(self.path, UnsafeContentError, f"remove {self.path}", flags)
 
     def _go_without(self, reason: str) -> bool:
         warnings.warn(
@@ -202,19 +161,16 @@ class BuilderLock:
         self._unsupported = True
         return True
 
-    def _is_still_there(self, descriptor: int) -> bool:
-        try:
-            there = self.path.lstat()
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(there, os.fstat(descriptor))
-
     def _write_owner(self, descriptor: int) -> None:
-        record = {**asdict(this_process()), "nonce": self.nonce}
         with contextlib.suppress(OSError):  # read-only, full disk: the lock holds without its label
             os.ftruncate(descriptor, 0)
             if not self.shared:  # one record cannot name several holders
-                os.pwrite(descriptor, json.dumps(record).encode(), 0)
+                os.pwrite(descriptor, json.dumps(asdict(this_process())).encode(), 0)
+
+    def renew(self) -> None:
+        """Close a forked child's copy: the lock then dies with the parent, not with the last of its workers."""
+        self._close()
+        self._unsupported = False
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -226,20 +182,6 @@ def close_quietly(descriptor: int | None) -> None:
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-
-
-_HELD: weakref.WeakSet[BuilderLock] = weakref.WeakSet()
-
-
-def _drop_after_fork() -> None:
-    """Close the child's copy: the lock then dies with the parent, not with the last of its workers."""
-    for lock in list(_HELD):
-        lock._close()
-        lock._unsupported = False
-    _HELD.clear()
-
-
-os.register_at_fork(after_in_child=_drop_after_fork)
 
 
 def write_status(path: StrPath, status: dict[str, Any]) -> bool:
@@ -257,12 +199,7 @@ def write_status(path: StrPath, status: dict[str, Any]) -> bool:
 
 
 def read_status(path: StrPath) -> dict[str, Any] | None:
-    """Last progress written, or ``None`` if there is none that can be read."""
-    return _read_json(path)
-
-
-def _read_json(path: StrPath) -> dict[str, Any] | None:
-    """A small JSON object from a file anybody may have damaged, or ``None``."""
+    """A small JSON object, such as the last progress, from a file anybody may have damaged; ``None`` if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -270,12 +207,3 @@ def _read_json(path: StrPath) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _parse_owner(record: dict[str, Any]) -> LockOwner:
-    texts = [record[key] for key in ("host", "boot_id", "nonce")]
-    numbers = [record[key] for key in ("namespace", "pid", "start_time")]
-    if any(type(text) is not str for text in texts) or any(type(number) is not int for number in numbers):
-        raise TypeError("not a lock owner")
-    (host, boot_id, nonce), (namespace, pid, start_time) = texts, numbers
-    return LockOwner(ProcessId(host, boot_id, namespace, pid, start_time), nonce)

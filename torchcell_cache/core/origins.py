@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.digests import array_digest, sha256_json
+from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.ragged import Int64Array, offsets, ragged_rows
 
 Codes = npt.NDArray[np.integer[Any]]
@@ -98,9 +98,7 @@ class Origins:
         samples, codes = np.divmod(np.unique(owner * width + getattr(self, name)), width)
         ptr = np.searchsorted(samples, np.arange(count + 1))
         texts, state = [""], np.zeros(count, dtype=np.int64)
-        for depth in range(
-            int(np.diff(ptr).max(initial=0))
-        ):  # longer and longer beginnings of what a sample has
+        for depth in range(int(np.diff(ptr).max(initial=0))):  # longer and longer beginnings
             rows = np.flatnonzero(np.diff(ptr) > depth)
             found, at = np.unique(state[rows] * width + codes[ptr[rows] + depth], return_inverse=True)
             state[rows] = len(texts) + at

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -33,6 +34,17 @@ class ProcessId:
     namespace: int
     pid: int
     start_time: int
+
+    @classmethod
+    def of(cls, record: Any) -> ProcessId | None:
+        """The process that JSON speaks of, which anybody may have damaged; ``None`` if it speaks of none."""
+        kinds = {"host": str, "boot_id": str, "namespace": int, "pid": int, "start_time": int}
+        if not isinstance(record, dict) or any(type(record.get(k)) is not kind for k, kind in kinds.items()):
+            return None
+        return cls(**{name: record[name] for name in kinds})
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
 
     @property
     def machine(self) -> str:

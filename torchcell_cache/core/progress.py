@@ -72,9 +72,8 @@ class Progress:
         self.lines, self.what = enabled, what
         if enabled and (self.stream.isatty() or _in_notebook()):
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # where a notebook has no widgets, tqdm's line of text will do
+                # Where a notebook has no widgets, tqdm's line of text will do.
+                warnings.simplefilter("ignore")
                 from tqdm.auto import tqdm
 
             sized = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": "sample"}

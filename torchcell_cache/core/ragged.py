@@ -85,6 +85,5 @@ def means(values: npt.NDArray[Any], owner: Int64Array, count: int) -> npt.NDArra
 def ascends(flat: npt.NDArray[Any], ptr: Int64Array) -> bool:
     """Whether each list of a ragged array rises strictly."""
     falls = (flat[1:] <= flat[:-1]).nonzero()[0] + 1
-    return len(falls) == 0 or bool(
-        (ptr[ptr.searchsorted(falls)] == falls).all()
-    )  # only from one list to the next
+    # Only from one list to the next.
+    return len(falls) == 0 or bool((ptr[ptr.searchsorted(falls)] == falls).all())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.digests import array_digest, sha256_json
+from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.origins import Origins
 from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SourceContractError
@@ -165,13 +165,8 @@ class SampleTable:
             ("value_ptr", self.value_ptr, len(self.values)),
             *unknown,
         ):
-            if (
-                ptr.ndim != 1
-                or len(ptr) < 1
-                or ptr[0] != 0
-                or ptr[-1] != total
-                or bool(np.any(np.diff(ptr) < 0))
-            ):
+            ends = ptr.ndim == 1 and len(ptr) > 0 and (ptr[0], ptr[-1]) == (0, total)
+            if not ends or np.any(np.diff(ptr) < 0):
                 raise SourceContractError(f"{name} must rise from 0 to {total}, got {ptr[:3]}..{ptr[-1:]}")
         if len(self.ptr) != len(self.value_ptr):
             raise SourceContractError(

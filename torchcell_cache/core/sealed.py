@@ -11,25 +11,22 @@ object's keys carries no meaning; where order matters, use a list.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import math
 import os
 import re
-import stat
 from typing import Any
 
 from torchcell_cache.core.failures import storage_errors
+from torchcell_cache.core.files import open_regular
+from torchcell_cache.core.fingerprint import MAX_DEPTH, check_json
 from torchcell_cache.core.hints import StrPath
 from torchcell_cache.errors import CorruptManifestError
 
 MAX_BYTES = 64 << 20
-MAX_DEPTH = 32
 # A hostile document of tiny elements would cost 30 times its size in memory; this many are a quarter of a
 # GiB.
 _MAX_ELEMENTS = 4_000_000
-_MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
 
 _OPEN = b"{\n"
 _SEAL = re.compile(rb'\{\n "digest": "([0-9a-f]{64})",\n')
@@ -88,52 +85,15 @@ def read_sealed(path: StrPath, *, fix: str | None = None, canonical: bool = True
         FileNotFoundError: There is no such file.
         CorruptManifestError: It does not hold what was written.
     """
-    with storage_errors(path, "read"):
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENXIO):
-                raise
-            raise _not_a_file(path, fix) from error
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _not_a_file(path, fix)
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(MAX_BYTES + 1)
-        finally:
-            os.close(descriptor)
+    with storage_errors(path, "read"), os.fdopen(open_regular(path, CorruptManifestError, fix), "rb") as file:
+        data = file.read(MAX_BYTES + 1)
     return unseal(data, path=path, fix=fix, canonical=canonical)
 
 
-def plain(value: Any, where: str = "$", depth: int = 0) -> Any:
-    """Copy of ``value`` in plain JSON types; tuples become lists, what JSON cannot hold is refused."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"{where[:80]}: nested deeper than {MAX_DEPTH}")
-    if value is None or isinstance(value, bool):
-        return value
-    if type(value) is str:
-        return value
-    if type(value) is int:
-        if not _MIN_INT <= value <= _MAX_INT:
-            raise ValueError(f"{where}: integer beyond 64 bits")
-        return value
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {value} is not a finite number")
-        return value
-    if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        for key in value:
-            if type(key) is not str:
-                raise TypeError(f"{where}: key {key!r} is {type(key).__name__}, expected str")
-        return {key: plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
-    raise TypeError(f"{where}: {type(value).__name__} cannot be stored as JSON")
-
-
-def _not_a_file(path: StrPath, fix: str | None) -> CorruptManifestError:
-    text = f"{os.fspath(path)} is not a regular file (a symbolic link is refused)"
-    return CorruptManifestError(text, path=os.fspath(path), fix=fix)
+def plain(value: Any, where: str = "$") -> Any:
+    """Copy of ``value`` in plain JSON types; tuples become lists, what JSON cannot hold is refused by ``ValueError``."""
+    check_json(value, where, MAX_DEPTH + 1)
+    return json.loads(json.dumps(value))
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

@@ -66,11 +66,8 @@ def local_path(path: Any, what: str = "root") -> Path:
             raise SettingError(
                 f"{what}={path} cannot be: {error.strerror}", fix="choose another path"
             ) from None
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # no text, a null byte; a home directory that nobody has
+    # No text, a null byte; a home directory that nobody has.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise SettingError(
             f"{what}={path!r} is no path: {error}", fix=f"{what}=a path, . for this directory"
         ) from None

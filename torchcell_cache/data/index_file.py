@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.digests import digest_of
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
-from torchcell_cache.core.fingerprint import explain
+from torchcell_cache.core.fingerprint import digest_of, explain
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.sealed import plain, read_sealed, seal

@@ -18,7 +18,7 @@ from torch_geometric.data.data import BaseData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from torchcell_cache.codec.layout import DTYPES, TENSOR, VALUE, Layout, StoreKey, TensorValue, canonical_json
-from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.fingerprint import array_digest
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, UnsupportedValueError
 from torchcell_cache.graph.compare import stores_of

@@ -10,10 +10,9 @@ import errno
 import fcntl
 import os
 import struct
-import weakref
 from pathlib import Path
 
-from torchcell_cache.core.lazy import ThreadLock
+from torchcell_cache.core.lazy import AFTER_FORK, ThreadLock
 from torchcell_cache.core.locks import close_quietly
 
 _OTHERS = (errno.EAGAIN, errno.EACCES)
@@ -31,7 +30,7 @@ class ByteLocks:
         self.path = path
         self.supported = True
         self._descriptor: int | None = None
-        _ALL.add(self)
+        AFTER_FORK.add(self)
 
     def shared(self, byte: int) -> bool:
         """Take a shared lock, or make an exclusive one shared; ``False`` if somebody has it exclusively."""
@@ -59,6 +58,8 @@ class ByteLocks:
         descriptor, self._descriptor = self._descriptor, None
         close_quietly(descriptor)
 
+    renew = close  # after a fork: the parent's descriptor keeps the parent's locks
+
     def __del__(self) -> None:
         self.close()
 
@@ -85,12 +86,3 @@ class ByteLocks:
 
 
 _OPENING = ThreadLock()
-_ALL: weakref.WeakSet[ByteLocks] = weakref.WeakSet()
-
-
-def _reopen_after_fork() -> None:
-    for locks in list(_ALL):
-        locks.close()  # the parent's descriptor keeps the parent's locks
-
-
-os.register_at_fork(after_in_child=_reopen_after_fork)

@@ -62,9 +62,8 @@ class EnvPool(Generic[H]):
             handle = self._open.get(key) or self._revive(key)
             if handle is None:
                 self._make_room()
-                handle = (
-                    self._open.get(key) or self._revive(key) or make()
-                )  # it may have come while we waited
+                # It may have come while we waited.
+                handle = self._open.get(key) or self._revive(key) or make()
             self._open[key] = handle
             self._open.move_to_end(key)
             return handle
@@ -169,6 +168,5 @@ class EnvPool(Generic[H]):
         self._fork_lock = threading.Lock()
         self.epoch += 1
         self.active = {}  # other threads do not live in the child
-        self.changed = threading.Condition(
-            threading.RLock()
-        )  # the forking thread may not be the one that held it
+        # The forking thread may not be the one that held it.
+        self.changed = threading.Condition(threading.RLock())

@@ -245,7 +245,10 @@ class Generation:
         if self.fetcher is None or self.fetcher.bring_shards(shards):
             records = self.files.read(wanted, shards.tolist())
         else:
-            records = self._read_by_shard(array, shards)
+            # Shard after shard: each is fetched once, however few fit at a time.
+            order = np.argsort(shards, kind="stable")
+            found = self.files.read(array[order].tolist(), shards[order].tolist())
+            records = [found[k] for k in np.argsort(order).tolist()]
         self._check(records, wanted, shards)
         return records
 
@@ -262,26 +265,14 @@ class Generation:
 
         return self.files.visit(wanted, shards.tolist(), checked)
 
-    def _read_by_shard(self, indices: npt.NDArray[np.int64], shards: npt.NDArray[np.int64]) -> list[bytes]:
-        """Records in the order asked for, read shard after shard: each is fetched once, however few fit at a time."""
-        order = np.argsort(shards, kind="stable")
-        records = self.files.read(indices[order].tolist(), shards[order].tolist())
-        out = [b""] * len(records)
-        for place, record in zip(order.tolist(), records, strict=True):
-            out[place] = record
-        return out
-
     def _check(self, records: Sequence[envelope.Buffer], wanted: list[int], shards: Any) -> None:
         try:
             envelope.check(records, wanted, self.seeds[shards])
         except CorruptRecordError as error:
             shard = int(shards[error.place])
             path = self.directory / self.manifest.shards[shard].file.name
-            raise CorruptRecordError(
-                f"{path}: {error} (shard {shard})",
-                path=path,
-                fix=f"torchcell-cache repair {root_argument(self.root)}",
-            ) from None
+            fix = f"torchcell-cache repair {root_argument(self.root)}"
+            raise CorruptRecordError(f"{path}: {error} (shard {shard})", path=path, fix=fix) from None
 
     def read_columns(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> StructuredColumns:
         """Records of a structured store as ragged columns."""

@@ -88,11 +88,8 @@ class Directory:
         numbers = np.frombuffer(value[: len(value) // 4 * 4], dtype="<u4", offset=_HEAD.size)
         lengths, counts = numbers[:num_records], numbers[num_records:]
         ends = offsets(counts)
-        if (
-            len(numbers) != num_records + num_groups
-            or entries != num_groups + 1
-            or int(ends[-1]) != num_records
-        ):
+        fits = len(numbers) == num_records + num_groups and entries == num_groups + 1
+        if not fits or int(ends[-1]) != num_records:
             raise ValueError("what says where its records lie does not fit it")
         if num_records != count:
             raise ValueError(f"it holds {num_records} records, the manifest says {count}")

@@ -38,7 +38,11 @@ def open_with_lease(root: Path) -> Generation:
         CacheNotFoundError: If there is no store, or the copy is being removed at this moment.
         CorruptManifestError: If the manifest is damaged.
     """
-    copy = _staged(root)
+    try:
+        copy = _take(root / LEASE_NAME)
+    except BlockingIOError:
+        said = f"the staged copy {root} is being removed"
+        raise CacheNotFoundError(said, path=root, fix="torchcell-cache stage ... once more") from None
     try:
         generation, lease = _with_lease(root, Generation.open, lambda found: found.manifest)
     except BaseException:
@@ -79,27 +83,17 @@ def _with_lease(
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """Changes whenever another manifest is published: that is a new file."""
-    try:
+    with contextlib.suppress(OSError):
         info = path.stat()
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, info.st_mtime_ns
-
-
-def _staged(root: Path) -> int | None:
-    try:
-        return _take(root / LEASE_NAME)
-    except BlockingIOError:
-        raise CacheNotFoundError(
-            f"the staged copy {root} is being removed", path=root, fix="torchcell-cache stage ... once more"
-        ) from None
+        return info.st_dev, info.st_ino, info.st_mtime_ns
+    return None
 
 
 def _take(path: Path, how: int = fcntl.LOCK_SH) -> int | None:
     """A descriptor with the lock; ``None`` where there is no such file or there are no locks.
 
     Raises:
-        BlockingIOError: If somebody else's lock keeps this one out.
+        OSError: If somebody else's lock keeps this one out, or, where others are to be kept out, the file system fails.
     """
     try:
         descriptor = os.open(path, _FLAGS)
@@ -109,7 +103,8 @@ def _take(path: Path, how: int = fcntl.LOCK_SH) -> int | None:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except OSError as error:
         close_quietly(descriptor)
-        if isinstance(error, BlockingIOError):
+        failed = how == fcntl.LOCK_EX and error.errno not in _CANNOT_TELL
+        if failed or isinstance(error, BlockingIOError):
             raise
         return None
     return descriptor
@@ -117,7 +112,7 @@ def _take(path: Path, how: int = fcntl.LOCK_SH) -> int | None:
 
 def try_to_remove(root: Path) -> int | None:
     """A descriptor that keeps readers of a staged copy out, ``None`` if somebody reads it."""
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):
         return _take(root / LEASE_NAME, fcntl.LOCK_EX)
     return None
 
@@ -125,13 +120,7 @@ def try_to_remove(root: Path) -> int | None:
 def is_in_use(directory: Path) -> bool:
     """Whether somebody reads a generation; ``False`` where the file system does not say."""
     try:
-        descriptor = os.open(directory / MANIFEST_NAME, _FLAGS)
+        close_quietly(_take(directory / MANIFEST_NAME, fcntl.LOCK_EX))
     except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in _CANNOT_TELL
-    finally:
-        os.close(descriptor)
+        return True
     return False

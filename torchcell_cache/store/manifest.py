@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from torchcell_cache.store.shard_entry import (
     check_count,
     exact_fields,
     file_from_json,
-    file_to_json,
     match_text,
     parse_document,
 )
@@ -98,7 +97,21 @@ class Manifest:
         names = [file.name for file in self.files]
         if len(set(names)) != len(names) or not set(names) <= set(FILE_NAMES):
             raise ValueError(f"files {names}, expected some of {', '.join(FILE_NAMES)}, each once")
-        self._check_tiling()
+        check_count(self.num_samples, "num_samples")
+        if check_count(self.shard_size, "shard_size") == 0:
+            raise ValueError("shard_size is 0")
+        expected = -(-self.num_samples // self.shard_size)
+        if len(self.shards) != expected:
+            said = f"{self.num_samples} samples of {self.shard_size} per shard"
+            raise ValueError(f"{len(self.shards)} shards, expected {expected} for {said}")
+        for number, shard in enumerate(self.shards):
+            start = number * self.shard_size
+            stop = min(start + self.shard_size, self.num_samples)
+            if (shard.index, shard.start, shard.stop) != (number, start, stop):
+                raise ValueError(
+                    f"shard {shard.index} holds samples {shard.start} to {shard.stop}, "
+                    f"expected shard {number} with {start} to {stop}"
+                )
         for name in ("schema", "fingerprint", "created"):
             object.__setattr__(self, name, plain(getattr(self, name), name))
 
@@ -110,7 +123,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The content of ``manifest.json``."""
         document = {name: getattr(self, name) for name in _FIELDS if name != "endianness"}
-        document["files"] = [file_to_json(file) for file in self.files]
+        document["files"] = [asdict(file) for file in self.files]
         document["shards"] = [shard.to_json() for shard in self.shards]
         return seal({**document, "endianness": ENDIANNESS})
 
@@ -123,38 +136,16 @@ class Manifest:
             FormatError: It is intact, but of another format version or byte order.
         """
         fix = repair_hint(path)
-        return cls._from_document(unseal(data, path=path, fix=fix), path, fix)
+        return parse_document(unseal(data, path=path, fix=fix), path, fix, cls.from_json, VERSIONS)
 
     @classmethod
-    def _from_document(cls, document: dict[str, Any], path: StrPath | None, fix: str) -> Manifest:
-        return parse_document(document, path, fix, cls._from_json, VERSIONS)
-
-    @classmethod
-    def _from_json(cls, document: dict[str, Any]) -> Manifest:
+    def from_json(cls, document: dict[str, Any]) -> Manifest:
+        """Of a document of this version; raises ``ValueError`` or ``TypeError`` for anything else."""
         got = exact_fields(document, "manifest", _FIELDS)
         del got["endianness"]
         got["files"] = tuple(file_from_json(value) for value in got["files"])
         got["shards"] = tuple(ShardEntry.from_json(value) for value in got["shards"])
         return cls(**got)
-
-    def _check_tiling(self) -> None:
-        check_count(self.num_samples, "num_samples")
-        if check_count(self.shard_size, "shard_size") == 0:
-            raise ValueError("shard_size is 0")
-        expected = -(-self.num_samples // self.shard_size)
-        if len(self.shards) != expected:
-            raise ValueError(
-                f"{len(self.shards)} shards, expected {expected} for {self.num_samples} samples "
-                f"of {self.shard_size} per shard"
-            )
-        for number, shard in enumerate(self.shards):
-            start = number * self.shard_size
-            stop = min(start + self.shard_size, self.num_samples)
-            if (shard.index, shard.start, shard.stop) != (number, start, stop):
-                raise ValueError(
-                    f"shard {shard.index} holds samples {shard.start} to {shard.stop}, "
-                    f"expected shard {number} with {start} to {stop}"
-                )
 
 
 def processed_dir(root: StrPath) -> Path:
@@ -198,7 +189,8 @@ def load_manifest(path: StrPath, fix: str | None = None) -> Manifest:
         FormatError: Another version of the package wrote it.
     """
     fix = repair_hint(path) if fix is None else fix
-    return Manifest._from_document(read_sealed(path, fix=fix, canonical=False), path, fix)
+    document = read_sealed(path, fix=fix, canonical=False)
+    return parse_document(document, path, fix, Manifest.from_json, VERSIONS)
 
 
 def write_manifest(

@@ -96,7 +96,7 @@ class ShardEntry:
         """Plain JSON; 64-bit words become hexadecimal, because many JSON readers round large numbers."""
         return {
             **{name: getattr(self, name) for name in ("index", "start", "stop", "stats")},
-            "file": file_to_json(self.file),
+            "file": asdict(self.file),
             "seed": f"{self.seed:016x}",
             "sums": [f"{word:016x}" for word in self.sums],
             "layouts": list(self.layouts),
@@ -180,11 +180,8 @@ def parse_document(
             )
         order = document.get("endianness")
         if type(order) is str and order != ENDIANNESS:
-            raise FormatError(
-                f"{name} was written with {order} byte order; this version reads {ENDIANNESS}",
-                path=where,
-                fix="build the store again",
-            )
+            said = f"{name} was written with {order} byte order; this version reads {ENDIANNESS}"
+            raise FormatError(said, path=where, fix="build the store again")
         return parse(document)
     except CacheError:
         raise
@@ -205,13 +202,8 @@ def exact_fields(value: Any, where: str, kinds: dict[str, type]) -> dict[str, An
     return dict(value)
 
 
-def file_to_json(file: FileEntry) -> dict[str, Any]:
-    """Plain JSON of a file entry."""
-    return asdict(file)
-
-
 def file_from_json(value: Any) -> FileEntry:
-    """Inverse of ``file_to_json``; raises ``ValueError`` or ``TypeError`` for anything else."""
+    """A file entry of its fields; raises ``ValueError`` or ``TypeError`` for anything else."""
     return FileEntry(**exact_fields(value, "file", {"name": str, "size": int, "sha256": str, "xxh3": str}))
 
 

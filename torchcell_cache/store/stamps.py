@@ -8,6 +8,7 @@ node, named after device, inode, size, times and digest: any write to the file g
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,18 +26,11 @@ from torchcell_cache.errors import CorruptShardError, StorageLostError
 from torchcell_cache.store.manifest import Manifest
 from torchcell_cache.store.shard_entry import FileEntry
 
-_CHUNK = 1 << 22
-
 
 def quick_digest(path: str | Path) -> str:
     """xxh3_128 of a file, hexadecimal."""
-    hasher = xxhash.xxh3_128()
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        while count := file.readinto(buffer):
-            hasher.update(view[:count])
-    return hasher.hexdigest()
+        return str(hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
 
 
 def _stamp_directory() -> Path | None:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import LOCK_NAME, STATUS_NAME, BuilderLock, read_status
-from torchcell_cache.core.process import ProcessId
 from torchcell_cache.errors import CacheError, CacheNotFoundError, SettingError, WaitTimeoutError
 from torchcell_cache.store.manifest import manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.shard_entry import GENERATION
@@ -76,14 +75,6 @@ def task_states(root: Path, generation: str) -> list[dict[str, Any]]:
     return found
 
 
-def process_of(state: dict[str, Any]) -> ProcessId | None:
-    """The process a task's state names, ``None`` if it does not."""
-    try:
-        return ProcessId(**state["process"])
-    except (KeyError, TypeError):
-        return None
-
-
 def found_at(root: Path) -> str:
     """What there is of a store that is not published, in one line; asks the file system for names again.
 
@@ -101,8 +92,7 @@ def found_at(root: Path) -> str:
         parts.append(f"{str(status.get('state'))[:20]} at {status['samples']:,}/{status['total']:,} samples")
     owner = BuilderLock(processed_dir(root) / LOCK_NAME).owner()
     if owner is not None:
-        dead = owner.process.is_alive() is False
-        parts.append(f"builder {owner}{', which is dead' if dead else ''}")
+        parts.append(f"builder {owner}{', which is dead' * (owner.is_alive() is False)}")
     return ", ".join(parts) or "no build has begun"
 
 

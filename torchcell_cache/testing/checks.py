@@ -18,7 +18,7 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.builder.codehash import declared_settings, refuse_class
 from torchcell_cache.core.checks import whole_number
-from torchcell_cache.core.digests import canonical_json
+from torchcell_cache.core.fingerprint import canonical_json
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import CacheError, SettingError, UnsupportedValueError
 from torchcell_cache.graph.compare import first_difference, stores_of, value_difference

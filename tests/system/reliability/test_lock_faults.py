@@ -111,7 +111,7 @@ def test_a_stopped_holder_keeps_the_lock(faults: FaultServer, tmp_path: Path) ->
 
     def look() -> None:
         lock = BuilderLock(tmp_path / ".lock")
-        seen.append((lock.acquire(), lock.owner().process.is_alive()))
+        seen.append((lock.acquire(), lock.owner().is_alive()))
 
     fault = Fault("stop_before", ops=["create"], match="status")
     trial = faults.run_trial(
@@ -133,7 +133,7 @@ def test_killed_while_writing_its_name_leaves_a_lock_to_take(faults: FaultServer
             trial = faults.run_trial(acquire, tmp_path / ".lock", prefix=tmp_path, fault=Fault(action, at=at))
             assert trial.outcome == "killed"
             lock = BuilderLock(tmp_path / ".lock")
-            assert lock.owner() is None or lock.owner().process.is_alive() is False
+            assert lock.owner() is None or lock.owner().is_alive() is False
             assert lock.acquire()
             lock.release()
 

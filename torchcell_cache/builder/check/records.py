@@ -28,7 +28,7 @@ from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
 from torchcell_cache.codec.constants import expanded, from_text
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
-from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.fingerprint import array_digest
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, ascends
 from torchcell_cache.core.samples import SampleTable

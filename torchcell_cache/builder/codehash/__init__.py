@@ -11,7 +11,7 @@ from typing import Any
 
 from torchcell_cache.builder.codehash.collect import code_digest
 from torchcell_cache.builder.codehash.values import declared_settings
-from torchcell_cache.core.digests import storable_json
+from torchcell_cache.core.fingerprint import storable_json
 from torchcell_cache.errors import SettingError
 
 __all__ = ["code_digest", "declared_settings", "processor_part", "refuse_class"]

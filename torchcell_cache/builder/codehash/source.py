@@ -29,7 +29,7 @@ from torchcell_cache.builder.codehash.tree import (
     outside_functions,
     written,
 )
-from torchcell_cache.core.digests import canonical_json
+from torchcell_cache.core.fingerprint import canonical_json
 
 Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from torchcell_cache.builder.codehash.place import library_name
-from torchcell_cache.core.digests import array_digest, canonical_json, digest_text, is_json, storable_json
+from torchcell_cache.core.fingerprint import array_digest, canonical_json, digest_text, is_json, storable_json
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.errors import SettingError
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.digests import array_digest
-from torchcell_cache.core.fingerprint import sha256_json
+from torchcell_cache.core.fingerprint import array_digest, sha256_json
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import SampleTable, UnknownNames
 from torchcell_cache.errors import SourceContractError, StaleCacheError

@@ -9,14 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchcell_cache.codec.chunks import (
-    ChangedRows,
-    Field,
-    FieldChunk,
-    ListedField,
-    SharedField,
-    StackedField,
-)
+from torchcell_cache.codec.chunks import ChangedRows, Field, FieldChunk
 from torchcell_cache.codec.layout import FieldKey, Payload, TensorValue, field_label
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
@@ -163,20 +156,21 @@ class CellSamples:
             elif (key, name) in self._sample_fields:
                 fields.append(self._own((key, name), start, count))
             else:
-                fields.append(SharedField())
+                fields.append(None)
         return FieldChunk(count, layout, fields)
 
     def _own(self, key: FieldKey, start: int, count: int) -> Field:
         column = self._sample_fields[key]
         if column is not None:
             part = column[start : start + count]
-            return StackedField(_FLOAT32 if part.dtype == np.float32 else _INT64, part)
+            code = _FLOAT32 if part.dtype == np.float32 else _INT64
+            return [TensorValue(code, row) for row in np.ascontiguousarray(part)]
         cells = range(start, start + count)
         if key[1] == "perturbation_indices":
-            return ListedField([TensorValue(_INT64, self._perturbed(k)) for k in cells])
+            return [TensorValue(_INT64, self._perturbed(k)) for k in cells]
         if key[1] == _NUMBERS:
-            return ListedField([TensorValue(_INT64, self._places(k)) for k in cells])
-        return ListedField([self._text(self._perturbed_names(k), key) for k in cells])
+            return [TensorValue(_INT64, self._places(k)) for k in cells]
+        return [self._text(self._perturbed_names(k), key) for k in cells]
 
     def _text(self, names: tuple[str, ...], key: FieldKey) -> Payload:
         """Names of perturbed genes as stored; most cells share them with others."""

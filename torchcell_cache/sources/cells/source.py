@@ -15,7 +15,7 @@ from torchcell_cache.codec.chunks import ChangedRows, FieldChunk
 from torchcell_cache.codec.layout import TensorValue
 from torchcell_cache.core.checks import choice, truth, whole_number
 from torchcell_cache.core.choices import Flavor, Unknown
-from torchcell_cache.core.digests import array_digest
+from torchcell_cache.core.fingerprint import array_digest
 from torchcell_cache.core.indexing import position
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.samples import SampleTable
