@@ -37,8 +37,7 @@ _NO_LINK = {
     *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
 }
 _NO_RENAME_FLAGS = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 class FileDigest(NamedTuple):
@@ -78,12 +77,9 @@ def write_atomic(path: StrPath, data: bytes, *, mode: int = 0o444, replace: bool
     with _temporary(Path(path)) as temporary:
         # Created read-only at once: the descriptor that created a file may write to it, and the umask counts.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, mode)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with os.fdopen(os.open(temporary, flags, mode), "wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fsync(file.fileno())
         if not replace:
             return publish_new(temporary, path)
         replace_file(temporary, path)
