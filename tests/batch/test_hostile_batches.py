@@ -207,10 +207,9 @@ def test_rows_without_columns_are_bounded(tmp_path) -> None:
 @pytest.mark.parametrize("storage", ["perturbation", "delta"])
 def test_a_selection_that_lies_is_refused(tmp_path, storage) -> None:
     ds = deletions(tmp_path, storage)
-    rebuild, (root, name, buffer, (nodes, kept)) = (
-        ds.read_batch([0, 4]).restrict("gene", [0, 1, 3, 4, 7]).__reduce__()
-    )
-    assert len(rebuild(root, name, buffer, (nodes, kept))) == 2
+    part = ds.read_batch([0, 4]).restrict("gene", [0, 1, 3, 4, 7])
+    rebuild, (store, buffer, (nodes, kept)) = part.__reduce__()
+    assert len(rebuild(store, buffer, (nodes, kept))) == 2
     number = next(k for k, local in enumerate(kept) if local is not None and len(local) > 1)
     for wrong in (
         (nodes[::-1], kept),
@@ -223,7 +222,7 @@ def test_a_selection_that_lies_is_refused(tmp_path, storage) -> None:
         (nodes, (*kept[:number], kept[number].astype(np.float64), *kept[number + 1 :])),
     ):
         with pytest.raises(FormatError):
-            rebuild(root, name, buffer, wrong)
+            rebuild(store, buffer, wrong)
 
 
 def test_graphs_that_pyg_cannot_put_together_are_refused_in_words(tmp_path) -> None:

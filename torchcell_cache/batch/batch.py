@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data, HeteroData
 
@@ -17,8 +18,10 @@ from torchcell_cache.batch.node_sampling import checked_nodes, choose, restricte
 from torchcell_cache.batch.pyg import as_pyg, unlike_pyg
 from torchcell_cache.batch.transfer import PackedBatch
 from torchcell_cache.core.choices import Strategy
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Float32Array, Int64Array, means
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.store.card import batch_html
 from torchcell_cache.store.columns import categories_of, named, names_in
@@ -41,19 +44,6 @@ class SharedGraphBatch(PackedBatch):
         >>> batch.edge_mask(("gene", "physical", "gene")).shape, batch.to_pyg()["gene"].x.shape
         (torch.Size([3, 24]), torch.Size([24, 2]))
     """
-
-    def __len__(self) -> int:
-        return len(self.sections["indices"])
-
-    @property
-    def num_graphs(self) -> int:
-        """Number of samples."""
-        return len(self)
-
-    @property
-    def indices(self) -> Tensor:
-        """Store positions of the samples, ``[batch] int64``."""
-        return self.tensors["indices"]
 
     def __iter__(self) -> Iterator[Data | HeteroData]:
         return (self[k] for k in range(len(self)))
@@ -147,22 +137,28 @@ class SharedGraphBatch(PackedBatch):
         known = names_in(categories_of(store.base_graph) | store.attributes.texts(), column)
         return list(named(self.labels(column).numpy(force=True), known))
 
+    @cached_property
+    @lasting
+    def _perturbed(self) -> tuple[Tensor, Tensor]:
+        ids, ptr = self._perturbed_ids()
+        return self._there(ids), self._there(ptr)
+
+    @property
+    def perturbed(self) -> Tensor:
+        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
+        return self._perturbed[0]
+
+    @property
+    def perturbed_ptr(self) -> Tensor:
+        """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
+        return self._perturbed[1]
+
     @property
     def perturbed_batch(self) -> Tensor:
         """Sample of each perturbed id, ``[num_perturbed] int64``."""
         return owners(self.perturbed_ptr, len(self.perturbed))
 
     # What the kinds of records know
-
-    @property
-    @abc.abstractmethod
-    def perturbed(self) -> Tensor:
-        """Perturbed node ids, one sample after the other, ``[num_perturbed] int64``."""
-
-    @property
-    @abc.abstractmethod
-    def perturbed_ptr(self) -> Tensor:
-        """Where each sample's perturbed ids start, ``[batch + 1] int64``."""
 
     @abc.abstractmethod
     def _graph(self, at: int) -> Any: ...
@@ -195,13 +191,14 @@ class SharedGraphBatch(PackedBatch):
             KeyError: If there is no such node type; lists those there are.
         """
 
-    @abc.abstractmethod
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """What each sample removes of an edge type, as unique pairs in ascending order.
 
         Returns:
             Sample of the batch and position of the edge, ``[n] int64`` each.
         """
+        sample, edge = torch.nonzero(~self.edge_mask(edge_type), as_tuple=True)
+        return sample, edge
 
     @abc.abstractmethod
     def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any: ...
@@ -280,8 +277,7 @@ class SharedGraphBatch(PackedBatch):
         """
         topology = selectable_from(self, node_type)
         how = {"values": values, "weighted": weighted, "edge_types": edge_types, "key": (seed, epoch, step)}
-        out: Self = restricted(self, topology, choose(self, topology, k, strategy, how), False)
-        return out
+        return restricted(self, topology, choose(self, topology, k, strategy, how), False)
 
     def restrict(
         self, node_type: str | None, nodes: npt.ArrayLike | Tensor, *, allow_wild_type: bool = False
@@ -298,5 +294,4 @@ class SharedGraphBatch(PackedBatch):
                 graphs.
         """
         topology = selectable_from(self, node_type)
-        out: Self = restricted(self, topology, checked_nodes(nodes, topology.num_nodes), allow_wild_type)
-        return out
+        return restricted(self, topology, checked_nodes(nodes, topology.num_nodes), allow_wild_type)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from torchcell_cache.batch.device import DeviceContext, of_store
@@ -31,136 +30,94 @@ _KEEP_OPEN = 4
 
 
 class GraphContext:
-    """The store's own base graph."""
+    """The store's own base graph, or the part of it that a selection leaves, as if a store had the selected nodes only.
 
-    selection: Selection | None = None
-
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-
-    @property
-    def owner(self) -> str:
-        """Whose numbers of nodes the sections of a batch hold."""
-        return self.generation.manifest.generation
-
-    @property
-    def has_removed(self) -> bool:
-        """Whether a batch holds removed positions, rather than that the index says what is removed."""
-        return self.generation.structured.has_removed
-
-    @property
-    def base_graph(self) -> Any:
-        """The graph on the CPU."""
-        return self.generation.base_graph
-
-    @property
-    def topology(self) -> Topology | None:
-        """Its position space, in a store of deletions."""
-        return self.generation.topology
-
-    @property
-    def removal(self) -> Removal | None:
-        """What each node takes with it."""
-        return self.generation.removal
-
-    @property
-    def assembler(self) -> Assembler:
-        """Makes graphs of single samples."""
-        return self.generation.assembler
-
-    def on(self, device: torch.device) -> DeviceContext:
-        """What all batches of this graph share on a device."""
-        return of_store(self.generation, device)
-
-
-class InducedContext(GraphContext):
-    """An induced part of the base graph, as if a store had the selected nodes only."""
-
-    selection: Selection
+    ``perturbed``: nodes of the selection that samples of the batch perturb; of no other is known what they take along.
+    """
 
     def __init__(
         self,
         generation: Generation,
-        whole: Topology,
-        selection: Selection,
+        whole: Topology | None = None,
+        selection: Selection | None = None,
         perturbed: Int64Array | None = None,
     ) -> None:
-        super().__init__(generation)
-        self.whole, self.selection, self.perturbed = whole, selection, perturbed
+        self.generation, self.whole, self.selection, self.perturbed = generation, whole, selection, perturbed
 
-    def __reduce__(self) -> Any:
-        return InducedContext, (self.generation, self.whole, self.selection, self.perturbed)
+    @classmethod
+    def received(cls, generation: Generation, whole: Topology, part: Any) -> GraphContext:
+        """The context of a selection that came from another process, as nodes and what stays of each domain.
+
+        Raises:
+            FormatError: If it does not fit the base graph.
+        """
+        nodes, kept = part
+        runs = [(nodes, whole.num_nodes), *zip(kept, (d.size for d in whole.domains), strict=False)]
+        fits = len(kept) == len(whole.domains)
+        for found, limit in runs:
+            if found is not None:
+                rises = found.dtype == np.int64 and bool((found[1:] > found[:-1]).all())
+                fits = fits and rises and (len(found) == 0 or 0 <= found[0] <= found[-1] < limit)
+        if not fits:
+            raise FormatError("the selected nodes of a batch are not those of a part of its base graph")
+        return cls(generation, whole, Selection.make(whole, nodes, kept))
 
     @property
     def owner(self) -> str:
-        """Another name than the store's, so that nobody takes these numbers for the store's own."""
-        return f"part of {self.generation.manifest.generation}"
+        """Whose numbers of nodes the sections of a batch hold; nobody is to take those of a part for the store's own."""
+        name = self.generation.manifest.generation
+        return name if self.selection is None else f"part of {name}"
 
     @property
     def has_removed(self) -> bool:
-        """Never, whatever the records hold."""
-        return False
+        """Whether a batch holds removed positions, rather than that the index says what is removed."""
+        return self.selection is None and self.generation.structured.has_removed
 
     @cached_property
     @lasting
     def base_graph(self) -> Any:
-        """The induced base graph on the CPU."""
-        return subset(self.generation.base_graph, self.whole, self.selection)
+        """The graph on the CPU."""
+        graph, whole = self.generation.base_graph, self.whole
+        return graph if self.selection is None or whole is None else subset(graph, whole, self.selection)
 
     @property
-    def topology(self) -> Topology:
-        """See :attr:`GraphContext.topology`."""
-        return self.selection.topology
+    def topology(self) -> Topology | None:
+        """Its position space, in a store of deletions."""
+        return self.generation.topology if self.selection is None else self.selection.topology
 
     @cached_property
-    def removal(self) -> Removal:
-        """What each perturbed node takes with it; nodes that no sample perturbs have no entries."""
-        assert self.generation.removal is not None
+    def removal(self) -> Removal | None:
+        """What each node takes with it; of a part, what each perturbed node does."""
+        stored = self.generation.removal
+        if self.selection is None:
+            return stored
+        assert stored is not None
         assert self.perturbed is not None
-        return induced_removal(self.generation.removal, self.selection, self.perturbed)
+        return induced_removal(stored, self.selection, self.perturbed)
 
     @cached_property
     def assembler(self) -> Assembler:
-        """See :attr:`GraphContext.assembler`."""
-        whole = self.generation.assembler
-        names = whole.phenotypes, whole.statistics
-        return Assembler(whole.processor, self.base_graph, self.topology, self.removal, *names, False)
+        """Makes graphs of single samples."""
+        stored, topology = self.generation.assembler, self.topology
+        if self.selection is None or topology is None:
+            return stored
+        names = stored.phenotypes, stored.statistics
+        return Assembler(stored.processor, self.base_graph, topology, self.removal, *names, False)
 
     def on(self, device: torch.device) -> DeviceContext:
-        """See :meth:`GraphContext.on`; cut from the whole graph that is there already."""
-        whole = super().on(device)
+        """What all batches of this graph share on a device; a part is cut from the whole graph that is there already."""
+        store, whole, selection = of_store(self.generation, device), self.whole, self.selection
+        if selection is None or whole is None:
+            return store
+
+        def index() -> tuple[torch.Tensor, torch.Tensor]:
+            assert self.removal is not None
+            return torch.from_numpy(self.removal.index.ptr), torch.from_numpy(self.removal.index.positions)
+
+        made = self.generation, device, store.pool, selection.topology
         return DeviceContext(
-            self.generation,
-            device,
-            whole.pool,
-            self.topology,
-            base_graph=lambda: self.base_graph,
-            moved=lambda: subset(whole.graph, self.whole, self.selection),
-            index=self._index,
+            *made, lambda: self.base_graph, lambda: subset(store.graph, whole, selection), index
         )
-
-    def _index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self.removal.index
-        return torch.from_numpy(index.ptr), torch.from_numpy(index.positions)
-
-
-def induced(generation: Generation, whole: Topology, part: Any) -> InducedContext:
-    """The context of a selection that came from another process, as nodes and what stays of each domain.
-
-    Raises:
-        FormatError: If it does not fit the base graph.
-    """
-    nodes, kept = part
-    runs = [(nodes, whole.num_nodes), *zip(kept, (d.size for d in whole.domains), strict=False)]
-    if len(kept) != len(whole.domains) or not all(r is None or _numbers(r, size) for r, size in runs):
-        raise FormatError("the selected nodes of a batch are not those of a part of its base graph")
-    return InducedContext(generation, whole, Selection.make(whole, nodes, kept))
-
-
-def _numbers(array: npt.NDArray[Any], limit: int) -> bool:
-    """Whether an array holds some of ``0..limit - 1``, ascending."""
-    rises = array.dtype == np.int64 and bool((array[1:] > array[:-1]).all())
-    return rises and (len(array) == 0 or 0 <= int(array[0]) <= int(array[-1]) < limit)
 
 
 def renumbered(ids: Int64Array, ptr: Int64Array, nodes: Int64Array) -> tuple[Int64Array, Int64Array]:

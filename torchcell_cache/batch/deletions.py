@@ -11,19 +11,24 @@ from torch import Tensor
 
 from torchcell_cache.batch.batch import SharedGraphBatch
 from torchcell_cache.batch.context import GraphContext, renumbered
-from torchcell_cache.batch.coordinates import Arrays, Coordinates, coordinates
 from torchcell_cache.batch.masks import Regions, check_removals, node_flags, owners, regions
 from torchcell_cache.batch.packed import Sections, require, require_within
 from torchcell_cache.batch.pyg import MASKS, collate, collated, is_plain
-from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields, check_statistics, homogeneous_doubt
+from torchcell_cache.batch.pyg_fields import (
+    Arrays,
+    Coordinates,
+    SampleFields,
+    check_statistics,
+    coordinates,
+    homogeneous_doubt,
+)
 from torchcell_cache.batch.subgraphs import FilteredFields, KeptEdgeFields
 from torchcell_cache.codec.deletions import StructuredColumns, words_of
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Float32Array, Int64Array, ascends, merge_ragged
 from torchcell_cache.errors import CacheError, FormatError
-from torchcell_cache.graph.incidence import IncidenceIndex
-from torchcell_cache.graph.lasting import lasting
+from torchcell_cache.graph.lasting import lasting, ranged
 from torchcell_cache.graph.topology import Domain, EdgeType, Topology, count_nodes
 from torchcell_cache.processors import LazySubgraphRepresentation, SubgraphRepresentation
 from torchcell_cache.store.generation import Generation
@@ -45,24 +50,19 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
     def _read_sections(cls, generation: Generation, positions: Int64Array) -> Sections:
         """Removed positions from records, the rest from memory where it fits there."""
         reader, schema = generation.table_reader, generation.structured
-        words = None
         if reader is None:
             columns = generation.read_columns(positions)
-            ids, ptr, values, value_ptr = columns.ids, columns.ptr, columns.values, columns.value_ptr
+            (ids, ptr), (values, value_ptr) = (columns.ids, columns.ptr), (columns.values, columns.value_ptr)
             words = columns.words, columns.word_ptr
         else:
             ids, ptr = reader.perturbed(positions)
             values, value_ptr = reader.measurements(positions)
+            words = _NO_WORDS, ptr
             if schema.has_removed:
                 words = generation.visit(positions, lambda records: words_of(schema, records, ptr, value_ptr))
-        sections: Sections = {
-            "indices": positions,
-            "perturbed_ptr": ptr,
-            "perturbed": ids.astype(np.int64),
-            "value_ptr": value_ptr,
-            "values": values,
-        }
-        if schema.has_removed and words is not None:
+        sections: Sections = {"indices": positions, "perturbed_ptr": ptr, "perturbed": ids.astype(np.int64)}
+        sections |= {"value_ptr": value_ptr, "values": values}
+        if schema.has_removed:
             sections["words"], sections["word_ptr"] = words
         return _with_rules(GraphContext(generation), sections)
 
@@ -117,19 +117,13 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
         return self.sections["perturbed"], self.sections["perturbed_ptr"]
 
     @property
-    def perturbed(self) -> Tensor:
-        """See :attr:`SharedGraphBatch.perturbed`."""
-        return self.tensors["perturbed"]
+    def _perturbed(self) -> tuple[Tensor, Tensor]:
+        return self.tensors["perturbed"], self.tensors["perturbed_ptr"]
 
     @property
     def perturbation_indices(self) -> Tensor:
         """The representations' name of :attr:`perturbed`; like there, not shifted."""
         return self.perturbed
-
-    @property
-    def perturbed_ptr(self) -> Tensor:
-        """See :attr:`SharedGraphBatch.perturbed_ptr`."""
-        return self.tensors["perturbed_ptr"]
 
     # Labels
 
@@ -173,15 +167,11 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
 
     # What is removed
 
-    @property
-    def _index(self) -> IncidenceIndex:
-        assert self.context.removal is not None
-        return self.context.removal.index
-
     @cached_property
     def _num_incident(self) -> int:
         """Entries of the incidence index under all perturbed nodes: the size of what the device will expand."""
-        return 0 if self.context.has_removed else int(self._index.degrees(self.sections["perturbed"]).sum())
+        removal = None if self.context.has_removed else self.context.removal
+        return 0 if removal is None else int(removal.index.degrees(self.sections["perturbed"]).sum())
 
     @cached_property
     def removed_positions(self) -> tuple[npt.NDArray[Any], Int64Array]:
@@ -189,7 +179,8 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
         self._check_removals()
         if self.context.has_removed:
             return decode_gaps_ragged(self.sections["words"], self.sections["word_ptr"])
-        found = self._index.removed(*self._perturbed_ids())
+        assert self.context.removal is not None
+        found = self.context.removal.index.removed(*self._perturbed_ids())
         if "removed" not in self.sections:
             return found
         return merge_ragged(found, (self.sections["removed"], self.sections["removed_ptr"]))
@@ -213,8 +204,7 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
             CacheError: Saying which edge types were looked at.
         """
         domains = [d for d in self.on_device.topology.domains if edge_types is None or d.key in edge_types]
-        positions, _ = self.removed_positions
-        lost = any(bool(((positions >= d.start) & (positions < d.stop)).any()) for d in domains)
+        lost = any(len(self.removed_of(domain)[0]) for domain in domains)
         if len(self.sections["perturbed"]) and not lost:
             raise CacheError(
                 f"all {len(self)} samples of this batch equal the unperturbed base graph in {[d.key for d in domains]}, "
@@ -223,7 +213,7 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
             )
 
     def regions(self, name: str, *, kept: bool) -> Regions:
-        """See :func:`torchcell_cache.batch.masks.regions`."""
+        """What each sample keeps, or removes, of every domain."""
         self._check_removals()
         return regions(self.on_device, self.tensors, self._num_incident, name, kept=kept)
 
@@ -262,18 +252,26 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
 
     def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`SharedGraphBatch.removed_edges`."""
-        domain = self._domain(edge_type, "edge type")
-        positions, ptr = self.removed_positions
-        inside = (positions >= domain.start) & (positions < domain.stop)
-        sample = np.repeat(np.arange(len(self)), np.diff(ptr))[inside]
-        edge = positions[inside].astype(np.int64) - domain.start
+        sample, edge = self.removed_of(self._domain(edge_type, "edge type"))
         return torch.from_numpy(sample).to(self.device), torch.from_numpy(edge).to(self.device)
+
+    def removed_of(self, domain: Domain) -> tuple[Int64Array, Int64Array]:
+        """What is removed of a domain on the host, ascending: samples, and positions within it."""
+        positions, _ = self.removed_positions
+        inside = (positions >= domain.start) & (positions < domain.stop)
+        return self._removed_samples[inside], positions[inside].astype(np.int64) - domain.start
+
+    @cached_property
+    def _removed_samples(self) -> Int64Array:
+        return np.repeat(np.arange(len(self)), np.diff(self.removed_positions[1]))
 
     # PyG
 
     def _mask_names(self) -> tuple[str, ...]:
         return MASKS if isinstance(self.generation.processor, LazySubgraphRepresentation) else ()
 
+    @ranged("expand")
+    @lasting
     def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
         context = self.on_device
         if self.context.selection is not None:
@@ -283,7 +281,7 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
             return collated(list(self), self.device, follow, exclude, drop)
         self._check_removals()
         filters = isinstance(context.processor, SubgraphRepresentation)
-        kind: type[SampleFields] = FilteredFields if filters else MaskFields
+        kind: type[SampleFields] = FilteredFields if filters else SampleFields
         if drop and self._mask_names():
             kind = KeptEdgeFields
         return collate(context.template, kind(self), len(self), self.device, follow, exclude)
@@ -291,9 +289,8 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
 
 def _with_rules(context: GraphContext, sections: Sections) -> Sections:
     """Sections with what reactions take along that gene rules switch off: a device would have to ask back for it."""
-    if not context.has_removed and context.removal is not None and context.removal.by_rule is not None:
-        sections["removed"], sections["removed_ptr"] = context.removal.by_rule.removed(
-            sections["perturbed"], sections["perturbed_ptr"]
-        )
-        sections["removed"] = sections["removed"].astype(np.int64)
+    by_rule = None if context.has_removed or context.removal is None else context.removal.by_rule
+    if by_rule is not None:
+        removed, ptr = by_rule.removed(sections["perturbed"], sections["perturbed_ptr"])
+        sections |= {"removed": removed.astype(np.int64), "removed_ptr": ptr}
     return sections

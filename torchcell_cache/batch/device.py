@@ -11,15 +11,12 @@ when no tensor, view or array refers to it any more, and whoever takes it writes
 from __future__ import annotations
 
 import copy
-import sys
+import math
 import weakref
 from collections.abc import Callable, Hashable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -27,27 +24,17 @@ from torch import Tensor
 from torchcell_cache.core.lazy import ThreadLock, cached_property
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Topology
-from torchcell_cache.processors.deletion import Deletion, DeletionProcessor
+from torchcell_cache.processors.assemble import Buffers
+from torchcell_cache.processors.deletion import Deletion
 from torchcell_cache.store.generation import Generation
 
 _LOCK = ThreadLock()
 _SHARED: weakref.WeakValueDictionary[tuple[str, str, str], DeviceContext] = weakref.WeakValueDictionary()
 _HELD: weakref.WeakKeyDictionary[Generation, dict[str, DeviceContext]] = weakref.WeakKeyDictionary()
 
-
 _SMALL_BYTES = 1 << 16
 _PER_NAME = 3
 """Batches alive at once: the one in use, the one being made, and one waiting in a prefetch thread."""
-
-
-def _idle_references() -> int:
-    """References that the interpreter counts for a list's item inside a loop over the list and nowhere else."""
-    for item in [np.ones(1, dtype=np.uint8)]:
-        return sys.getrefcount(item)
-    raise AssertionError
-
-
-_IDLE = _idle_references()
 
 
 class BufferPool:
@@ -55,18 +42,17 @@ class BufferPool:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._buffers: dict[Hashable, list[npt.NDArray[np.uint8]]] = {}
+        self._buffers: dict[Hashable, Buffers] = {}
         self._lock = ThreadLock()
 
     def take(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of undefined content; the caller writes all of it."""
-        size = dtype.itemsize
-        for extent in shape:
-            size *= extent
+        size = dtype.itemsize * math.prod(shape)
         if self.device.type != "cpu" or size < _SMALL_BYTES:
             return torch.empty(shape, dtype=dtype, device=self.device)
         with self._lock:
-            memory = torch.from_numpy(self._idle(name, size)[:size])
+            buffers = self._buffers.setdefault(name, Buffers(_PER_NAME))
+            memory = torch.from_numpy(buffers.take(size)[:size])
         return memory.view(dtype).view(shape)
 
     def take_flags(self, name: Hashable, size: int, value: bool) -> Tensor:
@@ -77,29 +63,10 @@ class BufferPool:
             return flags
         return flags.fill_(value)
 
-    def _idle(self, name: Hashable, size: int) -> npt.NDArray[np.uint8]:
-        held = self._buffers.setdefault(name, [])
-        small = False
-        for buffer in held:
-            if sys.getrefcount(buffer) == _IDLE:
-                if len(buffer) >= size:
-                    return buffer
-                small = True
-        if small:  # a larger batch than before: it will be the rule from now on
-            self._buffers[name] = held = [b for b in held if len(b) >= size]
-        fresh = np.empty(size, dtype=np.uint8)
-        if len(held) < _PER_NAME:
-            held.append(fresh)
-        return fresh
-
     def clear(self) -> None:
         """Let go of all buffers; those still in use live on with their users."""
         with self._lock:
             self._buffers.clear()
-
-    def held_bytes(self) -> int:
-        """Bytes kept, in use or not."""
-        return sum(len(buffer) for held in self._buffers.values() for buffer in held)
 
 
 class DeviceContext:
@@ -110,29 +77,18 @@ class DeviceContext:
         generation: Generation,
         device: torch.device,
         pool: BufferPool,
-        topology: Topology | None,
-        *,
+        topology: Any,
         base_graph: Callable[[], Any],
         moved: Callable[[], Any],
         index: Callable[[], tuple[Tensor, Tensor]],
     ) -> None:
         self.device, self.pool = device, pool
+        # Those of a store of deletions; nobody asks another for them.
+        self.topology: Topology = topology
+        self.processor: Any = generation.processor
         self.phenotypes = tuple(generation.schema["phenotypes"])
         self.statistics = tuple(generation.schema["statistics"])
-        self._topology, self._processor = topology, generation.processor
         self._base_graph, self._there, self._index = base_graph, moved, index
-
-    @property
-    def topology(self) -> Topology:
-        """The position space of a store of deletions."""
-        assert self._topology is not None
-        return self._topology
-
-    @property
-    def processor(self) -> DeletionProcessor:
-        """The processor of a store of deletions."""
-        assert self._processor is not None
-        return self._processor
 
     @property
     def base_graph(self) -> Any:
@@ -212,11 +168,10 @@ class DeviceContext:
         base = self.base_graph
         shell = self.processor.make_shell(base, self.topology)
         graph = self.processor.assemble(base, self.topology, shell, deletion)
-        homogeneous = self.topology.node_type is None
         for store in graph.stores:
-            if store._key is None and not homogeneous:
+            if store._key is None and self.topology.node_type is not None:
                 continue
-            own = (base._store if homogeneous else base[store._key])._mapping
+            own = (base._store if store._key is None else base[store._key])._mapping
             for name, value in store._mapping.items():
                 # A filtering processor copies; the base graph's own tensor says as much and costs nothing.
                 if isinstance(value, Tensor) and isinstance(own.get(name), Tensor):
@@ -235,23 +190,20 @@ def of_store(generation: Generation, device: torch.device) -> DeviceContext:
         shared = _SHARED.get(key)
         if shared is None:
             graph, name = generation.base_graph, "incidence.safetensors"
-            shared = _SHARED[key] = DeviceContext(
-                generation,
-                device,
-                BufferPool(device),
-                generation.topology,
-                base_graph=lambda: graph,
-                moved=lambda: None if graph is None else copy.copy(graph).to(device),
-                index=partial(_mapped_index, generation.file(name) if generation.has_file(name) else None),
-            )
+            path = generation.file(name) if generation.has_file(name) else None
+
+            def moved() -> Any:
+                return None if graph is None else copy.copy(graph).to(device)
+
+            def index() -> tuple[Tensor, Tensor]:
+                # Mapped: on the CPU the tensors are views of the page cache, like numpy's in `graph/removal`.
+                with safe_open(str(path), framework="pt", device="cpu") as file:
+                    return file.get_tensor("ptr"), file.get_tensor("positions")
+
+            made = generation, device, BufferPool(device), generation.topology
+            shared = _SHARED[key] = DeviceContext(*made, lambda: graph, moved, index)
         _HELD.setdefault(generation, {})[str(device)] = shared
         return shared
-
-
-def _mapped_index(path: Path | None) -> tuple[Tensor, Tensor]:
-    """Maps the file; on the CPU the tensors are views of the page cache, like numpy's in ``graph/removal``."""
-    with safe_open(str(path), framework="pt", device="cpu") as file:
-        return file.get_tensor("ptr"), file.get_tensor("positions")
 
 
 def release(device: torch.device | str | None = None) -> None:

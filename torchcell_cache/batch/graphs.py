@@ -13,10 +13,9 @@ from torch_geometric.data import HeteroData
 
 from torchcell_cache.batch.batch import SharedGraphBatch
 from torchcell_cache.batch.context import GraphContext, renumbered
-from torchcell_cache.batch.features import dense_features
 from torchcell_cache.batch.packed import Sections, require, require_within
-from torchcell_cache.batch.pyg import MASKS, collated
-from torchcell_cache.batch.pyg_records import NotPlainError, collated_records
+from torchcell_cache.batch.pyg import MASKS, collate, collated
+from torchcell_cache.batch.pyg_records import NotPlainError, RecordFields, dense_features
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.codec.field_reader import Bytes, Located, locate
 from torchcell_cache.codec.generic import LAYOUT_AT
@@ -109,14 +108,15 @@ class GraphBatch(SharedGraphBatch, records="generic"):
     def _position_space(self) -> Topology | None:
         return topology_of(self.generation.base_graph) if self.shares_edges else None
 
-    def _store(self, at: int, key: Any) -> dict[str, Any]:
+    def fields_of(self, at: int, key: Any, error: type[Exception] = KeyError) -> dict[str, Any]:
+        """Fields of one type of a sample, or an error that lists the types."""
         graph = self.graphs[at]
-        if isinstance(graph, HeteroData):
-            types = [*graph.node_types, *graph.edge_types]
-            if key not in types:
-                raise KeyError(f"no {key!r} in the samples; there are {types}")
-            return dict(graph[key]._mapping)
-        return dict(graph._store._mapping)
+        if not isinstance(graph, HeteroData):
+            return dict(graph._store._mapping)
+        types = [*graph.node_types, *graph.edge_types]
+        if key not in types:
+            raise error(f"no {key!r} in the samples; there are {types}")
+        return dict(graph[key]._mapping)
 
     def _rows(self) -> tuple[SampleTable, Int64Array]:
         table = self.generation.table
@@ -137,28 +137,12 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         table, rows = self._rows()
         return segments(table.values, table.value_ptr, rows)
 
-    @cached_property
-    @lasting
-    def _perturbed(self) -> tuple[Tensor, Tensor]:
-        ids, ptr = self._perturbed_ids()
-        return self._there(ids), self._there(ptr)
-
-    @property
-    def perturbed(self) -> Tensor:
-        """See :attr:`SharedGraphBatch.perturbed`."""
-        return self._perturbed[0]
-
-    @property
-    def perturbed_ptr(self) -> Tensor:
-        """See :attr:`SharedGraphBatch.perturbed_ptr`."""
-        return self._perturbed[1]
-
     @ranged("masks")
     def _masks(self, key: Any, names: tuple[str, str]) -> Tensor:
         """``names``: the field that says kept, and the one that says removed."""
         rows = []
         for at in range(len(self)):
-            store = self._store(at, key)
+            store = self.fields_of(at, key)
             kept, removed = store.get(names[0]), store.get(names[1])
             if isinstance(kept, Tensor) and kept.dtype == torch.bool:
                 rows.append(kept)
@@ -220,11 +204,6 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         whole = topology_of(self.generation.base_graph).num_nodes
         return found.index_select(1, self.nodes) if found.dim() > 1 and found.size(1) == whole else found
 
-    def removed_edges(self, edge_type: EdgeType | None = None) -> tuple[Tensor, Tensor]:
-        """See :meth:`SharedGraphBatch.removed_edges`."""
-        sample, edge = torch.nonzero(~self.edge_mask(edge_type), as_tuple=True)
-        return sample, edge
-
     def _mask_names(self) -> Iterable[str]:
         first = int.from_bytes(self.sections["records"][CHECKSUM_BYTES + LAYOUT_AT :][:8].tobytes(), "little")
         layout = self.generation.layouts.get(first)
@@ -236,10 +215,13 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         ptr = self.sections["record_ptr"]
         return locate(self.sections["records"], ptr[:-1] + CHECKSUM_BYTES, ptr[1:], self.generation.layouts)
 
+    @ranged("expand")
+    @lasting
     def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
         if not drop and self.context.selection is None:
             with decoding(self.generation), contextlib.suppress(NotPlainError):
-                return collated_records(self, follow, exclude)
+                fields = RecordFields(self)
+                return collate(fields.template, fields, len(self), self.device, follow, exclude)
         graphs = list(self)
         wanted = _keys(graphs[0], exclude)
         for at, graph in enumerate(graphs[1:], 1):

@@ -51,22 +51,17 @@ def regions(
     ``num_incident``: entries of the incidence index under all perturbed nodes; used without removed positions only.
     """
     count = len(sections["indices"])
-    slots = removed_slots(context, sections, num_incident)
-    flat = context.pool.take_flags(name, count * context.topology.size + 1, kept)
-    return Regions(flat.index_fill_(0, slots, not kept), count)
-
-
-def removed_slots(context: DeviceContext, sections: Mapping[str, Tensor], num_incident: int) -> Tensor:
-    """Slots of everything the samples remove, in any order, with repeats and the spare slot, ``[n] int64``."""
-    shifts = context.shifts(len(sections["indices"]))
+    shifts = context.shifts(count)
     if "words" in sections:
-        return _from_words(context, sections["words"], sections["word_ptr"], shifts)
-    slots = _from_index(context, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
+        slots = _from_words(context, sections["words"], sections["word_ptr"], shifts)
+    else:
+        slots = _from_index(context, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
     if "removed" in sections:
         positions, ptr = sections["removed"], sections["removed_ptr"]
         sample = owners(ptr, len(positions))
         slots = torch.cat([slots, positions + _shift_of(context, positions, sample, shifts)])
-    return slots
+    flat = context.pool.take_flags(name, count * context.topology.size + 1, kept)
+    return Regions(flat.index_fill_(0, slots, not kept), count)
 
 
 def owners(ptr: Tensor, total: int) -> Tensor:

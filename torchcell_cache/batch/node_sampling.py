@@ -6,13 +6,13 @@ first whatever the strategy: a sample whose perturbed node were left out would l
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from torchcell_cache.batch.context import InducedContext, neighbour_table
+from torchcell_cache.batch.context import GraphContext, neighbour_table
 from torchcell_cache.core.checks import choice, whole_number
 from torchcell_cache.core.choices import Strategy
 from torchcell_cache.core.ragged import Int64Array
@@ -24,22 +24,7 @@ from torchcell_cache.store.generation import Generation
 STRATEGIES = get_args(Strategy)
 
 Scores = npt.NDArray[np.float64]
-
-
-def check_count(k: Any, num_perturbed: int, strategy: str) -> int:
-    """``k`` if so many nodes can be chosen.
-
-    Raises:
-        SettingError: If it is no positive integer, or less than the nodes that the batch perturbs.
-    """
-    count = whole_number("k", k, 1, fix='k=1000, or strategy="all" for every node')
-    if count < num_perturbed:
-        raise SettingError(
-            f"k={count} nodes, but the samples of this batch perturb {num_perturbed} different nodes: a sample without its "
-            "perturbed nodes would look like the wild type",
-            fix=f"k={num_perturbed} or more, or smaller batches",
-        )
-    return count
+B = TypeVar("B", bound=Any)
 
 
 def checked_nodes(nodes: Any, num_nodes: int) -> Int64Array:
@@ -60,19 +45,6 @@ def checked_nodes(nodes: Any, num_nodes: int) -> Int64Array:
             f"0..{num_nodes - 1}"
         )
     return ids
-
-
-def with_perturbed(perturbed: Int64Array, ranked: Int64Array, k: int) -> Int64Array:
-    """Perturbed nodes and then as many of the ranked ones as make ``k``, ascending."""
-    others = ranked[~np.isin(ranked, perturbed)][: k - len(perturbed)]
-    return np.sort(np.concatenate([perturbed, others]))
-
-
-def by_value(scores: Scores, at_least_expressed: bool = False) -> Int64Array:
-    """Nodes by falling value, ties by id; ``at_least_expressed`` leaves out those without a value above 0."""
-    ids = np.arange(len(scores))
-    ranked = ids[np.lexsort((ids, -scores))]
-    return ranked[scores[ranked] > 0] if at_least_expressed else ranked
 
 
 def at_random(scores: Scores, weighted: bool, key: tuple[int, int, int]) -> Int64Array:
@@ -111,16 +83,19 @@ def neighbourhood(table: NeighbourTable, perturbed: Int64Array, k: int, edge_typ
     return np.sort(np.concatenate(chosen))
 
 
-def scores_of(values: Any, base: Any, num_nodes: int, batch_size: int) -> Scores:
+def scores_of(values: Any, batch: Any, topology: Topology) -> Scores:
     """One value per node, on the host.
 
     Raises:
         SettingError: If it is none of that; names what the base graph has.
     """
+    num_nodes, batch_size = topology.num_nodes, len(batch)
     if isinstance(values, Tensor | np.ndarray):
         array = values.numpy(force=True) if isinstance(values, Tensor) else values
     else:
-        array = _base_column(values, base, num_nodes)
+        graph = batch.generation.base_graph
+        base = graph._store if topology.node_type is None else graph[topology.node_type]
+        array = _base_column(values, base._mapping, num_nodes)
     if array.shape == (batch_size, num_nodes):
         array = array.astype(np.float64).mean(axis=0)
     if array.shape != (num_nodes,):
@@ -153,16 +128,13 @@ def expression_of(batch: Any, values: Any) -> Any:
     return found[..., -1 if column is None else column]
 
 
-def _base_column(values: Any, base: Any, num_nodes: int) -> npt.NDArray[Any]:
-    x = base._mapping.get("x")
+def _base_column(values: Any, base: dict[str, Any], num_nodes: int) -> npt.NDArray[Any]:
+    x, sized = base.get("x"), (num_nodes,)
     width = x.size(1) if isinstance(x, Tensor) and x.dim() == 2 else 0
-    named = {
-        name: value
-        for name, value in base._mapping.items()
-        if isinstance(value, Tensor) and value.numel() == num_nodes and value.size(0) == num_nodes
-    }
+    tensors = {name: value for name, value in base.items() if isinstance(value, Tensor)}
+    named = {n: t for n, t in tensors.items() if t.shape[:1] == sized and t.numel() == num_nodes}
     if isinstance(values, int | np.integer) and not isinstance(values, bool) and 0 <= values < width:
-        return np.asarray(x[:, values].numpy(force=True))
+        return np.asarray(tensors["x"][:, values].numpy(force=True))
     if isinstance(values, str) and values in named:
         return np.asarray(named[values].reshape(-1).numpy(force=True))
     columns = f"the number of a column of x (0..{width - 1})" if width else "a base graph with x"
@@ -183,7 +155,13 @@ def choose(batch: Any, topology: Topology, k: Any, strategy: str, settings: dict
     if strategy == "all":
         return np.arange(topology.num_nodes)
     perturbed = np.unique(batch._perturbed_ids()[0])
-    k = check_count(k, len(perturbed), strategy)
+    k = whole_number("k", k, 1, fix='k=1000, or strategy="all" for every node')
+    if k < len(perturbed):
+        raise SettingError(
+            f"k={k} nodes, but the samples of this batch perturb {len(perturbed)} different nodes: a sample without its "
+            "perturbed nodes would look like the wild type",
+            fix=f"k={len(perturbed)} or more, or smaller batches",
+        )
     if strategy == "perturbed_neighbourhood":
         if len(perturbed) == 0:
             raise SettingError(
@@ -191,20 +169,22 @@ def choose(batch: Any, topology: Topology, k: Any, strategy: str, settings: dict
                 fix='strategy="most_expressed", or batches with at least one perturbed sample',
             )
         return neighbourhood(neighbour_table(batch.generation), perturbed, k, settings["edge_types"])
-    graph = batch.generation.base_graph
-    base = graph._store if topology.node_type is None else graph[topology.node_type]
-    of_cells = not batch.generation.is_structured
-    values = expression_of(batch, settings["values"]) if of_cells else settings["values"]
-    scores = scores_of(values, base, topology.num_nodes, len(batch))
+    values = settings["values"]
+    if not batch.generation.is_structured:
+        values = expression_of(batch, values)
+    scores = scores_of(values, batch, topology)
     if strategy == "most_expressed":
-        return with_perturbed(perturbed, by_value(scores), k)
-    if settings["key"][-1] is None:
+        ranked = np.argsort(-scores, kind="stable")  # ties by id
+    elif settings["key"][-1] is None:
         raise SettingError(
             "strategy='random_expressed' draws by seed, epoch and step, and step was not given: every batch would get the "
             "same nodes",
             fix="select_nodes(..., seed=seed, epoch=epoch, step=step)",
         )
-    return with_perturbed(perturbed, at_random(scores, settings["weighted"], settings["key"]), k)
+    else:
+        ranked = at_random(scores, settings["weighted"], settings["key"])
+    others = ranked[~np.isin(ranked, perturbed)][: k - len(perturbed)]
+    return np.sort(np.concatenate([perturbed, others]))
 
 
 def selectable_from(batch: Any, node_type: str | None) -> Topology:
@@ -213,9 +193,8 @@ def selectable_from(batch: Any, node_type: str | None) -> Topology:
     Raises:
         SettingError: If they cannot.
     """
-    if (
-        batch.context.selection is not None
-    ):  # it knows what its perturbed nodes take with them, and of no other node
+    # One that is restricted knows what its perturbed nodes take with them, and of no other node.
+    if batch.context.selection is not None:
         raise SettingError(
             f"this batch is restricted to {len(batch.context.selection.nodes)} nodes already",
             fix="select from the batch that the store gave: batch.restrict(node_type, nodes)",
@@ -234,7 +213,7 @@ def selectable_from(batch: Any, node_type: str | None) -> Topology:
     return topology
 
 
-def restricted(batch: Any, topology: Topology, nodes: Int64Array, allow_wild_type: bool) -> Any:
+def restricted(batch: B, topology: Topology, nodes: Int64Array, allow_wild_type: bool) -> B:
     """A batch of the part of the base graph that nodes, ascending and unique, induce.
 
     Raises:
@@ -244,15 +223,14 @@ def restricted(batch: Any, topology: Topology, nodes: Int64Array, allow_wild_typ
     here = np.isin(perturbed, nodes)
     lost = perturbed[~here]
     if len(lost) and not allow_wild_type:
-        of_cells = not batch.generation.is_structured
+        by, like = "by samples", "these samples would look like the wild type"
+        if not batch.generation.is_structured:
+            by, like = "in cells", "these cells would look unperturbed"
         raise SettingError(
-            f"nodes {lost[:5].tolist()}{' and more' if len(lost) > 5 else ''} are perturbed "
-            + (
-                "in cells of this batch and not selected: these cells would look unperturbed"
-                if of_cells
-                else "by samples of this batch and not selected: these samples would look like the wild type"
-            ),
+            f"nodes {lost[:5].tolist()}{' and more' if len(lost) > 5 else ''} are perturbed {by} of this batch and not "
+            f"selected: {like}",
             fix="select them too, or pass allow_wild_type=True",
         )
     selection = select(neighbour_table(batch.generation), nodes)
-    return batch._within(InducedContext(batch.generation, topology, selection, perturbed[here]))
+    out: B = batch._within(GraphContext(batch.generation, topology, selection, perturbed[here]))
+    return out

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from torchcell_cache.batch.batch import SharedGraphBatch
 from torchcell_cache.batch.node_sampling import expression_field
-from torchcell_cache.batch.pyg import Field, collate, collated, listed, no_increments, steps
+from torchcell_cache.batch.pyg import Field, Fields, collate, collated, listed, no_increments, steps
 from torchcell_cache.core.checks import names_or_none
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.markup import Markup, table
@@ -205,15 +205,11 @@ class PairedBatch:
         self.samples.record_stream(stream)
 
 
-class _PairFields:
+class _PairFields(Fields):
     """The fields of a batch of pairs, as :func:`collate` asks for them."""
 
     def __init__(self, x: Tensor, y: Tensor, fields: dict[str, list[Any]]) -> None:
         self.x, self.y, self.fields = x, y, fields
-
-    def names(self, key: Any, names: Iterable[str]) -> list[str]:
-        """All of them."""
-        return list(names)
 
     def num_nodes(self, key: Any) -> list[int]:
         """Genes of each pair."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
+from torchcell_cache.core.checks import names_or_none
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.lasting import lasting, ranged
 
 MASKS = ("mask", "edge_mask")
 
@@ -46,6 +46,7 @@ class Fields(Protocol):
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """Those of the template's fields that the batch has."""
+        return list(names)
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type in each sample."""
@@ -146,9 +147,12 @@ def without_removed(graph: Any) -> Any:
 
 def of_edges(name: str, value: Any, num_nodes: int) -> bool:
     """Whether a homogeneous sample's field speaks of its edges; where there are as many, its name decides, as in PyG."""
-    if "edge" in name:
-        return True
-    sized = isinstance(value, Tensor) and name not in ("mask", "pert_mask", "x_pert", "x", *OWN_FIELDS)
+    return "edge" in name or (name not in ("mask", "x") and fits_edges(name, value, num_nodes))
+
+
+def fits_edges(name: str, value: Any, num_nodes: int) -> bool:
+    """Whether a homogeneous sample's field is a tensor of other rows than nodes, and none of those that say what a sample is."""
+    sized = isinstance(value, Tensor) and name not in ("pert_mask", "x_pert", *OWN_FIELDS)
     return sized and not name.startswith("phenotype_") and value.size(0) != num_nodes
 
 
@@ -183,9 +187,8 @@ def as_pyg(
     batch: Any, follow_batch: Any, exclude_keys: Any, allow_wild_type: bool, drop_removed: bool
 ) -> Any:
     """See ``SharedGraphBatch.to_pyg``."""
-    if isinstance(follow_batch, str) or isinstance(exclude_keys, str):
-        raise SettingError("follow_batch and exclude_keys are lists of field names, got one string")
-    follow, exclude = frozenset(follow_batch or ()), frozenset(exclude_keys or ())
+    follow = frozenset(names_or_none("follow_batch", follow_batch) or ())
+    exclude = frozenset(names_or_none("exclude_keys", exclude_keys) or ())
     lost = sorted(exclude.intersection(batch._mask_names()))
     if lost and not allow_wild_type:
         raise SettingError(
@@ -193,17 +196,11 @@ def as_pyg(
             "be the unperturbed base graph",
             fix="keep the masks, use SubgraphRepresentation, or pass allow_wild_type=True",
         )
-    out = _made(batch, follow, exclude, drop_removed)
+    out = batch._to_pyg(follow, exclude, drop_removed)
     known = {name for store in out.stores for name in store._mapping} | exclude
     for name in sorted(follow - known):
         warnings.warn(f"follow_batch: no field is called {name!r}, nothing was added for it", stacklevel=3)
     return out
-
-
-@ranged("expand")
-@lasting
-def _made(batch: Any, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
-    return batch._to_pyg(follow, exclude, drop)
 
 
 def collated(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from torchcell_cache.batch.device import DeviceContext
 from torchcell_cache.batch.masks import Regions, node_flags
-from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, listed, no_increments, numbers, steps
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, Fields, listed, no_increments, numbers, steps
+from torchcell_cache.core.lazy import cached_property
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets
 from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import Domain
 from torchcell_cache.processors.deletion import extra_tensors, node_names
-from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
-from torchcell_cache.processors.subgraph import SubgraphRepresentation
+from torchcell_cache.processors.subgraph import EDGE_FIELDS, NODE_FIELDS, SubgraphRepresentation
 
 if TYPE_CHECKING:
     from torchcell_cache.batch.deletions import DeletionBatch
@@ -35,9 +36,61 @@ _OF_SAMPLES = {
     **{f"phenotype_stat_{name}": (1, part) for name, part in _COORDINATES.items()},
 }
 
+Arrays: TypeAlias = tuple[npt.NDArray[Any], Int64Array, Int64Array, Int64Array]
+"""Values, their columns, their measurements, and offsets of the samples."""
 
-class SampleFields:
-    """Fields that hold what is the sample's own, and those that all samples share."""
+
+class Coordinates(NamedTuple):
+    """Values of a batch in coordinate form.
+
+    Attributes:
+        values: ``[k] float32``.
+        types: Column of each value, ``[k] int64``.
+        samples: Number of the measurement within its sample, ``[k] int64``.
+        ptr: Where each sample of the batch starts, ``[batch + 1] int64``.
+        batch: Sample of the batch of each value, ``[k] int64``.
+    """
+
+    values: Tensor
+    types: Tensor
+    samples: Tensor
+    ptr: Tensor
+    batch: Tensor
+
+
+def coordinates(values: Float32Array, value_ptr: Int64Array, once: bool, *, fill: bool) -> Arrays:
+    """The coordinate form of all samples' values, one sample after the other, NaN for no value.
+
+    ``once``: every sample has one measurement. ``fill``: a sample without any value gets one NaN of type 0, measurement 0.
+    """
+    count, width = len(value_ptr) - 1, values.shape[1]
+    if not width and not fill:
+        none = np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.float32), none, none, np.zeros(count + 1, dtype=np.int64)
+    known = values == values
+    if once and width and known.all():
+        found = values.flatten()
+        samples = np.zeros(len(found), dtype=np.int64)
+        return found, np.tile(np.arange(width), count), samples, np.arange(0, len(found) + 1, width)
+    row, types = np.nonzero(known)
+    found = values[row, types]
+    owner = np.repeat(np.arange(count), np.diff(value_ptr))[row]
+    samples = row - value_ptr[owner]
+    per_sample = np.bincount(owner, minlength=count)
+    ptr = offsets(per_sample)
+    if fill and not per_sample.all():
+        at = ptr[:-1][per_sample == 0]
+        found = np.insert(found, at, np.float32(np.nan))
+        types, samples = np.insert(types, at, 0), np.insert(samples, at, 0)
+        ptr = offsets(np.maximum(per_sample, 1))
+    return found, types, samples, ptr
+
+
+class SampleFields(Fields):
+    """``LazySubgraphRepresentation``: everything shared, and masks; ``Perturbation``: masks of nodes alone."""
+
+    kept_flags: ClassVar[bool] = True
+    """Whether flags of what a domain keeps are at hand, rather than of what is removed."""
 
     def __init__(self, batch: DeletionBatch) -> None:
         self.batch, self.context = batch, batch.on_device
@@ -61,11 +114,12 @@ class SampleFields:
 
     def field(self, key: Any, name: str, value: Any) -> Field:
         """A field of a store."""
-        if key == self.topology.node_type:
-            own = self.own(name)
-            if own is not None:
-                return own
-        return self.shared(key, name, value)
+        if name in ("mask", "pert_mask") and (not self.hetero or isinstance(key, str)):
+            return self.flags(self.node_mask(key, name == "mask"))
+        if name == ("mask" if self.hetero else "edge_mask") and key in self.domains:
+            return self.flags(self.domain_mask(key, True))
+        own = self.own(name) if key == self.topology.node_type else None
+        return self.shared(key, name, value) if own is None else own
 
     def own(self, name: str) -> Field | None:
         """A field of the perturbed nodes' store that holds what the sample says, or ``None``."""
@@ -108,48 +162,34 @@ class SampleFields:
     def _index(self, key: Any, name: str, tensor: Tensor) -> Field:
         """An edge index: each sample's copy shifted by the nodes of the samples before it."""
         samples, size = torch.arange(self.count, device="cpu"), tensor.size(1)
-        if self.hetero:
-            ends = torch.tensor([self.num_nodes(key[0])[0], self.num_nodes(key[2])[0]], device="cpu")
-            incs = samples.view(-1, 1, 1) * ends.view(2, 1)
-            dtype = torch.result_type(tensor, incs)
-        else:
-            ends = torch.tensor([self.num_nodes(None)[0]] * 2, device="cpu")
-            incs, dtype = samples * ends[0], tensor.dtype
+        sizes = [self.num_nodes(end)[0] for end in ((key[0], key[2]) if self.hetero else (None, None))]
+        ends = torch.tensor(sizes, device="cpu")
+        incs = samples.view(-1, 1, 1) * ends.view(2, 1) if self.hetero else samples * ends[0]
+        dtype = torch.result_type(tensor, incs) if self.hetero else tensor.dtype
         out = self.context.pool.take((key, name), (2, self.count, size), dtype)
-        offsets = ends.view(2, 1, 1) * samples.view(1, -1, 1)
-        torch.add(tensor.unsqueeze(1), offsets.to(self.device, dtype), out=out)
+        shifts = ends.view(2, 1, 1) * samples.view(1, -1, 1)
+        torch.add(tensor.unsqueeze(1), shifts.to(self.device, dtype), out=out)
         return Field(out.view(2, -1), steps(self.count, size), incs)
 
     def flags(self, value: Tensor) -> Field:
         """A mask ``[batch, size]``."""
         return Field(value.flatten(), steps(self.count, value.size(1)), no_increments(self.count))
 
+    @cached_property
+    def _regions(self) -> Regions:
+        return self.batch.regions("masks of PyG", kept=self.kept_flags)
 
-class MaskFields(SampleFields):
-    """``LazySubgraphRepresentation``: everything shared, and masks; ``Perturbation``: masks of nodes alone."""
+    def domain_mask(self, key: Any, keep: bool) -> Tensor:
+        """What each sample keeps of a domain, or what it removes."""
+        flags = self._regions.of(self.domains[key])
+        return flags if keep == self.kept_flags else ~flags
 
-    _regions: Regions | None = None
-
-    def field(self, key: Any, name: str, value: Any) -> Field:
-        """A field of a store."""
-        nodes, edges = ("mask", "pert_mask"), ("mask",) if self.hetero else ("edge_mask",)
-        if name in nodes and (not self.hetero or isinstance(key, str)):
-            return self.flags(self._node_mask(key, name == "mask"))
-        if name in edges and key in self.domains:
-            return self.flags(self._kept(self.domains[key]))
-        return super().field(key, name, value)
-
-    def _kept(self, domain: Domain) -> Tensor:
-        if self._regions is None:
-            self._regions = self.batch.regions("masks of PyG", kept=True)
-        return self._regions.of(domain)
-
-    def _node_mask(self, key: Any, keep: bool) -> Tensor:
+    def node_mask(self, key: Any, keep: bool) -> Tensor:
+        """What each sample keeps of a node type, or what it removes."""
         if key == self.topology.node_type:
             return node_flags(self.context, self.tensors, (key, keep), kept=keep)
         if key in self.domains:
-            kept = self._kept(self.domains[key])
-            return kept if keep else ~kept
+            return self.domain_mask(key, keep)
         shape = (self.count, self.num_nodes(key)[0])
         return torch.full(shape, keep, dtype=torch.bool, device=self.device)
 

@@ -1,10 +1,10 @@
-"""The fields of a batch of generic records, read column by column and collated as PyG does, without making the samples."""
+"""Fields of a batch of generic records, read column by column without making the samples: as PyG collates them, or dense."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +13,15 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.data.storage import N_KEYS
 
-from torchcell_cache.batch.features import changed
-from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, collate, listed, no_increments
+from torchcell_cache.batch.device import of_store
+from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, Fields, listed, no_increments
 from torchcell_cache.codec.columns import read_column, read_texts
-from torchcell_cache.codec.field_reader import Located, all_of, changes_of, cut
+from torchcell_cache.codec.field_reader import Changes, Located, all_of, changes_of, cut
 from torchcell_cache.codec.generic import FIELD
 from torchcell_cache.codec.layout import FieldKey, TensorValue, field_label
 from torchcell_cache.codec.values import BASE, CONSTANT
 from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.fields import GraphFields, unflatten
 from torchcell_cache.graph.typed_json import value_from_json
 from torchcell_cache.graph.values import TORCH_DTYPES, to_tensor
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 _KEPT_TEXT = 1024
 _SCALARS = frozenset({type(None), bool, int, float, str})
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = (torch.uint8, *_SIGNED.values())
 
 
 class NotPlainError(Exception):
@@ -49,18 +51,7 @@ _kept = functools.lru_cache(maxsize=4096)(_parsed)
 """Short texts recur from batch to batch."""
 
 
-def collated_records(batch: GraphBatch, follow: frozenset[str], exclude: frozenset[str]) -> Any:
-    """The PyG batch of all records.
-
-    Raises:
-        NotPlainError: If PyG has to do it.
-        CorruptRecordError: If a record does not fit its descriptors.
-    """
-    fields = RecordFields(batch)
-    return collate(fields.template, fields, len(batch), batch.device, follow, exclude)
-
-
-class RecordFields:
+class RecordFields(Fields):
     """Fields of samples that are records of one layout."""
 
     def __init__(self, batch: GraphBatch) -> None:
@@ -88,10 +79,6 @@ class RecordFields:
         if isinstance(value, Tensor) is not is_tensor:
             raise NotPlainError
         return value
-
-    def names(self, key: Any, names: Iterable[str]) -> list[str]:
-        """All of them: records of one layout have the same fields."""
-        return list(names)
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type in each sample, by PyG's rules."""
@@ -177,15 +164,14 @@ class RecordFields:
     def _rows(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor whose first dimension is that of all samples together."""
         count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
-        if all_of(found.encoding == CONSTANT) and (whole := self._shared((key, name))) is not None:
+        whole = self._shared((key, name)) if all_of(found.encoding == CONSTANT) else None
+        changes = changes_of(self.data, found, reference) if whole is None else None
+        dense: Any = None if changes is None else changed(self.batch, (key, name), changes)
+        if whole is not None:
             dense = whole.unsqueeze(0).expand(count, *whole.shape)
-            size = whole.size(0) if whole.dim() else 1
-            return self._cut(dense.flatten(0, 1) if whole.dim() else dense.clone(), np.full(count, size))
-        changes = changes_of(self.data, found, reference)
-        if changes is not None:
-            dense = changed(self.batch, (key, name), changes)
+        if dense is not None:
             size = dense.size(1) if dense.dim() > 1 else 1
-            return self._cut(dense.flatten(0, 1) if dense.dim() > 1 else dense, np.full(count, size))
+            return self._cut(dense.flatten(0, 1) if dense.dim() > 1 else dense.clone(), np.full(count, size))
         column = read_column(self.data, found, reference)
         if column is None or np.count_nonzero(column.shapes[:, 1:] != column.shapes[0, 1:]):
             raise NotPlainError
@@ -228,3 +214,63 @@ class RecordFields:
         return Field(
             flat.to(self.device), slices, incs.t().unsqueeze(-1).contiguous() if self.hetero else incs[0]
         )
+
+
+def dense_features(batch: GraphBatch, key: FieldKey) -> Tensor:
+    """The field of every sample, ``[batch, *shape]``, on the batch's device.
+
+    Differences cross to the device as positions and values; the base graph's tensor is there already.
+
+    Raises:
+        SettingError: If the samples do not all have this field with one shape and dtype.
+        CorruptRecordError: If a record is damaged.
+    """
+    located, reference = batch.located, batch.generation.base_fields.get(key)
+    if located is not None and key in located[1].keys:
+        field = located[2][located[1].keys.index(key)]
+        changes = changes_of(located[0], field, reference)
+        if changes is not None:
+            return changed(batch, key, changes)
+        column = read_column(located[0], field, reference) if field.dtype.any() else None
+        if column is not None and bool((column.shapes == column.shapes[0]).all()):
+            shape = (len(batch), *column.shapes[0].tolist())
+            return to_tensor(TensorValue(column.dtype, column.array.reshape(shape))).to(batch.device)
+    return _stacked(batch, key)
+
+
+def changed(batch: GraphBatch, key: FieldKey, changes: Changes) -> Tensor:
+    """The base graph's field with each sample's changes, ``[batch, *shape]``, on the batch's device."""
+    generation = batch.generation
+    context = of_store(generation, batch.device)
+    base = context.tensor(generation.base_fields.value(key))
+    out = context.pool.take(key, (len(batch), *base.shape), base.dtype).copy_(base.unsqueeze(0))
+    slots = changes.positions + np.repeat(np.arange(len(batch)) * base.numel(), np.diff(changes.ptr))
+    if len(slots):
+        # As integers: bits stay what they are, and not every dtype can be indexed.
+        kind = _SIGNED[base.element_size()]
+        values = torch.from_numpy(changes.values.view(f"i{base.element_size()}")).to(batch.device)
+        out.view(-1).view(kind)[torch.from_numpy(slots).to(batch.device)] = values
+    return out
+
+
+def _stacked(batch: GraphBatch, key: FieldKey) -> Tensor:
+    """The slow and obvious way: from whole graphs."""
+    store, name = key
+    found: list[Any] = []
+    for at, graph in enumerate(batch.graphs):
+        is_global = store is None and isinstance(graph, HeteroData)
+        mapping = graph._global_store._mapping if is_global else batch.fields_of(at, store, SettingError)
+        value = mapping.get(name)
+        if not isinstance(value, Tensor):
+            raise SettingError(
+                f"sample {int(batch.sections['indices'][at])} has no tensor {field_label(key)}; there are "
+                f"{sorted(n for n, v in mapping.items() if isinstance(v, Tensor))}"
+            )
+        found.append(value)
+    shapes = sorted({f"{value.dtype} {list(value.shape)}" for value in found})
+    if len(shapes) != 1:
+        raise SettingError(
+            f"{field_label(key)} is not of one shape and dtype in this batch: {', '.join(shapes)}",
+            fix="batch.to_pyg()",
+        )
+    return torch.stack(found).to(batch.device)

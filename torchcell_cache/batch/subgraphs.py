@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcell_cache.batch.masks import Regions, node_flags
-from torchcell_cache.batch.pyg import INDEX_FIELDS, OWN_FIELDS, Field, listed, numbers, of_edges
-from torchcell_cache.batch.pyg_fields import MaskFields, SampleFields
+from torchcell_cache.batch.pyg import INDEX_FIELDS, Field, fits_edges, listed, numbers, of_edges
+from torchcell_cache.batch.pyg_fields import SampleFields
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.graph.topology import Domain
 
 _BLOCK = 1 << 16
 """Edges filtered at a time: half a megabyte, a share of the second-level cache."""
@@ -51,16 +49,6 @@ class Cut:
         return out
 
     @cached_property
-    def kept(self) -> Tensor:
-        """``sample * size + position`` of everything kept, ascending, ``[total] int64`` on the device."""
-        slots = torch.from_numpy(self.slots).to(self.device)
-        ends = torch.cat([slots, slots.new_full((1,), self.batch_size * self.size)])
-        begins = torch.cat([slots.new_zeros(1), slots + 1])
-        runs = torch.arange(len(ends), device=self.device)
-        before = torch.repeat_interleave(runs, ends - begins, output_size=self.total)
-        return before.add_(torch.arange(self.total, device=self.device))
-
-    @cached_property
     def sample(self) -> Tensor:
         """Sample of everything kept, ``[total] int64`` on the device."""
         counts = torch.from_numpy(self.counts).to(self.device)
@@ -70,7 +58,12 @@ class Cut:
     @cached_property
     def position(self) -> Tensor:
         """Position of everything kept, ``[total] int64`` on the device."""
-        return self.kept - self.sample * self.size
+        slots = torch.from_numpy(self.slots).to(self.device)
+        ends = torch.cat([slots, slots.new_full((1,), self.batch_size * self.size)])
+        begins = torch.cat([slots.new_zeros(1), slots + 1])
+        runs = torch.arange(len(ends), device=self.device)
+        before = torch.repeat_interleave(runs, ends - begins, output_size=self.total)
+        return before.add_(torch.arange(self.total, device=self.device)) - self.sample * self.size
 
 
 class FilteredFields(SampleFields):
@@ -81,17 +74,15 @@ class FilteredFields(SampleFields):
     """
 
     one_by_one: bool | None = None
+    kept_flags = False
 
     @cached_property
     def _cuts(self) -> dict[Any, Cut]:
         """What is removed of each domain."""
-        positions, ptr = self.batch.removed_positions
-        sample = np.repeat(np.arange(self.count), np.diff(ptr))
         out = {}
         for domain in self.topology.domains:
-            inside = (positions >= domain.start) & (positions < domain.stop)
-            slots = sample[inside] * domain.size + (positions[inside] - domain.start)
-            out[domain.key] = Cut(slots, self.count, domain.size, self.device)
+            sample, position = self.batch.removed_of(domain)
+            out[domain.key] = Cut(sample * domain.size + position, self.count, domain.size, self.device)
         return out
 
     @cached_property
@@ -107,10 +98,6 @@ class FilteredFields(SampleFields):
             return self._nodes
         return self._cuts.get(key)
 
-    @cached_property
-    def _gone(self) -> Regions:
-        return self.batch.regions("masks of PyG", kept=False)
-
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type that each sample keeps."""
         cut = self._node_cut(key)
@@ -118,8 +105,11 @@ class FilteredFields(SampleFields):
 
     def field(self, key: Any, name: str, value: Any) -> Field:
         """A field of a store."""
-        if isinstance(key, tuple) or (key is None and self._speaks_of_edges(name, value)):
-            return self._edge_field(key, name, value)
+        # Homogeneous data has one store; what fits the nodes is the nodes', as in the representation itself.
+        named = key is None and name in ("edge_index", "edge_pert_mask")
+        sized = key is None and fits_edges(name, value, self.topology.num_nodes)
+        if isinstance(key, tuple) or named or sized:
+            return self.edge_field(key, name, value)
         if key == self.topology.node_type:
             own = self.own(name)
             if own is not None:
@@ -129,7 +119,7 @@ class FilteredFields(SampleFields):
                 x = self.context.tensor((base[key] if self.hetero else base._store)._mapping["x"])
                 return self.ragged(x.index_select(0, self.tensors["perturbed"]), self.host["perturbed_ptr"])
         if name == "pert_mask":
-            return self.flags(self._removed_nodes(key))
+            return self.flags(self.node_mask(key, False))
         cut = self._node_cut(key)
         if cut is None:
             return self.shared(key, name, value)
@@ -137,28 +127,15 @@ class FilteredFields(SampleFields):
             self._rows(key, name, value, cut) if isinstance(value, Tensor) else listed(cut.keep(list(value)))
         )
 
-    def _speaks_of_edges(self, name: str, value: Any) -> bool:
-        """Homogeneous data has one store; what fits the nodes is the nodes', as in the representation itself."""
-        if name in ("edge_index", "edge_pert_mask"):
-            return True
-        sized = isinstance(value, Tensor) and name not in ("x_pert", "pert_mask", *OWN_FIELDS)
-        return sized and not name.startswith("phenotype_") and value.size(0) != self.topology.num_nodes
-
-    def _removed_nodes(self, key: Any) -> Tensor:
-        if key == self.topology.node_type:
-            return node_flags(self.context, self.tensors, (key, "pert_mask"), kept=False)
-        if key in self.domains:
-            return self._gone.of(self.domains[key])
-        return torch.zeros((self.count, self.num_nodes(key)[0]), dtype=torch.bool, device=self.device)
-
-    def _edge_field(self, key: Any, name: str, value: Any) -> Field:
-        domain, cut = self.domains[key], self._cuts[key]
+    def edge_field(self, key: Any, name: str, value: Any) -> Field:
+        """A field of an edge type."""
+        cut = self._cuts[key]
         if name in INDEX_FIELDS:
-            return self._index_of(domain, name, value, cut)
+            return self._index_of(key, name, value, cut)
         if name == "num_edges":
             return numbers(cut.counts.tolist(), self.device)
         if name in ("pert_mask", "edge_pert_mask"):
-            return self.flags(self._gone.of(domain))
+            return self.flags(self.domain_mask(key, False))
         return self._rows(key, name, value, cut)
 
     def _rows(self, key: Any, name: str, value: Tensor, cut: Cut) -> Field:
@@ -180,66 +157,53 @@ class FilteredFields(SampleFields):
 
     # Edge indices
 
-    def _table(self, key: Any) -> Tensor | None:
-        """New number of every node in its batch, ``[batch, num_nodes] int64``; ``None`` where nodes stay.
+    @cached_property
+    def _tables(self) -> dict[Any, Tensor]:
+        """New number of every node in its batch, ``[batch, num_nodes] int64``, of the types whose nodes go.
 
         A removed node has -1, shifted like the others: what the representation itself gives it.
         """
-        if key not in self._tables:
+        out = {}
+        for key in {self.topology.node_type, *(key for key in self.domains if isinstance(key, str))}:
             cut = self._node_cut(key)
-            self._tables[key] = None if cut is None else self._new_numbers(key, cut)
-        return self._tables[key]
+            if cut is not None:
+                gone = self.node_mask(key, False)
+                table = gone.logical_not().cumsum(1).sub_(1).masked_fill_(gone, -1)
+                out[key] = table.add_(torch.from_numpy(cut.ptr[:-1]).to(self.device).unsqueeze(1))
+        return out
 
-    @cached_property
-    def _tables(self) -> dict[Any, Tensor | None]:
-        return {}
-
-    def _new_numbers(self, key: Any, cut: Cut) -> Tensor:
-        if key == self.topology.node_type:
-            gone = node_flags(self.context, self.tensors, "relabel", kept=False)
-        else:
-            gone = self._gone.of(self.domains[key])
-        table = gone.logical_not().cumsum(1).sub_(1).masked_fill_(gone, -1)
-        return table.add_(torch.from_numpy(cut.ptr[:-1]).to(self.device).unsqueeze(1))
-
-    def _index_of(self, domain: Domain, name: str, value: Tensor, cut: Cut) -> Field:
-        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+    def _index_of(self, key: Any, name: str, value: Tensor, cut: Cut) -> Field:
+        ends = (key[0], key[2]) if self.hetero else (None, None)
         before = np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends], axis=1)
-        index, tables = self.context.tensor(value), [self._table(end) for end in ends]
+        shifts = torch.from_numpy(before)
+        index = self.context.tensor(value)
         dtype = torch.int64 if self.hetero else index.dtype  # as PyG adds one number, or one for each end
-        tables = [table if table is None else table.to(dtype) for table in tables]
-        out = self.context.pool.take((domain.key, name), (2, cut.total), dtype)
+        tables = [self._tables[end].to(dtype) if end in self._tables else None for end in ends]
+        out = self.context.pool.take((key, name), (2, cut.total), dtype)
         if self._loops():
-            self._filter_blocks(index, tables, before, domain, cut, out)
+            self._filter_blocks(index, tables, before, self.domain_mask(key, False), cut, out)
         else:
-            self._filter_at_once(index, tables, before, cut, out)
-        incs = (
-            torch.from_numpy(before).view(-1, 2, 1) if self.hetero else torch.from_numpy(before[:, 0].copy())
-        )
+            for row, table in enumerate(tables):
+                kept = index[row].index_select(0, cut.position)
+                if table is None:
+                    shift = shifts[:, row].to(self.device).index_select(0, cut.sample)
+                    torch.add(kept, shift, out=out[row])
+                else:
+                    torch.index_select(table.flatten(), 0, kept + cut.sample * table.size(1), out=out[row])
+        incs = shifts.view(-1, 2, 1) if self.hetero else shifts[:, 0].clone()
         return Field(out, torch.from_numpy(cut.ptr), incs)
-
-    def _filter_at_once(
-        self, index: Tensor, tables: list[Tensor | None], before: Int64Array, cut: Cut, out: Tensor
-    ) -> None:
-        for row, table in enumerate(tables):
-            kept = index[row].index_select(0, cut.position)
-            if table is None:
-                shift = torch.from_numpy(before[:, row].copy()).to(self.device)
-                torch.add(kept, shift.index_select(0, cut.sample), out=out[row])
-            else:
-                torch.index_select(table.flatten(), 0, kept + cut.sample * table.size(1), out=out[row])
 
     def _filter_blocks(
         self,
         index: Tensor,
         tables: list[Tensor | None],
         before: Int64Array,
-        domain: Domain,
+        gone: Tensor,
         cut: Cut,
         out: Tensor,
     ) -> None:
         """Block by block, and there sample by sample: edges and flags of a block stay in the cache."""
-        rows, target, gone = index.numpy(), out.numpy(), self._gone.of(domain).numpy()
+        rows, target, lacks = index.numpy(), out.numpy(), gone.numpy()
         new = [None if table is None else table.numpy() for table in tables]
         edges = np.append(np.arange(0, cut.size, _BLOCK), cut.size)
         samples = np.arange(self.count)[:, None]
@@ -249,7 +213,7 @@ class FilteredFields(SampleFields):
             source = rows[:, start:stop]
             for sample in range(self.count):
                 begin, end = places[sample][block], places[sample][block + 1]
-                kept = None if end - begin == stop - start else ~gone[sample, start:stop]
+                kept = None if end - begin == stop - start else ~lacks[sample, start:stop]
                 for row in (0, 1):
                     old = source[row] if kept is None else source[row][kept]
                     table = new[row]
@@ -259,7 +223,7 @@ class FilteredFields(SampleFields):
                         table[sample].take(old, out=target[row, begin:end], mode="clip")
 
 
-class KeptEdgeFields(FilteredFields, MaskFields):
+class KeptEdgeFields(FilteredFields):
     """``LazySubgraphRepresentation`` with its edges filtered; nodes stay."""
 
     def _node_cut(self, key: Any) -> None:
@@ -269,8 +233,8 @@ class KeptEdgeFields(FilteredFields, MaskFields):
         """A field of a store."""
         is_edges = self.hetero or of_edges(name, value, self.topology.num_nodes)
         if key not in self.domains or isinstance(key, str) or not is_edges:
-            return MaskFields.field(self, key, name, value)
+            return SampleFields.field(self, key, name, value)
         if name not in ("mask", "edge_mask"):
-            return self._edge_field(key, name, value)
+            return self.edge_field(key, name, value)
         cut = self._cuts[key]
         return self.ragged(torch.ones(cut.total, dtype=torch.bool, device=self.device), cut.ptr)

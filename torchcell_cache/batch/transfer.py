@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchcell_cache.batch import packed
-from torchcell_cache.batch.context import GraphContext, find_generation, induced, register
+from torchcell_cache.batch.context import GraphContext, find_generation, register
 from torchcell_cache.batch.device import DeviceContext
 from torchcell_cache.batch.packed import Buffer, Places, Sections
 from torchcell_cache.core.indexing import all_within
@@ -78,9 +78,9 @@ class PackedBatch(abc.ABC):
 
     def __reduce__(self) -> Any:
         register(self.generation)
-        place = str(self.generation.root), self.generation.manifest.generation
+        store = str(self.generation.root), self.generation.manifest.generation
         part = self.context.selection
-        return _rebuild, (*place, self.pack(), None if part is None else (part.nodes, part.kept))
+        return _rebuilt, (store, self.pack(), None if part is None else (part.nodes, part.kept))
 
     @classmethod
     @abc.abstractmethod
@@ -97,6 +97,19 @@ class PackedBatch(abc.ABC):
     @abc.abstractmethod
     def _perturbed_ids(self) -> tuple[Int64Array, Int64Array]:
         """Perturbed ids of all samples and their offsets, on the host."""
+
+    def __len__(self) -> int:
+        return len(self.sections["indices"])
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of samples."""
+        return len(self)
+
+    @property
+    def indices(self) -> Tensor:
+        """Store positions of the samples, ``[batch] int64``."""
+        return self.tensors["indices"]
 
     @property
     def generation(self) -> Generation:
@@ -204,19 +217,16 @@ class PackedBatch(abc.ABC):
             self._moved().record_stream(stream)
 
 
-def _rebuilt(generation: Generation, buffer: Any, part: Any) -> Any:
-    """A packed batch; ``part``: nodes and what stays of each domain, where it is restricted."""
+def _rebuilt(store: Any, buffer: Any, part: Any) -> Any:
+    """A packed batch of a generation or its place; ``part``: nodes and what stays of each domain, where it is restricted."""
+    generation = find_generation(*store) if isinstance(store, tuple) else store
     kind = PackedBatch._kinds[generation.schema["records"]]
     out = kind(GraphContext(generation), {})
     if part is not None:
-        out = kind(induced(generation, out._position_space(), part), {})
+        out = kind(GraphContext.received(generation, out._position_space(), part), {})
     array, out.sections, places = packed.unpack(buffer, out.owner)
     out._check_sections()
     out._packed = (array, places)
     if part is not None:
         out.context.perturbed = part[0][np.unique(out._perturbed_ids()[0])]
     return out
-
-
-def _rebuild(root: str, name: str, buffer: Buffer, part: Any) -> Any:
-    return _rebuilt(find_generation(root, name), buffer, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ from torchcell_cache.processors.perturbation import Perturbation
 
 def _idle_references() -> int:
     """References that the interpreter counts for a list's item inside a loop over the list and nowhere else."""
-    for item in [np.ones(1, dtype=np.bool_)]:
+    for item in [np.ones(1, dtype=np.uint8)]:
         return sys.getrefcount(item)
     raise AssertionError
 
@@ -33,49 +34,48 @@ _POOL_BYTES = 96 << 20
 """Kept for reuse at most: a batch of 32 samples of a yeast-scale graph."""
 
 
-class MaskPool:
-    """Reuses mask buffers of samples that no longer exist.
+class Buffers:
+    """Memory that is handed out again when nothing refers to it any more.
 
-    A fresh 2.5 MB buffer costs its page faults, ten times what filling it costs. A buffer is handed out again only when
-    nothing refers to it any more, and it is filled anew each time, so a mask edited in place never reaches another
-    sample.
+    A fresh 2.5 MB buffer costs its page faults, ten times what filling it costs. Whoever takes one writes all of it, so
+    what is edited in place never reaches another sample.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size, self.keep = size, max(4, _POOL_BYTES // max(size, 1))
-        self.buffers: list[npt.NDArray[np.bool_]] = []
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.held: list[npt.NDArray[np.uint8]] = []
 
-    def take(self) -> npt.NDArray[np.bool_]:
-        """A buffer of ones, ``[size] bool``."""
-        for buffer in self.buffers:
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """At least ``size`` bytes of undefined content."""
+        small = False
+        for buffer in self.held:
             if sys.getrefcount(buffer) == _IDLE:
-                buffer.fill(True)
-                return buffer
-        fresh = np.ones(self.size, dtype=np.bool_)
-        if len(self.buffers) < self.keep:
-            self.buffers.append(fresh)
+                if len(buffer) >= size:
+                    return buffer
+                small = True
+        if small:  # more than before: it will be the rule from now on
+            self.held = [b for b in self.held if len(b) >= size]
+        fresh = np.empty(size, dtype=np.uint8)
+        if len(self.held) < self.keep:
+            self.held.append(fresh)
         return fresh
 
 
+@dataclass(eq=False)
 class Assembler:
     """Assembles the graphs of structured records."""
 
-    def __init__(
-        self,
-        processor: DeletionProcessor,
-        base_graph: Any,
-        topology: Topology,
-        removal: Removal | None,
-        phenotypes: tuple[str, ...],
-        statistics: tuple[str, ...],
-        has_removed: bool,
-    ) -> None:
-        self.processor, self.base_graph, self.topology = processor, base_graph, topology
-        self.removal, self.has_removed = removal, has_removed
-        self.phenotypes, self.statistics = phenotypes, statistics
-        self.shell = processor.make_shell(base_graph, topology)
-        self.needs_masks = not isinstance(processor, Perturbation)
-        self.pool = MaskPool(topology.size)
+    processor: DeletionProcessor
+    base_graph: Any
+    topology: Topology
+    removal: Removal | None
+    phenotypes: tuple[str, ...]
+    statistics: tuple[str, ...]
+    has_removed: bool
+
+    def __post_init__(self) -> None:
+        self.shell = self.processor.make_shell(self.base_graph, self.topology)
+        self.buffers = Buffers(max(4, _POOL_BYTES // max(self.topology.size, 1)))
 
     def removed(self, columns: StructuredColumns) -> tuple[npt.NDArray[Any], Int64Array]:
         """Removed positions of each record, ascending and unique, and their offsets ``[batch + 1] int64``."""
@@ -88,48 +88,30 @@ class Assembler:
         self, columns: StructuredColumns, unknown: Sequence[tuple[str, ...]] | None = None
     ) -> list[Any]:
         """One graph per record; ``unknown`` are the names that each perturbs and no node has, in no record."""
-        names = [()] * len(columns) if unknown is None else unknown
-        return [
-            self._assemble(columns, k, kept, names[k]) for k, kept in enumerate(self._kept_of_each(columns))
-        ]
+        nothing: list[tuple[Any, ...]] = [()] * len(columns)
+        masks = nothing if isinstance(self.processor, Perturbation) else self._kept(columns)
+        ids, values = pairwise(columns.ptr.tolist()), pairwise(columns.value_ptr.tolist())
+        out = []
+        for (a, b), (c, d), kept, names in zip(ids, values, masks, unknown or nothing, strict=True):
+            perturbed, labels = columns.ids[a:b].astype(np.int64), (self.phenotypes, self.statistics)
+            deletion = Deletion(perturbed, columns.values[c:d], *labels, kept, names)
+            out.append(self.processor.assemble(self.base_graph, self.topology, self.shell, deletion))
+        return out
 
-    def _kept_of_each(self, columns: StructuredColumns) -> Iterator[tuple[Tensor, ...]]:
-        count = len(columns)
-        if not self.needs_masks:
-            yield from [()] * count
-        elif self.has_removed or (self.removal is not None and self.removal.by_rule is not None):
+    def _kept(self, columns: StructuredColumns) -> Iterator[tuple[Tensor, ...]]:
+        """What each record keeps of every domain; repeats need no care in a mask."""
+        if self.has_removed or (self.removal is not None and self.removal.by_rule is not None):
             positions, ptr = self.removed(columns)
-            yield from (self._kept(positions[a:b]) for a, b in pairwise(ptr.tolist()))
+            runs = [slice(*ends) for ends in pairwise(ptr.tolist())]
+            of_each = range(len(runs) + 1)
         else:
-            yield from (self._kept_by_index(columns, k) for k in range(count))
-
-    def _assemble(
-        self, columns: StructuredColumns, k: int, kept: tuple[Tensor, ...], unknown: tuple[str, ...]
-    ) -> Any:
-        deletion = Deletion(
-            columns.ids[columns.ptr[k] : columns.ptr[k + 1]].astype(np.int64),
-            columns.values[columns.value_ptr[k] : columns.value_ptr[k + 1]],
-            self.phenotypes,
-            self.statistics,
-            kept,
-            unknown,
-        )
-        return self.processor.assemble(self.base_graph, self.topology, self.shell, deletion)
-
-    def _kept(self, positions: npt.NDArray[Any]) -> tuple[Tensor, ...]:
-        buffer = self.pool.take()
-        buffer[positions] = False
-        return self._views(buffer)
-
-    def _kept_by_index(self, columns: StructuredColumns, k: int) -> tuple[Tensor, ...]:
-        """Clear each perturbed node's slice; repeats need no care in a mask."""
-        assert self.removal is not None
-        index = self.removal.index
-        buffer = self.pool.take()
-        ids = columns.ids[columns.ptr[k] : columns.ptr[k + 1]]
-        for a, b in zip(index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist(), strict=True):
-            buffer[index.positions[a:b]] = False
-        return self._views(buffer)
-
-    def _views(self, buffer: npt.NDArray[np.bool_]) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(buffer[d.start : d.stop]) for d in self.topology.domains)
+            assert self.removal is not None
+            index, ids = self.removal.index, columns.ids
+            positions, of_each = index.positions, columns.ptr.tolist()
+            runs = list(map(slice, index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist()))
+        for a, b in pairwise(of_each):
+            kept = self.buffers.take(self.topology.size).view(np.bool_)
+            kept.fill(True)
+            for run in runs[a:b]:
+                kept[positions[run]] = False
+            yield tuple(torch.from_numpy(kept[d.start : d.stop]) for d in self.topology.domains)

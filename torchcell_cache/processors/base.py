@@ -91,9 +91,8 @@ class Processing:
         if not self.trusted and base_graph is not None:
             self.base_graph = self._shared.copied(base_graph)
             self._digests = digests or graph_digests(base_graph)
-        self._written: list[int] | None = (
-            None  # how often each of the base graph's tensors was written in place
-        )
+        # How often each of the base graph's tensors was written in place.
+        self._written: list[int] | None = None
 
     def __call__(self, item: Any) -> Any:
         """The graph of one item of the source."""
@@ -137,10 +136,10 @@ class Processing:
                 changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             except UnsupportedValueError as error:
                 changed = [str(error).split(";")[0]]
-            if changed:
+            if changed:  # a function's own name, else that of the class
+                name = getattr(self.processor, "__qualname__", type(self.processor).__qualname__)
                 raise SettingError(
-                    f"processor {_name(self.processor)} changes the base graph, which all samples share: "
-                    f"{', '.join(changed)}",
+                    f"processor {name} changes the base graph, which all samples share: {', '.join(changed)}",
                     fix="clone what it changes: graph['gene'].x = base_graph['gene'].x.clone()",
                 )
 
@@ -188,8 +187,3 @@ def said(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(what it says cannot be printed)"
-
-
-def _name(processor: Any) -> str:
-    """A function's own name, else that of the class."""
-    return str(getattr(processor, "__qualname__", type(processor).__qualname__))

@@ -19,15 +19,17 @@ from torchcell_cache.core.choices import GprRule, Statistics
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.graph.induced_subgraph import ends_of
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.rules import parse_rule
-from torchcell_cache.graph.topology import Domain, Topology, topology_of
-from torchcell_cache.processors.phenotypes import STATISTICS, phenotype_fields
+from torchcell_cache.graph.topology import Topology, topology_of
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 GPR_RULES = get_args(GprRule)
+STATISTICS = get_args(Statistics)
+"""Which samples have the ``phenotype_stat_*`` fields: those with a statistic, or all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +57,9 @@ class SampleProcessor(abc.ABC):
     """What processors of perturbed ids have in common."""
 
     cache_version: ClassVar[int] = 1
-    statistics: str = STATISTICS[0]
+
+    def __init__(self, *, node_type: str | None = None, statistics: Statistics = "measured") -> None:
+        self.node_type, self.statistics = node_type, choice("statistics", statistics, STATISTICS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
@@ -72,9 +76,10 @@ class SampleProcessor(abc.ABC):
     def process(self, base_graph: Data | HeteroData | None, sample: Sample) -> Data | HeteroData:
         """The sample's graph, by definition and without an index."""
 
-    @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Settings that change the result."""
+        """Settings that change the result; one that is newer than the first stores, only where it is not the default."""
+        newer = {} if self.statistics == STATISTICS[0] else {"statistics": self.statistics}
+        return {"node_type": self.node_type, **newer}
 
     def check(self, base_graph: Any, sample: Any) -> None:
         """Raise ``SourceContractError`` unless there is a base graph and a :class:`Sample` of it."""
@@ -114,17 +119,16 @@ class DeletionProcessor(SampleProcessor):
     def __init__(
         self, *, gpr: GprRule = "any", node_type: str | None = None, statistics: Statistics = "measured"
     ) -> None:
+        super().__init__(node_type=node_type, statistics=statistics)
         self.gpr = choice("gpr", gpr, GPR_RULES)
-        self.statistics = choice("statistics", statistics, STATISTICS)
-        self.node_type = node_type
         self._seen: tuple[Any, Topology, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}
 
     def settings(self) -> dict[str, Any]:
-        """Settings that change the result; one that is newer than the first stores, only where it is not the default."""
-        return {"gpr": self.gpr, "node_type": self.node_type, **statistics_setting(self.statistics)}
+        """Settings that change the result."""
+        return {"gpr": self.gpr, **super().settings()}
 
     def process(self, base_graph: Data | HeteroData | None, sample: Sample) -> Data | HeteroData:
         """The sample's graph, by definition and without an index.
@@ -134,17 +138,21 @@ class DeletionProcessor(SampleProcessor):
         """
         self.check(base_graph, sample)
         assert base_graph is not None
-        topology, shell = self._prepared(base_graph)
-        if (
-            len(sample.perturbed)
-            and not 0 <= sample.perturbed[0] <= sample.perturbed[-1] < topology.num_nodes
-        ):
+        # Topology and shell are kept for the graph seen last; a changed tensor makes a new signature.
+        values = [value for store in base_graph.stores for value in store._mapping.values()]
+        signature = [(id(value), getattr(value, "_version", 0)) for value in values]
+        if self._seen is None or self._seen[0] != signature:
+            topology = topology_of(base_graph, self.node_type)
+            self._seen = (signature, topology, self.make_shell(base_graph, topology))
+        _, topology, shell = self._seen
+        ids = sample.perturbed
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < topology.num_nodes:
             raise SourceContractError(
-                f"sample {sample.index}: perturbed ids {sample.perturbed} outside 0..{topology.num_nodes - 1}"
+                f"sample {sample.index}: perturbed ids {ids} outside 0..{topology.num_nodes - 1}"
             )
-        kept = kept_by_definition(base_graph, topology, sample.perturbed, gpr=self.gpr, gpr_by=self.gpr_by)
+        kept = kept_by_definition(base_graph, topology, ids, gpr=self.gpr, gpr_by=self.gpr_by)
         labels = sample.values, sample.phenotypes, sample.statistics
-        deletion = Deletion(sample.perturbed, *labels, kept, sample.unknown)
+        deletion = Deletion(ids, *labels, kept, sample.unknown)
         return self.assemble(base_graph, topology, shell, deletion)
 
     @abc.abstractmethod
@@ -163,17 +171,6 @@ class DeletionProcessor(SampleProcessor):
             base_graph, node_type=self.node_type, gpr=self.gpr, gpr_by=self.gpr_by, graph_digest=graph_digest
         )
 
-    def _prepared(self, base_graph: Any) -> tuple[Topology, Any]:
-        """Topology and shell, kept for the graph seen last; a changed tensor makes a new signature."""
-        stores = base_graph.stores
-        signature = tuple(
-            (id(v), getattr(v, "_version", 0)) for store in stores for v in store._mapping.values()
-        )
-        if self._seen is None or self._seen[0] != signature:
-            topology = topology_of(base_graph, self.node_type)
-            self._seen = (signature, topology, self.make_shell(base_graph, topology))
-        return self._seen[1], self._seen[2]
-
 
 def kept_by_definition(
     graph: Any, topology: Topology, perturbed: Int64Array, *, gpr: str, gpr_by: str
@@ -181,49 +178,31 @@ def kept_by_definition(
     """What stays when ``perturbed`` nodes are deleted, by scanning every edge."""
     node_kept = torch.ones(topology.num_nodes, dtype=torch.bool, device="cpu")
     node_kept[torch.from_numpy(perturbed)] = False
-    reaction_kept = _reactions_kept(graph, topology, node_kept, gpr)
-    return tuple(_domain_kept(graph, topology, d, node_kept, reaction_kept, gpr_by) for d in topology.domains)
-
-
-def _domain_kept(
-    graph: Any,
-    topology: Topology,
-    domain: Domain,
-    node_kept: Tensor,
-    reaction_kept: Tensor | None,
-    gpr_by: str,
-) -> Tensor:
-    if domain.role == "reaction":
-        assert reaction_kept is not None
-        return reaction_kept
-    if domain.role == "edge":
-        index = (graph if domain.key is None else graph[domain.key]).edge_index
+    reactions = _reactions_kept(graph, topology, node_kept, gpr)
+    out: list[Any] = []
+    for domain in topology.domains:
+        if domain.role == "reaction":
+            out.append(reactions)
+            continue
+        store = graph if domain.key is None else graph[domain.key]
+        index = store.edge_index if domain.role == "edge" else store.hyperedge_index
         kept = torch.ones(index.size(1), dtype=torch.bool, device="cpu")
-        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
-        for row, end in enumerate(ends):
-            if end == topology.node_type:
-                kept &= node_kept[index[row]]
-        return kept
-    index = graph[domain.key].hyperedge_index
-    if domain.role == "rmr":
-        return (
-            torch.ones(index.size(1), dtype=torch.bool, device="cpu")
-            if reaction_kept is None
-            else reaction_kept[index[0]]
-        )
-    kept = node_kept[index[0]]
-    if gpr_by == "reaction" and reaction_kept is not None:
-        kept = kept & reaction_kept[index[1]]
-    return kept
+        for row in ends_of(topology, domain):
+            kept &= node_kept[index[row]]
+        if domain.role == "rmr" and reactions is not None:
+            kept &= reactions[index[0]]
+        if domain.role == "gpr" and reactions is not None and gpr_by == "reaction":
+            kept &= reactions[index[1]]
+        out.append(kept)
+    return tuple(out)
 
 
 def _reactions_kept(graph: Any, topology: Topology, node_kept: Tensor, gpr: str) -> Tensor | None:
-    domain = topology.find("reaction")
+    domain, entries = topology.find("reaction"), topology.find("gpr")
     if domain is None:
         return None
     kept = torch.ones(domain.size, dtype=torch.bool, device="cpu")
     if gpr == "any":
-        entries = topology.find("gpr")
         if entries is not None:
             gene, reaction = graph[entries.key].hyperedge_index
             kept[reaction[~node_kept[gene]]] = False
@@ -235,17 +214,11 @@ def _reactions_kept(graph: Any, topology: Topology, node_kept: Tensor, gpr: str)
         )
     names = graph["gene"].node_ids
     lost = {names[k] for k in torch.nonzero(~node_kept).flatten().tolist()}
-    if lost:
-        for reaction_id, text in enumerate(store.gene_rules):
-            complexes = parse_rule(text)
-            if complexes and all(lost.intersection(genes) for genes in complexes):
-                kept[reaction_id] = False
+    for reaction_id, text in enumerate(store.gene_rules if lost else ()):
+        complexes = parse_rule(text)
+        if complexes and all(lost.intersection(genes) for genes in complexes):
+            kept[reaction_id] = False
     return kept
-
-
-def statistics_setting(statistics: str) -> dict[str, Any]:
-    """The setting as part of a fingerprint: at its default it is none, so that it makes no store stale."""
-    return {} if statistics == STATISTICS[0] else {"statistics": statistics}
 
 
 def perturbation_fields(
@@ -272,3 +245,42 @@ def extra_tensors(store: Any, known: tuple[str, ...], size: int) -> dict[str, Te
         for name, value in store._mapping.items()
         if name not in known and isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == size
     }
+
+
+def _coordinates(prefix: str, values: Float32Array, names: tuple[str, ...], fill: bool) -> dict[str, Any]:
+    """The fields of some columns; with ``fill``, one NaN where there is no value."""
+    measurement, column = np.nonzero(~np.isnan(values))
+    found = values[measurement, column]
+    if fill and len(found) == 0:
+        found, measurement = np.full(1, np.nan, dtype=np.float32), np.zeros(1, dtype=np.int64)
+        column = measurement.copy()
+    return {
+        f"{prefix}_values": torch.from_numpy(found),
+        f"{prefix}_type_indices": torch.from_numpy(column.astype(np.int64)),
+        f"{prefix}_sample_indices": torch.from_numpy(measurement.astype(np.int64)),
+        f"{prefix}_types": list(names),
+    }
+
+
+def phenotype_fields(
+    values: Float32Array, phenotypes: tuple[str, ...], statistics: tuple[str, ...], always: bool = False
+) -> dict[str, Any]:
+    """The ``phenotype_*`` fields of one sample.
+
+    Values come measurement by measurement, within one in the order of the names. A sample without any value has one NaN
+    of type 0 and sample 0; the ``phenotype_stat_*`` fields are there only if the sample has a statistic, or ``always``.
+
+    Args:
+        values: ``[num_measurements, num_phenotypes + num_statistics] float32``, NaN for no value.
+        phenotypes: Names of the first columns.
+        statistics: Names of the remaining columns.
+        always: Give a sample without a statistic empty ``phenotype_stat_*`` fields.
+
+    Returns:
+        ``phenotype_values [k] float32``, ``phenotype_type_indices [k] int64``, ``phenotype_sample_indices [k] int64``,
+        ``phenotype_types`` (names) and, with statistics, the same four under ``phenotype_stat_*``.
+    """
+    split = len(phenotypes)
+    out = _coordinates("phenotype", values[:, :split], phenotypes, True)
+    more = _coordinates("phenotype_stat", values[:, split:], statistics, False)
+    return out | more if always or len(more["phenotype_stat_values"]) else out

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.core.checks import choice, whole_number
@@ -24,10 +25,8 @@ from torchcell_cache.graph.induced_subgraph import (
     select,
 )
 from torchcell_cache.graph.topology import EdgeType, Topology, check_rows, endpoints, topology_of
-from torchcell_cache.processors.deletion import SampleProcessor, extra_tensors, node_names, statistics_setting
-from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
-from torchcell_cache.processors.phenotypes import STATISTICS
-from torchcell_cache.processors.subgraph import cut_edges, cut_nodes
+from torchcell_cache.processors.deletion import SampleProcessor, extra_tensors, node_names
+from torchcell_cache.processors.subgraph import EDGE_FIELDS, NODE_FIELDS, cut_edges, cut_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,16 +74,15 @@ class KHopSubgraph(SampleProcessor):
         node_type: str | None = None,
         statistics: Statistics = "measured",
     ) -> None:
-        num_hops = whole_number("num_hops", num_hops, 1)
+        super().__init__(node_type=node_type, statistics=statistics)
+        self.num_hops = whole_number("num_hops", num_hops, 1)
         if isinstance(edge_types, str):
             raise SettingError(
                 f"edge_types={edge_types!r} is one name, expected a list", fix=f"[{edge_types!r}]"
             )
-        self.num_hops, self.node_type = num_hops, node_type
         self.edge_types = (
             None if edge_types is None else [t if isinstance(t, str) else tuple(t) for t in edge_types]
         )
-        self.statistics = choice("statistics", statistics, STATISTICS)
         self.flow, self.perturbed = choice("flow", flow, FLOWS), choice("perturbed", perturbed, PERTURBED)
 
     def settings(self) -> dict[str, Any]:
@@ -95,8 +93,7 @@ class KHopSubgraph(SampleProcessor):
             "edge_types": None if types is None else [list(t) if isinstance(t, tuple) else t for t in types],
             "flow": self.flow,
             "perturbed": self.perturbed,
-            "node_type": self.node_type,
-            **statistics_setting(self.statistics),
+            **super().settings(),
         }
 
     def process(self, base_graph: Any, sample: Any) -> Data | HeteroData:
@@ -131,9 +128,7 @@ class KHopSubgraph(SampleProcessor):
             index = torch.from_numpy(endpoints(base_graph, domain).copy())
             stays = torch.stack([near[index[row]] for row in rows]).all(dim=0)
             kept.append(stays.nonzero().flatten().numpy())
-        return _assemble(
-            base_graph, topology, sample, near.nonzero().flatten().numpy(), kept, self.labels(sample)
-        )
+        return self._assemble(base_graph, topology, sample, near.nonzero().flatten(), kept)
 
     def with_index(self, base_graph: Any) -> Callable[[Any], Data | HeteroData]:
         """:meth:`process` for many samples of one base graph, through its incidence index: what a build calls.
@@ -150,59 +145,59 @@ class KHopSubgraph(SampleProcessor):
 
         def process(sample: Any) -> Data | HeteroData:
             self.check(base_graph, sample)
-            nodes = self._near(ends, columns, sample.perturbed)
-            selection = select(ends, nodes)
-            return _assemble(base_graph, index.topology, sample, nodes, selection.kept, self.labels(sample))
+            near = np.zeros(index.topology.num_nodes, dtype=bool)
+            near[sample.perturbed] = True
+            hop = sample.perturbed
+            for _ in range(self.num_hops):
+                others = neighbours(ends, hop, columns, self.flow)
+                hop = np.unique(others[~near[others]])
+                near[hop] = True
+            if self.perturbed == "delete":
+                near[sample.perturbed] = False
+            nodes = np.flatnonzero(near)
+            kept = select(ends, nodes).kept
+            return self._assemble(base_graph, index.topology, sample, torch.from_numpy(nodes), kept)
 
         return process
 
-    def _near(self, ends: NeighbourTable, columns: list[int], perturbed: Int64Array) -> Int64Array:
-        near = np.zeros(ends.index.topology.num_nodes, dtype=bool)
-        near[perturbed] = True
-        hop = perturbed
-        for _ in range(self.num_hops):
-            others = neighbours(ends, hop, columns, self.flow)
-            hop = np.unique(others[~near[others]])
-            near[hop] = True
-        if self.perturbed == "delete":
-            near[perturbed] = False
-        return np.flatnonzero(near)
-
-
-def _assemble(
-    base_graph: Any,
-    topology: Topology,
-    sample: Sample,
-    nodes: Int64Array,
-    kept: Sequence[Int64Array | None],
-    labels: dict[str, Any],
-) -> Data | HeteroData:
-    """The graph of given nodes and positions; what stays whole is the base graph's own."""
-    own, size = topology.node_type, topology.num_nodes
-    base, stay = base_graph._store if own is None else base_graph[own], torch.from_numpy(nodes)
-    mapping = cut_nodes(base, node_names(base), stay, sample.perturbed, sample.unknown, labels)
-    is_perturbed = torch.zeros(size, dtype=torch.bool, device="cpu")
-    is_perturbed[torch.from_numpy(sample.perturbed)] = True
-    mapping |= {"n_id": stay, "is_perturbed": is_perturbed[stay]}
-    numbers, edges = {own: new_ids(stay, size)}, {}
-    for domain, local in zip(topology.domains, kept, strict=True):
-        if domain.role != "reaction":
-            at = None if local is None else torch.from_numpy(local)
-            store = base if own is None else base_graph[domain.key]
-            fields, extras = cut_edges(store, domain, at, numbers, _EDGES_KNOWN)
-            edges[domain.key] = fields | extras
-    if own is None:
-        for name, value in extra_tensors(base, (*NODE_FIELDS, *EDGE_FIELDS), size).items():
-            if topology.size != size or "edge" not in name:  # as PyG tells them apart
-                mapping[name] = value[stay]
-        data = Data()
-        more = {name: value for each in edges.values() for name, value in each.items() if name != "num_edges"}
-        data._store._mapping = mapping | {name: value for name, value in more.items() if name not in mapping}
-        return data
-    mapping |= {name: value[stay] for name, value in extra_tensors(base, NODE_FIELDS, size).items()}
-    graph = HeteroData()
-    for node_type in base_graph.node_types:
-        graph[node_type]._mapping = mapping if node_type == own else dict(base_graph[node_type]._mapping)
-    for key, fields in edges.items():
-        graph[key]._mapping = fields
-    return graph
+    def _assemble(
+        self,
+        base_graph: Any,
+        topology: Topology,
+        sample: Sample,
+        stay: Tensor,
+        kept: Sequence[Int64Array | None],
+    ) -> Data | HeteroData:
+        """The graph of given nodes and positions; what stays whole is the base graph's own."""
+        own, size = topology.node_type, topology.num_nodes
+        base = base_graph._store if own is None else base_graph[own]
+        mapping = cut_nodes(base, node_names(base), stay, sample, self.labels(sample))
+        is_perturbed = torch.zeros(size, dtype=torch.bool, device="cpu")
+        is_perturbed[torch.from_numpy(sample.perturbed)] = True
+        mapping |= {"n_id": stay, "is_perturbed": is_perturbed[stay]}
+        numbers, edges = {own: new_ids(stay, size)}, {}
+        for domain, local in zip(topology.domains, kept, strict=True):
+            if domain.role != "reaction":
+                at = None if local is None else torch.from_numpy(local)
+                store = base if own is None else base_graph[domain.key]
+                fields, extras = cut_edges(store, domain, at, numbers, _EDGES_KNOWN)
+                edges[domain.key] = fields | extras
+        if own is None:
+            for name, value in extra_tensors(base, (*NODE_FIELDS, *EDGE_FIELDS), size).items():
+                if topology.size != size or "edge" not in name:  # as PyG tells them apart
+                    mapping[name] = value[stay]
+            data = Data()
+            more = {
+                name: value for each in edges.values() for name, value in each.items() if name != "num_edges"
+            }
+            data._store._mapping = mapping | {
+                name: value for name, value in more.items() if name not in mapping
+            }
+            return data
+        mapping |= {name: value[stay] for name, value in extra_tensors(base, NODE_FIELDS, size).items()}
+        graph = HeteroData()
+        for node_type in base_graph.node_types:
+            graph[node_type]._mapping = mapping if node_type == own else dict(base_graph[node_type]._mapping)
+        for key, fields in edges.items():
+            graph[key]._mapping = fields
+        return graph

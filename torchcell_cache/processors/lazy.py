@@ -17,9 +17,7 @@ from torchcell_cache.processors.deletion import (
     perturbation_fields,
 )
 from torchcell_cache.processors.private import clone_stores
-
-NODE_FIELDS = ("node_ids", "num_nodes", "x", "w_growth", "mask", "pert_mask")
-EDGE_FIELDS = ("edge_index", "hyperedge_index", "num_edges", "stoichiometry", "mask", "pert_mask")
+from torchcell_cache.processors.subgraph import EDGE_FIELDS, NODE_FIELDS, cut_edges, other_nodes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,30 +49,40 @@ class LazySubgraphRepresentation(DeletionProcessor):
 
     def make_shell(self, base_graph: Any, topology: Topology) -> LazyShell:
         """Stores shared by all samples; see :class:`LazyShell`."""
-        homogeneous = topology.node_type is None
-        base = base_graph._store if homogeneous else base_graph[topology.node_type]
-        head: dict[str, Any] = {}
-        if "node_ids" in base:
-            head["node_ids"] = base.node_ids
-        head["num_nodes"] = topology.num_nodes
+        own, size = topology.node_type, topology.num_nodes
+        base = base_graph._store if own is None else base_graph[own]
+        head = {"node_ids": base.node_ids} if "node_ids" in base else {}
+        head["num_nodes"] = size
         features = {"x": base.x} if base._mapping.get("x") is not None else {}
-        if homogeneous:
-            return LazyShell(
-                Data(), head, features, _homogeneous_tail(base_graph, topology), node_names(base)
-            )
-        graph = HeteroData()
-        graph[topology.node_type]._mapping = {}
+        if own is None:
+            known = (*NODE_FIELDS, *EDGE_FIELDS)
+            tail = extra_tensors(base, known, size)
+            if topology.domains:
+                tail |= {"edge_index": base.edge_index, **extra_tensors(base, known, topology.size)}
+            return LazyShell(Data(), head, features, tail, node_names(base))
+        graph, others = HeteroData(), []
+        graph[own]._mapping = {}
         for node_type in base_graph.node_types:
-            if node_type != topology.node_type:
-                graph[node_type]._mapping = _node_shell(base_graph[node_type], node_type)
+            if node_type == own:
+                continue
+            store, is_reaction = base_graph[node_type], node_type == "reaction"
+            count = count_nodes(store, f"'{node_type}'")
+            fields, extras = other_nodes(store, node_type, count, None)
+            if is_reaction and store._mapping.get("x") is not None:
+                extras.pop("x", None)
+                extras["x"] = store.x
+            graph[node_type]._mapping = {**fields, "pert_mask": None, "mask": None, **extras}
+            if not is_reaction or topology.find("reaction") is None:
+                others.append((node_type, count))
         for domain in topology.domains:
             if domain.role != "reaction":
-                store = base_graph[domain.key]
-                graph[domain.key]._mapping = _edge_shell(store, domain.role, domain.size)
-        tail = extra_tensors(base, NODE_FIELDS, topology.num_nodes)
-        skip = (topology.node_type, "reaction" if topology.find("reaction") else None)
-        others = tuple((t, int(graph[t]._mapping["num_nodes"])) for t in graph.node_types if t not in skip)
-        return LazyShell(graph, head, features, tail, node_names(base), others)
+                fields, extras = cut_edges(base_graph[domain.key], domain, None, {}, EDGE_FIELDS)
+                fields["mask"] = None
+                if domain.role == "rmr":  # torchcell has the number last
+                    fields["num_edges"] = fields.pop("num_edges")
+                graph[domain.key]._mapping = fields | extras
+        tail = extra_tensors(base, NODE_FIELDS, size)
+        return LazyShell(graph, head, features, tail, node_names(base), tuple(others))
 
     def assemble(
         self, base_graph: Any, topology: Topology, shell: LazyShell, deletion: Deletion
@@ -110,46 +118,3 @@ class LazySubgraphRepresentation(DeletionProcessor):
                 store["pert_mask"] = ~kept
             store["mask"] = kept
         return graph
-
-
-def _homogeneous_tail(base_graph: Any, topology: Topology) -> dict[str, Any]:
-    base = base_graph._store
-    known = (*NODE_FIELDS, *EDGE_FIELDS)
-    tail: dict[str, Any] = dict(extra_tensors(base, known, topology.num_nodes))
-    if topology.domains:
-        tail["edge_index"] = base.edge_index
-        tail.update({k: v for k, v in extra_tensors(base, known, topology.size).items() if k not in tail})
-    return tail
-
-
-def _node_shell(store: Any, node_type: str) -> dict[str, Any]:
-    size = count_nodes(store, f"'{node_type}'")
-    shell: dict[str, Any] = {}
-    if node_type == "reaction":
-        shell["num_nodes"] = size
-        shell["node_ids"] = list(range(size))
-        if "w_growth" in store:
-            shell["w_growth"] = store.w_growth
-    else:
-        if "node_ids" in store:
-            shell["node_ids"] = store.node_ids
-        shell["num_nodes"] = size
-    shell["pert_mask"] = shell["mask"] = None
-    known = NODE_FIELDS if node_type == "reaction" else tuple(n for n in NODE_FIELDS if n != "x")
-    shell.update(extra_tensors(store, known, size))
-    if node_type == "reaction" and store._mapping.get("x") is not None:
-        shell["x"] = store.x
-    return shell
-
-
-def _edge_shell(store: Any, role: str, size: int) -> dict[str, Any]:
-    if role == "edge":
-        shell = {"edge_index": store.edge_index, "num_edges": size, "mask": None}
-    elif role == "gpr":
-        shell = {"hyperedge_index": store.hyperedge_index, "num_edges": size, "mask": None}
-    else:
-        shell = {"hyperedge_index": store.hyperedge_index}
-        if "stoichiometry" in store:
-            shell["stoichiometry"] = store.stoichiometry
-        shell.update({"mask": None, "num_edges": size})
-    return {**shell, **extra_tensors(store, EDGE_FIELDS, size)}

@@ -10,7 +10,13 @@ from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.graph.topology import Topology, perturbable_type
-from torchcell_cache.processors.deletion import Deletion, DeletionProcessor, node_names, perturbation_fields
+from torchcell_cache.processors.deletion import (
+    Deletion,
+    DeletionProcessor,
+    SampleProcessor,
+    node_names,
+    perturbation_fields,
+)
 
 
 class Perturbation(DeletionProcessor):
@@ -37,10 +43,6 @@ class Perturbation(DeletionProcessor):
     def settings(self) -> dict[str, Any]:
         """Settings that change the result."""
         return {"node_type": self.node_type}
-
-    def process(self, base_graph: Any, sample: Any) -> Data | HeteroData:
-        """The sample's perturbed nodes and phenotypes."""
-        return super().process(base_graph, sample)
 
     def make_shell(self, base_graph: Any, topology: Topology) -> list[str] | None:
         """The node names."""
@@ -70,7 +72,7 @@ class Perturbation(DeletionProcessor):
         return graph
 
 
-class Unperturbed:
+class Unperturbed(SampleProcessor):
     """The base graph as it is, and beside it what the sample perturbs, as torchcell has it.
 
     Of a ``HeteroData``: ``x``, ``node_ids`` and ``num_nodes`` of the perturbed node type with ``perturbed_genes`` (names) and
@@ -86,18 +88,10 @@ class Unperturbed:
         PreprocessedDataset(4)
     """
 
-    cache_version: ClassVar[int] = 1
     _EDGES = ("physical_interaction", "regulatory_interaction")
 
     def __init__(self, *, node_type: str | None = None) -> None:
-        self.node_type = node_type
-
-    def __repr__(self) -> str:
-        return f"Unperturbed(node_type={self.node_type!r})"
-
-    def settings(self) -> dict[str, Any]:
-        """Settings that change the result."""
-        return {"node_type": self.node_type}
+        super().__init__(node_type=node_type)
 
     def process(self, base_graph: Any, sample: Sample) -> Data | HeteroData:
         """The base graph and the sample's own fields; tensors are the base graph's own."""

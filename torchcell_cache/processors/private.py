@@ -42,8 +42,7 @@ class PrivateCopies:
         """The copy of ``value`` and of everything inside it that can be changed in place."""
         parts = {id(part): part for part in _parts(value) if self._known(part) is None}
         for together in _in_same_memory(parts.values()):
-            for part, made in self._copied(together):
-                self._note(part, made)
+            self._copy_memory(together)
         return self._copy(value)
 
     def _known(self, value: Any) -> Any:
@@ -56,18 +55,16 @@ class PrivateCopies:
         self._made[id(value)] = value, made
         return made
 
-    def _copied(self, spans: list[_Span]) -> Iterator[tuple[Any, Any]]:
-        """What lies in the same memory with its copies; alone, what it does not show of its memory is not copied."""
+    def _copy_memory(self, spans: list[_Span]) -> None:
+        """Copy what lies in the same memory; alone, what it does not show of its memory is not copied."""
         shared = () if self.shared is None else self.shared._memory
         memory = next((known for known in shared if known.holds(spans)), None)
-        if memory is None:
-            if self.shared is not None and len(spans) == 1 and not spans[0].is_folded:
-                yield spans[0].part, self._deep_copy(spans[0].part)
-                return
+        alone = self.shared is not None and len(spans) == 1 and not spans[0].is_folded
+        if memory is None and not alone:
             memory = _Memory(spans)
             self._memory.append(memory)
         for span in spans:
-            yield span.part, memory.seen_as(span)
+            self._note(span.part, self._deep_copy(span.part) if memory is None else memory.seen_as(span))
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, _CONSTANT):
@@ -122,7 +119,10 @@ class PrivateCopies:
 def _parts(value: Any) -> Iterator[Any]:
     """Plain tensors and arrays in a value, at any depth."""
     if type(value) is Tensor:
-        if value.layout == torch.strided and not _is_special(value) and value.numel():
+        is_special = (
+            value.is_nested or value.is_conj() or value.is_neg() or value.is_quantized or value.is_meta
+        )
+        if value.layout == torch.strided and not is_special and value.numel():
             yield value
     elif type(value) is np.ndarray:
         if value.size and not value.dtype.hasobject:
@@ -136,11 +136,6 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, list | tuple) and set(map(type, value)) != {str}:
         for item in value:
             yield from _parts(item)
-
-
-def _is_special(tensor: Tensor) -> bool:
-    """Whether a tensor is more than elements of a storage."""
-    return tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_meta
 
 
 class _Span(NamedTuple):

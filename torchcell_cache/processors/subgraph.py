@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
-from torchcell_cache.core.ragged import Int64Array
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.graph.induced_subgraph import cut_index, new_ids
 from torchcell_cache.graph.topology import Domain, Topology, count_nodes
 from torchcell_cache.processors.deletion import (
@@ -20,8 +20,9 @@ from torchcell_cache.processors.deletion import (
     node_names,
     perturbation_fields,
 )
-from torchcell_cache.processors.lazy import EDGE_FIELDS, NODE_FIELDS
 
+NODE_FIELDS = ("node_ids", "num_nodes", "x", "w_growth", "mask", "pert_mask")
+EDGE_FIELDS = ("edge_index", "hyperedge_index", "num_edges", "stoichiometry", "mask", "pert_mask")
 _KNOWN = (*NODE_FIELDS, *EDGE_FIELDS)
 
 
@@ -63,19 +64,18 @@ class SubgraphRepresentation(DeletionProcessor):
         pert_mask = torch.zeros(topology.num_nodes, dtype=torch.bool, device="cpu")
         pert_mask[torch.from_numpy(deletion.perturbed)] = True
         stay = _where(~pert_mask)
-        mapping = cut_nodes(
-            base, shell.names, stay, deletion.perturbed, deletion.unknown, self.labels(deletion)
-        )
+        mapping = cut_nodes(base, shell.names, stay, deletion, self.labels(deletion))
         mapping["pert_mask"] = pert_mask
         numbers = {own: new_ids(stay, topology.num_nodes)}
         kept_of = dict(zip(topology.domains, deletion.kept, strict=True))
         if own is None:
-            data = Data()
-            data._store._mapping = mapping | _rows(extra_tensors(base, _KNOWN, topology.num_nodes), stay)
+            mapping |= _rows(extra_tensors(base, _KNOWN, topology.num_nodes), stay)
             for domain, kept in kept_of.items():
-                cut, extras = cut_edges(base, domain, _where(kept), numbers, _KNOWN)
-                own_fields = {"edge_index": cut["edge_index"], "edge_pert_mask": ~kept}
-                data._store._mapping = _added(data._store._mapping | own_fields, extras)
+                fields, extras = cut_edges(base, domain, _where(kept), numbers, _KNOWN)
+                mapping |= {"edge_index": fields["edge_index"], "edge_pert_mask": ~kept}
+                mapping |= {name: value for name, value in extras.items() if name not in mapping}
+            data = Data()
+            data._store._mapping = mapping
             return data
         mapping |= _rows(extra_tensors(base, NODE_FIELDS, topology.num_nodes), stay)
         graph = HeteroData()
@@ -84,14 +84,17 @@ class SubgraphRepresentation(DeletionProcessor):
         for node_type, size in shell.counts.items():
             if node_type != own:
                 left = reactions if node_type == "reaction" else None
-                graph[node_type]._mapping = _other_nodes(base_graph[node_type], node_type, size, left)
-                if left is not None:
-                    numbers[node_type] = new_ids(_where(left), size)
+                at = None if left is None else _where(left)
+                fields, extras = other_nodes(base_graph[node_type], node_type, size, at)
+                mask = torch.zeros(size, dtype=torch.bool, device="cpu") if left is None else ~left
+                graph[node_type]._mapping = {**fields, "pert_mask": mask, **extras}
+                if at is not None:
+                    numbers[node_type] = new_ids(at, size)
         for domain, kept in kept_of.items():
             if domain.role != "reaction":
                 fields, extras = cut_edges(base_graph[domain.key], domain, _where(kept), numbers, EDGE_FIELDS)
-                mask = {} if domain.role == "rmr" else {"pert_mask": ~kept}
-                graph[domain.key]._mapping = {**fields, **mask, **extras}
+                masks = {} if domain.role == "rmr" else {"pert_mask": ~kept}
+                graph[domain.key]._mapping = {**fields, **masks, **extras}
         return graph
 
 
@@ -105,19 +108,14 @@ def _rows(fields: Mapping[str, Any], at: Tensor | None) -> dict[str, Any]:
 
 
 def cut_nodes(
-    base: Any,
-    names: list[str] | None,
-    stay: Tensor,
-    perturbed: Int64Array,
-    unknown: tuple[str, ...],
-    labels: dict[str, Any],
+    base: Any, names: list[str] | None, stay: Tensor, sample: Sample | Deletion, labels: dict[str, Any]
 ) -> dict[str, Any]:
     """Fields of the perturbed node type with the nodes ``stay``, ``[k] int64``, and what a sample says of them."""
     fields: dict[str, Any] = {} if names is None else {"node_ids": [names[k] for k in stay.tolist()]}
     fields["num_nodes"] = len(stay)
-    fields |= perturbation_fields(names, perturbed, unknown)
+    fields |= perturbation_fields(names, sample.perturbed, sample.unknown)
     if base._mapping.get("x") is not None:
-        fields["x"], fields["x_pert"] = base.x[stay], base.x[torch.from_numpy(perturbed)]
+        fields["x"], fields["x_pert"] = base.x[stay], base.x[torch.from_numpy(sample.perturbed)]
     return fields | labels
 
 
@@ -141,24 +139,19 @@ def cut_edges(
     return fields, _rows(extra_tensors(store, known, domain.size), at)
 
 
-def _other_nodes(store: Any, node_type: str, size: int, kept: Tensor | None) -> dict[str, Any]:
-    """A node type whose nodes go only with a reaction rule, or not at all (``kept`` is ``None``)."""
-    at = None if kept is None else _where(kept)
+def other_nodes(
+    store: Any, node_type: str, size: int, at: Tensor | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of a node type of which the nodes ``at`` stay, ``[k] int64`` (``None``: all), and the rows of what is not known."""
     fields: dict[str, Any] = {}
     if node_type == "reaction":
-        ids = torch.arange(size, device="cpu") if at is None else at
-        fields |= {"num_nodes": len(ids), "node_ids": ids.tolist()}
+        ids = list(range(size)) if at is None else at.tolist()
+        fields |= {"num_nodes": len(ids), "node_ids": ids}
         if "w_growth" in store:
             fields |= _rows({"w_growth": store.w_growth}, at)
     else:
         if "node_ids" in store:
             fields["node_ids"] = store.node_ids
         fields["num_nodes"] = size
-    fields["pert_mask"] = torch.zeros(size, dtype=torch.bool, device="cpu") if kept is None else ~kept
     known = tuple(name for name in NODE_FIELDS if name != "x")
-    return _added(fields, _rows(extra_tensors(store, known, size), at))
-
-
-def _added(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Fields, and after them those of the others that are not there yet."""
-    return fields | {name: value for name, value in more.items() if name not in fields}
+    return fields, _rows(extra_tensors(store, known, size), at)

@@ -36,7 +36,7 @@ from torchcell_cache.errors import CacheError, CorruptRecordError, CorruptShardE
 from torchcell_cache.graph.compare import value_difference
 from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.graph.removal import Removal
-from torchcell_cache.processors.phenotypes import phenotype_fields
+from torchcell_cache.processors.deletion import phenotype_fields
 from torchcell_cache.store.attributes import Attribute
 from torchcell_cache.store.columns import Arrays
 from torchcell_cache.store.generation import Generation
