@@ -186,7 +186,7 @@ def test_self_loops_come_after_the_edges(model, graph):
 
 def test_repeated_names_and_unknown_genes_are_refused():
     gene = SimpleNamespace(id="g1")
-    with pytest.raises(SourceContractError, match="gene 'g1' more than once"):
+    with pytest.raises(SourceContractError, match="gene ids repeat: 'g1'"):
         metabolic_base_graph(SimpleNamespace(genes=[gene, gene], reactions=[], metabolites=[]))
     reaction = SimpleNamespace(id="PFK", gene_reaction_rule="g1 or g2", metabolites={})
     with pytest.raises(SourceContractError, match=r"'PFK'.*unknown gene 'g2'"):
@@ -204,10 +204,10 @@ def small_model(**facts):
     ("facts", "words"),
     [
         *(
-            ({"metabolites": {Named("m0"): v}}, "'PFK' has the coefficient")
+            ({"metabolites": {Named("m0"): v}}, r"rmr of \(PFK, m0\) is")
             for v in (True, None, "1_0", float("nan"))
         ),
-        ({"metabolites": {Named("m9"): 1}}, "'PFK' names the metabolite 'm9'"),
+        ({"metabolites": {Named("m9"): 1}}, r"rmr: \(PFK, m9\) names metabolite 'm9'"),
         *(({"lower_bound": v}, "'PFK' has the bounds") for v in (None, "low", float("nan"), True)),
         *(({"gene_reaction_rule": v}, "'PFK'.*expected text") for v in (None, ["g1"], 5)),
         ({"gene_reaction_rule": "g1 or ("}, "'PFK'.*malformed"),

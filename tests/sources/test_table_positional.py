@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import torchcell_cache as tc
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
-from torchcell_cache.sources.positional import frame_columns, is_frame
+from torchcell_cache.sources.columns import frame_columns, is_frame
 
 GRAPH = cell_graph()  # genes Y000 to Y008
 FRAME = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Columns through pyarrow, where it is installed: Parquet, and delimited text whose meaning is beyond doubt.
+"""Columns through pyarrow, imported where it is installed: Parquet, and delimited text whose meaning is beyond doubt.
 
 What is in doubt - quotes in odd places, a row of another length, a column that is not all numbers - is left to the
 standard library and to ``numbers_in_text``, which define the meaning and the messages.
@@ -6,15 +6,20 @@ standard library and to ``numbers_in_text``, which define the meaning and the me
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+from pyarrow import types as kinds
 
-from torchcell_cache.errors import SourceContractError, install_line
+from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.delimited import MISSING, rows_of
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.numbers_in_text import EXACT, POSSIBLE, Cell, Numbers, parse_cells, stays_whole
@@ -32,10 +37,7 @@ class ArrowColumn:
     """
 
     def __init__(self, name: str, data: Any, auto: bool = True) -> None:
-        import pyarrow as pa
-
         self.name, self.auto = name, auto
-        kinds = pa.types
         if kinds.is_dictionary(data.type):
             data = data.cast(data.type.value_type)
         if kinds.is_string_view(data.type):
@@ -44,9 +46,8 @@ class ArrowColumn:
             data = data.cast(pa.list_(data.type.value_type))
         self._data, self._type = data, data.type
         self.is_text = bool(kinds.is_string(data.type) or kinds.is_large_string(data.type))
-        self.is_number = any(
-            of(data.type) for of in (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null)
-        ) or bool(kinds.is_decimal(data.type))
+        numeric = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_null, kinds.is_decimal)
+        self.is_number = any(is_kind(data.type) for is_kind in numeric)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -57,63 +58,38 @@ class ArrowColumn:
         Raises:
             SourceContractError: If they are bytes, lists or records.
         """
-        import pyarrow as pa
-
-        if pa.types.is_nested(self._type) or pa.types.is_binary(self._type):
+        if kinds.is_nested(self._type) or kinds.is_binary(self._type):
             raise SourceContractError(f"column '{self.name}' holds {self._type}, expected text")
         return ["" if value is None else str(value) for value in self._data.to_pylist()]
 
     def numbers(self) -> Numbers:
         """The cells as numbers."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
+        if not (self.is_number or self.is_text):
+            return Numbers(np.full(len(self), np.nan), self._first("odd", _flags(pc.is_valid(self._data))))
         if self.is_number:
-            return self._from_numbers()
-        if not self.is_text:
-            texts = ["" if value is None else str(value) for value in self._data.to_pylist()]
-            odd = [("odd", (row, cell)) for row, cell in enumerate(texts) if cell]
-            return Numbers(np.full(len(texts), np.nan), dict(odd[:1]))
-        text = pc.utf8_trim_whitespace(self._data)
-        text = pc.if_else(
-            pc.is_in(text, pa.array(sorted(MISSING), text.type)), pa.scalar(None, text.type), text
-        )
-        try:
-            values = _float64(pc.cast(text, pa.float64()))
-        except pa.ArrowInvalid:
-            return self._by_hand(text)
-        doubtful = np.isnan(values).sum() > text.null_count or bool((np.abs(values) >= EXACT).any())
-        if doubtful:
-            return self._by_hand(text)
-        return Numbers(values, self._first("number", ~np.isnan(values)))
-
-    def _from_numbers(self) -> Numbers:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        kinds = pa.types
-        values = _float64(pc.cast(self._data, pa.float64(), safe=False))
-        first = self._first("number", ~np.isnan(values))
-        if kinds.is_integer(self._type) or kinds.is_decimal(self._type):
-            for row in np.flatnonzero(np.abs(values) >= EXACT).tolist():
+            values = _float64(pc.cast(self._data, pa.float64(), safe=False))
+            first = self._first("number", ~np.isnan(values))
+            whole = kinds.is_integer(self._type) or kinds.is_decimal(self._type)
+            for row in np.flatnonzero((np.abs(values) >= EXACT) & whole).tolist():
                 value = self._data[
                     row
-                ].as_py()  # compared as what it is: a float would be rounded like values[row]
+                ].as_py()  # compared as what it is: a float would be rounded as values are
                 if value == int(value) and not stays_whole(int(value)):
-                    first["inexact"] = (row, str(value))
-                    break
-        return Numbers(values, first)
-
-    def _by_hand(self, text: Any) -> Numbers:
-        """Cells that may be numbers one by one, the others at once: they are odd, or have no value."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        possible = pc.fill_null(pc.match_substring_regex(text, POSSIBLE), False).to_numpy().astype(np.bool_)
+                    return Numbers(values, {**first, "inexact": (row, str(value))})
+            return Numbers(values, first)
+        text = pc.utf8_trim_whitespace(self._data)
+        missing = pc.is_in(text, pa.array(sorted(MISSING), text.type))
+        text = pc.if_else(missing, pa.scalar(None, text.type), text)
+        with contextlib.suppress(pa.ArrowInvalid):
+            values = _float64(pc.cast(text, pa.float64()))
+            if np.isnan(values).sum() == text.null_count and not (np.abs(values) >= EXACT).any():
+                return Numbers(values, self._first("number", ~np.isnan(values)))
+        # In doubt: cells that may be numbers one by one, the others at once: they are odd, or have no value.
+        possible = _flags(pc.fill_null(pc.match_substring_regex(text, POSSIBLE), False))
         rows = np.flatnonzero(possible)
         found = parse_cells(self._data.take(pa.array(rows)).to_pylist())
         first = {kind: (int(rows[row]), cell) for kind, (row, cell) in found.first.items()}
-        odd = self._first("odd", pc.is_valid(text).to_numpy().astype(np.bool_) & ~possible)
+        odd = self._first("odd", _flags(pc.is_valid(text)) & ~possible)
         if odd and odd["odd"] < first.get("odd", (len(text), "")):
             first |= odd
         values = np.full(len(text), np.nan)
@@ -127,16 +103,13 @@ class ArrowColumn:
 
     def names(self, separator: str) -> NameLists:
         """The names in each cell."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        data, kinds = self._data, pa.types
+        data = self._data
         if kinds.is_integer(self._type):
             data = data.cast(pa.string())
-        within = (
-            self._type.value_type if kinds.is_list(self._type) or kinds.is_large_list(self._type) else None
-        )
-        if not (self.is_text or kinds.is_integer(self._type) or (within and not kinds.is_nested(within))):
+        listed = kinds.is_list(self._type) or kinds.is_large_list(self._type)
+        if not (
+            self.is_text or data is not self._data or (listed and not kinds.is_nested(self._type.value_type))
+        ):
             fix = (
                 f"frame['{self.name}'].astype('Int64') for numbers that are names" if self.is_number else None
             )
@@ -144,7 +117,7 @@ class ArrowColumn:
         known: dict[str, int] = {}
         codes, counts = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for part in data.chunks:  # one by one: what is split takes several times the room
-            lists = pc.split_pattern(part, separator) if not pa.types.is_nested(part.type) else part
+            lists = part if listed else pc.split_pattern(part, separator)
             coded = pc.list_flatten(lists).dictionary_encode()
             if coded.null_count:
                 raise SourceContractError(f"column '{self.name}' holds a list with a missing name")
@@ -159,15 +132,14 @@ def _float64(data: Any) -> npt.NDArray[np.float64]:
     return np.asarray(data.to_numpy(), dtype=np.float64)
 
 
+def _flags(data: Any) -> npt.NDArray[np.bool_]:
+    return np.asarray(data.to_numpy(), dtype=np.bool_)
+
+
 def read_csv(
     path: Path, data: bytes, separator: str, wanted: Collection[str] | None
 ) -> dict[str, ArrowColumn] | None:
-    """Columns of UTF-8 text with a header, or ``None`` if pyarrow is not there or the text is in doubt."""
-    try:
-        import pyarrow as pa
-        from pyarrow import csv
-    except ImportError:
-        return None
+    """Columns of UTF-8 text with a header, or ``None`` if the text is in doubt."""
     quoted = separator != "\t" and b'"' in data
     if not separator.isascii() or len(separator) != 1 or data.count(b"\r") != data.count(b"\r\n"):
         return None
@@ -193,8 +165,7 @@ def read_csv(
 
 def release_unused() -> None:
     """Give memory of columns that are gone back to the system, which pyarrow's pools would keep for the next file."""
-    if pyarrow := sys.modules.get("pyarrow"):
-        pyarrow.default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()
 
 
 def _is_well_quoted(data: bytes, separator: str) -> bool:
@@ -225,28 +196,18 @@ def read_parquet(path: Path, wanted: Collection[str] | None) -> dict[str, ArrowC
     """Columns of a Parquet file; pandas' index is there under its name, if it has one, but is no label by itself.
 
     Raises:
-        SourceContractError: If it is no such file, or pyarrow is not installed.
+        SourceContractError: If it is no such file.
     """
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise SourceContractError(
-            f"{path}: reading Parquet needs pyarrow", path=path, fix=install_line("table")
-        ) from None
-    try:
         schema = pq.read_schema(path)
-        repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        if repeated:
-            raise SourceContractError(f"{path} has the columns {repeated} more than once", path=path)
+        if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+            raise SourceContractError(f"{path} has the columns {repeated} more than once")
         names = [name for name in schema.names if (name.strip() if wanted is None else name in wanted)]
         index = [k for k in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(k, str)]
         table = pq.read_table(path, columns=names)
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0]
         raise SourceContractError(
-            f"{path} cannot be read as Parquet: {said}",
-            path=path,
+            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
             fix="write it again (pandas: DataFrame.to_parquet), or save it as CSV",
         ) from None
     return {name: ArrowColumn(name, table.column(name), name not in index) for name in names}

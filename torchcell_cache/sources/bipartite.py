@@ -15,7 +15,8 @@ import numpy as np
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import parse_rule, rule_genes
-from torchcell_cache.sources.columns_of import is_missing, number_of
+from torchcell_cache.sources.columns import is_missing
+from torchcell_cache.sources.measurements import number_of
 from torchcell_cache.sources.names import as_texts
 from torchcell_cache.sources.network_columns import is_nameless
 

@@ -7,6 +7,7 @@ closed or stands in the middle of a quoted cell), TSV and files of blanks have n
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import re
@@ -23,7 +24,9 @@ MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "Non
 BLANKS = "blanks"
 """The separator of files whose cells are separated by runs of blanks."""
 
+_AGAIN = "copy or download it again"
 _CELL_LIMIT = 2**31 - 1
+_GZIP = b"\x1f\x8b"
 _PACKED = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"\xd0\xcf\x11\xe0": "an Excel workbook",
@@ -33,7 +36,7 @@ _PACKED = {
     b"\xfd7zXZ": "packed by xz",
     b"\x28\xb5\x2f\xfd": "packed by zstd",
     b"\x04\x22\x4d\x18": "packed by lz4",
-    b"\x1f\x8b": "packed by gzip twice",
+    _GZIP: "packed by gzip twice",
     b"ARROW1": "an Arrow file (Feather)",
     b"RDX": "a workspace of R",
     b"X\n\0": "an object of R",
@@ -46,6 +49,19 @@ _MARKS = {
 }
 _EXCELS_LINE = re.compile(rb"""\A"?sep=[^\r\n]"?(?=[\r\n])""")
 """Says what separates cells; it is no row."""
+
+
+@contextlib.contextmanager
+def errors_of(path: str | Path, fix: str | None = None) -> Iterator[None]:
+    """Name the file in errors on what it holds, and advise what can be done about it."""
+    try:
+        yield
+    except SourceContractError as error:
+        if error.path is not None:
+            raise
+        said = str(error).removesuffix(f"\n  fix: {error.fix}")
+        said = said if said.startswith(str(path)) else f"{path}: {said}"
+        raise SourceContractError(said, path=path, fix=fix or error.fix) from None
 
 
 def separator_of(path: str | Path, otherwise: str = "\t") -> str:
@@ -66,11 +82,6 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         SettingError: If there is no such encoding.
     """
     path = Path(path).expanduser()
-    data = _unpacked(path)
-    said = next((what for magic, what in _PACKED.items() if data.startswith(magic)), None)
-    said = "a tar archive" if data[257:262] == b"ustar" else said
-    if said is not None:
-        raise SourceContractError(f"{path} is {said}, expected text", path=path, fix="save it as CSV or TSV")
     try:
         known = codecs.lookup(encoding or "utf-8")
         bytes(4).decode(known.name)  # fails for codecs that give no text, such as hex
@@ -78,15 +89,19 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         raise SettingError(
             f"encoding={encoding!r} is unknown", fix="utf-8, latin-1, cp1252, utf-16"
         ) from None
-    if not (data.isascii() and known.name == "utf-8"):  # most tables are: no second copy of them
-        data = _as_utf8(path, data, known.name)
-    if b"\0" in data:
-        row = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise SourceContractError(
-            f"{path}, line {row} holds a zero byte: it is no text, or not in {known.name}",
-            path=path,
-            fix=f'pass encoding="{_wide(data)}" if another program wrote it as Unicode, else fetch it again',
-        )
+    with errors_of(path):
+        data = _unpacked(path)
+        said = next((what for magic, what in _PACKED.items() if data.startswith(magic)), None)
+        said = "a tar archive" if data[257:262] == b"ustar" else said
+        if said is not None:
+            raise SourceContractError(f"{path} is {said}, expected text", fix="save it as CSV or TSV")
+        if not (data.isascii() and known.name == "utf-8"):  # most tables are: no second copy of them
+            data = _as_utf8(path, data, known.name)
+        if b"\0" in data:
+            raise SourceContractError(
+                f"{path}, line {_line(data, data.index(0))} holds a zero byte: it is no text, or not in {known.name}",
+                fix=f'pass encoding="{_wide(data)}" if another program wrote it as Unicode, else fetch it again',
+            )
     return _EXCELS_LINE.sub(b"", data.removeprefix(codecs.BOM_UTF8))
 
 
@@ -95,7 +110,18 @@ def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
         text = data.decode(encoding)
         return data if encoding == "utf-8" else text.encode()
     except UnicodeError as error:
-        raise _undecodable(path, data, encoding, error) from None
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+    if path.suffix.lower() == ".gz" and not path.read_bytes().startswith(_GZIP):
+        raise SourceContractError(f"{path} is neither a gzip file nor text in {encoding}", fix=_AGAIN)
+    other = _wide(data) or ("latin-1" if encoding == "utf-8" else "utf-8")
+    raise SourceContractError(
+        f"{path}, line {_line(data, start)} is not text in {encoding}: {data[start : start + 4]!r}",
+        fix=f'save it as UTF-8, or pass encoding="{other}"',
+    )
+
+
+def _line(data: bytes, at: int) -> int:
+    return data.count(b"\n", 0, at) + 1
 
 
 def read_rows(
@@ -134,10 +160,8 @@ def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None)
             if cells and not (comment and line.startswith(comment)):
                 yield cells
         return
-    if (
-        csv.field_size_limit() < _CELL_LIMIT
-    ):  # of the whole process; lowering it again could hit another reader
-        csv.field_size_limit(_CELL_LIMIT)
+    # Of the whole process: lowering it again could hit another reader.
+    csv.field_size_limit(max(_CELL_LIMIT, csv.field_size_limit()))
     if comment:
         lines = (line for line in lines if not line.startswith(comment))
     rows = csv.reader(
@@ -147,9 +171,7 @@ def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None)
         strict=True,
     )
     try:
-        for row in rows:
-            if row:
-                yield row
+        yield from filter(None, rows)
     except csv.Error as error:
         raise SourceContractError(
             f"{path}: a quote does not fit in the row that ends in line {rows.line_num} ({error})",
@@ -200,37 +222,16 @@ def unquoted(cell: str) -> str:
 def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
+        return gzip.decompress(data) if data.startswith(_GZIP) else data
     except FileNotFoundError:
         raise SourceContractError(f"no file at {path}", path=path, fix="check the path") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SourceContractError(f"{path} is a damaged gzip file ({error})", fix=_AGAIN) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         said = getattr(error, "strerror", None) or error
         raise SourceContractError(
             f"{str(path)!r} cannot be read: {said}", path=path, fix="check the path"
         ) from None
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise SourceContractError(
-            f"{path} is a damaged gzip file ({error})", path=path, fix="copy or download it again"
-        ) from None
-
-
-def _undecodable(path: Path, data: bytes, encoding: str, error: UnicodeError) -> SourceContractError:
-    start = error.start if isinstance(error, UnicodeDecodeError) else 0
-    if path.suffix.lower() == ".gz" and not path.read_bytes().startswith(b"\x1f\x8b"):
-        return SourceContractError(
-            f"{path} is neither a gzip file nor text in {encoding}",
-            path=path,
-            fix="copy or download it again",
-        )
-    other = _wide(data) or ("latin-1" if encoding == "utf-8" else "utf-8")
-    return SourceContractError(
-        f"{path}, line {data.count(10, 0, start) + 1} is not text in {encoding}: {data[start : start + 4]!r}",
-        path=path,
-        fix=f'save it as UTF-8, or pass encoding="{other}"',
-    )
 
 
 def _wide(data: bytes) -> str:
@@ -239,4 +240,4 @@ def _wide(data: bytes) -> str:
         if data.startswith(marks):
             return name
     first = data.find(b"\0")
-    return "" if first < 0 else "utf-16-le" if first % 2 else "utf-16-be"
+    return "" if first < 0 else ("utf-16-be", "utf-16-le")[first % 2]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.delimited import read_text, unquoted
+from torchcell_cache.sources.columns import column_list, frame_names, is_frame
+from torchcell_cache.sources.delimited import errors_of, read_text, unquoted
 from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
 from torchcell_cache.sources.network_columns import is_nameless, looks_like_header
-from torchcell_cache.sources.positional import column_list, frame_names, is_frame
 
 _LOOK_AT = 100
 _ENOUGH = 3
@@ -48,9 +48,8 @@ def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
             )
         genes = column_list(genes, what)
     if isinstance(genes, bytes) or not (isinstance(genes, Iterable) or hasattr(genes, "tolist")):
-        raise SettingError(
-            f"{what} is {type(genes).__name__}, expected names of genes", fix=f'{what}=["YAL001C", ...]'
-        )
+        said = f"{what} is {type(genes).__name__}, expected names of genes"
+        raise SettingError(said, fix=f'{what}=["YAL001C", ...]')
     names = [name.strip() for name in as_texts(genes, f"{what}: gene")]
     for k, name in enumerate(names):
         if why := _why_no_name(name):
@@ -85,31 +84,27 @@ def read_gene_list(path: str | Path) -> list[str]:
     Raises:
         SourceContractError: If the file cannot be read, holds no name, or holds a table; names the line.
     """
-    names: list[str] = []
-    for number, line in enumerate(plain_text(path).splitlines(), start=1):
-        name = unquoted(line)
-        if line.isspace() or not line or name.startswith("#"):
-            continue
-        if _BETWEEN_NAMES.search(name):
+    rows = enumerate(plain_text(path).splitlines(), start=1)
+    lines = [(number, unquoted(line)) for number, line in rows if line.strip()]
+    lines = [(number, name) for number, name in lines if not name.startswith("#")]
+    with errors_of(path):
+        for number, name in lines:
+            if _BETWEEN_NAMES.search(name):
+                raise SourceContractError(
+                    f"{path}, line {number} holds {name[:80]!r}, which looks like a row of a table; expected one gene name "
+                    "per line",
+                    fix="keep the column of names only",
+                )
+            if why := _why_no_name(name):
+                raise SourceContractError(f"{path}, line {number} holds no name, but {why}", fix=_NO_NAME)
+        names = [name for _, name in lines]
+        is_header = looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]])
+        if is_header is None and len(names) > _ENOUGH:
             raise SourceContractError(
-                f"{path}, line {number} holds {name[:80]!r}, which looks like a row of a table; expected one gene name "
-                "per line",
-                path=path,
-                fix="keep the column of names only",
+                f"the first line, {names[0]!r}, may be the name of a column or of a gene",
+                fix="remove it, or write # in front of it; or pass the names as a list",
             )
-        if why := _why_no_name(name):
-            raise SourceContractError(
-                f"{path}, line {number} holds no name, but {why}", path=path, fix=_NO_NAME
-            )
-        names.append(name)
-    is_header = looks_like_header(names[:1], [[name] for name in names[1:_LOOK_AT]])
-    if is_header is None and len(names) > _ENOUGH:
-        raise SourceContractError(
-            f"{path}: the first line, {names[0]!r}, may be the name of a column or of a gene",
-            path=path,
-            fix="remove it, or write # in front of it; or pass the names as a list",
-        )
-    names = names[bool(is_header) :]
-    if not names:
-        raise SourceContractError(f"{path} holds no gene name", path=path, fix="one gene name per line")
+        names = names[bool(is_header) :]
+        if not names:
+            raise SourceContractError(f"{path} holds no gene name", fix="one gene name per line")
     return names

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.arrow_columns import ArrowColumn, read_csv, read_parquet, release_unused
+from torchcell_cache.errors import SettingError, SourceContractError, install_line
+from torchcell_cache.sources.columns import column_list, is_row_numbers
 from torchcell_cache.sources.delimited import (
     MISSING,
     check_header,
     checked_separator,
+    errors_of,
     read_text,
     rows_of,
     separator_of,
 )
 from torchcell_cache.sources.name_lists import NameLists, hint
 from torchcell_cache.sources.numbers_in_text import CellColumn, Numbers
-from torchcell_cache.sources.positional import column_list, is_row_numbers
+
+if TYPE_CHECKING:
+    from torchcell_cache.sources.arrow_columns import ArrowColumn
 
 Float64Array = npt.NDArray[np.float64]
+Column: TypeAlias = "ArrowColumn | CellColumn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,7 @@ class Roles:
         if id_column is not None and not isinstance(id_column, str):
             raise SettingError(f"id_column={id_column!r} is no name of a column, expected text")
         labels = None if phenotypes is None else _column_names("phenotypes", phenotypes)
-        ids = None if id_column is None else str(id_column)
-        return cls(names, separator, labels, _column_names("statistics", statistics), ids)
+        return cls(names, separator, labels, _column_names("statistics", statistics), id_column)
 
     @property
     def named(self) -> list[str]:
@@ -106,9 +110,6 @@ class TableColumns:
     notes: tuple[str, ...]
 
 
-Column: TypeAlias = ArrowColumn | CellColumn
-
-
 def read_table(
     path: Path, roles: Roles, *, delimiter: str | None = None, encoding: str | None = None, fast: bool = True
 ) -> TableColumns:
@@ -125,95 +126,91 @@ def read_table(
         SourceContractError: If the file or a column is missing, or a label is not a number.
     """
     path = path.expanduser()
-    if path.suffix.lower() in (".parquet", ".pq"):
-        if not path.is_file():
-            fix = "pyarrow.parquet.read_table(path) reads a directory of parts; write it to one file"
-            said = f"{path} is a directory, expected a file" if path.is_dir() else f"no file at {path}"
-            raise SourceContractError(said, path=path, fix=fix if path.is_dir() else "check the path")
-        columns: dict[str, Column] = dict(read_parquet(path, None if roles.labels_by_type else roles.named))
-        unnamed = 0
-    else:
-        columns, unnamed = _delimited(path, roles, delimiter, encoding, fast)
-    for name in roles.named:
-        if name not in columns:
-            raise _no_column(path, name, list(columns))
-    size = len(columns[roles.perturbed[0]])
-    if not size:
-        raise SourceContractError(f"{path} has a header but no rows", path=path)
-    try:
+    with errors_of(path):
+        try:
+            arrow: Any = import_module("torchcell_cache.sources.arrow_columns")
+        except ImportError:
+            arrow = None
+        if path.suffix.lower() in (".parquet", ".pq"):
+            columns, unnamed = _parquet(path, roles, arrow), 0
+        else:
+            columns, unnamed = _delimited(path, roles, delimiter, encoding, arrow if fast else None)
+        for name in roles.named:
+            if name not in columns:
+                raise _no_column(name, list(columns))
+        size = len(columns[roles.perturbed[0]])
+        if not size:
+            raise SourceContractError(f"{path} has a header but no rows")
         perturbed = NameLists.beside([columns[name].names(roles.separator) for name in roles.perturbed])
         ids = None if roles.id_column is None else columns[roles.id_column].texts()
-        for row, cell in enumerate(ids or ()):
-            if cell.strip() in MISSING:
-                said = f"row {row}: {cell!r:.80} in column '{roles.id_column}' is no name of a sample"
-                raise SourceContractError(said)
-    except SourceContractError as error:
-        raise SourceContractError(f"{path}: {error}", path=path) from None
-    statistics = {name: _numbers(path, name, columns[name].numbers()) for name in roles.statistics}
-    labels, left = _labels(path, roles, columns)
-    if unnamed and roles.labels_by_type:
-        left = [*left, f"{unnamed} without a name"]
+        if (row := next((k for k, cell in enumerate(ids or ()) if cell.strip() in MISSING), -1)) >= 0:
+            said = f"row {row}: {(ids or ())[row]!r:.80} in column '{roles.id_column}' is no name of a sample"
+            raise SourceContractError(said)
+        statistics = {name: _values(name, columns[name].numbers()) for name in roles.statistics}
+        labels, left = _labels(roles, columns)
+    left += [f"{unnamed} without a name"] if unnamed and roles.labels_by_type else []
     notes = [f"{path.name}: {size:,} rows", f"labels {_listed(labels) or 'none'}"]
     notes += [f"statistics {_listed(statistics)}"] if statistics else []
     notes += [f"no labels: {', '.join(left)}"] if left else []
     columns.clear()
-    release_unused()
+    if arrow is not None:
+        arrow.release_unused()
     return TableColumns(perturbed, labels, statistics, ids, ("; ".join(notes),))
 
 
+def _parquet(path: Path, roles: Roles, arrow: Any) -> dict[str, Column]:
+    if not path.is_file():
+        fix = "pyarrow.parquet.read_table(path) reads a directory of parts; write it to one file"
+        said = f"{path} is a directory, expected a file" if path.is_dir() else f"no file at {path}"
+        raise SourceContractError(said, path=path, fix=fix if path.is_dir() else "check the path")
+    if arrow is None:
+        raise SourceContractError("reading Parquet needs pyarrow", fix=install_line("table"))
+    return dict(arrow.read_parquet(path, None if roles.labels_by_type else roles.named))
+
+
 def _delimited(
-    path: Path, roles: Roles, delimiter: str | None, encoding: str | None, fast: bool
+    path: Path, roles: Roles, delimiter: str | None, encoding: str | None, arrow: Any
 ) -> tuple[dict[str, Column], int]:
     """Columns by name, and how many have none: row numbers of pandas and R, or nothing behind the last comma."""
     separator = separator_of(path, ",") if delimiter is None else checked_separator(delimiter, "delimiter")
     data = read_text(path, encoding)
     rows = rows_of(path, data, separator)
-    first = next(rows, None)
-    if first is None:
-        raise SourceContractError(f"{path} is empty", path=path)
+    if (first := next(rows, None)) is None:
+        raise SourceContractError(f"{path} is empty")
     header = check_header(path, first)
     for name in roles.named:
         if header.count(name) != 1:
-            raise _no_column(path, name, header)
+            raise _no_column(name, header)
     wanted = [name for name in header if name in roles.named or (name and roles.labels_by_type)]
     unnamed = sum(not name and name not in wanted for name in header)
-    found = read_csv(path, data, separator, wanted) if fast else None
+    found = None if arrow is None else arrow.read_csv(path, data, separator, wanted)
     if found is not None:
         return {name: found[name] for name in wanted}, unnamed
     cells: list[list[str]] = [[] for _ in header]
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            short = number == 0 and len(row) == len(header) + 1
-            raise SourceContractError(
-                f"{path}: row {number} has {len(row)} cells, the header has {len(header)}",
-                path=path,
-                fix="R leaves out the name over its names of rows: write.csv, or write.table(..., col.names=NA)"
-                if short
-                else "cells that hold the separator must be quoted (CSV), or the row is cut",
-            )
+            fix = "cells that hold the separator must be quoted (CSV), or the row is cut"
+            if number == 0 and len(row) == len(header) + 1:
+                fix = "R leaves out the name over its names of rows: write.csv, or write.table(..., col.names=NA)"
+            said = f"row {number} has {len(row)} cells, the header has {len(header)}"
+            raise SourceContractError(said, fix=fix)
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)
     named = zip(header, cells, strict=True)
     return {name: CellColumn(column) for name, column in named if name in wanted}, unnamed
 
 
-def _no_column(path: Path, name: str, header: Sequence[str]) -> SourceContractError:
+def _no_column(name: str, header: Sequence[str]) -> SourceContractError:
     fix = hint([name], header) or ('perturbed="..." names the column of genes' if name == "genes" else None)
-    if len(header) == 1:
-        parts = {mark: [part.strip(' "') for part in header[0].split(mark)] for mark in ";\t,| "}
-        other = next((mark for mark, names in parts.items() if name in names), None)
-        other = "tab" if other == "\t" else other
-        fix = fix if other is None else f"cells seem to be separated by {other!r}: pass delimiter={other!r}"
-    return SourceContractError(
-        f"{path}: no {'one ' if name in header else ''}column '{name}'; it has {list(header)}",
-        path=path,
-        fix=fix,
-    )
+    for mark, typed in ((";", ";"), ("\t", "tab"), (",", ","), ("|", "|"), (" ", " ")):
+        if len(header) == 1 and name in [part.strip(' "') for part in header[0].split(mark)]:
+            fix = f"cells seem to be separated by {typed!r}: pass delimiter={typed!r}"
+            break
+    one = "one " if name in header else ""
+    return SourceContractError(f"no {one}column '{name}'; it has {list(header)}", fix=fix)
 
 
 _FIX = 'write numbers such as -0.5, and nothing or NA where there is no value; or name the labels: phenotypes=["..."]'
-
-
 _NO_NUMBER = {
     "odd": "is not a number",
     "huge": "is beyond what float32 holds (3.4e38)",
@@ -221,12 +218,10 @@ _NO_NUMBER = {
 }
 
 
-def _labels(
-    path: Path, roles: Roles, columns: dict[str, Column]
-) -> tuple[dict[str, Float64Array], Collection[str]]:
+def _labels(roles: Roles, columns: dict[str, Column]) -> tuple[dict[str, Float64Array], list[str]]:
     """Label columns, and the names of those that are text."""
     if not roles.labels_by_type:
-        return {n: _numbers(path, n, columns[n].numbers()) for n in roles.phenotypes or ()}, ()
+        return {name: _values(name, columns[name].numbers()) for name in roles.phenotypes or ()}, []
     labels: dict[str, Float64Array] = {}
     left: list[str] = []
     first = next(iter(columns))
@@ -239,36 +234,26 @@ def _labels(
         found = column.numbers()
         if "odd" not in found.first and is_row_numbers(name, found.values, name == first):
             left.append(f"{name} (numbers of rows)")
-        elif "odd" not in found.first:
-            labels[name] = _numbers(path, name, found)
-        elif "number" not in found.first and "almost" not in found.first:
+        elif "odd" in found.first and not {"number", "almost"} & {*found.first}:
             left.append(name)
         else:
-            row, cell = found.first.get("almost") or found.first["odd"]
-            number = found.first.get("number")
-            beside = f", but row {number[0]} has {number[1]!r:.80}" if number else ""
-            raise SourceContractError(
-                f"{path}: row {row}: {cell!r:.80} in column '{name}' is not a number{beside}",
-                path=path,
-                fix=_FIX,
-            )
+            labels[name] = _values(name, found)
     if not labels:
         said = f"; no labels: {', '.join(left)}" if left else ""
         raise SourceContractError(
-            f"{path}: no column of numbers beside {', '.join(map(repr, roles.perturbed))}{said}",
-            path=path,
+            f"no column of numbers beside {', '.join(map(repr, roles.perturbed))}{said}",
             fix="phenotypes=[] if the samples have no labels",
         )
     return labels, left
 
 
-def _numbers(path: Path, name: str, found: Numbers) -> Float64Array:
+def _values(name: str, found: Numbers) -> Float64Array:
     for kind, what in _NO_NUMBER.items():
         if kind in found.first:
-            row, cell = found.first[kind]
-            raise SourceContractError(
-                f"{path}: row {row}: {cell!r:.80} in column '{name}' {what}", path=path, fix=_FIX
-            )
+            row, cell = found.first["almost" if kind == "odd" and "almost" in found.first else kind]
+            number = found.first.get("number") if kind == "odd" else None
+            beside = f", but row {number[0]} has {number[1]!r:.80}" if number else ""
+            raise SourceContractError(f"row {row}: {cell!r:.80} in column '{name}' {what}{beside}", fix=_FIX)
     return found.values
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import numbers
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
+from numbers import Integral, Real
+from types import NoneType
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.choices import Nan
-from torchcell_cache.core.ragged import Int64Array, offsets, segments
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.positional import column_list, on_host, plain
+from torchcell_cache.sources.columns import column_list, on_host, plain, row_of
 
 Float64Array = npt.NDArray[np.float64]
 NAN = get_args(Nan)
@@ -23,6 +27,8 @@ NAN = get_args(Nan)
 _EXACT = 2.0**24
 _SMALLEST = 2.0**-150
 _INTEGERS = 2.0**53
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
+_SINGLE = {float, int, bool, str, NoneType}
 _WHY = {"M": "a date", "m": "a duration", "c": "a complex number", "U": "text", "S": "bytes", "T": "text"}
 
 
@@ -129,111 +135,84 @@ def float32_problem(value: Any) -> str:
         single = float(np.float32(found))
     if math.isinf(single) and value not in (math.inf, -math.inf):
         return f"is {str(value)[:80]}, beyond what float32 holds (3.4e38)"
-    if isinstance(value, numbers.Integral) and single != int(value):
+    if isinstance(value, Integral) and single != int(value):
         return f"is {value}, a whole number that float32 would round to {int(single)}"
     return ""
 
 
 def _column(name: str, column: Any) -> tuple[Float64Array, Int64Array | None]:
     """Values of a column and, if its rows are lists, their offsets."""
-    array, ptr = _array(column), None
-    if array is None or not array.ndim:
-        array, ptr = _of_list(name, column_list(column, f"column '{name}'"))
-    elif array.ndim == 2:
-        ptr = np.arange(len(array) + 1, dtype=np.int64) * array.shape[1]
-        array = array.reshape(-1)
-    elif array.ndim > 2:
-        raise SourceContractError(
-            f"'{name}' has {array.ndim} dimensions, expected a number or a list of numbers per row"
-        )
+    given, ptr = on_host(column), None
+    if hasattr(given, "detach"):
+        given = (given.double() if given.is_floating_point() else given).numpy()
+    if isinstance(given, np.ma.MaskedArray) and given.dtype.kind == "f":
+        given = given.filled(np.nan)
+    dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", ())
+    if (
+        isinstance(dtype, np.dtype)
+        and dtype.kind in "biuf"
+        and shape
+        and not isinstance(given, np.ma.MaskedArray)
+    ):
+        array = np.asarray(given)  # one kind of numbers: none is looked at by itself
+        if array.ndim > 2:
+            said = f"'{name}' has {array.ndim} dimensions, expected a number or a list of numbers per row"
+            raise SourceContractError(said)
+        if array.ndim == 2:
+            ptr = np.arange(len(array) + 1, dtype=np.int64) * array.shape[1]
+        return _checked(name, array.reshape(-1), ptr), ptr
+    flat = column_list(given, f"column '{name}'")
+    rows: Sequence[int] = range(len(flat))
+    if not set(map(type, flat)) <= _SINGLE and any(map(_is_several, flat)):
+        lists = [column_list(value, "a row") if _is_several(value) else [value] for value in flat]
+        counts = np.array(list(map(len, lists)), dtype=np.int64)
+        flat, ptr, rows = list(chain(*lists)), offsets(counts), np.repeat(rows, counts).tolist()
+    array = np.array(flat if set(map(type, flat)) in ({float}, {bool}, {int}) else [None])
+    if array.dtype.kind not in "bif":
+        numbers = [_number(name, row, value) for row, value in zip(rows, flat, strict=True)]
+        array = np.array(numbers, dtype=np.float64)
     return _checked(name, array, ptr), ptr
 
 
-def _array(column: Any) -> npt.NDArray[Any] | None:
-    """A column that holds numbers of one kind as an array; ``None`` where values must be looked at one by one."""
-    column = on_host(column)
-    if hasattr(column, "detach"):
-        column = (column.double() if column.is_floating_point() else column).numpy()
-    dtype = getattr(column, "dtype", None)
-    if isinstance(column, np.ma.MaskedArray):
-        return np.asarray(column.filled(np.nan)) if column.dtype.kind == "f" else None
-    if isinstance(column, list | tuple):
-        kinds = set(map(type, column))
-        if kinds in ({float}, {bool}, {int}):
-            found = np.array(column)
-            return found if found.dtype.kind in "bif" else None
-        return None
-    numeric = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
-    return np.asarray(column) if numeric and hasattr(column, "__array__") else None
-
-
-def _of_list(name: str, column: list[Any]) -> tuple[Float64Array, Int64Array | None]:
-    values: list[Any] = []
-    counts: list[int] | None = None
-    for row, value in enumerate(column):
-        several = _several(value)
-        if several is not None and counts is None:
-            counts = [1] * row
-        if counts is not None:
-            counts.append(1 if several is None else len(several))
-        for item in [value] if several is None else several:
-            values.append(_number(name, row, item))
-    ptr = None if counts is None else offsets(np.array(counts, dtype=np.int64))
-    return np.array(values, dtype=np.float64), ptr
-
-
-def _several(value: Any) -> list[Any] | None:
-    """The measurements of one row, ``None`` if it is one value."""
-    if isinstance(value, list | tuple) or (getattr(value, "ndim", None) and hasattr(value, "__len__")):
-        return column_list(value, "a row")
-    return None
+def _is_several(value: Any) -> bool:
+    """Whether a row holds a list of measurements."""
+    return isinstance(value, list | tuple) or bool(getattr(value, "ndim", 0) and hasattr(value, "__len__"))
 
 
 def _number(name: str, row: int, value: Any) -> float:
     if type(value) is float:
         return value
-    value = plain(value)
     if value is None:
         return float("nan")
-    if isinstance(value, np.timedelta64) or not isinstance(value, numbers.Real | Decimal):
+    if isinstance(value, np.timedelta64) or not isinstance(value, Real | Decimal):
         kind = np.asarray(value).dtype.kind if isinstance(value, str | bytes | complex | np.generic) else ""
         raise SourceContractError(
             f"row {row}: '{name}' is {value!r:.80}, {_WHY.get(kind, type(value).__name__)}, expected a number",
             fix="pandas.to_numeric makes numbers of text; names and dates are no labels",
         )
-    problem = float32_problem(value)
-    if problem:
+    if problem := float32_problem(value):
         raise SourceContractError(f"row {row}: '{name}' {problem}", fix=_FIX)
     return float(value)
 
 
 def _checked(name: str, array: npt.NDArray[Any], ptr: Int64Array | None) -> Float64Array:
     """One kind of numbers as float64, none of which changes more in float32 than rounding may."""
-
-    def row_of(at: int) -> int:
-        return at if ptr is None else int(np.searchsorted(ptr, at, side="right")) - 1
-
     with np.errstate(over="ignore", under="ignore"):
-        single = array.astype(np.float32)
-        values: Float64Array = array.astype(np.float64)
-    lost = np.isinf(single) & np.isfinite(array) if array.dtype.kind == "f" else np.isinf(single)
-    if lost.any():
-        at = int(np.argmax(lost))
-        raise SourceContractError(f"row {row_of(at)}: '{name}' {float32_problem(array[at].item())}", fix=_FIX)
-    if array.dtype.kind == "b" or not len(array):
-        return values
+        single, values = array.astype(np.float32), array.astype(np.float64)
     known = np.isfinite(values)
+    wrong = lost = np.isinf(single) & np.isfinite(array)
     large = known & (np.abs(values) > _EXACT)
     # A column of whole numbers is one of identifiers or counts; in any other, rounding is what float32 means.
     if large.any() and (array.dtype.kind in "iu" or _is_whole(values[known])):
         with np.errstate(
             invalid="ignore"
         ):  # rounded up to 2**63, which no integer holds: not equal either way
-            wrong = large & (single.astype(array.dtype) != array)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            problem = float32_problem(int(array[at]))
-            raise SourceContractError(f"row {row_of(at)}: '{name}' {problem}", fix=_FIX)
+            wrong = lost | (large & (single.astype(array.dtype) != array))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        problem = float32_problem(array[at].item() if lost[at] else int(array[at]))
+        row = at if ptr is None else row_of(ptr, at)
+        raise SourceContractError(f"row {row}: '{name}' {problem}", fix=_FIX)
     return values
 
 
@@ -242,3 +221,40 @@ def _is_whole(values: Float64Array) -> bool:
 
 
 _FIX = "scale a measurement (thousands, logarithm); names of samples go to source_ids, other identifiers are no labels"
+
+
+# Numbers of small tables, which may be text
+
+
+def float32_numbers(values: Sequence[Any], what: Callable[[int], str], fix: str) -> tuple[Float32Array, int]:
+    """Finite numbers, ``[n] float32``, and how many of them are 0 in float32 only.
+
+    Args:
+        values: Numbers, or text that is one.
+        what: What the value at a position is called in messages.
+        fix: What to do about one that is none.
+
+    Raises:
+        SourceContractError: If a value is no finite number, or a whole one that float32 does not hold.
+    """
+    found = [number_of(value) for value in values]
+    with np.errstate(over="ignore", under="ignore"):
+        out = np.array(found, dtype=np.float64).astype(np.float32)
+    for k in np.flatnonzero(~(np.abs(out) < _EXACT)).tolist():
+        if not np.isfinite(out[k]):
+            raise SourceContractError(f"{what(k)} {values[k]!r:.80}, expected a finite number", fix=fix)
+        if str(values[k]).strip().lstrip("+-").isdigit() and int(values[k]) != float(out[k]):
+            raise SourceContractError(f"{what(k)} {values[k]!r}, which float32 does not hold", fix=fix)
+    return out, int(((out == 0) & (np.array(found, dtype=np.float64) != 0)).sum())
+
+
+def number_of(value: Any) -> float:
+    """A value as a number, NaN if it is none: ``float`` itself takes truth values, bytes, ``1_0`` and other digits."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) else np.nan
+    value = plain(value)
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.timedelta64)
+    try:
+        return float(value) if is_number else np.nan
+    except (OverflowError, ValueError):
+        return np.nan

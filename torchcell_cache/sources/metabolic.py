@@ -11,21 +11,27 @@ never imports. Three gene-gene edge types follow from the model; each holds both
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch_geometric.data import HeteroData
 
 from torchcell_cache.core.checks import truth, whole_number
-from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, ragged_arange
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, ragged_arange, ragged_rows
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.graph.rules import GeneRules, rule_genes
-from torchcell_cache.sources.columns_of import float32_numbers, number_of
+from torchcell_cache.graph.rules import GeneRules
+from torchcell_cache.sources.measurements import number_of
+from torchcell_cache.sources.metabolism import positions_of, set_metabolism
+from torchcell_cache.sources.names import NodeNames
 
 CURRENCY_DEGREE = 30
 
+_GENE_EDGES = ("same_complex", "isozyme", "consecutive")
 _MODEL = "pass a model as cobra reads it: cobra.io.read_sbml_model(path)"
 
 GENE_FEATURES = (
@@ -63,27 +69,6 @@ class _Groups:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tables:
-    """The model as index arrays.
-
-    Attributes:
-        genes: Names, sorted.
-        texts: Gene rule per reaction.
-        rules: The same, parsed.
-        gpr: Gene and reaction of each entry, ``[2, num_gpr] int64``, by reaction, then gene.
-        rmr: Reaction and metabolite of each entry, ``[2, num_rmr] int64``, by reaction, then metabolite.
-        stoichiometry: Negative for what the reaction consumes as written, ``[num_rmr] float32``.
-    """
-
-    genes: list[str]
-    texts: list[str]
-    rules: GeneRules
-    gpr: Int64Array
-    rmr: Int64Array
-    stoichiometry: Float32Array
-
-
 def metabolic_base_graph(
     model: Any, *, self_loops: bool = False, currency_degree: int = CURRENCY_DEGREE
 ) -> HeteroData:
@@ -110,79 +95,50 @@ def metabolic_base_graph(
     currency_degree = whole_number("currency_degree", currency_degree, 0)
     if not all(hasattr(model, part) for part in ("genes", "reactions", "metabolites")):
         raise SettingError(f"model is {type(model).__name__}, expected a cobra Model", fix=_MODEL)
-    tables = _read(model)
-    num_genes = len(tables.genes)
+    genes, rules = model_rules(model)
     graph = HeteroData()
-    graph["gene"].node_ids = tables.genes
-    graph["gene"].num_nodes = num_genes
-    graph["gene"].x = torch.from_numpy(_gene_features(tables, len(model.metabolites)))
-    graph["reaction"].node_ids = _ids(model.reactions, "reaction")
-    graph["reaction"].num_nodes = len(tables.texts)
-    graph["reaction"].gene_rules = tables.texts
-    growth = [float(reaction.objective_coefficient not in (0, None)) for reaction in model.reactions]
-    graph["reaction"].w_growth = torch.tensor(growth, dtype=torch.float32, device="cpu")
-    graph["metabolite"].node_ids = _ids(model.metabolites, "metabolite")
-    graph["metabolite"].num_nodes = len(model.metabolites)
-
-    for name, edges in _gene_edges(
-        tables, _directions(model), len(model.metabolites), currency_degree
-    ).items():
+    stores = [graph["gene", name, "gene"] for name in _GENE_EDGES]  # in front of the hyperedges
+    set_model(graph, model, genes, rules)
+    for store, edges in zip(stores, _gene_edges(graph, rules, model, currency_degree), strict=True):
         if self_loops:
-            loops = np.arange(num_genes, dtype=np.int64)
-            edges = np.concatenate([edges, np.stack([loops, loops])], axis=1)
-        graph["gene", name, "gene"].edge_index = torch.from_numpy(edges)
-        graph["gene", name, "gene"].num_edges = edges.shape[1]
-    _set_hyperedges(graph, tables)
+            edges = np.concatenate([edges, np.tile(np.arange(len(genes)), (2, 1))], axis=1)
+        store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
     return graph
 
 
-def model_rules(model: Any) -> tuple[list[str], GeneRules]:
-    """Gene names in the order of the base graph, and the model's rules over them."""
-    genes = sorted(_ids(model.genes, "gene"))
+def model_rules(model: Any, also: Iterable[str] = ()) -> tuple[list[str], GeneRules]:
+    """Names of the model's genes and of others, ascending, and the model's rules over them."""
+    genes = sorted({*positions_of([item.id for item in model.genes], "gene"), *also})
     texts = [reaction.gene_reaction_rule for reaction in model.reactions]
     return genes, GeneRules.from_strings(texts, genes, reaction_ids=[item.id for item in model.reactions])
 
 
-def _set_hyperedges(graph: HeteroData, tables: _Tables) -> None:
-    gpr, rmr = graph["gene", "gpr", "reaction"], graph["reaction", "rmr", "metabolite"]
-    gpr.hyperedge_index = torch.from_numpy(tables.gpr)
-    gpr.num_edges = tables.gpr.shape[1]
-    rmr.hyperedge_index = torch.from_numpy(tables.rmr)
-    rmr.stoichiometry = torch.from_numpy(tables.stoichiometry)
-    rmr.num_edges = tables.rmr.shape[1]
-
-
-def _read(model: Any) -> _Tables:
-    genes, rules = model_rules(model)
-    texts = [str(reaction.gene_reaction_rule) for reaction in model.reactions]
-    position = {name: k for k, name in enumerate(genes)}
-    gpr = [(position[name], k) for k, text in enumerate(texts) for name in rule_genes(text)]
+def set_model(graph: HeteroData, model: Any, genes: list[str], rules: GeneRules) -> None:
+    """Set genes and their features, reactions, metabolites and hyperedges of a model."""
     column = {item.id: k for k, item in enumerate(model.metabolites)}
-    rmr: list[tuple[int, int]] = []
-    coefficients: list[Any] = []
-    for k, reaction in enumerate(model.reactions):
-        named = {item.id: value for item, value in reaction.metabolites.items()}
-        if unknown := [name for name in named if name not in column]:
-            raise SourceContractError(
-                f"reaction '{reaction.id}' names the metabolite {unknown[0]!r}, which the model does not have",
-                fix=_MODEL,
-            )
-        rmr.extend((k, column[name]) for name in sorted(named, key=column.__getitem__))
-        coefficients.extend(named[name] for name in sorted(named, key=column.__getitem__))
-    return _Tables(
-        genes=genes,
-        texts=texts,
-        rules=rules,
-        gpr=_pairs(gpr),
-        rmr=_pairs(rmr),
-        stoichiometry=float32_numbers(
-            coefficients, lambda k: f"reaction '{model.reactions[rmr[k][0]].id}' has the coefficient", _MODEL
-        )[0],
-    )
+    entries = [
+        (k, column.get(item.id, -1), item.id, value)
+        for k, reaction in enumerate(model.reactions)
+        for item, value in reaction.metabolites.items()
+    ]
+    reactions = [reaction.id for reaction in model.reactions]
+    tables = {
+        "reactions": reactions,
+        "metabolites": [item.id for item in model.metabolites],
+        "gene_rules": [reaction.gene_reaction_rule for reaction in model.reactions],
+        "rmr": [(reactions[k], name, value) for k, _, name, value in sorted(entries, key=itemgetter(0, 1))],
+        "w_growth": [float(item.objective_coefficient not in (0, None)) for item in model.reactions],
+    }
+    graph["gene"].node_ids, graph["gene"].num_nodes = genes, len(genes)
+    set_metabolism(graph, tables, NodeNames(genes, what="gene"))
+    rmr = graph["reaction", "rmr", "metabolite"]._mapping
+    # Last, as in stores built before: the order is part of the digest.
+    rmr["num_edges"] = rmr.pop("num_edges")
+    graph["gene"].x = torch.from_numpy(_gene_features(graph, rules))
 
 
-def _directions(model: Any) -> tuple[Int64Array, Int64Array]:
-    """Whether each reaction runs as written and in reverse, ``[num_reactions] int64`` of 0 and 1.
+def _directions(model: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether each reaction runs as written and in reverse, ``[num_reactions] bool``.
 
     A reaction that the medium blocks (both bounds 0) is taken as written.
     """
@@ -196,63 +152,64 @@ def _directions(model: Any) -> tuple[Int64Array, Int64Array]:
             f"reaction '{item.id}' has the bounds {item.lower_bound!r} and {item.upper_bound!r}, expected numbers",
             fix=_MODEL,
         )
-    forward = (upper > 0) | ((lower == 0) & (upper == 0))
-    return forward.astype(np.int64), (lower < 0).astype(np.int64)
+    return (upper > 0) | ((lower == 0) & (upper == 0)), lower < 0
 
 
 def _gene_edges(
-    tables: _Tables, directions: tuple[Int64Array, Int64Array], num_metabolites: int, currency_degree: int
-) -> dict[str, Int64Array]:
-    rules, num_genes, num_reactions = tables.rules, len(tables.genes), len(tables.texts)
+    graph: HeteroData, rules: GeneRules, model: Any, currency_degree: int
+) -> Iterator[Int64Array]:
+    """Edges of each gene-gene edge type, ``[2, num_edges] int64``, in the order of :data:`_GENE_EDGES`."""
+    num_genes, num_reactions = graph["gene"].num_nodes, graph["reaction"].num_nodes
     gene = np.repeat(np.arange(num_genes, dtype=np.int64), np.diff(rules.gene_ptr))
     num_complexes = len(rules.complex_reaction)
     complexes = _Groups.of(rules.gene_complexes, gene, num_complexes, num_genes)
     serving = _Groups.of(rules.complex_reaction[rules.gene_complexes], gene, num_reactions, num_genes)
-    catalysts = _Groups.of(tables.gpr[1], tables.gpr[0], num_reactions, num_genes)
+    catalyst, catalysed = graph["gene", "gpr", "reaction"].hyperedge_index.numpy()
+    catalysts = _Groups.of(catalysed, catalyst, num_reactions, num_genes)
     every, whole = np.arange(num_reactions), np.arange(num_complexes)
-    first, second = _consecutive_reactions(tables, directions, num_metabolites, currency_degree)
 
     same_complex = _codes(*complexes.cross(whole, complexes, whole), num_genes)
     isozyme = np.setdiff1d(_codes(*serving.cross(every, serving, every), num_genes), same_complex)
+    first, second = _consecutive_reactions(graph, model, currency_degree)
     consecutive = _codes(*catalysts.cross(first, catalysts, second), num_genes)
-    edges = {"same_complex": same_complex, "isozyme": isozyme, "consecutive": consecutive}
-    return {name: np.stack(np.divmod(code, max(num_genes, 1))) for name, code in edges.items()}
+    return (np.stack(np.divmod(code, max(num_genes, 1))) for code in (same_complex, isozyme, consecutive))
 
 
 def _consecutive_reactions(
-    tables: _Tables, directions: tuple[Int64Array, Int64Array], num_metabolites: int, currency_degree: int
+    graph: HeteroData, model: Any, currency_degree: int
 ) -> tuple[Int64Array, Int64Array]:
     """Pairs (producing reaction, consuming reaction) over non-currency metabolites, unique."""
-    reaction, metabolite = tables.rmr
-    num_reactions = len(tables.texts)
-    forward, reverse = (flag[reaction] > 0 for flag in directions)
-    degree = np.bincount(metabolite, minlength=num_metabolites)
-    linking = degree[metabolite] <= currency_degree
-    gains, loses = tables.stoichiometry > 0, tables.stoichiometry < 0
-    produced = linking & ((gains & forward) | (loses & reverse))
-    consumed = linking & ((loses & forward) | (gains & reverse))
-    producers = _Groups.of(metabolite[produced], reaction[produced], num_metabolites, num_reactions)
-    consumers = _Groups.of(metabolite[consumed], reaction[consumed], num_metabolites, num_reactions)
+    rmr = graph["reaction", "rmr", "metabolite"]
+    reaction, metabolite = rmr.hyperedge_index.numpy()
+    num_reactions, num_metabolites = graph["reaction"].num_nodes, graph["metabolite"].num_nodes
+    forward, reverse = (flag[reaction] for flag in _directions(model))
+    linking = np.bincount(metabolite, minlength=num_metabolites)[metabolite] <= currency_degree
+    gains = rmr.stoichiometry.numpy() > 0  # never 0
+    produces, consumes = np.where(gains, forward, reverse), np.where(gains, reverse, forward)
+    produced, consumed = (
+        _Groups.of(metabolite[chosen], reaction[chosen], num_metabolites, num_reactions)
+        for chosen in (linking & produces, linking & consumes)
+    )
     every = np.arange(num_metabolites)
-    first, second = producers.cross(every, consumers, every)
+    first, second = produced.cross(every, consumed, every)
     pairs = np.unique((first * num_reactions + second)[first != second])
     first, second = np.divmod(pairs, max(num_reactions, 1))
     return first, second
 
 
-def _gene_features(tables: _Tables, num_metabolites: int) -> Float32Array:
-    num_genes = len(tables.genes)
-    reactions = np.bincount(tables.gpr[0], minlength=num_genes)
-    substances = _Groups.of(tables.rmr[0], tables.rmr[1], len(tables.texts), num_metabolites)
-    names, named = tables.gpr
-    counts = substances.ptr[named + 1] - substances.ptr[named]
-    touched = substances.items[ragged_arange(substances.ptr[named], counts)]
-    touches = _Groups.of(np.repeat(names, counts), touched, num_genes, num_metabolites)
+def _gene_features(graph: HeteroData, rules: GeneRules) -> Float32Array:
+    num_genes, num_metabolites = graph["gene"].num_nodes, graph["metabolite"].num_nodes
+    names, named = graph["gene", "gpr", "reaction"].hyperedge_index.numpy()
+    rmr = graph["reaction", "rmr", "metabolite"].hyperedge_index.numpy()
+    reactions = np.bincount(names, minlength=num_genes)
+    substances = _Groups.of(rmr[0], rmr[1], graph["reaction"].num_nodes, num_metabolites)
+    at, ptr = ragged_rows(substances.ptr, named)
+    touches = _Groups.of(np.repeat(names, np.diff(ptr)), substances.items[at], num_genes, num_metabolites)
     alone = np.arange(num_genes + 1, dtype=np.int64)
-    _, lost_ptr = tables.rules.removed_reactions(alone[:-1], alone)
+    _, lost_ptr = rules.removed_reactions(alone[:-1], alone)
     columns = [
         np.log1p(reactions),
-        np.log1p(np.diff(tables.rules.gene_ptr)),
+        np.log1p(np.diff(rules.gene_ptr)),
         np.log1p(np.diff(touches.ptr)),
         np.diff(lost_ptr) / np.maximum(reactions, 1),
     ]
@@ -264,15 +221,3 @@ def _codes(source: Int64Array, target: Int64Array, num_genes: int) -> Int64Array
     apart = source != target
     source, target = source[apart], target[apart]
     return np.unique(np.concatenate([source * num_genes + target, target * num_genes + source]))
-
-
-def _pairs(rows: list[tuple[int, int]]) -> Int64Array:
-    return np.ascontiguousarray(np.array(rows, dtype=np.int64).reshape(-1, 2).T)
-
-
-def _ids(items: Any, what: str) -> list[str]:
-    ids = [str(item.id) for item in items]
-    if len(set(ids)) != len(ids):
-        repeated = sorted({name for name in ids if ids.count(name) > 1})
-        raise SourceContractError(f"the model has {what} '{repeated[0]}' more than once")
-    return ids

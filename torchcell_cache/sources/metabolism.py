@@ -13,10 +13,10 @@ from torchcell_cache.core.ragged import Float32Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.rules import rewritten_rule, rule_genes
 from torchcell_cache.sources.bipartite import KINDS, TABLES_FIX, bipartite_tables, genes_of_rule
-from torchcell_cache.sources.columns_of import check_order, columns_of, float32_numbers, is_missing
+from torchcell_cache.sources.columns import check_order, column_list, columns_of, is_missing
+from torchcell_cache.sources.measurements import float32_numbers
 from torchcell_cache.sources.names import NodeNames, as_texts
 from torchcell_cache.sources.network_columns import is_nameless
-from torchcell_cache.sources.positional import column_list
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -34,7 +34,7 @@ def set_metabolism(graph: HeteroData, network: Any, genes: NodeNames) -> str:
         SourceContractError: If an entry is wrong, naming it, or no gene of it is one of the cell.
     """
     tables = _tables(network)
-    row, column = (_positions(tables[f"{kind}s"], kind) for kind in KINDS)
+    row, column = (positions_of(tables[f"{kind}s"], kind) for kind in KINDS)
     rules, gpr, growth = (tables.get(name) for name in ("gene_rules", "gpr", "w_growth"))
     graph["reaction"].node_ids, graph["reaction"].num_nodes = list(row), len(row)
     if rules is not None:
@@ -78,7 +78,8 @@ def _tables(network: Any) -> dict[str, Any]:
     return bipartite_tables(network)
 
 
-def _positions(ids: Any, what: str) -> dict[str, int]:
+def positions_of(ids: Any, what: str) -> dict[str, int]:
+    """Position of each id, all of them different."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise SettingError(
             f"metabolism: {what}s is {ids!r}, expected a list of ids", fix=f'{what}s=["{what[0]}1", ...]'
@@ -166,16 +167,17 @@ def _known(named: list[tuple[str, str]], genes: NodeNames) -> tuple[list[tuple[i
 
 
 def _set_rmr(store: Any, rmr: Any, row: Mapping[str, int], column: Mapping[str, int]) -> None:
-    sides = columns_of(rmr, 3, "metabolism: rmr", "(reaction ids, metabolite ids, coefficients)")
-    ends = [as_texts(side, f"metabolism: rmr: {kind}") for side, kind in zip(sides, KINDS, strict=False)]
-    pairs = [
-        (_at(row, r, "rmr", "reaction"), _at(column, m, "rmr", "metabolite"))
-        for r, m in zip(*ends, strict=True)
-    ]
+    *ends, values = columns_of(rmr, 3, "metabolism: rmr", "(reaction ids, metabolite ids, coefficients)")
+    ends = [as_texts(side, f"metabolism: rmr: {kind}") for side, kind in zip(ends, KINDS, strict=True)]
     names = [", ".join(pair) for pair in zip(*ends, strict=True)]
-    values = _numbers(sides[2], "rmr", names)
-    seen: dict[tuple[tuple[int, int], bool], int] = {}
-    for k, (pair, value) in enumerate(zip(pairs, values.tolist(), strict=True)):
+    at = [
+        [_at(position, name, f"rmr: ({entry})", kind) for name, entry in zip(side, names, strict=True)]
+        for position, side, kind in zip((row, column), ends, KINDS, strict=True)
+    ]
+    pairs = list(zip(*at, strict=True))
+    numbers = _numbers(values, "rmr", names)
+    seen: dict[tuple[Any, bool], int] = {}
+    for k, (pair, value) in enumerate(zip(pairs, numbers.tolist(), strict=True)):
         if value == 0 or seen.setdefault((pair, value > 0), k) != k:
             what = "has the coefficient 0" if value == 0 else "stands there twice"
             raise SourceContractError(
@@ -183,13 +185,12 @@ def _set_rmr(store: Any, rmr: Any, row: Mapping[str, int], column: Mapping[str, 
                 fix="one entry with a coefficient for each metabolite that a reaction consumes or produces",
             )
     _set_hyperedges(store, pairs)
-    store.stoichiometry = torch.from_numpy(values)
+    store.stoichiometry = torch.from_numpy(numbers)
 
 
-def _set_hyperedges(store: Any, pairs: list[tuple[int, int]]) -> None:
+def _set_hyperedges(store: Any, pairs: Sequence[Any]) -> None:
     entries = np.ascontiguousarray(np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
-    store.hyperedge_index = torch.from_numpy(entries)
-    store.num_edges = entries.shape[1]
+    store.hyperedge_index, store.num_edges = torch.from_numpy(entries), entries.shape[1]
 
 
 def _numbers(values: Sequence[Any], what: str, names: Sequence[str]) -> Float32Array:
@@ -203,6 +204,6 @@ def _at(position: Mapping[str, int], name: str, table: str, what: str) -> int:
     if found is None:
         raise SourceContractError(
             f"metabolism: {table} names {what} {name!r}, which is not one of the {what}s",
-            fix=f"correct it, or add it to {what}s; columns of {table} stand in the order of the documentation",
+            fix=f"correct it, or add it to {what}s; columns stand in the order of the documentation",
         )
     return found

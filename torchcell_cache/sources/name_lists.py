@@ -47,15 +47,15 @@ class NameLists:
     @classmethod
     def flat(cls, names: Iterable[str], ptr: Int64Array) -> NameLists:
         """From all names, one sample behind the other, and the offsets of the samples."""
-        distinct, codes = coded(names)
-        clean, new = coded(name.strip() for name in distinct)
-        return cls(clean, new[codes], ptr)
+        return cls.tidy(*coded(names), np.diff(ptr), empty=True)
 
     @classmethod
-    def tidy(cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any]) -> NameLists:
+    def tidy(
+        cls, raw: list[str], codes: Int64Array, counts: npt.NDArray[Any], empty: bool = False
+    ) -> NameLists:
         """From names as they stand, positions in them and their number per sample: blanks go, and so do empty names."""
         known: dict[str, int] = {}
-        new = [known.setdefault(name, len(known)) if (name := part.strip()) else -1 for part in raw]
+        new = [known.setdefault(name, len(known)) if (name := part.strip()) or empty else -1 for part in raw]
         at = np.asarray(new, dtype=np.int64)[codes] if new else codes
         ptr = offsets(counts)
         if -1 in new:

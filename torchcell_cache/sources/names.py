@@ -22,6 +22,7 @@ from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes
 from torchcell_cache.processors.deletion import node_names
+from torchcell_cache.sources.columns import plain
 from torchcell_cache.sources.delimited import MISSING, read_rows, unquoted
 from torchcell_cache.sources.name_lists import NameLists, hint
 
@@ -57,9 +58,8 @@ class NameReport(Shown):
         if self.renamed:
             said += f", {self.renamed:,} of them by another name"
         if self.unmatched:
-            said += (
-                f"; not among them {_listed(self.examples, self.unmatched)}; nodes are {_listed(self.nodes)}"
-            )
+            lost = _listed(self.examples, self.unmatched)
+            said += f"; not among them {lost}; nodes are {_listed(self.nodes)}"
         return f"{said}; {self.hint}" if self.hint else said
 
 
@@ -172,14 +172,10 @@ class NodeNames:
         free = np.ones(len(self.names), dtype=np.bool_)
         free[positions[positions >= 0]] = False
         nodes = np.flatnonzero(free)[:_EXAMPLES].tolist() or range(min(_EXAMPLES, len(self.names)))
-        renamed = (
-            sum(name.strip() not in self._position for name in names) - len(lost) if self._aliases else 0
-        )
+        strange = sum(name.strip() not in self._position for name in names) if self._aliases else len(lost)
         near = hint(lost, self._position) if hints and lost else ""
-        return NameReport(
-            *(len(names) - len(lost), renamed, len(lost), tuple(lost[:_EXAMPLES])),
-            *(tuple(self.names[k] for k in nodes), near),
-        )
+        counts, free_names = (len(names) - len(lost), strange - len(lost)), [self.names[k] for k in nodes]
+        return NameReport(*counts, len(lost), tuple(lost[:_EXAMPLES]), tuple(free_names), near)
 
     def unknown(self, name: str, where: str, fix: str | None = None) -> SourceContractError:
         """The error for a name that no node has, with examples of both sides."""
@@ -241,16 +237,15 @@ def as_texts(names: Iterable[Any], what: str = "name") -> list[str]:
     Raises:
         SourceContractError: Naming the position and the value that is neither.
     """
-    names = names.tolist() if hasattr(names, "tolist") else list(names)
-    out = list(names)
-    for k, name in enumerate(names):
-        if type(name) is str:
-            continue
-        whole = isinstance(name, int | np.integer) or (isinstance(name, float) and name.is_integer())
-        if isinstance(name, str) or (whole and not isinstance(name, bool)):
-            out[k] = str(name) if isinstance(name, str) else str(int(name))
-        else:
-            raise SourceContractError(f"{what} {k} is {name!r}, expected text", fix="give each node a name")
+    out = list(names.tolist() if hasattr(names, "tolist") else names)
+    for k, name in enumerate(out):
+        if type(name) is not str:
+            value = int(name) if isinstance(name, float) and name.is_integer() else plain(name)
+            if isinstance(value, bool) or not isinstance(value, str | int):
+                raise SourceContractError(
+                    f"{what} {k} is {name!r}, expected text", fix="give each node a name"
+                )
+            out[k] = str(value)
     return out
 
 
@@ -263,21 +258,17 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
     """
     if aliases is None:
         return {}
+    origin, pairs = "aliases", list[Any]()
     if isinstance(aliases, Mapping):
-        pairs = list(
-            zip(as_texts(aliases, "alias"), as_texts(aliases.values(), "name of alias"), strict=True)
-        )
-        origin = "aliases"
+        pairs = [as_texts(aliases, "alias"), as_texts(aliases.values(), "name of alias")]
+        pairs = list(zip(*pairs, strict=True))
     elif isinstance(aliases, str | Path):
-        origin = str(aliases)
-        rows = list(read_rows(aliases))
-        odd = next((k for k, row in enumerate(rows) if len(row) != 2), None)
-        if odd is not None:
-            raise SourceContractError(
-                f"{aliases}: row {odd} has {len(rows[odd])} cells, expected a name and the node it stands for",
-                path=aliases,
+        origin, pairs = str(aliases), list(read_rows(aliases))
+        if (odd := next((k for k, row in enumerate(pairs) if len(row) != 2), None)) is not None:
+            said = (
+                f"{origin}: row {odd} has {len(pairs[odd])} cells, expected a name and the node it stands for"
             )
-        pairs = [(row[0], row[1]) for row in rows]
+            raise SourceContractError(said, path=aliases)
     else:
         raise SettingError(
             f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
@@ -293,8 +284,5 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
 
 
 def _listed(names: Sequence[str], total: int | None = None) -> str:
-    return (
-        ", ".join([*(f"{name!r:.80}" for name in names), *([] if total == len(names) else ["..."])])
-        if names
-        else "none"
-    )
+    shown = [*(f"{name!r:.80}" for name in names), *([] if total == len(names) else ["..."])]
+    return ", ".join(shown) if names else "none"

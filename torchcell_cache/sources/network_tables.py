@@ -17,7 +17,14 @@ import numpy as np
 
 from torchcell_cache.core.urls import is_url
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import columns_of, is_missing
+from torchcell_cache.sources.columns import (
+    column_list,
+    columns_of,
+    frame_columns,
+    frame_names,
+    is_frame,
+    is_missing,
+)
 from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of, unquoted
 from torchcell_cache.sources.gene_lists import plain_text
 from torchcell_cache.sources.name_lists import date_note
@@ -31,7 +38,6 @@ from torchcell_cache.sources.network_columns import (
     has_header,
     is_nameless,
 )
-from torchcell_cache.sources.positional import column_list, frame_columns, frame_names, is_frame
 
 _LOOK_AT = 1000
 _COMMENTS = ("#", "!", "%", "//")

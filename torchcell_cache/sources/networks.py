@@ -17,8 +17,9 @@ import torch
 from torchcell_cache.core.checks import real_numbers, truth
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import check_order, float32_numbers
+from torchcell_cache.sources.columns import check_order
 from torchcell_cache.sources.gene_lists import gene_names
+from torchcell_cache.sources.measurements import float32_numbers
 from torchcell_cache.sources.metabolism import set_metabolism
 from torchcell_cache.sources.names import NodeNames, read_aliases
 from torchcell_cache.sources.network_tables import Pairs, read_network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,17 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.name_lists import NameLists
-from torchcell_cache.sources.positional import (
+from torchcell_cache.sources.columns import (
     FROM_FILE,
     column_list,
     frame_columns,
     is_frame,
+    is_missing,
     on_host,
     plain,
+    row_of,
 )
+from torchcell_cache.sources.name_lists import NameLists
 
 FIX = "give each sample a list of names of nodes, or of their positions as whole numbers"
 _TEXTS = (str, bytes, bytearray, memoryview)
@@ -81,73 +83,61 @@ def _flat(rows: Sequence[Sequence[Any]]) -> NameLists | RaggedIds | list[list[st
     flat = list(chain.from_iterable(rows))
     ptr = offsets(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
     kinds = set(map(type, flat))
-    if not kinds <= {str} and not kinds <= {int}:
-        for at, entry in enumerate(flat):
-            try:
-                flat[at] = _entry(entry)
-            except _NoEntry as error:
-                raise SourceContractError(f"row {row_of(ptr, at)}: {error}", fix=FIX) from None
+    if kinds == {int}:
+        with contextlib.suppress(OverflowError):  # of an id that is named below
+            return RaggedIds(np.array(flat, dtype=np.int64), ptr)
+    if kinds != {str}:
+        flat = [_entry(entry, ptr, at) for at, entry in enumerate(flat)]
         kinds = set(map(type, flat))
     if kinds == {str}:
         return NameLists.flat(flat, ptr)
     if str in kinds:
         return [flat[a:b] for a, b in pairwise(ptr.tolist())]
-    try:
-        return RaggedIds(np.array(flat, dtype=np.int64), ptr)
-    except OverflowError:
-        at = next(k for k, entry in enumerate(flat) if not -(2**63) <= entry < 2**63)
-        raise SourceContractError(f"row {row_of(ptr, at)}: {flat[at]} is no id of a node", fix=FIX) from None
-
-
-class _NoEntry(ValueError):  # noqa: N818 - a signal between two functions, shown as SourceContractError
-    """What is wrong with an entry."""
+    return RaggedIds(np.array(flat, dtype=np.int64), ptr)
 
 
 def _entries(row: Any, number: int) -> list[Any]:
     """The entries of one row."""
-    if isinstance(row, _TEXTS):
-        what = "text" if isinstance(row, str) else type(row).__name__
-        raise SourceContractError(
-            f"row {number}: {row!r:.80} is one {what}, expected a list of names or ids", fix=FIX
-        )
     if isinstance(row, set | frozenset):
         return list(row)
     records = getattr(getattr(row, "dtype", None), "kind", "") == "V"
-    if records or isinstance(row, Mapping) or not hasattr(row, "__iter__") or getattr(row, "ndim", 1) != 1:
-        raise SourceContractError(f"row {number}: {row!r:.80} is no list of names or ids", fix=FIX)
-    return column_list(row, f"row {number}")
+    if isinstance(row, _TEXTS):
+        what = (
+            f"one {'text' if isinstance(row, str) else type(row).__name__}, expected a list of names or ids"
+        )
+    elif records or isinstance(row, Mapping) or not hasattr(row, "__iter__") or getattr(row, "ndim", 1) != 1:
+        what = "no list of names or ids"
+    else:
+        return column_list(row, f"row {number}")
+    raise SourceContractError(f"row {number}: {row!r:.80} is {what}", fix=FIX)
 
 
-def _entry(entry: Any) -> str | int:
-    """One entry as a name or an id.
-
-    Raises:
-        _NoEntry: If it is neither; says what it is.
-    """
+def _entry(entry: Any, ptr: Int64Array, at: int) -> str | int:
+    """One entry as a name or an id."""
     value = plain(entry)
     if isinstance(value, str):
         return str(value)
-    if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
-        raise _NoEntry(f"{entry!r} is a date, not a name or an id")
-    if isinstance(value, bool):
-        raise _NoEntry(
-            f"{value!r} is a truth value, not an id; the ids of a mask are numpy.flatnonzero(mask)"
-        )
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise _NoEntry(f"{entry!r} is a missing value, not a name or an id")
-    if isinstance(value, bytes):
-        raise _NoEntry(f"{value!r:.80} is bytes, not a name; bytes.decode() gives text")
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise _NoEntry(f"{value!r} is no whole number, so no id")
-        value = int(value)
-    try:
-        node = operator.index(value)
-    except TypeError:
-        raise _NoEntry(f"{entry!r:.80} is neither a name nor an id") from None
-    if not -(2**63) <= node < 2**63:
-        raise _NoEntry(f"{value} is no id of a node")
-    return node
+    why = next(
+        (why for kind, why in _NO_ENTRY.items() if isinstance(value, kind)), "is neither a name nor an id"
+    )
+    if is_missing(value):
+        why = "is a missing value, not a name or an id"
+    elif not isinstance(value, bool):
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        with contextlib.suppress(TypeError):
+            if -(2**63) <= (node := operator.index(whole)) < 2**63:
+                return node
+            why = "is no id of a node"
+    raise SourceContractError(f"row {row_of(ptr, at)}: {entry!r:.80} {why}", fix=FIX)
+
+
+_NO_ENTRY = {
+    bool: "is a truth value, not an id; the ids of a mask are numpy.flatnonzero(mask)",
+    bytes: "is bytes, not a name; bytes.decode() gives text",
+    float: "is no whole number, so no id",
+    np.datetime64: "is a date, not a name or an id",
+    np.timedelta64: "is a duration, not a name or an id",
+}
 
 
 def ragged_ids(ids: Any, ptr: Any) -> RaggedIds:
@@ -175,11 +165,8 @@ def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
             f"{what} of (ids, ptr) must be whole numbers, [n], got {array.dtype} {list(array.shape)}"
         )
     values = np.ma.getdata(array)
-    wrong = np.ma.getmaskarray(array)
-    if array.dtype.kind == "f":
-        wrong = wrong | ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= 2.0**63)
-    elif array.dtype.kind == "u":
-        wrong = wrong | (values > np.iinfo(np.int64).max)
+    wrong = np.ma.getmaskarray(array) | (values >= 2.0**63) | (values < -(2.0**63))
+    wrong |= values != np.floor(values)  # NaN is no number either
     if wrong.any():
         at = int(np.argmax(wrong))
         where = f"position {at}" if ptr is None or not len(ptr) else f"row {row_of(ptr, at)}"
@@ -188,40 +175,20 @@ def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
 
 
 def _grid(array: npt.NDArray[Any]) -> RaggedIds:
+    """Rows of ids that are filled up with -1, or masked."""
     if array.ndim != 2 or array.dtype.kind not in "iu":
         mask = array.ndim == 2 and array.dtype.kind == "b"
         raise SourceContractError(
             f"perturbations as an array must be [num_samples, k] integers, got {array.shape} {array.dtype}",
             fix="[numpy.flatnonzero(row) for row in mask]" if mask else FIX,
         )
-    values, used = np.ma.getdata(array), ~np.ma.getmaskarray(array)
-    wrong = used & ((values < -1) if array.dtype.kind == "i" else (values > np.iinfo(np.int64).max))
-    if wrong.any():
-        row, column = (int(at[0]) for at in np.nonzero(wrong))
-        raise SourceContractError(
-            f"row {row}: {values[row, column]} is no id of a node", fix="-1 fills up shorter rows"
-        )
-    ids = values.astype(np.int64)
-    used &= ids >= 0
-    return RaggedIds(ids[used], offsets(used.sum(axis=1)))
+    used = ~np.ma.getmaskarray(array) & (np.ma.getdata(array) != -1)
+    ptr = offsets(used.sum(axis=1))
+    return RaggedIds(_whole(np.ma.getdata(array)[used], "perturbations", ptr), ptr)
 
 
 def _side_by_side(columns: list[Any]) -> NameLists | RaggedIds | list[list[str | int]]:
     """Columns with one perturbed node each (query and array): a cell without a value perturbs nothing."""
     lists = [column_list(column, f"column {k} of perturbations") for k, column in enumerate(columns)]
-    return _flat([[cell for cell in row if not _is_missing(cell)] for row in zip(*lists, strict=True)])
-
-
-def _is_missing(cell: Any) -> bool:
-    cell = plain(cell)
-    return (
-        cell is None
-        or (isinstance(cell, float) and math.isnan(cell))
-        or (isinstance(cell, str) and not cell.strip())
-        or type(cell).__name__ == "NaTType"
-    )
-
-
-def row_of(ptr: Int64Array, at: int) -> int:
-    """The row that an entry stands in."""
-    return int(np.searchsorted(ptr, at, side="right")) - 1
+    rows = zip(*lists, strict=True)
+    return _flat([[cell for cell in row if not (is_missing(cell) or not str(cell).strip())] for row in rows])

@@ -11,11 +11,11 @@ import numpy as np
 
 from torchcell_cache.core.ragged import offsets
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.columns import frame_names, is_frame, row_of
 from torchcell_cache.sources.delimited import MISSING
 from torchcell_cache.sources.name_lists import NameLists, coded
 from torchcell_cache.sources.names import NodeNames, Resolved, as_texts, resolve
-from torchcell_cache.sources.perturbed_ids import RaggedIds, row_of, rows_of
-from torchcell_cache.sources.positional import frame_names, is_frame
+from torchcell_cache.sources.perturbed_ids import RaggedIds, rows_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,12 +107,9 @@ class Nodes:
 
     def _refuse_numbers_that_are_names(self, given: RaggedIds) -> None:
         """Refuse a whole number that is the position of one node and the name of another (Entrez)."""
-        other = np.zeros(self.count, dtype=np.bool_)
-        for k, name in enumerate(self.names or ()):
-            text = str(name)
-            if text.isdecimal() and text.isascii() and len(text) < 19 and (number := int(text)) < self.count:
-                other[number] |= number != k and str(number) == text
-        if other.any() and (wrong := other[given.ids]).any():
+        texts = enumerate(map(str, self.names or ()))
+        other = [int(text) for k, text in texts if _NUMBER.fullmatch(text) and text != str(k)]
+        if other and (wrong := np.isin(given.ids, other)).any():
             at = int(np.argmax(wrong))
             number = int(given.ids[at])
             raise SourceContractError(
@@ -147,11 +144,8 @@ class Nodes:
     def _extracted(self, lists: NameLists) -> NameLists:
         if self.pattern is None:
             return lists
-        expression = _compiled(self.pattern)
-        found = [
-            match[1] if (match := expression.search(name)) and match[1] else name for name in lists.distinct
-        ]
-        names, new = coded(found)
+        search = _compiled(self.pattern).search
+        names, new = coded(((match := search(name)) and match[1]) or name for name in lists.distinct)
         return NameLists(names, new[lists.codes], lists.ptr)
 
 
@@ -166,6 +160,7 @@ def _refuse_missing(lists: NameLists, nodes: NodeNames) -> None:
             )
 
 
+_NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 _AS_TEXT = "names go in as text: [[str(name) for name in row] for row in rows]"
 
 

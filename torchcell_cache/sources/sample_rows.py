@@ -16,12 +16,12 @@ from torchcell_cache.core.ragged import Int64Array, offsets, segments
 from torchcell_cache.core.ragged import means as column_means
 from torchcell_cache.core.samples import SampleTable, without_names
 from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.sources.columns import named_columns, texts
 from torchcell_cache.sources.interactions import with_scores
 from torchcell_cache.sources.measurements import NAN, Measurements
 from torchcell_cache.sources.names import UNKNOWN, Resolved
 from torchcell_cache.sources.perturbed_ids import RaggedIds
 from torchcell_cache.sources.perturbed_nodes import Nodes
-from torchcell_cache.sources.positional import named_columns, texts
 
 
 @dataclass(frozen=True, slots=True)

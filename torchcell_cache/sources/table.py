@@ -18,9 +18,9 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.topology import count_nodes, perturbable_type
 from torchcell_cache.sources.base import notes_of
+from torchcell_cache.sources.columns import column_list
 from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.perturbed_nodes import Nodes
-from torchcell_cache.sources.positional import column_list
 from torchcell_cache.sources.sample_rows import Policies, make_table
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns_of import number_of
 from torchcell_cache.sources.delimited import read_rows
 from torchcell_cache.sources.gene_lists import read_gene_list
 from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.sources.label_tables import Roles, read_table
-from torchcell_cache.sources.metabolic import metabolic_base_graph
-from torchcell_cache.sources.yeast.gem import read_yeast_gem
+from torchcell_cache.sources.measurements import number_of
+from torchcell_cache.sources.metabolic import model_rules, set_model
+from torchcell_cache.sources.yeast.gem import AGAIN, read_yeast_gem
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.table import PerturbationTable
@@ -42,9 +42,19 @@ CHANNELS = ("neighborhood", "fusion", "cooccurence", "coexpression", "experiment
 _LARGEST = float(np.finfo(np.float32).max)
 _AGAIN = "correct it, or fetch it again: experiments/006-kuzmin-tmi/scripts/download.py"
 
-_KNOCKOUTS = ("fba_knockouts.tsv", "fba_knockouts.tsv.gz")
+_EXPECTED = f"expected string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}"
+_FILES = {
+    "model": ("yeast-GEM*.yml", "yeast-GEM*.yml.gz"),
+    "genes": ("genes.txt",),
+    "knockouts": ("fba_knockouts.tsv", "fba_knockouts.tsv.gz"),
+    **{channel: (f"string_*_{channel}.tsv", f"string_*_{channel}.tsv.gz") for channel in CHANNELS},
+}
 LABELS = ("fitness", "epsilon", "tau")
 """Growth, digenic score (doubles) and trigenic score (triples)."""
+
+
+def _download(folder: str | Path) -> str:
+    return f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}"
 
 
 def yeast_folder(folder: str | Path | None = None) -> Path:
@@ -54,9 +64,7 @@ def yeast_folder(folder: str | Path | None = None) -> Path:
         SettingError: If there is none.
     """
     named = folder or os.environ.get(FOLDER_VARIABLE)
-    fix = (
-        f"python experiments/006-kuzmin-tmi/scripts/download.py FOLDER, then export {FOLDER_VARIABLE}=FOLDER"
-    )
+    fix = f"{_download('FOLDER')}, then export {FOLDER_VARIABLE}=FOLDER"
     if not named:
         raise SettingError(f"no folder of yeast data: none given, and {FOLDER_VARIABLE} is not set", fix=fix)
     path = local_path(named, "folder")
@@ -95,28 +103,27 @@ def yeast_base_graph(
     """
     self_loops, scores = truth("self_loops", self_loops), truth("scores", scores)
     path = yeast_folder(folder)
-    networks, left = _networks(path), _unread(path)
-    model = read_yeast_gem(_only(path, ("yeast-GEM*.yml", "yeast-GEM*.yml.gz")))
-    cell = metabolic_base_graph(model)
-    listed = read_gene_list(_only(path, ("genes.txt",)))
-    names = sorted({*listed, *cell["gene"].node_ids})
-    number = {name: k for k, name in enumerate(names)}
-    position = torch.tensor([number[name] for name in cell["gene"].node_ids], device="cpu")
-
+    networks = {channel: _only(path, channel) for channel in CHANNELS if _files(path, channel)}
+    if not networks:
+        raise SettingError(f"{path} holds no network; {_EXPECTED}", path=path, fix=_download(path))
+    left = _unread(path)
+    file = _only(path, "model")
+    model = read_yeast_gem(file)
     graph = HeteroData()
-    graph["gene"].node_ids = names
-    graph["gene"].num_nodes = len(names)
-    x = cell["gene"].x
-    graph["gene"].x = x.new_zeros(len(names), x.size(1)).index_copy_(0, position, x)
-    graph["reaction"].update(cell["reaction"].to_dict())
+    stores = [graph["gene", channel, "gene"] for channel in networks]  # in front of the hyperedges
+    with _errors_of(file, AGAIN):
+        names, rules = model_rules(model, read_gene_list(_only(path, "genes")))
+        set_model(graph, model, names, rules)
     graph["reaction"].subsystem = [reaction.subsystem for reaction in model.reactions]
-    graph["metabolite"].update(cell["metabolite"].to_dict())
-    for channel, file in networks.items():
-        _add_network(graph["gene", channel, "gene"], *_network(file, number), len(names) * self_loops, scores)
-    gpr = cell["gene", "gpr", "reaction"].hyperedge_index
-    graph["gene", "gpr", "reaction"].hyperedge_index = torch.stack([position[gpr[0]], gpr[1]])
-    graph["gene", "gpr", "reaction"].num_edges = gpr.size(1)
-    graph["reaction", "rmr", "metabolite"].update(cell["reaction", "rmr", "metabolite"].to_dict())
+    number = {name: k for k, name in enumerate(names)}
+    loops = np.arange(len(names) * self_loops)
+    for store, network in zip(stores, networks.values(), strict=True):
+        pairs, score = _network(network, number)
+        edges = np.concatenate([pairs, pairs[::-1], np.stack([loops, loops])], axis=1)
+        store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
+        if scores:
+            weights = np.concatenate([score, score, np.ones(len(loops), dtype=np.float32)])
+            store.score = torch.from_numpy(weights)
     if left:
         graph.__dict__["notes"] = (f"{path}: not read, no known name: {', '.join(left)}",)
     return graph
@@ -140,7 +147,7 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
     Example:
         >>> genes, labels = tc.sources.yeast_knockouts("yeast")  # doctest: +SKIP
     """
-    path = _only(yeast_folder(folder), _KNOCKOUTS)
+    path = _only(yeast_folder(folder), "knockouts")
     table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
     with _errors_of(path):
         epsilon, tau = interaction_scores(
@@ -178,19 +185,21 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
     graph = yeast_base_graph(folder, self_loops, scores=scores)
     knockouts, labels = yeast_knockouts(folder)
     chosen = chosen_rows(len(knockouts), num_samples, seed)
-    with _errors_of(_only(yeast_folder(folder), _KNOCKOUTS)):
+    with _errors_of(_only(yeast_folder(folder), "knockouts")):
         source = PerturbationTable(graph, knockouts, phenotypes=labels)
     return source if num_samples is None else source.of_table(graph, source.table.take(chosen), "gene")
 
 
 @contextlib.contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
+def _errors_of(path: Path, fix: str = _AGAIN) -> Iterator[None]:
     """Name the file in errors, and advise what can be done about a file."""
     try:
         yield
     except SourceContractError as error:
+        if error.path is not None:  # of another file
+            raise
         said = str(error).removesuffix(f"\n  fix: {error.fix}")
-        raise SourceContractError(f"{path}: {said}", path=path, fix=_AGAIN) from None
+        raise SourceContractError(f"{path}: {said}", path=path, fix=fix) from None
 
 
 def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
@@ -202,102 +211,61 @@ def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
     return np.sort(rng.choice(total, count, replace=False))
 
 
-def _networks(folder: Path) -> dict[str, Path]:
-    """File of each channel that is there, in STRING's order."""
-    found = {}
-    for channel in CHANNELS:
-        patterns = (f"string_*_{channel}.tsv", f"string_*_{channel}.tsv.gz")
-        if any(True for pattern in patterns for _ in folder.glob(pattern)):
-            found[channel] = _only(folder, patterns)
-    if not found:
-        raise SettingError(
-            f"{folder} holds no network; expected string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}",
-            path=folder,
-            fix=f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}",
-        )
-    return found
-
-
 def _unread(folder: Path) -> list[str]:
     """Files of the folder that nothing here reads.
 
     Raises:
         SettingError: If one of them would be a network by another name.
     """
-    known = ("yeast-GEM*.yml*", "genes.txt", "fba_knockouts.tsv*", "README*", "sources.json", ".*")
-    channels = tuple(f"string_*_{channel}.tsv{gz}" for channel in CHANNELS for gz in ("", ".gz"))
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    left = [path.name for path in files if not any(path.match(pattern) for pattern in (*known, *channels))]
+    read = {path for what in _FILES for path in _files(folder, what)}
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path not in read]
+    left = [name for name in names if not name.startswith(("README", "sources.json", "."))]
     if misnamed := [name for name in left if name.lower().startswith("string")]:
-        raise SettingError(
-            f"{folder} holds {', '.join(misnamed)}, which is no file of a channel; expected "
-            f"string_<version>_<channel>.tsv[.gz], channels {', '.join(CHANNELS)}",
-            path=folder,
-            fix="rename it, or move it elsewhere",
-        )
+        said = f"{folder} holds {', '.join(misnamed)}, which is no file of a channel; {_EXPECTED}"
+        raise SettingError(said, path=folder, fix="rename it, or move it elsewhere")
     return left
 
 
-def _only(folder: Path, patterns: Sequence[str]) -> Path:
-    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+def _files(folder: Path, what: str) -> list[Path]:
+    return sorted(path for pattern in _FILES[what] for path in folder.glob(pattern))
+
+
+def _only(folder: Path, what: str) -> Path:
+    found = _files(folder, what)
     if len(found) == 1:
         return found[0]
-    said, fix = "no", f"python experiments/006-kuzmin-tmi/scripts/download.py {folder}"
+    said, fix = "no", _download(folder)
     if found:
         said, fix = f"{', '.join(path.name for path in found)}, expected one", "remove all but one"
-    raise SettingError(f"{folder} holds {said} {' or '.join(patterns)}", path=folder, fix=fix)
-
-
-def _add_network(store: Any, edges: Int64Array, score: Float32Array, num_loops: int, scores: bool) -> None:
-    """Set the edges of a network, and after them a self loop of each of the first ``num_loops`` genes."""
-    edges = np.concatenate([edges, np.tile(np.arange(num_loops), (2, 1))], axis=1)
-    store.edge_index, store.num_edges = torch.from_numpy(edges), edges.shape[1]
-    if scores:
-        store.score = torch.from_numpy(np.concatenate([score, np.ones(num_loops, dtype=np.float32)]))
+    raise SettingError(f"{folder} holds {said} {' or '.join(_FILES[what])}", path=folder, fix=fix)
 
 
 def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Array]:
-    """Both directions of each pair, ``[2, 2 * num_pairs] int64``, and their scores."""
-    ends: list[list[int]] = []
-    scores: list[float] = []
+    """The pairs of genes, ``[2, num_pairs] int64``, and their scores."""
+    pairs: dict[tuple[int, ...], float] = {}
     rows = read_rows(path, separator="\t")
-    header = next(rows, [])
-    if header != ["gene_a", "gene_b", "score"]:
-        raise SourceContractError(
-            f"{path}: columns {header}, expected gene_a, gene_b, score", path=path, fix=_AGAIN
-        )
-    for row, cells in enumerate(rows):
-        names = [name.strip() for name in cells[:2]]
-        if unknown := [name for name in names if name not in number]:
-            why = f"{unknown[0]!r} is not in genes.txt"
-        elif len(cells) != 3:
-            why = f"{len(cells)} cells, expected 3"
-        elif not abs(score := number_of(cells[2])) <= _LARGEST:
-            why = f"the score {cells[2]!r} is no finite number of float32"
-        else:
-            ends.append([number[name] for name in names])
-            scores.append(score)
-            continue
-        raise SourceContractError(f"{path}: row {row}: {why}", path=path, fix=_AGAIN)
-    if not ends:
+    with _errors_of(path):
+        if (header := next(rows, [])) != ["gene_a", "gene_b", "score"]:
+            raise SourceContractError(f"columns {header}, expected gene_a, gene_b, score")
+        for row, cells in enumerate(rows):
+            names = [name.strip() for name in cells[:2]]
+            ends = tuple(number.get(name, -1) for name in names)
+            if -1 in ends:
+                why = f"{names[ends.index(-1)]!r} is not in genes.txt"
+            elif len(cells) != 3:
+                why = f"{len(cells)} cells, expected 3"
+            elif not abs(score := number_of(cells[2])) <= _LARGEST:
+                why = f"the score {cells[2]!r} is no finite number of float32"
+            elif ends[0] == ends[1]:
+                why = "pairs a gene with itself"
+            elif ends in pairs or ends[::-1] in pairs:
+                why = (
+                    "repeats a pair of an earlier row, in this order or the other; expected one row per pair"
+                )
+            else:
+                pairs[ends] = score
+                continue
+            raise SourceContractError(f"row {row}: {why}")
+    if not pairs:
         raise SourceContractError(f"{path} holds no pair", path=path, fix="fetch it again, or remove it")
-    pairs = np.array(ends, dtype=np.int64).T
-    _check_pairs(path, pairs, len(number))
-    one_way = np.array(scores, dtype=np.float32)
-    return np.concatenate([pairs, pairs[::-1]], axis=1), np.concatenate([one_way, one_way])
-
-
-def _check_pairs(path: Path, pairs: Any, num_genes: int) -> None:
-    low, high = pairs.min(axis=0), pairs.max(axis=0)
-    if (low == high).any():
-        raise SourceContractError(
-            f"{path}: row {int(np.argmax(low == high))} pairs a gene with itself", path=path, fix=_AGAIN
-        )
-    codes, first = np.unique(low * num_genes + high, return_index=True)
-    if len(codes) < len(low):
-        row = int(np.setdiff1d(np.arange(len(low)), first)[0])
-        raise SourceContractError(
-            f"{path}: row {row} repeats a pair of an earlier row, in this order or the other; expected one row per pair",
-            path=path,
-            fix=_AGAIN,
-        )
+    return np.array([*pairs], dtype=np.int64).T, np.array([*pairs.values()], dtype=np.float32)

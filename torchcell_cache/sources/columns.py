@@ -1,55 +1,54 @@
-"""Columns and frames as callers have them, by position: the index of a pandas object carries no meaning, as in numpy."""
+"""Columns, tables and values as callers have them, by position: the index of a pandas object means nothing, as in numpy."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 
 _TEXTS = (str, bytes, bytearray, memoryview)
+_PLAIN = {str, int, float, bool, NoneType, list, tuple}
 _ROW_NUMBERS = re.compile(r"Unnamed: \d+(?:\.\d+|_level_\d+)?|index|level_\d+|row\.?_?names?|\.\.\.1|X")
 """What pandas and R call the numbers of rows that were written without a name."""
 
 
 def column_list(column: Any, what: str) -> list[Any]:
-    """The values of a column in their order: of a sequence, an array, a tensor, or a column of pandas, polars or Arrow.
+    """The values of a column in their order, each of them :func:`plain`.
+
+    Args:
+        column: A sequence, an array, a tensor, or a column of pandas, polars or Arrow.
+        what: What it is called in messages.
 
     Raises:
         SourceContractError: If it has no order, or no values at all.
     """
-    if isinstance(column, (_TEXTS, Mapping | Set)) or column is None:
-        raise SourceContractError(
-            f"{what} is {type(column).__name__}, expected one value per row, in order", fix="pass a list"
-        )
-    if is_frame(column):
+    said, values = "", on_host(column)  # type: str, Any
+    if isinstance(column, (_TEXTS, Mapping | Set | NoneType)):
+        said = type(column).__name__
+    elif is_frame(column):
         inner = frame_columns(column)
-        if len(inner) != 1:
-            raise SourceContractError(
-                f"{what} is a frame of {len(inner)} columns, expected one value per row"
-            )
-        return column_list(inner[0], what)
-    if getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
-        raise SourceContractError(f"{what} is an index of several levels, expected one value per row")
-    column = on_host(column)
-    if getattr(column, "ndim", 1) == 0:
-        raise SourceContractError(f"{what} is {repr(column)[:60]}, expected one value per row, in order")
-    if getattr(getattr(column, "dtype", None), "kind", "") in ("M", "m"):
-        return list(column)  # tolist would make numbers of dates
-    for method in ("to_pylist", "tolist", "to_list"):
-        if hasattr(column, method):
-            column = getattr(column, method)()
-            break
+        if len(inner) == 1:
+            return column_list(inner[0], what)
+        said = f"a frame of {len(inner)} columns"
+    elif getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
+        said = "an index of several levels"
+    elif getattr(values, "ndim", 1) and getattr(getattr(values, "dtype", None), "kind", "") not in ("M", "m"):
+        lists = (getattr(values, name, None) for name in ("to_pylist", "tolist", "to_list"))
+        values = next((method() for method in lists if method is not None), values)  # but numbers of dates
     try:
-        return list(column)
+        found = list(None if said else values)
     except TypeError:
-        raise SourceContractError(
-            f"{what} is {repr(column)[:60]}, expected one value per row, in order"
-        ) from None
+        said = f"{what} is {said or repr(column)[:60]}, expected one value per row, in order"
+        raise SourceContractError(said, fix="pass a list") from None
+    return found if set(map(type, found)) <= _PLAIN else list(map(plain, found))
 
 
 def on_host(value: Any) -> Any:
@@ -78,8 +77,20 @@ def plain(value: Any) -> Any:
         kind = getattr(getattr(value, "dtype", None), "kind", "")
         if isinstance(value, np.ma.MaskedArray) and kind != "V" and bool(np.ma.getmaskarray(value)):
             return None  # what lies under a mask is any number
-        value = value if kind in ("M", "m") else value.item()
+        value = value if kind in ("M", "m", "V") else value.item()
     return None if type(value).__name__ == "NAType" else value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: ``None``, NaN, or a gap of pandas or numpy."""
+    value = plain(value)
+    gap = isinstance(value, float) and math.isnan(value)
+    return gap or value is None or type(value).__name__ == "NaTType"
+
+
+def row_of(ptr: Int64Array, at: int) -> int:
+    """The row that an entry of a ragged column stands in."""
+    return int(np.searchsorted(ptr, at, side="right")) - 1
 
 
 def is_frame(value: Any) -> bool:
@@ -166,7 +177,7 @@ def is_row_numbers(name: Any, values: Any, first: bool) -> bool:
         return True
     if not first and not name.startswith(("index", "level")):
         return False
-    numbers = [plain(value) for value in column_list(values, name)]
+    numbers = column_list(values, name)
     whole = all(isinstance(n, int | float) and not isinstance(n, bool) and n == n // 1 for n in numbers)
     return whole and len(set(numbers)) == len(numbers)
 
@@ -186,14 +197,77 @@ def texts(given: Any, count: int, what: str) -> list[str] | None:
     seen: dict[str, int] = {}
     for row, name in enumerate(found):
         if not _is_text(name):
-            raise SourceContractError(
-                f"row {row}: source id {name!r:.80} is not text", fix=f"{what}=[str(name) for name in ...]"
-            )
-        if not name.strip():
-            raise SourceContractError(
-                f"row {row}: the source id is empty", fix=f"give each sample a name, or leave {what} out"
-            )
-        first = seen.setdefault(name.strip(), row)
-        if first != row:
+            said, fix = f"source id {name!r:.80} is not text", f"{what}=[str(name) for name in ...]"
+        elif not name.strip():
+            said, fix = "the source id is empty", f"give each sample a name, or leave {what} out"
+        elif (first := seen.setdefault(name.strip(), row)) != row:
             raise SourceContractError(f"duplicate id {name!r:.80} at rows {first} and {row}")
+        else:
+            continue
+        raise SourceContractError(f"row {row}: {said}", fix=fix)
     return [str(name) for name in found]
+
+
+_ROWS = "a tuple of columns is columns, a list is rows"
+
+
+def columns_of(table: Any, width: int, what: str, expected: str) -> list[list[Any]]:
+    """``width`` columns of equal length.
+
+    A tuple of ``width`` sequences is columns, any other sequence is rows. An array that is square could be either.
+
+    Raises:
+        SettingError: If it is no table; says what was expected.
+        SourceContractError: If columns or rows have other lengths than they should.
+    """
+    shape = tuple(getattr(table, "shape", ()))
+    if is_frame(table):
+        columns = [column_list(column, what) for column in frame_columns(table)]
+        if len(columns) == width:
+            return columns
+        said = f"{what} has {len(columns)} columns, expected {width}: {expected}"
+        raise SourceContractError(said, fix="frame[[...]]")
+    if shape and hasattr(table, "tolist"):
+        if len(shape) != 2 or width not in shape or shape[0] == shape[1]:
+            raise SettingError(
+                f"{what} is an array of shape {shape}, which could be rows or columns, or neither; expected {expected}",
+                fix="pass a tuple of columns, or a list of rows",
+            )
+        return [list(column) for column in (table if shape[0] == width else table.T).tolist()]
+    if not isinstance(table, tuple | list):
+        said = f"{what} is {type(table).__name__}, expected {expected}"
+        raise SettingError(said, fix="pass a list of rows: [(...), (...)]")
+    parts = [_items(part, what, expected) for part in table]
+    if isinstance(table, tuple) and len(table) == width:
+        if len({*map(len, parts)}) > 1:
+            counts = " and ".join(str(len(column)) for column in parts)
+            said = f"{what} has columns of {counts} entries, expected as many in each"
+            raise SourceContractError(said, fix=_ROWS)
+        return parts
+    if (k := next((k for k, row in enumerate(parts) if len(row) != width), None)) is not None:
+        said = f"{what}: entry {k} has {len(parts[k])} items, expected {width}: {expected}"
+        raise SourceContractError(said, fix=_ROWS)
+    return [list(column) for column in zip(*parts, strict=True)] or [[] for _ in range(width)]
+
+
+def _items(part: Any, what: str, expected: str) -> list[Any]:
+    if hasattr(part, "tolist") and getattr(part, "shape", None):
+        return list(part.tolist())
+    if isinstance(part, str | bytes) or not isinstance(part, Sequence):
+        raise SettingError(f"{what} holds {part!r:.80}, expected {expected}", fix=_ROWS)
+    return list(part)
+
+
+def check_order(values: Any, names: Sequence[str], what: str) -> None:
+    """Refuse a pandas object that has names as its index in another order: an index has no meaning here.
+
+    Raises:
+        SourceContractError: If it has.
+    """
+    labels: Any = getattr(values, "index", None)
+    named = [str(label).strip() for label in labels] if hasattr(labels, "get_loc") else []
+    if named != [*names] and {*named} == {*names}:
+        raise SourceContractError(
+            f"{what} has the names {named[0]!r}, {named[1]!r}, ... as its index, in another order than they are wanted",
+            fix=f"series.to_dict(), or .loc[[{names[0]!r}, {names[1]!r}, ...]]",
+        )
