@@ -30,21 +30,21 @@ def column_list(column: Any, what: str) -> list[Any]:
     Raises:
         SourceContractError: If it has no order, or no values at all.
     """
-    said, values = "", on_host(column)  # type: str, Any
+    said, values = "", on_host(column)
     if isinstance(column, (_TEXTS, Mapping | Set | NoneType)):
-        said = type(column).__name__
+        said, values = type(column).__name__, None
     elif is_frame(column):
         inner = frame_columns(column)
         if len(inner) == 1:
             return column_list(inner[0], what)
-        said = f"a frame of {len(inner)} columns"
+        said, values = f"a frame of {len(inner)} columns", None
     elif getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
-        said = "an index of several levels"
+        said, values = "an index of several levels", None
     elif getattr(values, "ndim", 1) and getattr(getattr(values, "dtype", None), "kind", "") not in ("M", "m"):
         lists = (getattr(values, name, None) for name in ("to_pylist", "tolist", "to_list"))
         values = next((method() for method in lists if method is not None), values)  # but numbers of dates
     try:
-        found = list(None if said else values)
+        found = list(values)
     except TypeError:
         said = f"{what} is {said or repr(column)[:60]}, expected one value per row, in order"
         raise SourceContractError(said, fix="pass a list") from None
