@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -75,33 +75,33 @@ class Pairs:
         STRING's ``4932.YAL001C`` is ``YAL001C``, ``851262.0`` is ``851262``, if all are written so and none is a gene so.
         """
         lost = filter(is_nameless, {*self.sources, *self.targets})
-        none = {name for name in lost if not (known and known(name))}
-        if none:
+        if none := {name for name in lost if not (known and known(name))}:
             ends = zip(self.sources, self.targets, strict=True)
-            kept = [k for k, (one, other) in enumerate(ends) if one not in none and other not in none]
-            left = len(self.sources) - len(kept)
-            self.remarks.append(f"{left:,} edges passed over that name no gene on one side")
-            self.sources, self.targets = ([side[k] for k in kept] for side in (self.sources, self.targets))
-            self.weights = None if self.weights is None else [self.weights[k] for k in kept]
+            kept = [none.isdisjoint(pair) for pair in ends]
+            self.remarks.append(f"{kept.count(False):,} edges passed over that name no gene on one side")
+            self.sources, self.targets = (list(compress(side, kept)) for side in (self.sources, self.targets))
+            self.weights = None if self.weights is None else list(compress(self.weights, kept))
         names = list(dict.fromkeys(chain(self.sources, self.targets)))
-        unsure = self.listed and known is None
-        fix = "pass gene_set=[...], or a table with a column of names"
-        for odd in filter(NO_NAME.search, names) if unsure else ():
-            why = date_note(odd) or f"{odd[:80]!r} is no name of a gene"
-            raise SourceContractError(f"{self.origin}: {why}", fix=fix)
         starts = {match[0] if (match := _TAXON.match(name)) else "" for name in names}
-        if unsure and len(starts) > 1 and "" in starts:
-            bare = next(name for name in names if not _TAXON.match(name))
-            raise SourceContractError(
-                f"{self.origin}: some names have the taxon {max(starts)!r} in front and others, such as {bare!r}, do not",
-                fix=fix,
-            )
+        if self.listed and known is None:
+            why = None
+            if (odd := next(filter(NO_NAME.search, names), None)) is not None:
+                why = date_note(odd) or f"{odd[:80]!r} is no name of a gene"
+            elif len(starts) > 1 and "" in starts:
+                bare = next(name for name in names if not _TAXON.match(name))
+                why = (
+                    f"some names have the taxon {max(starts)!r} in front and others, such as {bare!r}, do not"
+                )
+            if why:
+                fix = "pass gene_set=[...], or a table with a column of names"
+                raise SourceContractError(f"{self.origin}: {why}", fix=fix)
         if self.listed and names and not (known and any(map(known, names))):
             cut = re.compile(re.escape(starts.pop())) if len(starts) == 1 and starts != {""} else _DECIMALS
             if all(map(cut.search, names)):
                 self.remarks.append(f"names without {(cut.search(names[0]) or [''])[0]!r}")
-                self.sources = [cut.sub("", name, count=1) for name in self.sources]
-                self.targets = [cut.sub("", name, count=1) for name in self.targets]
+                self.sources, self.targets = (
+                    [cut.sub("", name, count=1) for name in side] for side in (self.sources, self.targets)
+                )
         return self
 
 
@@ -131,13 +131,10 @@ def _read_object(what: str, network: Any, known: Known | None, weight: str | int
     if callable(getattr(network, "edges", None)) and not isinstance(network, type):
         edges = list(network.edges() if weight is None else network.edges(data=weight))
         ends: Sequence[Any] = ([edge[0] for edge in edges], [edge[1] for edge in edges])
-        if weight is not None:
-            values = [edge[2] for edge in edges]
+        values = None if weight is None else [edge[2] for edge in edges]
     elif weight is not None:
-        raise SettingError(
-            f"{what} is pairs of names, which have no {weight!r}",
-            fix="weights={'network': 'column'}, by network",
-        )
+        said = f"{what} is pairs of names, which have no {weight!r}"
+        raise SettingError(said, fix="weights={'network': 'column'}, by network")
     else:
         ends = columns_of(network, 2, what, "(sources, targets), pairs, a networkx graph, a frame or a file")
     sources, targets = ([text.strip() for text in as_texts(side, f"{what}: edge")] for side in ends)
@@ -147,17 +144,14 @@ def _read_object(what: str, network: Any, known: Known | None, weight: str | int
 def _read_frame(frame: Any, known: Known | None, weight: str | int | None) -> Pairs:
     """Edges of a frame of pandas, polars or Arrow; its column names are a header, its index says nothing."""
     labels, index = frame_names(frame), getattr(frame, "index", None)
-    names, columns = (
-        [str(name).strip() for name in labels],
-        [column_list(c, "column") for c in frame_columns(frame)],
-    )
-    rows = zip(*columns, strict=True)
+    names = [str(name).strip() for name in labels]
+    rows = zip(*(column_list(column, "column") for column in frame_columns(frame)), strict=True)
     head = [list(row) for row in islice(rows, _LOOK_AT)]
     if index is not None and type(index).__name__ != "RangeIndex" and {*index} == {*labels}:  # a matrix
         names, head = ["", *names], [[str(name), *row] for name, row in zip(index, head, strict=False)]
     if not isinstance(weight, bool | None) and weight in labels:
         weight = labels.index(weight)
-    return _pairs("a table", names, head, map(list, rows), known, weight, False)
+    return _pairs("a table", names, head, map(list, rows), known, weight)
 
 
 def _read_file(path: str | Path, known: Known | None, header: bool | None, weight: str | int | None) -> Pairs:
@@ -165,37 +159,36 @@ def _read_file(path: str | Path, known: Known | None, header: bool | None, weigh
         raise SettingError(f"{path} is an address, expected a file", fix="download it, and pass the path")
     path = Path(path).expanduser()
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if _NO_TABLE.fullmatch(suffix):
-        raise SourceContractError(
-            f"{path} is no table of edges (by its name, {suffix})", path=path, fix=_AS_GRAPH
-        )
-    text = plain_text(path)
-    if said := next((said for said, start in _STARTS.items() if re.match(rf"\s*{start}", text)), None):
-        raise SourceContractError(f"{path} is {said}, no table of edges", path=path, fix=_AS_GRAPH)
+    said = f"no table of edges (by its name, {suffix})" if _NO_TABLE.fullmatch(suffix) else ""
+    text = "" if said else plain_text(path)
+    start = next((what for what, start in _STARTS.items() if re.match(rf"\s*{start}", text)), "")
+    if said := f"{start}, no table of edges" if start else said:
+        raise SourceContractError(f"{path} is {said}", path=path, fix=_AS_GRAPH)
     lines = list(io.StringIO(text, newline=None))
     some = [line for line in islice(lines, _LOOK_AT) if line.strip()]
     table = [line for line in some if not _is_comment(line)]
     separator = _separator(path, table, text, suffix == ".sif")
     rows = _rows(path, lines, separator)
     head = [[unquoted(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
-    above = "" if not table else max(some[: some.index(table[0])][-1:], default="")
-    names = _commented_header(path, above, separator, head) if header is not False else None
+    names = None
+    if head and header is not False:  # the comment right above the data, if it names its columns (BioGRID)
+        above = max(some[: some.index(table[0])][-1:], default="").lstrip("#!% ")
+        cells = [unquoted(cell) for cell in next(_rows(path, [above], separator), [])]
+        names = cells if len(cells) == len(head[0]) and edge_columns(cells) else None
     if names is None and head and has_header(str(path), head, known, header):
         names = head.pop(0)
     head, rows = [row for row in head if row != names], filter(names.__ne__, rows)  # of files put together
     pairs = _pairs(str(path), names, head, rows, known, weight, suffix == ".sif")
     if not pairs.sources:
-        raise SourceContractError(
-            f"{path} holds no edge", path=path, fix="check what wrote it, or leave it out"
-        )
+        fix = "check what wrote it, or leave it out"
+        raise SourceContractError(f"{path} holds no edge", path=path, fix=fix)
     return pairs
 
 
 def _rows(path: Path, lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     """Rows that hold something; blank lines stand for comments, so that lines keep their numbers."""
-    end = re.compile(
-        _ATTRIBUTES if separator != BLANKS else rf"\s#.*|{_ATTRIBUTES}"
-    )  # as networkx ends lines
+    comment = r"\s#.*|" if separator == BLANKS else ""
+    end = re.compile(comment + _ATTRIBUTES)  # as networkx ends lines
     kept = ("\n" if _is_comment(line) else end.sub("", line) for line in lines)
     return (row for row in rows_of(path, "".join(kept).encode(), separator) if any(map(str.strip, row)))
 
@@ -210,22 +203,11 @@ def _separator(path: Path, lines: Sequence[str], text: str, is_sif: bool) -> str
     told: str = separator_of(path)
     if lines and all(";" in line.partition(",")[0] for line in lines):
         told = ";"  # and the comma is a decimal one
-    for separator in (told, "\t", ",", ";"):
-        if lines and all(separator in re.sub(_ATTRIBUTES, "", line) for line in lines):
-            return separator
-    return told if all(len(line.split()) < 2 for line in lines) else BLANKS
-
-
-def _commented_header(
-    path: Path, above: str, separator: str, head: Sequence[Sequence[str]]
-) -> list[str] | None:
-    """The comment right above the data, if it names its columns (BioGRID)."""
-    cells = next(_rows(path, [above.lstrip("#!% ")], separator), [])
-    return (
-        [unquoted(cell) for cell in cells]
-        if head and len(cells) == len(head[0]) and edge_columns(cells)
-        else None
+    bare = [re.sub(_ATTRIBUTES, "", line) for line in lines]
+    found = next(
+        (mark for mark in (told, "\t", ",", ";") if lines and all(mark in line for line in bare)), None
     )
+    return found or (told if all(len(line.split()) < 2 for line in lines) else BLANKS)
 
 
 def _pairs(
@@ -235,16 +217,15 @@ def _pairs(
     rows: Iterable[list[Any]],
     known: Known | None,
     weight: str | int | None,
-    is_sif: bool,
+    is_sif: bool = False,
 ) -> Pairs:
     """The ends of edges in rows, of which some were taken off in ``head``."""
-    shown = [[_shown(cell) for cell in row] for row in head]
-    if names and head and all(len(row) == len(names) + 1 for row in head):
-        names = ["", *names]  # R names the columns, but not the row names in front of them
     if not head:
         return Pairs(origin, [], [], listed=True)
+    if names and all(len(row) == len(names) + 1 for row in head):
+        names = ["", *names]  # R names the columns, but not the row names in front of them
     check_header(Path(origin), [*filter(None, names or ())])
-    layout = edge_layout(origin, names, shown, known, is_sif)
+    layout = edge_layout(origin, names, [list(map(_shown, row)) for row in head], known, is_sif)
     column = None if weight is None else _weight_column(origin, names, weight, layout)
     ends: list[list[Any]] = [[], []]
     weights: list[Any] = []
@@ -256,12 +237,10 @@ def _pairs(
                 f"{origin}: row {number} has {len(row)} cells: {row[:5]}, expected the columns of the rows before it",
                 fix="one edge per row, the same columns in each",
             )
-        targets = row[layout.target :] if layout.is_sif else [row[layout.target]]
-        for target in filter(None, targets) if layout.is_sif else targets:
-            ends[0].append(row[layout.source])
-            ends[1].append(target)
-            if column is not None:
-                weights.append(row[column])
+        targets = [*filter(None, row[layout.target :])] if layout.is_sif else [row[layout.target]]
+        ends[0] += [row[layout.source]] * len(targets)
+        ends[1] += targets
+        weights += [] if column is None else [row[column]] * len(targets)
     sources, targets = (_names(side, origin) for side in ends)
     pairs = Pairs(origin, sources, targets, weights if column is not None else None, listed=True)
     if names:
@@ -279,13 +258,10 @@ def _shown(cell: Any) -> str:
 
 def _names(cells: list[Any], origin: str) -> list[str]:
     """Cells as names; nothing where there is none."""
-    if all(type(cell) is str for cell in cells):
-        clean = {cell: unquoted(cell) for cell in set(cells)}
-        return [clean[cell] for cell in cells]
-    return [
-        unquoted(text)
-        for text in as_texts(["" if is_missing(cell) else cell for cell in cells], f"{origin}: name of row")
-    ]
+    if set(map(type, cells)) != {str}:
+        cells = as_texts(["" if is_missing(cell) else cell for cell in cells], f"{origin}: name of row")
+    clean = {cell: unquoted(cell) for cell in set(cells)}
+    return [clean[cell] for cell in cells]
 
 
 def _weight_column(origin: str, names: list[str] | None, weight: str | int, layout: Layout) -> int:
@@ -293,13 +269,9 @@ def _weight_column(origin: str, names: list[str] | None, weight: str | int, layo
     is_position = isinstance(weight, int | np.integer) and not isinstance(weight, bool)
     column = names.index(str(weight)) if names and weight in names else int(weight) if is_position else -1
     if column < 0 or (names is not None and column >= len(names)):
-        raise SettingError(
-            f"{origin}: no column of weights {weight!r}; {what}",
-            fix="weights={'network': 'column'}, or its position",
-        )
+        said = f"{origin}: no column of weights {weight!r}; {what}"
+        raise SettingError(said, fix="weights={'network': 'column'}, or its position")
     if column in layout[:2]:
-        raise SettingError(
-            f"{origin}: column {weight!r} of weights holds the ends of the edges; {what}",
-            fix="name another column",
-        )
+        said = f"{origin}: column {weight!r} of weights holds the ends of the edges; {what}"
+        raise SettingError(said, fix="name another column")
     return column
