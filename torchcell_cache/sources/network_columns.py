@@ -38,6 +38,7 @@ _MORE = frozenset(
 _VAGUE = frozenset({*"ijpquv0", "var", "col", "column", "value", "values", "left", "right", "index"})
 """Names that programs and people give to columns of anything."""
 
+_DIGITS = re.compile(r"\d+")
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?i:inf(?:inity)?|nan)", re.ASCII)
 NO_NAME = re.compile(r"[\s{}\[\]<>\"|;,]|^\d{1,2}-[A-Z][a-z]{2}$|^\d{4}-\d\d-\d\d$")
@@ -75,17 +76,18 @@ def looks_like_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bo
     if rest and not first[0] and len(columns[0]) == len(rest):
         return True  # pandas leaves the name of the index blank
     pairs = [(cell, column) for cell, column in zip(first, columns, strict=True) if not is_nameless(cell)]
-    if any(_is_column_name(cell) and _family(cell) not in map(_family, column) for cell, column in pairs):
-        return True
     for cell, column in pairs:
-        kinds = {is_number(other) for other in column}
+        words, kinds = _words(cell), {is_number(other) for other in column}
+        is_name = words & _NOUNS and words <= _NOUNS | _MORE  # gene_a, protein1, Systematic Name
+        if is_name and _family(cell) not in map(_family, column):
+            return True
         if len(kinds) == 1 and is_number(cell) not in kinds:
             return True
     pairs = [(cell, column) for cell, column in pairs if column]
     enough = min(2, len(pairs))
-    if enough and sum(_is_vague(cell) and _is_new(cell, column) for cell, column in pairs) >= enough:
+    if enough and sum(_is_vague(cell, column) for cell, column in pairs) >= enough:
         return True
-    apart = sum(not _has_digit(cell) and all(map(_has_digit, column)) for cell, column in pairs)
+    apart = sum(not _DIGITS.search(cell) and all(map(_DIGITS.search, column)) for cell, column in pairs)
     return None if enough and apart >= enough else False
 
 
@@ -142,30 +144,33 @@ def edge_layout(
             f"{origin}: expected two columns, got {(names or head[0])[:3]}",
             fix="one edge per row: source and target, separated by tab (TSV) or comma (CSV); frame.reset_index() for an index",
         )
-    _check_matrix(origin, names, head)
     named = edge_columns(names) if names else []
-    if known is None:
-        return Layout(*(named[0] if named else _by_cells(origin, names, head, start, width)))
-    return Layout(*_by_genes(origin, names, head, [*named, (start, start + 1)], known))
+    if matrix := names is not None and not named and _matrix(names, head):
+        found: tuple[int, int] | str = matrix
+    elif known is None:
+        found = named[0] if named else _by_cells(names, head, start, width)
+    else:
+        found = _by_genes(names, head, [*named, (start, start + 1)], known)
+    if not isinstance(found, str):
+        return Layout(*found)
+    raise SourceContractError(
+        f"{origin}: it cannot be told which columns hold the two genes of an edge: {found}",
+        fix="pass networkx.from_pandas_adjacency(frame), or the pairs of names whose entry is not 0"
+        if matrix
+        else "give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
+    )
 
 
 def _by_genes(
-    origin: str,
-    names: list[str] | None,
-    head: Sequence[list[str]],
-    candidates: list[tuple[int, int]],
-    known: Known,
-) -> tuple[int, int]:
-    """The two columns that hold most genes in one row, those with names of sides first."""
-    width = max(map(len, head))
-    counts = [sum(len(row) > k and known(row[k]) for row in head) for k in range(width)]
-    holding = [k for k in range(width) if counts[k]]
+    names: list[str] | None, head: Sequence[list[str]], candidates: list[tuple[int, int]], known: Known
+) -> tuple[int, int] | str:
+    """The two columns that hold most genes in one row, those with names of sides first; or why there are none."""
+    counts = [sum(len(row) > k and known(row[k]) for row in head) for k in range(max(map(len, head)))]
+    holding = [k for k, count in enumerate(counts) if count]
     if names is None and any(k > 1 for k in holding) and _is_ragged(head):
-        raise _refused(
-            origin, "rows of several lengths with genes behind the second column (an adjacency list?)"
-        )
+        return "rows of several lengths with genes behind the second column (an adjacency list?)"
     if len(candidates) == 1 and len(holding) > 2 and 2 * sorted(counts)[-3] >= sorted(counts)[-2]:
-        raise _refused(origin, f"{len(holding)} columns hold genes of the cell")
+        return f"{len(holding)} columns hold genes of the cell"
     candidates = [*candidates, *combinations(holding, 2)]
     met = [
         sum(len(row) > max(i, j) and known(row[i]) and known(row[j]) for row in head) for i, j in candidates
@@ -174,11 +179,11 @@ def _by_genes(
 
 
 def _by_cells(
-    origin: str, names: list[str] | None, head: Sequence[list[str]], start: int, width: int
-) -> tuple[int, int]:
-    """The two columns that can hold names, if they are two: names in letters, or else whole numbers."""
+    names: list[str] | None, head: Sequence[list[str]], start: int, width: int
+) -> tuple[int, int] | str:
+    """The two columns that can hold names, if they are two: names in letters, or else whole numbers; or why not."""
     if names is None and _is_ragged(head):
-        raise _refused(origin, "rows of several lengths without a header (an adjacency list?)")
+        return "rows of several lengths without a header (an adjacency list?)"
     columns = {k: _column(head, k) for k in range(start, width)}
     shares = {k: sum(map(is_number, cells)) / len(cells) for k, cells in columns.items() if cells}
     found = [k for k in shares if shares[k] <= 0.5 and not any(map(NO_NAME.search, columns[k][:9]))]
@@ -187,33 +192,26 @@ def _by_cells(
     if len(found) == 2:
         return found[0], found[1]
     if names is not None and len(found) > 2:
-        raise _refused(origin, f"the columns are {', '.join(map(repr, names[:4]))}")
+        return f"the columns are {', '.join(map(repr, names[:4]))}"
     if (odd := next((k for k in (start, start + 1) if shares.get(k, 0) > 0.5), None)) is not None:
-        raise _refused(origin, f"column {odd + 1} holds numbers ({columns[odd][0]!r}), the other names")
+        return f"column {odd + 1} holds numbers ({columns[odd][0]!r}), the other names"
     if len(head) > 1 and len(set(columns[start + 1])) == 1:
-        raise _refused(
-            origin, f"the second column is {columns[start + 1][0]!r} throughout, and names follow it"
-        )
+        return f"the second column is {columns[start + 1][0]!r} throughout, and names follow it"
     for cell in filter(NO_NAME.search, chain.from_iterable(columns.values())):
-        raise _refused(origin, f"{cell[:80]!r} is no name of a gene")
-    raise _refused(origin, f"{len(found)} columns could be names: {', '.join(map(repr, head[0][:4]))}")
+        return f"{cell[:80]!r} is no name of a gene"
+    return f"{len(found)} columns could be names: {', '.join(map(repr, head[0][:4]))}"
 
 
-def _check_matrix(origin: str, names: list[str] | None, head: Sequence[Sequence[str]]) -> None:
-    """Refuse a matrix: numbers under, or beside, the names of all genes."""
-    if names is None or len(names) < 2 or edge_columns(names):
-        return
+def _matrix(names: list[str], head: Sequence[Sequence[str]]) -> str:
+    """That it is a matrix: numbers under, or beside, the names of all genes; or nothing."""
     bare = [k for k in range(len(names)) if all(map(is_number, _column(head, k)))]
     rows = {row[0] for row in head if row}
     named = {*bare} >= {*range(1, len(names))} and (
         rows == {*names[1:]} or (0 not in bare and rows & {*names[1:]})
     )
     if named or (len(bare) == len(names) and not all(map(is_number, names)) and len(head) >= len(names)):
-        raise _refused(
-            origin,
-            f"column {bare[0] + 1} holds numbers ({head[0][bare[0]]!r}), and the columns are named like genes: a matrix",
-            "pass networkx.from_pandas_adjacency(frame), or the pairs of names whose entry is not 0",
-        )
+        return f"column {bare[0] + 1} holds numbers ({head[0][bare[0]]!r}), and the columns are named like genes: a matrix"
+    return ""
 
 
 def _numbers_rows(names: list[str] | None, head: Sequence[Sequence[str]]) -> bool:
@@ -237,21 +235,13 @@ def _column(rows: Sequence[Sequence[str]], k: int) -> list[str]:
     return [row[k] for row in rows if len(row) > k and not is_nameless(row[k])]
 
 
-def _is_column_name(cell: str) -> bool:
-    """Whether a cell reads like the name of a column of genes: ``gene_a``, ``protein1``, ``Systematic Name``."""
+def _is_vague(cell: str, column: Sequence[str]) -> bool:
+    """Whether a cell reads like the name of a column of anything (``x``, ``V1``, ``Name``) and its column holds no such."""
     words = _words(cell)
-    return bool(words) and words <= _NOUNS | _MORE and bool(words & _NOUNS)
-
-
-def _is_vague(cell: str) -> bool:
-    """Whether a cell reads like the name of a column of anything: ``x``, ``V1``, ``Name``, ``left``."""
-    words = _words(cell)
-    return bool(words) and all(word in _MORE | _VAGUE or word.isdigit() for word in words)
-
-
-def _is_new(cell: str, column: Sequence[str]) -> bool:
-    """Whether nothing in a column is written like a cell: in the same letters, or in such letters and digits."""
-    form = _family if max(map(len, _words(cell))) > 1 and not _has_digit(cell) else _shape
+    if not words or not all(word in _MORE | _VAGUE or word.isdigit() for word in words):
+        return False
+    in_letters = max(map(len, words)) > 1 and not _DIGITS.search(cell)
+    form = _family if in_letters else _shape
     return form(cell) not in map(form, column)
 
 
@@ -261,20 +251,8 @@ def _words(cell: str) -> frozenset[str]:
 
 def _family(cell: str) -> str:
     """What ``gene1`` and ``gene3`` have in common: genes named like columns are no header."""
-    return re.sub(r"\d+", "", cell)
+    return _DIGITS.sub("", cell)
 
 
 def _shape(cell: str) -> str:
-    return re.sub(r"\d+", "0", re.sub("[a-z]+", "a", re.sub("[A-Z]+", "A", cell)))
-
-
-def _has_digit(cell: str) -> bool:
-    return any(letter.isdigit() for letter in cell)
-
-
-def _refused(origin: str, why: str, fix: str | None = None) -> SourceContractError:
-    return SourceContractError(
-        f"{origin}: it cannot be told which columns hold the two genes of an edge: {why}",
-        fix=fix
-        or "give the columns a header with source and target, pass gene_set=[...], or pass (sources, targets)",
-    )
+    return _DIGITS.sub("0", re.sub("[a-z]+", "a", re.sub("[A-Z]+", "A", cell)))

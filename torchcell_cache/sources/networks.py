@@ -8,6 +8,7 @@ edge once, and self loops, if asked for, stand behind the edges, one per gene.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torchcell_cache.sources.columns import check_order
 from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.measurements import float32_numbers
 from torchcell_cache.sources.metabolism import set_metabolism
+from torchcell_cache.sources.name_lists import coded
 from torchcell_cache.sources.names import NodeNames, read_aliases
 from torchcell_cache.sources.network_tables import Pairs, read_network
 
@@ -113,8 +115,11 @@ def cell_graph(
         _set_network(graph["gene", name, "gene"], name, part, genes, both, self_loops)
         for name, part in pairs.items()
     ]
-    if gene_set is None:
-        notes += _twins(genes.names)
+    folded: dict[str, str] = {}
+    for name in genes.names if gene_set is None else ():
+        if (twin := folded.setdefault(name.casefold(), name)) != name:
+            notes.append(f"{twin!r} and {name!r} differ in letter case only, and are two genes")
+            break  # one says enough
     incidence = _by_name(incidence_graphs, "incidence_graphs")
     if len(incidence) > 1:
         raise SettingError(f"incidence_graphs has {', '.join(map(repr, incidence))}, expected one metabolism")
@@ -126,25 +131,11 @@ def cell_graph(
     return graph
 
 
-def _twins(names: list[str]) -> list[str]:
-    """A line on the first two names that only letter case tells apart, which are two genes."""
-    folded: dict[str, str] = {}
-    twin = next((name for name in names if folded.setdefault(name.casefold(), name) != name), None)
-    return (
-        []
-        if twin is None
-        else [f"{folded[twin.casefold()]!r} and {twin!r} differ in letter case only, and are two genes"]
-    )
-
-
 def _by_name(graphs: Any, what: str) -> dict[Any, Any]:
-    if graphs is None:
-        return {}
-    if callable(getattr(graphs, "items", None)):  # a mapping, or torchcell's GeneMultiGraph
-        return dict(graphs.items())
-    raise SettingError(
-        f"{what} is {type(graphs).__name__}, expected a mapping", fix=f'{what}={{"name": network, ...}}'
-    )
+    if graphs is None or callable(getattr(graphs, "items", None)):  # a mapping, or torchcell's GeneMultiGraph
+        return {} if graphs is None else dict(graphs.items())
+    said = f"{what} is {type(graphs).__name__}, expected a mapping"
+    raise SettingError(said, fix=f'{what}={{"name": network, ...}}')
 
 
 def _each(value: Any, what: str, graphs: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +143,8 @@ def _each(value: Any, what: str, graphs: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return dict.fromkeys(graphs, value)
     if unknown := [name for name in value if name not in graphs]:
-        raise SettingError(
-            f"{what} names {unknown[0]!r}, which is not one of the graphs: {', '.join(graphs)}"
-        )
+        said = f"{what} names {unknown[0]!r}, which is not one of the graphs: {', '.join(graphs)}"
+        raise SettingError(said)
     return {name: value.get(name) for name in graphs}
 
 
@@ -175,11 +165,9 @@ def _features(features: Any, genes: list[str]) -> torch.Tensor:
 
 def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bool, self_loops: bool) -> str:
     """Set the edges of a network; what was kept and left out, in a line."""
-    names = list(dict.fromkeys((*pairs.sources, *pairs.targets)))
+    names, codes = coded(chain(pairs.sources, pairs.targets))
     positions = genes.positions(names)
-    at = dict(zip(names, positions.tolist(), strict=True))
-    ends = [[at[name] for name in side] for side in (pairs.sources, pairs.targets)]
-    edges = np.array(ends, dtype=np.int64).reshape(2, -1)
+    edges = positions[codes].reshape(2, -1) if names else np.empty((2, 0), dtype=np.int64)
     kept = np.flatnonzero((edges >= 0).all(axis=0))
     met = genes.report(names, positions)
     total, left = edges.shape[1], edges.shape[1] - len(kept)
@@ -189,9 +177,8 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
             f"network {name!r} ({pairs.origin}) keeps none of its {total:,} edges: {met}{some}",
             fix='correct the names, pass aliases={"name": "gene"}, or leave the network out',
         )
-    edges, weight = edges[:, kept], None
-    if pairs.weights is not None:
-        weight = _weights(name, pairs, kept)
+    weight = None if pairs.weights is None else _weights(name, pairs, kept)
+    edges = edges[:, kept]
     if pairs.listed or both:
         edges, weight, repeated = _distinct(name, edges, weight, genes)
         pairs.remarks += [f"{repeated:,} listed more than once"] * bool(repeated)
@@ -202,10 +189,10 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
         edges = np.concatenate([edges, edges[::-1, alone]], axis=1)
         weight = None if weight is None else np.concatenate([weight, weight[alone]])
     if self_loops:
-        loops, apart = np.arange(len(genes), dtype=np.int64), edges[0] != edges[1]
-        edges = np.concatenate([edges[:, apart], np.stack([loops, loops])], axis=1)
-        if weight is not None:
-            weight = np.concatenate([weight[apart], np.ones(len(genes), dtype=np.float32)])
+        apart = edges[0] != edges[1]
+        edges = np.concatenate([edges[:, apart], np.tile(np.arange(len(genes)), (2, 1))], axis=1)
+        ones = np.ones(len(genes), dtype=np.float32)
+        weight = None if weight is None else np.concatenate([weight[apart], ones])
     store.edge_index = torch.from_numpy(np.ascontiguousarray(edges))
     store.num_edges = edges.shape[1]
     if weight is not None:
