@@ -50,10 +50,10 @@ class CacheError(Exception):
         self.path = None if path is None else str(path)
         self.fix = fix
 
-    def within(self, where: str) -> Self:
+    def within(self, where: str, path: str | None = None) -> Self:
         """The same error, told of a larger thing that it happened in."""
         said = str(self).removesuffix(f"\n  fix: {self.fix}")
-        return type(self)(f"{where}: {said}", path=self.path, fix=self.fix)
+        return type(self)(f"{where}: {said}", path=self.path or path, fix=self.fix)
 
 
 class CacheNotFoundError(CacheError, FileNotFoundError):

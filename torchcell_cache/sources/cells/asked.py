@@ -13,8 +13,10 @@ from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.cells.categories import Coded, merged, texts_of
+from torchcell_cache.sources.cells.failures import reading
 from torchcell_cache.sources.cells.files import CellFile
-from torchcell_cache.sources.cells.genes import Alignment, Perturbed, some
+from torchcell_cache.sources.cells.genes import Alignment, some
+from torchcell_cache.sources.cells.labels import Labels
 from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.store.expression import Expression
 
@@ -27,20 +29,16 @@ def chosen_rows(given: Any, files: Sequence[CellFile], lengths: Sequence[int]) -
     Raises:
         SettingError: If it names no rows, or rows that there are not.
     """
-    total, starts = sum(lengths), np.cumsum([0, *lengths])
+    total = sum(lengths)
     if given is None:
         return None
     if isinstance(given, str):
         given = _fulfilled(Expression(given), files, total)
-    elif hasattr(given, "index") and hasattr(
-        given, "to_numpy"
-    ):  # pandas would go by the names of cells, not by their order
-        cells = [name for file in files for name in texts_of(file.table("obs", ())[""]).tolist()]
-        if (
-            len(given) == total
-            and (named := texts_of(given.index).tolist()) != cells
-            and {*named} == {*cells}
-        ):
+    elif hasattr(given, "index") and hasattr(given, "to_numpy"):
+        # pandas would go by the names of cells, not by their order
+        cells = [name for file in files for name in texts_of(file.table("obs", ())[""])]
+        named = texts_of(given.index) if len(given) == total else cells
+        if named != cells and {*named} == {*cells}:
             raise SettingError("rows= is in another order than the cells", fix="rows=mask[adata.obs_names]")
     try:
         found = as_positions(given, total)
@@ -52,8 +50,9 @@ def chosen_rows(given: Any, files: Sequence[CellFile], lengths: Sequence[int]) -
         raise SettingError(f"rows= {what}", fix=_FIX)
     if len(kept) == total:
         return None
-    cuts = np.searchsorted(kept, starts)
-    return [kept[a:b] - start for a, b, start in zip(cuts, cuts[1:], starts, strict=False)]
+    starts = np.cumsum([0, *lengths[:-1]])
+    parts = np.split(kept, np.searchsorted(kept, starts[1:]))
+    return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
 def _fulfilled(where: Expression, files: Sequence[CellFile], total: int) -> Any:
@@ -63,9 +62,7 @@ def _fulfilled(where: Expression, files: Sequence[CellFile], total: int) -> Any:
     for name in where.names:
         parts = [table[name] for table in tables]
         kinds = {str(getattr(part, "dtype", "O")) for part in parts}
-        if all(
-            getattr(part.dtype, "kind", "O") in "fiub" and str(part.dtype) != "category" for part in parts
-        ):
+        if all(getattr(part.dtype, "kind", "O") in "fiub" for part in parts) and "category" not in kinds:
             columns[name] = np.concatenate([_plain(part) for part in parts])
             continue
         coded = [Coded.of(part, f"obs column {name!r} ({', '.join(kinds)})") for part in parts]
@@ -77,22 +74,11 @@ def _fulfilled(where: Expression, files: Sequence[CellFile], total: int) -> Any:
 
 def _plain(column: Any) -> Any:
     """A column of numbers as numpy's, NaN where nullable ones of pandas have none."""
-    if hasattr(column.dtype, "numpy_dtype"):
-        lost = bool(column.isna().any())
-        return (
-            column.to_numpy(dtype=np.float64, na_value=np.nan)
-            if lost
-            else column.to_numpy(column.dtype.numpy_dtype)
-        )
-    return np.asarray(column)
-
-
-def taken(column: Any, rows: Int64Array) -> Any:
-    """Some rows of a column, without the categories that they do not have, as anndata takes them."""
-    found = column.iloc[rows] if hasattr(column, "iloc") else column[rows]
-    if str(getattr(found, "dtype", "")) != "category":
-        return found
-    return (found.cat if hasattr(found, "cat") else found).remove_unused_categories()
+    if not hasattr(column.dtype, "numpy_dtype"):
+        return np.asarray(column)
+    if column.isna().any():
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column.to_numpy(column.dtype.numpy_dtype)
 
 
 def read_vocabulary(given: Any, columns: Sequence[str]) -> NodeNames | None:
@@ -143,18 +129,18 @@ def side_tables(given: Any, files: Sequence[CellFile]) -> dict[str, dict[str, li
             )
         key, most = pair
         most = None if most is None else whole_number(f"uns[{name!r}]", most, 1)
-        tables = [(file, found) for file in files if (found := file.side_table(key)) is not None]
-        if not tables:
-            there = sorted({each for file in files for each in file.side_tables()})
-            raise SettingError(f"uns has no {key!r}{suggestion(str(key), there)}")
-        out[str(name)] = {}
-        for file, found in tables:
-            for category, values in _lists(found, f"{file.url}: uns[{key!r}]"):
-                if out[str(name)].setdefault(category, values[:most]) != values[:most]:
-                    raise SourceContractError(
-                        f"{file.url}: uns[{key!r}] has other values for {category!r} than the files before it",
-                        path=file.url,
-                    )
+        tables = [(file, *file.side_table(key)) for file in files]
+        if all(found is None for _, found, _ in tables):
+            there = sorted({each for _, _, keys in tables for each in keys})
+            raise SettingError(f"uns has no {key!r}{suggestion(key, there)}")
+        mine = out[str(name)] = {}
+        for file, found, _ in tables:
+            with reading(file.url):
+                for category, values in _lists(found, f"uns[{key!r}]") if found is not None else ():
+                    if mine.setdefault(category, values[:most]) != values[:most]:
+                        raise SourceContractError(
+                            f"uns[{key!r}] has other values for {category!r} than the files before it"
+                        )
     return out
 
 
@@ -180,24 +166,23 @@ def _lists(found: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
         yield str(name), plain
 
 
-def unmeasured(
-    found: Perturbed, rows: Sequence[Int64Array], alignments: Sequence[Alignment], names: Sequence[str]
-) -> Iterator[str]:
+def unmeasured(found: Labels, alignments: Sequence[Alignment], names: Sequence[str]) -> Iterator[str]:
     """A line for each file with cells that are perturbed in a gene which the file does not measure."""
     first = 0
-    for file, part in zip(alignments, rows, strict=True):
-        cells, variables = range(first, first := first + len(part)), {*file.unused}
-        ptr = found.ptr[cells.start : cells.stop + 1]
-        ids, owner = found.ids[ptr[0] : ptr[-1]], np.repeat(np.array(cells, dtype=np.int64), np.diff(ptr))
-        at = ~np.isin(ids, file.node_of)
-        lost = [(cell, names[node]) for cell, node in zip(owner[at].tolist(), ids[at].tolist(), strict=True)]
-        for cell, own in found.foreign.items():
-            lost += [(cell, name) for name in own if cell in cells and name not in variables]
-        if lost:
-            counts = Counter(name for _, name in lost)
+    for file, part in zip(alignments, found.rows, strict=True):
+        cells = np.bincount(found.of[first : first + len(part)], minlength=len(found.conditions))
+        first += len(part)
+        variables, counts, without = {*file.unused}, Counter[str](), 0
+        for k in np.flatnonzero(cells).tolist():
+            ids, foreign = found.conditions[k].ids, found.conditions[k].foreign
+            lost = [names[node] for node in ids[~np.isin(ids, file.node_of)].tolist()]
+            lost += [name for name in foreign if name not in variables]
+            counts.update(dict.fromkeys(lost, int(cells[k])))
+            without += int(cells[k]) * bool(lost)
+        if counts:
             shown = tuple(f"{name} in {count:,}" for name, count in counts.most_common())
             yield (
-                f"{file.url}: {len({cell for cell, _ in lost}):,} of {len(part):,} cells are perturbed in a gene that is not "
+                f"{file.url}: {without:,} of {len(part):,} cells are perturbed in a gene that is not "
                 f"measured{some(shown, f'{len(counts):,} genes')}"
             )
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence, Set
 from typing import Any
 
-from torchcell_cache.core.failures import storage_error
+from torchcell_cache.core import failures
 from torchcell_cache.core.urls import PROTOCOLS, protocol_of
 from torchcell_cache.errors import (
     CacheError,
@@ -24,9 +24,13 @@ _HDF5 = ("synchronously", "unable to open", "unable to read", "hdf5")
 
 @contextlib.contextmanager
 def reading(url: str) -> Iterator[None]:
-    """Turn whatever finding, opening or reading a file raises into the package's own error."""
+    """Name the file in what finding, opening or reading it raises, which becomes the package's own error."""
     try:
         yield
+    except SourceContractError as error:
+        if error.path is not None:
+            raise
+        raise error.within(url, url) from error.__cause__
     except (CacheError, MemoryError):
         raise
     except Exception as error:
@@ -43,108 +47,72 @@ def temporary_files(what: str) -> Iterator[None]:
     except OSError as error:
         where = os.environ.get("TMPDIR", "/tmp")
         fix = f"export TMPDIR=... to a directory with room, then run the same again; {where} is in use now"
-        kind = StorageFullError if storage_error(error.errno, where) is not None else SettingError
+        kind = StorageFullError if failures.storage_error(error.errno, where) is not None else SettingError
         text = error.strerror or str(error)
         raise kind(f"cannot write {what} below {where}: {text}", path=where, fix=fix) from error
 
 
 def directory_refused(url: str, names: list[str]) -> SourceContractError:
     """The error for a directory in place of a file; zarr stores are directories."""
+    count = sum(name.endswith(".h5ad") for name in names)
+    what = "directory, expected an H5AD file"
+    fix = "pass the path of an H5AD file"
     if url.rstrip("/").endswith(".zarr") or {".zgroup", ".zattrs", ".zmetadata", "zarr.json"} & set(names):
-        return SourceContractError(
-            f"{url} is a zarr store; cells are read from H5AD files",
-            path=url,
-            fix=f"AnnDataSource(anndata.read_zarr({url!r}), ...) where it fits in memory, or once "
+        what, fix = (
+            "zarr store; cells are read from H5AD files",
+            f"AnnDataSource(anndata.read_zarr({url!r}), ...) where it fits in memory, or once "
             f"anndata.read_zarr({url!r}).write_h5ad('cells.h5ad')",
         )
-    count = sum(name.endswith(".h5ad") for name in names)
-    return SourceContractError(
-        f"{url} is a directory, expected an H5AD file",
-        path=url,
-        fix=f"{url.rstrip('/')}/*.h5ad for the {count} H5AD files in it"
-        if count
-        else "pass the path of an H5AD file",
-    )
+    elif count:
+        fix = f"{url.rstrip('/')}/*.h5ad for the {count} H5AD files in it"
+    return SourceContractError(f"{url} is a {what}", path=url, fix=fix)
 
 
-def matrix_missing(url: str, wanted: str, there: str, groups: Collection[str] = ()) -> SourceContractError:
+def matrix_missing(
+    url: str, wanted: str | None, has: tuple[bool, bool], layers: Collection[str], groups: Collection[str]
+) -> SourceContractError:
     """The error for a matrix that a file or an object does not have; names other formats that it may be."""
     fix = "raw=True, layer=..., or a file with it"
     if "mod" in groups:
         fix = f"AnnDataSource(mudata.read_h5mu({url!r}).mod[...], ...): it is a MuData file"
     elif "matrix" in groups:
         fix = f"AnnDataSource(scanpy.read_10x_h5({url!r}), ...): it is a 10x or loom file"
-    return SourceContractError(f"{url} has no {wanted}; it has {there}", path=url, fix=fix)
-
-
-def missing_file(url: str) -> SourceContractError:
-    """The error for a file that is not there."""
-    return SourceContractError(
-        f"{url}: no such file", path=url, fix="pass the path or URL of an H5AD file, or a pattern of several"
-    )
+    there = f"X: {has[0]}, raw: {has[1]}, layers {sorted(layers)}"
+    return SourceContractError(f"{url} has no {wanted or 'X'}; it has {there}", path=url, fix=fix)
 
 
 def _translated(url: str, error: Exception) -> CacheError:
     said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if "://" in url and not _is_of_hdf5(error):
-        return _of_server(url, error)
-    if isinstance(error, FileNotFoundError):
-        return missing_file(url)
-    if isinstance(error, PermissionError):
-        reason = os.strerror(error.errno or errno.EACCES)
-        return SourceContractError(
-            f"{url} may not be read: {reason}", path=url, fix=f"check owner and permissions of {url}"
-        )
-    lost = storage_error(error.errno, url, "read") if isinstance(error, OSError) else None
-    if isinstance(lost, StorageLostError):
+    of_hdf5 = isinstance(error, OSError) and any(word in str(error).lower() for word in _HDF5)
+    lost = failures.storage_error(error.errno, url, "read") if isinstance(error, OSError) else None
+    missing = isinstance(error, FileNotFoundError)
+    if "://" in url and not of_hdf5:
+        protocol = protocol_of(url)
+        if isinstance(error, ImportError):
+            extra = PROTOCOLS.get(protocol)
+            fix = install_line(extra) if extra else "pip install the package that the message names"
+            return SettingError(f"{url}: {failures.text_of(error)}", path=url, fix=fix)
+        dead = "Connect" in type(error.__cause__).__name__  # fsspec calls what it cannot reach missing
+        missing = failures.kind_of(error) == failures.GONE and not dead
+        if not missing:
+            return failures.server_error(error, "read", url, protocol)
+    if missing:
+        text, fix = f"{url}: no such file", "pass the path or URL of an H5AD file, or a pattern of several"
+    elif isinstance(error, PermissionError):
+        text = f"{url} may not be read: {os.strerror(error.errno or errno.EACCES)}"
+        fix = f"check owner and permissions of {url}"
+    elif isinstance(lost, StorageLostError):
         return lost
-    if isinstance(error, OSError) and _is_of_hdf5(error):
-        return _of_hdf5(url, error)
-    return SourceContractError(
-        f"{url} cannot be read as an H5AD file: {said}",
-        path=url,
-        fix="does anndata.read_h5ad read it? If so, pass what it returns in place of the path; else write it again",
-    )
-
-
-def _is_of_hdf5(error: Exception) -> bool:
-    return isinstance(error, OSError) and any(word in str(error).lower() for word in _HDF5)
-
-
-def _of_hdf5(url: str, error: OSError) -> SourceContractError:
-    text = str(error)
-    if "filter" in text.lower() or "plugin" in text.lower():
-        return SourceContractError(
-            f"{url} is compressed by a codec that is not installed: {text}",
-            path=url,
-            fix="pip install hdf5plugin, which is used where it is installed",
-        )
-    return SourceContractError(
-        f"{url} is not an H5AD file, or it is damaged: {text}",
-        path=url,
-        fix="copy or write it again; AnnData.write_h5ad makes such files",
-    )
-
-
-def _of_server(url: str, error: Exception) -> CacheError:
-    from torchcell_cache.core import failures
-
-    protocol = protocol_of(url)
-    if isinstance(error, ImportError):
-        extra = PROTOCOLS.get(protocol)
-        fix = install_line(extra) if extra else "pip install the package that the message names"
-        return SettingError(f"{url}: {failures.text_of(error)}", path=url, fix=fix)
-    dead = "Connect" in type(error.__cause__).__name__  # fsspec calls what it cannot reach missing
-    if failures.kind_of(error) == failures.GONE and not dead:
-        return missing_file(url)
-    return failures.server_error(error, "read", url, protocol)
-
-
-def absent(library: str, error: ImportError) -> SettingError:
-    """The error for a library that is not installed."""
-    name = library.split(".")[0]
-    fix = f"pip install {name}" if name == "fsspec" else install_line("singlecell")
-    return SettingError(f"AnnDataSource needs the package {name} ({error})", fix=fix)
+    elif of_hdf5 and any(word in str(error).lower() for word in ("filter", "plugin")):
+        text = f"{url} is compressed by a codec that is not installed: {error}"
+        fix = "pip install hdf5plugin, which is used where it is installed"
+    elif of_hdf5:
+        text = f"{url} is not an H5AD file, or it is damaged: {error}"
+        fix = "copy or write it again; AnnData.write_h5ad makes such files"
+    else:
+        text = f"{url} cannot be read as an H5AD file: {said}"
+        fix = "does anndata.read_h5ad read it? If so, pass what it returns in place of the path; else write it again"
+    return SourceContractError(text, path=url, fix=fix)
 
 
 def not_a_file(given: Any, holds: str = "is") -> SettingError:
@@ -156,12 +124,9 @@ def not_a_file(given: Any, holds: str = "is") -> SettingError:
     )
 
 
-def check_columns(url: str, name: str, columns: Sequence[str], there: list[str]) -> None:
+def check_columns(name: str, columns: Sequence[str], there: list[str]) -> None:
     """Refuse columns that a table does not have, or has twice."""
     for column in columns:
-        count = there.count(column)
-        if count != 1:
+        if (count := there.count(column)) != 1:
             said = f"no column {column!r}; it has {', '.join(there) or 'none'}"
-            raise SourceContractError(
-                f"{url}: {name} has {said if not count else f'{count} columns {column!r}'}", path=url
-            )
+            raise SourceContractError(f"{name} has {said if not count else f'{count} columns {column!r}'}")

@@ -38,33 +38,26 @@ class CellsInMemory:
         return self.url
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "cells": None,
-        }  # tables were read when the source was made; it may hold an open file
-
-    def check_unchanged(self) -> None:
-        """Nothing: :meth:`digest` looks at the values themselves."""
+        # Tables were read when the source was made; it may hold an open file.
+        return {**self.__dict__, "cells": None}
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
         """The object."""
-        yield self.cells
+        with reading(self.url):
+            yield self.cells
 
     def table(self, name: str, columns: tuple[str, ...]) -> dict[str, Any]:
         """See :meth:`H5adFile.table`."""
-        frame = self.cells.raw.var if name == "raw/var" else getattr(self.cells, name)
-        there = list(map(str, frame.columns))
-        check_columns(self.url, name, columns, there)
-        return {column: frame.iloc[:, there.index(column)] for column in columns} | {"": frame.index}
+        with self.open() as cells:
+            frame = cells.raw.var if name == "raw/var" else getattr(cells, name)
+            there = list(map(str, frame.columns))
+            check_columns(name, columns, there)
+            return {column: frame.iloc[:, there.index(column)] for column in columns} | {"": frame.index}
 
-    def side_tables(self) -> list[str]:
-        """Keys of ``uns``."""
-        return list(map(str, self.cells.uns))
-
-    def side_table(self, key: str) -> Any:
-        """What ``uns`` has under a key, ``None`` for nothing."""
-        return self.cells.uns.get(key)
+    def side_table(self, key: str) -> tuple[Any, list[str]]:
+        """See :meth:`H5adFile.side_table`."""
+        return self.cells.uns.get(key), list(map(str, self.cells.uns))
 
     def matrix(self, cells: Any, layer: str | None, raw: bool) -> Any:
         """``X``, ``raw.X`` or a layer, as an array or as the three arrays of a CSR matrix."""
@@ -74,12 +67,14 @@ class CellsInMemory:
             else:
                 found = cells.X if layer is None else cells.layers.get(layer)
             if found is None:
-                wanted = "raw.X" if raw else "X" if layer is None else f"layer {layer!r}"
-                there = (
-                    f"X: {cells.X is not None}, raw: {cells.raw is not None}, layers {sorted(cells.layers)}"
+                has = cells.X is not None, cells.raw is not None
+                raise matrix_missing(
+                    self.url, "raw.X" if raw else layer and f"layer {layer!r}", has, [*cells.layers], ()
                 )
-                raise matrix_missing(self.url, wanted, there)
-            self._used[layer, raw] = _loaded(found)
+            for load in ("to_memory", "compute"):  # what is on disk (backed) or not computed yet (dask)
+                found = getattr(found, load)() if hasattr(found, load) else found
+            sparse = needs("scipy.sparse").issparse(found)
+            self._used[layer, raw] = _Csr(found.tocsr()) if sparse else np.asarray(found)
         return self._used[layer, raw]
 
     def digest(self) -> str:
@@ -102,24 +97,11 @@ class _Csr(dict[str, Any]):
         self.attrs = {"encoding-type": "csr_matrix", "shape": matrix.shape}
 
 
-def _loaded(found: Any) -> Any:
-    """A matrix as arrays; what is on disk (backed) or not computed yet (dask) is loaded."""
-    for load in ("to_memory", "compute"):
-        found = getattr(found, load)() if hasattr(found, load) else found
-    if needs("scipy.sparse").issparse(found):
-        return _Csr(found.tocsr())
-    return np.asarray(found)
-
-
 CellFile = H5adFile | CellsInMemory
 
 
 def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
-    """The files, in the order given; those of a pattern by name.
-
-    Args:
-        given: A path, address, pattern or ``AnnData``, or several of them.
-        options: Passed to fsspec for addresses.
+    """The files, in the order given, which is a path, address, pattern or ``AnnData`` or several; those of a pattern by name.
 
     Raises:
         SettingError: If it is none of these, or nothing.
@@ -131,55 +113,49 @@ def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
         raise not_a_file(given)
     if options is not None and not isinstance(options, Mapping):
         raise SettingError(f"storage_options is {type(options).__name__}, expected a mapping")
-    several = [given] if one else list(given)
-    if not several:
-        raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
-    out: list[CellFile] = []
-    for item in several:
+    out: dict[Any, CellFile] = {}
+    for item in [given] if one else list(given):
+        found: list[CellFile] = []
         if _is_anndata(item):
-            out.append(CellsInMemory(item, len(out)))
+            found.append(CellsInMemory(item, len(out)))
         elif isinstance(item, str | bytes | os.PathLike):
-            out += [H5adFile(path, options) for path in _expanded(os.fspath(item), options)]
+            found += [H5adFile(path, options) for path in _expanded(os.fsdecode(item), options)]
         else:
             raise not_a_file(item, "holds")
-    seen: set[Any] = set()
-    for file in out:
-        if isinstance(file, CellsInMemory):
-            key: Any = id(file.cells)
-        else:
-            key = file.url if file.is_remote else file.signature
-        if key in seen:
-            raise SourceContractError(
-                f"{file.url} is named twice: each of its cells would be two samples",
-                path=file.url,
-                fix="name each file once",
-            )
-        seen.add(key)
-    return out
+        for file in found:
+            here = file.signature if isinstance(file, H5adFile) and not file.is_remote else file.url
+            key = id(file.cells) if isinstance(file, CellsInMemory) else here
+            if out.setdefault(key, file) is not file:
+                raise SourceContractError(
+                    f"{file.url} is named twice: each of its cells would be two samples",
+                    path=file.url,
+                    fix="name each file once",
+                )
+    if not out:
+        raise SettingError("files is empty", fix="pass the paths of one or more H5AD files")
+    return [*out.values()]
 
 
-def _expanded(path: Any, options: Mapping[str, Any] | None) -> list[str]:
+def _expanded(path: str, options: Mapping[str, Any] | None) -> list[str]:
     """The files that a path or pattern names, a leading ``~`` resolved."""
-    path = os.fsdecode(path)
     if not path:
         raise SettingError("files holds an empty path", fix="pass the path of an H5AD file")
-    if "://" in path:
-        if not glob.has_magic(path) or path.startswith("http"):  # a question mark is no pattern there
-            return [path]
-        with reading(path):
+    with reading(path):
+        if "://" in path:
+            if not glob.has_magic(path) or path.startswith("http"):  # a question mark is no pattern there
+                return [path]
             fs, pattern = needs("fsspec").core.url_to_fs(path, **(options or {}))
             seen = [name for name in sorted(fs.glob(pattern)) if not name.rpartition("/")[2].startswith(".")]
             found = [fs.unstrip_protocol(name) for name in seen]
-    else:
-        with reading(path):  # there may be no such home
-            path = str(Path(path).expanduser())
-        if os.path.lexists(path) or not glob.has_magic(path):
-            return [path]
-        found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  (Path.glob also gives hidden files)
-    if not found:
-        raise SourceContractError(
-            f"{path}: no file fits this pattern", path=path, fix="check the directory; quote it in a shell"
-        )
+        else:
+            home = str(Path(path).expanduser())  # there may be no such home
+            if os.path.lexists(home) or not glob.has_magic(home):
+                return [home]
+            found = sorted(glob.glob(home, recursive=True))  # noqa: PTH207  (Path.glob also gives hidden files)
+        if not found:
+            raise SourceContractError(
+                "no file fits this pattern", fix="check the directory; quote it in a shell"
+            )
     return found
 
 

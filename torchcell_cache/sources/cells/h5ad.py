@@ -11,7 +11,6 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.cells.failures import (
-    absent,
-    check_columns,
-    directory_refused,
-    matrix_missing,
-    reading,
-)
+from torchcell_cache.errors import SettingError, SourceContractError, install_line
+from torchcell_cache.sources.cells.failures import check_columns, directory_refused, matrix_missing, reading
 
 if TYPE_CHECKING:
     import h5py
 
 _BLOCK = 4 << 20
-_CSR, _CSC, _DENSE = "csr", "csc", "dense"
 
 
 def needs(name: str) -> Any:
@@ -46,14 +38,9 @@ def needs(name: str) -> Any:
             warnings.simplefilter("ignore")  # anndata and scanpy announce their own deprecations on import
             return import_module(name)
     except ImportError as error:
-        raise absent(name, error) from None
-
-
-@cache
-def _use_codecs() -> None:
-    """Codecs beyond HDF5's own, if they are installed."""
-    with contextlib.suppress(ImportError):
-        import_module("hdf5plugin")
+        package = name.split(".")[0]
+        fix = f"pip install {package}" if package == "fsspec" else install_line("singlecell")
+        raise SettingError(f"AnnDataSource needs the package {package} ({error})", fix=fix) from None
 
 
 def _opened(h5: Any, path: str) -> h5py.File:
@@ -85,6 +72,7 @@ class H5adFile:
         self.options = dict(storage_options or {})
         self.is_remote = "://" in self.url
         self.signature = self._stat()
+        self._digest = ""
 
     def __repr__(self) -> str:
         return self.url
@@ -117,23 +105,21 @@ class H5adFile:
                 fix="let it be finished, then make the source and build again",
             )
 
-    @contextlib.contextmanager
-    def _bytes(self) -> Iterator[Any]:
+    def _bytes(self) -> Any:
         if self.is_remote:
-            with needs("fsspec").open(self.url, "rb", **self.options) as file:
-                yield file
-        else:
-            with Path(self.url).open("rb") as file:
-                yield file
+            return needs("fsspec").open(self.url, "rb", **self.options)
+        return Path(self.url).open("rb")
 
     def digest(self) -> str:
         """XXH3-128 of the whole file, read once from start to end."""
-        hasher = xxhash.xxh3_128()
-        with reading(self.url), self._bytes() as file:
-            while block := file.read(_BLOCK):
-                hasher.update(block)
+        if not self._digest:
+            hasher = xxhash.xxh3_128()
+            with reading(self.url), self._bytes() as file:
+                while block := file.read(_BLOCK):
+                    hasher.update(block)
+            self._digest = hasher.hexdigest()
         self.check_unchanged()
-        return hasher.hexdigest()
+        return self._digest
 
     @contextlib.contextmanager
     def open(self) -> Iterator[h5py.File]:
@@ -144,7 +130,8 @@ class H5adFile:
         """
         h5 = needs("h5py")
         needs("anndata")
-        _use_codecs()
+        with contextlib.suppress(ImportError):  # codecs beyond HDF5's own
+            import_module("hdf5plugin")
         self.check_unchanged()
         with reading(self.url), contextlib.ExitStack() as stack:
             if self.is_remote:
@@ -152,8 +139,6 @@ class H5adFile:
             else:
                 yield stack.enter_context(_opened(h5, self.url))
         self.check_unchanged()  # nor while it was being read
-
-    # Tables
 
     def table(self, name: str, columns: tuple[str, ...]) -> dict[str, Any]:
         """Columns of ``obs``, ``var`` or ``raw/var`` as pandas series or arrays, and the index under ``""``.
@@ -167,44 +152,35 @@ class H5adFile:
                 node = file.get(name)
                 if node is None and (name != "raw/var" or "raw.var" not in file):
                     raise SourceContractError(
-                        f"{self.url} has no {name}; it has {', '.join(file)}",
-                        path=self.url,
+                        f"it has no {name}, but {', '.join(file)}",
                         fix="AnnData.write_h5ad makes files with it",
                     )
                 if hasattr(node, "keys"):
                     index = _text(node.attrs.get("_index", "_index"))
-                    there = [_text(c) for c in node.attrs.get("column-order", list(node))]
-                    check_columns(self.url, name, columns, there)
+                    check_columns(
+                        name, columns, [_text(c) for c in node.attrs.get("column-order", list(node))]
+                    )
                     return {column: _column(node, column) for column in columns} | {"": _column(node, index)}
-            found = self._legacy_table(name)
-        check_columns(self.url, name, columns, list(map(str, found.columns)))
-        return {column: found[column] for column in columns} | {"": found.index}
+            with reading(self.url):
+                if self.is_remote:
+                    raise SourceContractError(
+                        "it was written by anndata before 0.7, which is read from local disks only",
+                        fix="anndata.read_h5ad(...).write_h5ad(...) once, and use the new file",
+                    )
+                backed = needs("anndata").read_h5ad(self.url, backed="r")
+                try:
+                    found = backed.raw.var if name == "raw/var" else getattr(backed, name).copy()
+                finally:
+                    backed.file.close()
+                check_columns(name, columns, list(map(str, found.columns)))
+                return {column: found[column] for column in columns} | {"": found.index}
 
-    def _legacy_table(self, name: str) -> Any:
-        if self.is_remote:
-            raise SourceContractError(
-                f"{self.url} was written by anndata before 0.7, which is read from local disks only",
-                fix="anndata.read_h5ad(...).write_h5ad(...) once, and use the new file",
-            )
-        with reading(self.url):
-            backed = needs("anndata").read_h5ad(self.url, backed="r")
-            try:
-                return backed.raw.var if name == "raw/var" else getattr(backed, name).copy()
-            finally:
-                backed.file.close()
-
-    def side_tables(self) -> list[str]:
-        """Keys of ``uns``."""
-        with self.open() as file:
-            return list(file["uns"]) if "uns" in file else []
-
-    def side_table(self, key: str) -> Any:
-        """What ``uns`` has under a key, as anndata reads it; ``None`` for nothing."""
+    def side_table(self, key: str) -> tuple[Any, list[str]]:
+        """What ``uns`` has under a key, as anndata reads it, ``None`` for nothing; and all its keys."""
         with warnings.catch_warnings(), self.open() as file:
             warnings.simplefilter("ignore")
-            return _read(file["uns"][key]) if "uns" in file and key in file["uns"] else None
-
-    # The matrix
+            tables = file.get("uns", {})
+            return _read(tables[key]) if key in tables else None, list(tables)
 
     def matrix(self, file: h5py.File, layer: str | None, raw: bool) -> Any:
         """The HDF5 group or dataset of ``X``, ``raw/X`` or a layer.
@@ -217,10 +193,9 @@ class H5adFile:
         else:
             found = file.get("X") if layer is None else file.get(f"layers/{layer}")
         if found is None or found.attrs.get("encoding-type") == "null":
-            layers = sorted(file["layers"]) if "layers" in file else []
-            wanted = "raw/X" if raw else "X" if layer is None else f"layer {layer!r}"
-            there = f"X: {'X' in file}, raw: {'raw' in file or 'raw.X' in file}, layers {layers}"
-            raise matrix_missing(self.url, wanted, there, list(file))
+            has = "X" in file, "raw" in file or "raw.X" in file
+            wanted = "raw/X" if raw else layer and f"layer {layer!r}"
+            raise matrix_missing(self.url, wanted, has, file.get("layers", ()), [*file])
         return found
 
 
@@ -236,50 +211,41 @@ def _read(element: Any) -> Any:
 def _column(table: Any, name: str) -> Any:
     """One column of a table as anndata reads it."""
     element = table[name]
-    if hasattr(element, "keys"):
-        return _read(element)
-    # anndata 0.7: the column holds codes and a reference to the names, which stand in a group of the table.
-    known = element.attrs.get("categories")
-    if known is None and element.dtype.kind == "i" and f"__categories/{name}" in table:
-        known = f"__categories/{name}"
+    beside = f"__categories/{name}"
+    known = None if hasattr(element, "keys") else element.attrs.get("categories")
+    if known is None and not hasattr(element, "keys") and element.dtype.kind == "i" and beside in table:
+        known = beside
     if known is None:
         return _read(element)
-    names = table[known if not isinstance(known, bytes) else known.decode()]
+    # anndata 0.7: the column holds codes and a reference to the names, which stand in a group of the table.
+    names = table[known.decode() if isinstance(known, bytes) else known]
+    values: Any = np.asarray(_read(names))
+    values = [_text(value) for value in values] if values.dtype.kind in "OS" else values
     ordered = bool(names.attrs.get("ordered", False))
-    return needs("pandas").Categorical.from_codes(_read(element), _values(_read(names)), ordered=ordered)
+    return needs("pandas").Categorical.from_codes(_read(element), values, ordered=ordered)
 
 
-def _values(categories: Any) -> Any:
-    """Categories, texts decoded."""
-    array = np.asarray(categories)
-    return [_text(value) for value in array] if array.dtype.kind in "OS" else array
-
-
-def form_of(matrix: Any, url: str) -> tuple[str, tuple[int, int]]:
+def form_of(matrix: Any) -> tuple[str, tuple[int, int]]:
     """``csr``, ``csc`` or ``dense``, and the numbers of cells and variables.
 
     Raises:
         SourceContractError: If it is none of the three, or its pointers do not fit it.
     """
-    attributes, sparse = matrix.attrs if hasattr(matrix, "keys") else {}, hasattr(matrix, "keys")
+    sparse = hasattr(matrix, "keys")
+    attributes = matrix.attrs if sparse else {"shape": matrix.shape, "encoding-type": "dense"}
     said = _text(attributes.get("encoding-type", attributes.get("h5sparse_format", b"csr")))
-    kind = said.removesuffix("_matrix") if sparse else _DENSE
-    shape = attributes.get("shape", attributes.get("h5sparse_shape")) if sparse else matrix.shape
-    if kind not in (_CSR, _CSC, _DENSE) or (sparse and {"data", "indices", "indptr"} - set(matrix)):
+    kind = said.removesuffix("_matrix")
+    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+    if sparse and (kind not in ("csr", "csc") or {"data", "indices", "indptr"} - set(matrix)):
         raise SourceContractError(
-            f"{url}: X is encoded as {said!r}, expected a dense, CSR or CSC matrix",
-            path=url,
-            fix="adata.X.tocsr()",
+            f"X is encoded as {said!r}, expected a dense, CSR or CSC matrix", fix="adata.X.tocsr()"
         )
-    if shape is None or len(shape) != 2:
-        raise SourceContractError(
-            f"{url}: X has shape {[] if shape is None else list(shape)}, expected cells x variables", path=url
-        )
-    size = int(shape[0]), int(shape[1])
+    shape = [] if shape is None else list(map(int, shape))
+    if len(shape) != 2:
+        raise SourceContractError(f"X has shape {shape}, expected cells x variables")
     if sparse:
-        pointers, count = matrix["indptr"], size[kind == _CSC]
+        pointers, what = matrix["indptr"], "column" if kind == "csc" else "row"
         ends = (int(pointers[0]), int(pointers[len(pointers) - 1])) if len(pointers) else ()
-        if len(pointers) != count + 1 or ends != (0, len(matrix["data"])):
-            what = "column" if kind == _CSC else "row"
-            raise SourceContractError(f"{url}: {what} pointers do not fit the matrix", path=url)
-    return kind, size
+        if len(pointers) != shape[what == "column"] + 1 or ends != (0, len(matrix["data"])):
+            raise SourceContractError(f"{what} pointers do not fit the matrix")
+    return kind, (shape[0], shape[1])

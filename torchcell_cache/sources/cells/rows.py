@@ -7,7 +7,6 @@ all, and temporary space of 16 bytes or so per element.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -48,28 +47,27 @@ class Rows(NamedTuple):
     columns: Int64Array
     values: npt.NDArray[Any]
 
+    def cell(self, element: Any) -> int:
+        """Number of the cell of an element."""
+        return self.start + int(np.searchsorted(self.ptr, element, side="right")) - 1
 
-def canonical(
-    start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int, url: str
-) -> Rows:
+
+def canonical(start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int) -> Rows:
     """Rows with ascending, unique columns; an element named twice counts as the sum, as scipy has it.
 
     Raises:
         SourceContractError: If the matrix is damaged.
     """
     if bool((np.diff(ptr) < 0).any()) or len(columns) != ptr[-1] or len(values) != len(columns):
-        raise SourceContractError(f"{url}: row pointers from cell {start} on do not fit the matrix", path=url)
+        raise SourceContractError(f"row pointers from cell {start} on do not fit the matrix")
     if len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < width:
-        raise SourceContractError(
-            f"{url}: cells from {start} on name variables outside 0..{width - 1}", path=url
-        )
+        raise SourceContractError(f"cells from {start} on name variables outside 0..{width - 1}")
     rises = np.ones(len(columns), dtype=np.bool_)
     rises[1:] = columns[1:] > columns[:-1]
     rises[ptr[:-1][ptr[:-1] < ptr[1:]]] = True
     if not bool(rises.all()):
-        found = needs("scipy.sparse").csr_matrix(
-            (values, columns, ptr), shape=(len(ptr) - 1, width), copy=True
-        )
+        shape = len(ptr) - 1, width
+        found = needs("scipy.sparse").csr_matrix((values, columns, ptr), shape=shape, copy=True)
         found.sum_duplicates()
         ptr, columns, values = found.indptr.astype(np.int64), found.indices.astype(np.int64), found.data
     return Rows(start, ptr, columns, values)
@@ -86,15 +84,13 @@ class Matrix:
 
     def __init__(self, file: CellFile, layer: str | None, raw: bool) -> None:
         self.file, self.layer, self.raw = file, layer, raw
+        self._transposed: Transposed | None = None
         with file.open() as opened:
             found = file.matrix(opened, layer, raw)
-            self.kind, self.shape = form_of(found, file.url)
+            self.kind, self.shape = form_of(found)
             dtype = found["data"].dtype if self.kind != "dense" else found.dtype
-        if dtype.kind not in "fiub":
-            raise SourceContractError(
-                f"{file.url}: the matrix holds {dtype}, expected numbers", path=file.url
-            )
-        self._transposed: Transposed | None = None
+            if dtype.kind not in "fiub":
+                raise SourceContractError(f"the matrix holds {dtype}, expected numbers")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_transposed": None}
@@ -103,16 +99,15 @@ class Matrix:
         """Cells ``start`` to ``stop``, run by run; the file is open only while this is being read."""
         if start >= stop:
             return
-        with contextlib.ExitStack() as stack:
-            found = self.file.matrix(stack.enter_context(self.file.open()), self.layer, self.raw)
-            if self.kind == "dense":
-                yield from _dense_runs(found, start, stop, self.shape[1])
-            elif self.kind == "csr":
-                yield from _csr_runs(found, start, stop, self.shape[1], self.file.url)
-            else:
+        with self.file.open() as opened:
+            found = self.file.matrix(opened, self.layer, self.raw)
+            if self.kind == "csc":
                 if self._transposed is None:
                     self._transposed = Transposed(found, self.shape, self.file.url)
                 yield from self._transposed.runs(start, stop)
+            else:
+                runs = _dense_runs if self.kind == "dense" else _csr_runs
+                yield from runs(found, start, stop, self.shape[1])
 
 
 def _dense_runs(dataset: Any, start: int, stop: int, width: int) -> Iterator[Rows]:
@@ -126,14 +121,14 @@ def _dense_runs(dataset: Any, start: int, stop: int, width: int) -> Iterator[Row
         yield Rows(first, offsets(np.bincount(rows, minlength=len(block))), columns, block[nonzero])
 
 
-def _csr_runs(group: Any, start: int, stop: int, width: int, url: str) -> Iterator[Rows]:
+def _csr_runs(group: Any, start: int, stop: int, width: int) -> Iterator[Rows]:
     first = start
     while first < stop:
         ptr = np.asarray(group["indptr"][first : min(first + MAX_CELLS, stop) + 1], dtype=np.int64)
         count = max(1, int(np.searchsorted(ptr - ptr[0], MAX_ELEMENTS, side="right")) - 1)
         low, high = int(ptr[0]), int(ptr[count])
         columns = np.asarray(group["indices"][low:high], dtype=np.int64)
-        yield canonical(first, ptr[: count + 1] - low, columns, group["data"][low:high], width, url)
+        yield canonical(first, ptr[: count + 1] - low, columns, group["data"][low:high], width)
         first += count
 
 
@@ -147,41 +142,40 @@ class Transposed:
     """
 
     def __init__(self, group: Any, shape: tuple[int, int], url: str) -> None:
-        self.shape, self.url = shape, url
+        self.shape = shape
         indptr = np.asarray(group["indptr"][:], dtype=np.int64)
         total = int(indptr[-1])
         if bool((np.diff(indptr) < 0).any()):
-            raise SourceContractError(f"{url}: column pointers do not fit the matrix", path=url)
+            raise SourceContractError("column pointers do not fit the matrix")
         self.element = np.dtype([("row", "<i8"), ("column", "<i4"), ("value", group["data"].dtype)])
         buckets = min(max(1, -(-total // _BUCKET)), max(shape[0], 1))
         self.size = -(-shape[0] // buckets)
-        with temporary_files(f"the cells of {url} ({total * self.element.itemsize:,} bytes)"):
+        self.what = f"the cells of {url} ({total * self.element.itemsize:,} bytes)"
+        with temporary_files(self.what):
             self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
         # finalize() runs in the process that made it only: a forked worker that ends leaves the files alone.
         self._remove = weakref.finalize(self, _remove, str(self.directory), os.getpid())
         try:
             for low in range(0, total, _BLOCK):
-                self._sort_in(group, indptr, low, min(low + _BLOCK, total))
+                high = min(low + _BLOCK, total)
+                block = np.empty(high - low, dtype=self.element)
+                block["row"], block["value"] = group["indices"][low:high], group["data"][low:high]
+                block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+                self._sort_in(block)
         except BaseException:
             self._remove()
             raise
 
-    def _sort_in(self, group: Any, indptr: Any, low: int, high: int) -> None:
-        rows = np.asarray(group["indices"][low:high], dtype=np.int64)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.shape[0]:
-            raise SourceContractError(f"{self.url}: the matrix names cells it does not have", path=self.url)
-        block = np.empty(high - low, dtype=self.element)
-        block["row"], block["value"] = rows, group["data"][low:high]
-        block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
-        bucket = rows // self.size
-        order = np.argsort(bucket, kind="stable")
-        edges = np.searchsorted(bucket[order], np.arange(int(bucket.max(initial=0)) + 2))
-        for number in range(len(edges) - 1):
-            part = order[edges[number] : edges[number + 1]]
-            if len(part):
-                path = self.directory / str(number)
-                with temporary_files(f"the cells of {self.url}"), path.open("ab", buffering=0) as file:
-                    write_all(file.fileno(), block[part].tobytes())  # tofile does not say why it wrote less
+    def _sort_in(self, block: npt.NDArray[Any]) -> None:
+        rows = block["row"]
+        if not 0 <= int(rows.min()) <= int(rows.max()) < self.shape[0]:
+            raise SourceContractError("the matrix names cells it does not have")
+        block = block[np.argsort(rows // self.size, kind="stable")]
+        numbers, first = np.unique(block["row"] // self.size, return_index=True)
+        for number, part in zip(numbers.tolist(), np.split(block, first[1:]), strict=True):
+            path = self.directory / str(number)
+            with temporary_files(self.what), path.open("ab", buffering=0) as file:
+                write_all(file.fileno(), part.tobytes())  # tofile does not say why it wrote less
 
     def runs(self, start: int, stop: int) -> Iterator[Rows]:
         """Cells ``start`` to ``stop`` in runs."""
@@ -191,12 +185,11 @@ class Transposed:
             found = found[np.argsort(found["row"], kind="stable")]  # columns ascend already
             first, last = max(start, number * self.size), min(stop, (number + 1) * self.size)
             for low in range(first, last, MAX_CELLS):
-                high = min(low + MAX_CELLS, last)
-                edges = np.searchsorted(found["row"], np.arange(low, high + 1))
+                edges = np.searchsorted(found["row"], np.arange(low, min(low + MAX_CELLS, last) + 1))
                 part = found[edges[0] : edges[-1]]
                 columns = part["column"].astype(np.int64)
                 values = np.ascontiguousarray(part["value"])
-                yield canonical(low, edges - edges[0], columns, values, self.shape[1], self.url)
+                yield canonical(low, edges - edges[0], columns, values, self.shape[1])
 
 
 def _remove(directory: str, owner: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,10 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.sources.cells import asked
-from torchcell_cache.sources.cells.expression import (
-    FLAVORS,
-    CellRows,
-    Expression,
-    HighlyVariable,
-    float32_target,
-)
+from torchcell_cache.sources.cells.expression import FLAVORS, CellRows, float32_target
 from torchcell_cache.sources.cells.files import cell_files
 from torchcell_cache.sources.cells.genes import Perturbations, align
-from torchcell_cache.sources.cells.labels import Labels, read_labels
+from torchcell_cache.sources.cells.labels import read_labels
 from torchcell_cache.sources.cells.rows import Matrix
 from torchcell_cache.sources.cells.samples import CellSamples
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, read_aliases
@@ -134,58 +129,54 @@ class AnnDataSource(Shown):
         choice("flavor", flavor, FLAVORS)
         phenotypes = asked.in_order("phenotypes", phenotypes)
         categories = asked.in_order("categories", categories)
-        columns = asked.in_order("perturbation", perturbation)
+        columns, control = asked.in_order("perturbation", perturbation), asked.in_order("control", control)
         words = asked.read_vocabulary(vocabulary, columns)
-        how = Perturbations(columns, separator, asked.in_order("control", control), unknown, words)
+        self._how = Perturbations(columns, separator, control, unknown, words)
         raw, log1p = truth("raw", raw), truth("log1p", log1p)
         target_sum = None if target_sum is None else float32_target(target_sum)
         column = None if column is None else whole_number("column", column)
         asked.check(layer, raw, (*phenotypes, *categories), y, field, separator, version)
-        self.phenotypes, self.target_sum, self.log1p = phenotypes, target_sum, log1p
-        cells = whole_number("hvg_cells", hvg_cells, 2)
+        self.phenotypes = phenotypes
+        self._seen = whole_number("hvg_cells", hvg_cells, 2)
         top = None if n_top_genes is None else whole_number("n_top_genes", n_top_genes, 1)
-        self.variable = None if top is None else HighlyVariable(top, flavor, cells)
+        self._variable = None if top is None else {"n_top_genes": top, "flavor": flavor}
         if not isinstance(base_graph, BaseData):
             got = "None: cells need a graph of genes" if base_graph is None else type(base_graph).__name__
             raise SourceContractError(f"base_graph is {got}, expected a Data or HeteroData with node_ids")
-        self.node_type = perturbable_type(base_graph, node_type)
+        self._graph, self.node_type = base_graph, perturbable_type(base_graph, node_type)
         self._aliases = read_aliases(aliases) or None
         named = NodeNames.of_graph(base_graph, self.node_type, self._aliases)
         self._names = named.names
         self.files = cell_files(files, storage_options)
-        self.matrices = [Matrix(file, layer, raw) for file in self.files]
-        self.alignments = [align(matrix, named, gene_column) for matrix in self.matrices]
-        lengths = [matrix.shape[0] for matrix in self.matrices]
+        matrices = [Matrix(file, layer, raw) for file in self.files]
+        self.alignments = [align(matrix, named, gene_column) for matrix in matrices]
+        lengths = [matrix.shape[0] for matrix in matrices]
         chosen = asked.chosen_rows(rows, self.files, lengths)
-        self._labels: Labels = read_labels(self.files, lengths, named, phenotypes, categories, how, chosen)
+        self._labels = read_labels(self.files, lengths, named, phenotypes, categories, self._how, chosen)
         self.tables, self._in_part = asked.side_tables(uns, self.files), chosen is not None
-        kept = [len(rows) for rows in self._labels.rows]
-        if sum(lengths) and not sum(kept):
+        nodes, kept = [found.node_of for found in self.alignments], self._labels.rows
+        cells = CellRows(matrices, kept, nodes, named.names, target_sum, log1p)
+        if sum(lengths) and not len(cells):
             raise SourceContractError(
                 f"no cell of {len(self.files)} files is left: " + "; ".join(self._labels.notes),
                 fix='unknown="error" shows the first name; perturbation=..., separator=..., control=... say how names stand',
             )
-        self._cells = CellRows(self.matrices, self._labels.rows, self._names)
-        self._version, self._digests = version, [""] * len(self.files)
-        perturbed = [*how.columns, separator, *how.control, unknown] if how.columns else None
+        self._version = version
+        perturbed = [*columns, separator, *control, unknown] if columns else None
         self._settings: dict[str, Any] = {
             **{"layer": layer, "raw": raw, "gene_column": gene_column, "node_type": self.node_type},
             **{"field": field, "column": column, "phenotypes": list(phenotypes), "y": y},
             **{"categories": list(categories), "perturbation": perturbed},
             **{"target_sum": target_sum, "log1p": log1p},
         }
-        nodes = [found.node_of for found in self.alignments]
-        self._nodes = self._cells.chosen(self.variable, nodes, target_sum, log1p)
-        self._graph, self._how = base_graph, how
-        self._make_samples(np.isin(np.arange(len(self._names)), np.concatenate(self._nodes)))
+        if top is not None:
+            cells = replace(cells, nodes=cells.highly_variable(top, flavor, self._seen))
+        self._cells = cells
+        self._make_samples(np.isin(np.arange(len(self._names)), np.concatenate(cells.nodes)))
 
     def _make_samples(self, measured: npt.NDArray[np.bool_]) -> None:
-        settings = self._settings
-        self._samples = CellSamples(
-            *(self._graph, self.node_type, self._names, settings["field"], settings["column"], measured),
-            *(self._labels, self.phenotypes, settings["y"], self._how),
-            {"obs_tables": self.tables} if self.tables else {},
-        )
+        graph, labels = (self._graph, self.node_type, self._names), (self._labels, self._how, self.tables)
+        self._samples = CellSamples(*graph, self._settings, measured, *labels)
         self.base_graph = self._samples.base_graph
 
     def continued(self, graph: Any) -> AnnDataSource:
@@ -206,7 +197,7 @@ class AnnDataSource(Shown):
         out.tables = tables if tables.keys() == self.tables.keys() else self.tables
         store = graph._store if self.node_type is None else graph[self.node_type]
         measured, all_measured = self._samples.measured, store.get("measured")
-        fits = self.variable is None and all_measured is not None and len(all_measured) == len(measured)
+        fits = self._variable is None and all_measured is not None and len(all_measured) == len(measured)
         wider = fits and not bool((measured & ~all_measured.numpy()).any())
         out._make_samples(all_measured.numpy() if wider else measured)
         return out
@@ -221,10 +212,10 @@ class AnnDataSource(Shown):
     def notes(self) -> tuple[str, ...]:
         """What matched between the files and the base graph, what was left out and what is missing, line by line."""
         lines = [str(found) for found in self.alignments]
-        if self.variable is not None:
+        if self._variable is not None:
             chosen = int(self._samples.measured.sum())
             lines.append(f"{chosen:,} highly variable genes keep their expression")
-        lost = asked.unmeasured(self._labels.perturbed, self._labels.rows, self.alignments, self._names)
+        lost = asked.unmeasured(self._labels, self.alignments, self._names)
         return (*lines, *self._labels.notes, *lost)
 
     def report(self) -> str:
@@ -254,7 +245,7 @@ class AnnDataSource(Shown):
     def items(self, start: int, stop: int) -> Iterator[Data | HeteroData]:
         """The graphs of cells ``start`` to ``stop``, files read in runs."""
         at = start
-        for found in self._read(start, stop):
+        for found in self._cells.read(start, stop):
             for k in range(len(found.ptr) - 1):
                 part = slice(int(found.ptr[k]), int(found.ptr[k + 1]))
                 yield self._samples.graph(at, found.nodes[part], found.values[part])
@@ -264,13 +255,10 @@ class AnnDataSource(Shown):
         """The same cells, fields of a whole run at once, ready to be encoded."""
         at, samples = start, self._samples
         base = TensorValue(11, samples.base_field.numpy())
-        for found in self._read(start, stop):
+        for found in self._cells.read(start, stop):
             positions = found.nodes * samples.width + samples.column
             yield samples.chunk(at, ChangedRows(base, found.ptr, positions, found.values))
             at += len(found.ptr) - 1
-
-    def _read(self, start: int, stop: int) -> Iterator[Expression]:
-        return self._cells.read(start, stop, self._nodes, self.target_sum, self.log1p)
 
     def settings(self) -> dict[str, Any]:
         """How samples are made of cells; cells that are appended to a store must be made the same way."""
@@ -284,17 +272,12 @@ class AnnDataSource(Shown):
         if self._version is not None:
             out["version"] = self._version
         else:
-            for number, file in enumerate(self.files):
-                file.check_unchanged()
-                if file.in_memory or not self._digests[number]:  # what is in memory may have changed
-                    self._digests[number] = file.digest()
-            out["files"] = list(self._digests)
+            out["files"] = [file.digest() for file in self.files]
             if any(file.in_memory for file in self.files):
-                out["cells"] = self._labels.digest(self._nodes)
+                out["cells"] = self._labels.digest(self._cells.nodes)
         if self._in_part:
             out["rows"] = array_digest(np.concatenate(self._labels.rows))
-        if self.variable is not None:
-            how = {"n_top_genes": self.variable.n_top_genes, "flavor": self.variable.flavor}
-            seen = {"cells": min(self.variable.num_cells, len(self))}
-            out["highly_variable"] = {**how, **seen, "chosen": array_digest(self._samples.measured)}
+        if self._variable is not None:
+            chosen = {"cells": min(self._seen, len(self)), "chosen": array_digest(self._samples.measured)}
+            out["highly_variable"] = {**self._variable, **chosen}
         return out
