@@ -442,7 +442,7 @@ WRONG = {
     "no controls": ({"num_controls": 0}, "num_controls=0"),
     "a share": ({"num_controls": 1.5}, "num_controls=1.5"),
     "no seed": ({"seed": None}, "seed=None"),
-    "no column": ({"within": "donors"}, "is no column of this store"),
+    "no column": ({"within": "donors"}, "is no stored column"),
     "no columns": ({"within": []}, "names no column"),
     "a missing name": ({"per_category": {"a": {"ctrl": 1}}}, "no value for 3 names of 'condition'"),
     "no mapping": ({"per_category": ["a"]}, "expected a mapping"),

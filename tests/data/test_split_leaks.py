@@ -212,7 +212,7 @@ def test_groups_by_name_or_number() -> None:
     ):
         with pytest.raises(SettingError, match=message):
             tc.split_by_group(ds, "donor", progress=False, **arguments)
-    with pytest.raises(SettingError, match="no stored column 'doner'"):
+    with pytest.raises(SettingError, match="'doner' is no stored column"):
         tc.split_by_group(ds, "doner")
 
 
@@ -351,7 +351,7 @@ def test_what_is_no_name_of_a_column_is_answered(make, stratify) -> None:
 def test_the_share_that_is_wrong_is_named() -> None:
     with pytest.raises(SettingError, match=r"^seen_fractions=\(1, 0\).*3 shares(.|\n)*fix: seen_fractions="):
         tc.split_by_perturbation(Plain([[1]]), seen_fractions=(1, 0))
-    with pytest.raises(SettingError, match=r"^seen_fractions='x'(.|\n)*2 of them"):
+    with pytest.raises(SettingError, match=r"^seen_fractions='x'(.|\n)*2 shares"):
         tc.split_by_perturbation(Plain([[1]]), (0.5, 0.5), seen_fractions="x")
     ds = Plain([[1], [2]], g=[0.0, 1.0])
     with pytest.raises(SettingError, match="no g of these samples"):

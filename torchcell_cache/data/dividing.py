@@ -5,7 +5,6 @@ The same on every machine and numpy version.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.checks import seed_number, suggestion, whole_number
-from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.checks import seed_number, whole_number
+from torchcell_cache.core.ragged import Int64Array, ascends, unique_ragged
 from torchcell_cache.data.index_file import of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS, Float64Array
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import is_number, single_columns
 
 PARTS = ("train", "val", "test")
 MAX_CLASSES = 16
@@ -42,11 +41,6 @@ def strata_of(values: npt.NDArray[Any], bins: int) -> Int64Array:
     out = np.full(len(values), len(edges) + 1, dtype=np.int64)
     out[known] = np.searchsorted(edges, values[known], side="right")
     return out
-
-
-def strata(values: Float64Array | None, count: int, bins: int) -> Int64Array:
-    """:func:`strata_of` values, or one stratum for all where there are none."""
-    return np.zeros(count, dtype=np.int64) if values is None else strata_of(values, bins)
 
 
 def shares(sizes: Sequence[int], fractions: Sequence[float]) -> Int64Array:
@@ -87,16 +81,6 @@ def draw(stratum: Int64Array, count: int, seed: int) -> Int64Array:
     return chosen
 
 
-def column(dataset: Any, name: str, key: str) -> npt.NDArray[Any]:
-    """A column of numbers of a dataset by name."""
-    columns: dict[str, npt.NDArray[Any]] = {
-        name: each for name, each in single_columns(dataset.columns).items() if is_number(each)
-    }
-    if not isinstance(name, str) or name not in columns:
-        raise SettingError(f"{key}={name!r} is no column of this store{suggestion(str(name), list(columns))}")
-    return columns[name]
-
-
 # Parts
 
 
@@ -106,19 +90,10 @@ def checked_fractions(
     """Three shares that sum to 1; of two, the second is that of the test part."""
     wanted = (2, 3) if length is None else (length,)
     try:
-        values = [float(share) for share in fractions]
-        if len(fractions) != len(values):
-            raise TypeError
+        values = [float(share) for share in fractions] if len(fractions) in wanted else []
     except (TypeError, ValueError, OverflowError):
-        raise SettingError(
-            f"{key}={fractions!r:.200}: expected numbers, {' or '.join(map(str, wanted))} of them in a list"
-        ) from None
-    good = (
-        len(values) in wanted
-        and all(0 <= v <= 1 for v in values)
-        and math.isclose(sum(values), 1, abs_tol=1e-6)
-    )
-    if not good:
+        values = []
+    if not all(0 <= v <= 1 for v in values) or not math.isclose(sum(values), 1, abs_tol=1e-6):
         raise SettingError(
             f"{key}={fractions!r:.200}: expected {' or '.join(map(str, wanted))} shares from 0 to 1 that sum to 1",
             fix=f"{key}={'(0.8, 0.2)' if length == 2 else '(0.8, 0.1, 0.1)'}",
@@ -128,18 +103,16 @@ def checked_fractions(
 
 def planned(
     dataset: Any, function: str, fractions: Sequence[float], seed: int, stratify: str | None, bins: int
-) -> tuple[tuple[float, float, float], dict[str, Any], Float64Array | None]:
-    """Checked shares, how the split is made as JSON values, and the values to stratify by."""
+) -> tuple[tuple[float, float, float], dict[str, Any], Float64Array]:
+    """Checked shares, how the split is made as JSON values, and the values to stratify by, all 0 for one stratum."""
     parts = checked_fractions(fractions)
     of_store(function, dataset)
     listed = [parts[0], parts[2]] if len(fractions) == 2 else list(parts)
-    numbers = {
-        "seed": seed_number(seed),
-        "stratify": stratify,
-        "bins": whole_number("bins", bins, 1, most=MOST_BINS),
-    }
-    values = None if stratify is None else column(dataset, stratify, "stratify").astype(np.float64)
-    return parts, {"function": function, "fractions": listed, **numbers}, values
+    how = {"function": function, "fractions": listed, "seed": seed_number(seed), "stratify": stratify}
+    how["bins"] = whole_number("bins", bins, 1, most=MOST_BINS)
+    if stratify is None:
+        return parts, how, np.zeros(len(dataset))
+    return parts, how, column_of(dataset, stratify, "stratify", numbers=True).astype(np.float64)
 
 
 def named_parts(part: Int64Array, how: dict[str, Any]) -> dict[str, Int64Array]:
@@ -156,53 +129,19 @@ def first_of_set(ids: Int64Array, ptr: Int64Array) -> Int64Array:
 
     A sample that perturbs nothing is its own: controls are no replicates of each other.
     """
-    ids, ptr = _ascending(ids, ptr)
-    base = int(ids.max(initial=0)) + 1
-    counts = np.diff(ptr)
-    out = np.arange(len(counts), dtype=np.int64)
-    by_size = np.argsort(counts, kind="stable")
-    sizes, starts = np.unique(counts[by_size], return_index=True)
-    for size, rows in zip(sizes.tolist(), np.split(by_size, starts[1:]), strict=False):
-        if size == 0 or len(rows) == 1:
-            continue
-        starts = ptr[rows]
-        order, changes = _ordered([ids[starts + k] for k in range(size)], base)
-        first = rows[order[np.concatenate([[True], changes])]]
-        out[rows[order]] = np.repeat(first, np.diff(np.flatnonzero(np.r_[True, changes, True])))
-    return out
+    if not ascends(ids, ptr):
+        ids, ptr = unique_ragged(ids.copy(), ptr)
+    sizes, base = np.diff(ptr), int(ids.max(initial=0)) + 1
+    prefix = np.zeros(len(sizes), dtype=np.int64)  # a number for the first k nodes of each sample
+    for k in range(int(sizes.max(initial=0))):
+        longer = np.flatnonzero(sizes > k)
+        known = prefix[longer] * base + ids[ptr[longer] + k]
+        prefix[longer] = np.unique(known, return_inverse=True)[1].reshape(-1)
+    first = first_of(sizes * (len(sizes) + 1) + prefix)
+    return np.where(sizes == 0, np.arange(len(sizes)), first)
 
 
-def first_of(positions: Int64Array) -> Int64Array:
-    """The first sample of a view that is the same sample of the store, ``[n] int64``: views may repeat samples."""
-    _, first, which = np.unique(positions, return_index=True, return_inverse=True)
+def first_of(numbers: Int64Array) -> Int64Array:
+    """The first sample that has the same number, ``[n] int64``: views may repeat a sample of the store."""
+    _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
     return first[which.reshape(-1)].astype(np.int64)
-
-
-def _ordered(columns: list[Int64Array], base: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
-    """An order of rows in which equal ones are neighbours, the first of them first, and where rows change."""
-    if base ** len(columns) < 1 << 63:  # one number says it all, and one sort is faster than several
-        key = functools.reduce(lambda high, low: high * base + low, columns)
-        order = np.argsort(key, kind="stable")
-        return order, np.diff(key[order]) != 0
-    order = np.lexsort(columns)
-    changes = np.zeros(len(order) - 1, dtype=np.bool_)
-    for column in columns:
-        changes |= np.diff(column[order]) != 0
-    return order, changes
-
-
-def count_divided(first: Int64Array, part: Int64Array) -> int:
-    """How many sets of :func:`first_of_set` have samples in several parts; ``part`` is ``[n] int64``."""
-    return len(np.unique(first[part != part[first]]))
-
-
-def _ascending(ids: Int64Array, ptr: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Ids ascending and unique within each sample, as a table has them by contract."""
-    owner = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-    if bool(((ids[1:] > ids[:-1]) | (owner[1:] != owner[:-1])).all()):
-        return ids, ptr
-    order = np.lexsort((ids, owner))
-    ids, owner = ids[order], owner[order]
-    new = np.concatenate([[True], (ids[1:] != ids[:-1]) | (owner[1:] != owner[:-1])])
-    counts = np.bincount(owner[new], minlength=len(ptr) - 1)
-    return ids[new], offsets(counts)

@@ -7,6 +7,7 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,14 @@ from torchcell_cache.core.checks import (
 from torchcell_cache.core.choices import Uneven
 from torchcell_cache.data.reading import (
     Collated,
-    Expanded,
     Job,
     StoreReader,
     WorkerProcesses,
     checked_device,
+    expanded,
     mark_padding,
     on_device,
     packed,
-    shared,
 )
 from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
 from torchcell_cache.data.samplers.order import samplers_of
@@ -163,24 +163,19 @@ class CacheLoader:
         self.batch_size = getattr(self.batch_sampler, "batch_size", None)
         self.drop_last = bool(getattr(self.batch_sampler, "drop_last", False))
         self._own = self.batch_sampler if isinstance(self.batch_sampler, CacheSampler) else None
-        if self._own is not None:
-            self._check_sampler(self._own)
+        if (own := self._own) is not None:  # its weights and costs would be those of other samples
+            what = "other samples than the dataset's, or for another order"
+            if not (same := own.num_samples == len(self._view)):
+                what = f"{own.num_samples} samples, the dataset has {len(self._view)}"
+            if not same or own.content not in (None, self._view.digest):
+                fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
+                raise SettingError(f"the sampler is for {what}", fix=fix)
         self._prepare_reader()
-
-    def _check_sampler(self, own: CacheSampler) -> None:
-        """Refuse a sampler of other samples: its weights and costs would be those of others."""
-        what = "other samples than the dataset's, or for another order"
-        if own.num_samples != len(self._view):
-            what = f"{own.num_samples} samples, the dataset has {len(self._view)}"
-        elif own.content in (None, self._view.digest):
-            return
-        fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
-        raise SettingError(f"the sampler is for {what}", fix=fix)
 
     def _prepare_reader(self) -> None:
         collate, transform = self.collate_fn, self._view.transform
-        self._samples = collate is not None or transform is not None
-        if self._samples and collate is None:
+        samples = collate is not None or transform is not None
+        if samples and collate is None:
             warnings.warn(
                 "the dataset has a transform, so samples are read one by one and collated by PyG, which copies the base "
                 "graph into every sample of every batch; store the transform's result (processor= of build) or "
@@ -192,9 +187,12 @@ class CacheLoader:
         generation, there = self._view.generation, self.num_workers and self.expand and not self._view.pairing
         on_host = self.device in (None, torch.device("cpu"))
         expands = bool(there and on_host and not generation.is_structured)
-        self._whole, how = self._samples or expands, (self.follow_batch, self.exclude_keys, self.drop_removed)
-        make: Any = Expanded(*how) if expands else packed if self.num_workers else shared
-        if self._samples:
+        self._whole = samples or expands
+        names = {"follow_batch": self.follow_batch, "exclude_keys": self.exclude_keys}
+        self._how: dict[str, Any] = {**names, "drop_removed": self.drop_removed}
+        make: Any = packed if self.num_workers else SharedGraphBatch.read
+        make = partial(expanded, **self._how) if expands else make
+        if samples:
             make = Collated(transform, collate, self.drop_removed, self._view.pairing)
         self._reader = StoreReader(generation, make, getattr(self._own, "shards_at_once", 0))
         self._workers: WorkerProcesses | None = None
@@ -220,7 +218,7 @@ class CacheLoader:
                 own.note_step(plan, job.step)
             batch = batch if self._whole else self._view.batch(batch)
             if self.expand and not self._whole:
-                batch = batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
+                batch = batch.to_pyg(**self._how)
             if own is not None and own.uneven == "pad":
                 mark_padding(batch, job.padding, self._view.pairing, self.device)
             yield batch

@@ -15,7 +15,7 @@ from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.dividing import column
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.expression import Expression
 
@@ -50,7 +50,7 @@ def strata_of(
     if not names:
         raise SettingError("within= names no column", fix='within="donor", or leave it out')
     whole, here = PreprocessedDataset._of(dataset.generation), dataset.positions()
-    columns = [column(whole, name, "within") for name in names]
+    columns = [column_of(whole, name, "within", numbers=True) for name in names]
     for name, found in zip(names, columns, strict=True):
         lost = int(np.isnan(found[here]).sum()) if found.dtype.kind == "f" else 0
         if lost and drawn:

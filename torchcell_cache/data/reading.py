@@ -6,8 +6,9 @@ import contextlib
 import copy
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,28 +32,14 @@ _MOST_AHEAD_BYTES = 1 << 28
 # What to make of store positions; functions that travel to workers.
 
 
-def shared(generation: Generation, positions: Int64Array) -> SharedGraphBatch:
-    """A shared batch."""
-    return SharedGraphBatch.read(generation, positions)
-
-
 def packed(generation: Generation, positions: Int64Array) -> Any:
     """A shared batch as one buffer, which crosses a process boundary."""
     return SharedGraphBatch.read(generation, positions).pack()
 
 
-@dataclass(frozen=True, slots=True)
-class Expanded:
+def expanded(generation: Generation, positions: Int64Array, **how: Any) -> Any:
     """A shared batch as the PyG batch of its samples, made where it is read."""
-
-    follow_batch: Sequence[str] | None
-    exclude_keys: Sequence[str] | None
-    drop_removed: bool
-
-    def __call__(self, generation: Generation, positions: Int64Array) -> Any:
-        """The samples at store positions."""
-        batch = SharedGraphBatch.read(generation, positions)
-        return batch.to_pyg(self.follow_batch, self.exclude_keys, drop_removed=self.drop_removed)
+    return SharedGraphBatch.read(generation, positions).to_pyg(**how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +110,9 @@ class StoreReader:
     def _fetch(self, shard: int) -> None:
         files = self.generation.files
         if files.sizes[shard] <= _MOST_AHEAD_BYTES:
-            with contextlib.suppress(OSError):  # advice: whoever reads says what is wrong
-                descriptor = os.open(files.paths[shard], os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+            # Advice: whoever reads says what is wrong.
+            with contextlib.suppress(OSError), Path(files.paths[shard]).open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Let go of all shards that this reader opened."""

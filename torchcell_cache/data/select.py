@@ -8,20 +8,27 @@ from typing import Any, get_args
 
 import numpy as np
 
-from torchcell_cache.core.checks import choice, gives_items, seed_number, suggestion, whole_number
+from torchcell_cache.core.checks import (
+    choice,
+    gives_items,
+    names_or_none,
+    seed_number,
+    suggestion,
+    whole_number,
+)
 from torchcell_cache.core.choices import Match
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.ragged import Int64Array, ragged_rows, segments
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_rows, segments
 from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.dividing import column, draw, strata_of
+from torchcell_cache.data.dividing import draw, strata_of
 from torchcell_cache.data.index_file import load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS
-from torchcell_cache.data.view import into_view
+from torchcell_cache.data.torchcell import perturbable_store
+from torchcell_cache.data.view import column_of, into_view
 from torchcell_cache.errors import CacheNotFoundError, SettingError
-from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.store.columns import single_columns
 from torchcell_cache.store.expression import Expression
@@ -71,7 +78,10 @@ def select(
         array([1, 2])
     """
     of_store("select", dataset)
-    genes, without = _texts("genes", genes), _texts("without", without)
+    genes, without = (
+        [names] if isinstance(names, str) else names_or_none(key, names) or []
+        for key, names in (("genes", genes), ("without", without))
+    )
     choice("match", match, MATCHES)
     rows = np.arange(len(dataset), dtype=np.int64) if listed is None else _listed(dataset, listed)
     kept = np.ones(len(dataset), dtype=bool)
@@ -88,33 +98,20 @@ def select(
     if without:
         kept &= count_perturbed(dataset, _node_ids(dataset, "without", without))[0] == 0
     rows = rows[kept[rows]]
-    if n is None and stratify is not None:
-        raise SettingError(f"stratify={stratify!r} shapes a draw, and n= says how many to draw", fix="n=1000")
-    return rows if n is None else rows[_drawn(dataset, rows, n, seed, stratify, bins)]
-
-
-def _texts(key: str, names: Any) -> list[str]:
-    if isinstance(names, str):
-        return [names]
-    try:
-        out = list(names)
-    except TypeError:
-        raise SettingError(f"{key}={names!r}: expected names of nodes") from None
-    if not all(isinstance(name, str) for name in out):
-        raise SettingError(f"{key}={out!r:.200}: expected names of nodes")
-    return out
-
-
-def _drawn(dataset: Any, rows: Int64Array, n: int, seed: int, stratify: str | None, bins: int) -> Int64Array:
-    """Which of ``rows`` are drawn, ascending."""
+    if n is None:
+        if stratify is not None:
+            why = f"stratify={stratify!r} shapes a draw, and n= says how many to draw"
+            raise SettingError(why, fix="n=1000")
+        return rows
     n, bins, seed = whole_number("n", n, 0), whole_number("bins", bins, 1, most=MOST_BINS), seed_number(seed)
     if n > len(rows):
         raise SettingError(
             f"n={n:,}: {len(rows):,} samples fulfil the conditions", fix="a smaller n, or fewer conditions"
         )
     if stratify is None:
-        return np.sort(epoch_order(len(rows), seed, 0)[:n])
-    return draw(strata_of(column(dataset, stratify, "stratify")[rows], bins), n, seed)
+        return rows[np.sort(epoch_order(len(rows), seed, 0)[:n])]
+    values = column_of(dataset, stratify, "stratify", numbers=True)[rows]
+    return rows[draw(strata_of(values, bins), n, seed)]
 
 
 # Perturbed nodes
@@ -142,59 +139,42 @@ def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
 
 def _first_unknown(dataset: Any) -> int:
     """Number of the first name that no node has: behind all nodes."""
-    names, largest = _names_or_none(dataset), int(dataset.generation.table.ids.max(initial=0))
-    return max(largest + 1, 0 if names is None else len(names))
+    largest = int(dataset.generation.table.ids.max(initial=0))
+    return max(largest + 1, len(_names(dataset) or ()))
 
 
 def count_perturbed(dataset: Any, nodes: Int64Array) -> tuple[Int64Array, Int64Array]:
     """How many of ``nodes`` each sample perturbs, and how many nodes at all, both ``[n] int64``."""
     ids, ptr = perturbed_of(dataset)
-    wanted = np.zeros(int(max(ids.max(initial=-1), nodes.max(initial=-1))) + 1, dtype=np.int64)
-    wanted[nodes] = 1
-    total = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum(wanted[ids], out=total[1:])
+    total = offsets(np.isin(ids, nodes))
     return total[ptr[1:]] - total[ptr[:-1]], np.diff(ptr)
 
 
-def node_names_of(dataset: Any) -> list[str]:
+def _names(dataset: Any) -> list[str] | None:
     """Names of the perturbable nodes, by id."""
-    names = _names_or_none(dataset)
+    store = perturbable_store(dataset.generation)
+    return None if store is None else node_names(store)
+
+
+def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
+    names, table = _names(dataset), dataset.generation.table
     if names is None:
         raise SettingError(
             "the base graph has no names of nodes (node_ids)", fix="select by where= or listed="
         )
-    return [str(name) for name in names]
-
-
-def _names_or_none(dataset: Any) -> list[str] | None:
-    graph, topology = dataset.generation.base_graph, dataset.generation.topology
-    if graph is None:
-        return None
-    node_type = perturbable_type(graph) if topology is None else topology.node_type
-    return node_names(graph._store if node_type is None else graph[node_type])
-
-
-def _node_ids(dataset: Any, key: str, wanted: list[str]) -> Int64Array:
-    names, table = node_names_of(dataset), dataset.generation.table
+    names = [str(name) for name in names]
     known = {name: node for node, name in enumerate(names)}
     repeated = len(known) < len(names)
     if table is not None and table.unknown is not None:
         known |= {name: node for node, name in enumerate(table.unknown.names, _first_unknown(dataset))}
     for name in wanted:
-        if name not in known:
-            raise SettingError(f"{key}: the base graph has no node {name!r}{_near(name, names)}")
+        if name not in known:  # without listing thousands of names
+            span = f"it has {len(names):,}, from {names[0]!r} to {names[-1]!r}" if names else ""
+            near = suggestion(name, names, False) or ";" * bool(names)
+            raise SettingError(f"{key}: the base graph has no node {name!r}{near} {span}")
         if repeated and names.count(name) > 1:
             raise SettingError(f"{key}: {name!r} is the name of several nodes, so it does not say which one")
     return np.array([known[name] for name in wanted], dtype=np.int64)
-
-
-def _near(name: str, names: list[str]) -> str:
-    """Suggestion without listing thousands of names."""
-    return (
-        f"{suggestion(name, names, False) or ';'} it has {len(names):,}, from {names[0]!r} to {names[-1]!r}"
-        if names
-        else ""
-    )
 
 
 # Lists

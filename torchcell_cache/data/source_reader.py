@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,13 +28,15 @@ _AT_ONCE = 64
 class SourceReader:
     """Processes samples of a source; ``collate`` makes a batch of a list of graphs, which come one by one without it."""
 
-    def __init__(self, source: Any, processor: Any, collate: Callable[[list[Any]], Any] | None) -> None:
+    def __init__(
+        self, source: Any, processor: Any, collate: Callable[[list[Any]], Any] | None, run_size: int
+    ) -> None:
         # Imported here: a stream of a store needs no sources.
         from torchcell_cache.sources.base import RunSource
         from torchcell_cache.sources.pyg import as_source
         from torchcell_cache.sources.torchcell_processors import paired
 
-        self.collate = collate
+        self.collate, self.run_size = collate, run_size
         self.source: Any
         self.source, self.processor, _ = paired(as_source(source), processor)
         self.in_runs = isinstance(self.source, RunSource)
@@ -63,7 +66,10 @@ class SourceReader:
         """The graph of a fetched sample."""
         with self._blaming([index]):
             if self.assembler is not None and isinstance(item, Sample):
-                return self.assembler.graphs(_columns(item), [item.unknown])[0]
+                parts = item.perturbed, item.values, np.empty(0, dtype=np.uint16)  # a batch of one
+                flat = [(part, np.array([0, len(part)], dtype=np.int64)) for part in parts]
+                columns: Any = itertools.chain(*flat)
+                return self.assembler.graphs(StructuredColumns(*columns), [item.unknown])[0]
             graph = self._processing(item)
             self._processing.check_writes()
             return graph
@@ -118,30 +124,16 @@ class SourceReader:
             ) from None
 
 
-def _columns(sample: Sample) -> StructuredColumns:
-    """One sample as the columns of a batch of one."""
-    ptr, value_ptr = (np.array([0, len(part)], dtype=np.int64) for part in (sample.perturbed, sample.values))
-    words = np.empty(0, dtype=np.uint16)
-    return StructuredColumns(
-        sample.perturbed, ptr, sample.values, value_ptr, words, np.zeros(2, dtype=np.int64)
-    )
-
-
 class WindowReader:
     """Reads one worker stream's samples: those of a window are fetched together, in ascending order, and let go one by one."""
 
     def __init__(self, reader: SourceReader, plan: StreamPlan, stream: int) -> None:
         self.reader = reader
         self._held: dict[int, Any] = {}
-        self._windows = self._fetches(plan, stream)
-
-    def _fetches(self, plan: StreamPlan, stream: int) -> Iterator[Int64Array]:
-        """Indices to fetch together, in the order in which they are needed."""
         start, stop = plan.mine.stream_range(stream)
-        in_order = _AT_ONCE if self.reader.in_runs else 1
+        in_order = _AT_ONCE if reader.in_runs else 1
         window = plan.order.buffer if plan.order.shuffle and plan.order.buffer else in_order
-        for at in range(start, stop, window):
-            yield plan.take(at, min(at + window, stop))[0]
+        self._windows = (plan.take(at, min(at + window, stop))[0] for at in range(start, stop, window))
 
     def _take(self, index: int) -> Any:
         while index not in self._held:

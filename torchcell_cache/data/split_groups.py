@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.dividing import PARTS, divide, named_parts, planned, strata
-from torchcell_cache.data.samplers.weighted import column_of
+from torchcell_cache.data.dividing import PARTS, divide, named_parts, planned, strata_of
 from torchcell_cache.data.splits import Splits
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
 
 _MOST_LISTED = 20
@@ -69,25 +68,19 @@ def split_by_group(
         raise SettingError(
             "val= names groups, and two fractions leave out validation", fix="fractions=(0.8, 0.1, 0.1)"
         )
-    if values is not None:
-        values = means(values, groups.of, groups.count)
-    part = _dealt(groups, strata(values, groups.count, how["bins"]), parts, named, how["seed"])
+    stratum = strata_of(means(values, groups.of, len(groups.values)), how["bins"])
+    part = _dealt(column, stratum, parts, named, how["seed"])
     return Splits(dataset, named_parts(part[groups.of], how), {}, how).said(progress)
 
 
 class _Groups:
-    """The groups that a column makes, in the order of its values.
-
-    Attributes:
-        of: Group of each sample, ``[n] int64``.
-        count: Number of groups.
-    """
+    """The groups that a column makes: their ``values``, ascending, and ``of`` each sample its group, ``[n] int64``."""
 
     def __init__(self, dataset: Any, column: str) -> None:
         if not isinstance(column, str):
             raise SettingError(f"column={column!r:.80}: expected the name of one column")
         self.column = column
-        values = column_of(dataset, column)
+        values = column_of(dataset, column, "column")
         if values.ndim != 1:
             raise SettingError(
                 f"column {column!r} has {list(values.shape[1:])} values per sample, groups need one"
@@ -95,7 +88,6 @@ class _Groups:
         _refuse_several(dataset, column)
         self.values, of = np.unique(values, return_inverse=True)
         self.of: Int64Array = of.reshape(-1).astype(np.int64)
-        self.count = len(self.values)
         self._names: list[str] | None = dataset.categories.get(column)
 
     def numbers(self, part: str, given: Iterable[Any]) -> dict[Any, int]:
@@ -112,21 +104,17 @@ class _Groups:
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 # In the column's own precision: 30.1 finds the float32 that stands for it.
                 value = np.asarray(float(label), dtype=np.result_type(self.values, np.float32))
-        found = np.zeros(0, dtype=np.int64)
         if value is not None:
             found = np.flatnonzero((self.values == value) | ((value != value) & (self.values != self.values)))
-        if len(found) == 0:
-            raise SettingError(
-                f"{part}={label!r} is no {self.column} of these samples{suggestion(str(label), self._listed())}"
-            )
-        return int(found[0])
-
-    def _listed(self) -> list[str]:
-        """What groups there are, not all of thousands."""
-        shown = self.values[:_MOST_LISTED].tolist()
+            if len(found):
+                return int(found[0])
+        shown = self.values[:_MOST_LISTED].tolist()  # what groups there are, not all of thousands
+        listed = [f"{k:g}" for k in shown]
         if self._names is not None:
-            return [self._names[int(k)] for k in shown if 0 <= k < len(self._names)]
-        return [f"{k:g}" for k in shown]
+            listed = [self._names[int(k)] for k in shown if 0 <= k < len(self._names)]
+        raise SettingError(
+            f"{part}={label!r} is no {self.column} of these samples{suggestion(str(label), listed)}"
+        )
 
 
 def _refuse_several(dataset: Any, column: str) -> None:
@@ -135,50 +123,43 @@ def _refuse_several(dataset: Any, column: str) -> None:
     names = () if table is None else (*table.phenotypes, *table.statistics)
     if table is None or column not in names or bool((np.diff(table.value_ptr) <= 1).all()):
         return
-    rows = dataset.positions()
     values = table.values[:, names.index(column)]
     owner = np.repeat(np.arange(len(table)), np.diff(table.value_ptr))
-    low, high = np.full(len(table), np.inf), np.full(len(table), -np.inf)
-    known = ~np.isnan(values)
-    np.minimum.at(low, owner[known], values[known])
-    np.maximum.at(high, owner[known], values[known])
-    several = (low < high)[rows]
+    pairs = np.unique(np.stack([owner, values], axis=1)[~np.isnan(values)], axis=0)
+    rows = dataset.positions()
+    several = np.isin(rows, pairs[1:, 0][np.diff(pairs[:, 0]) == 0])
     if several.any():
         at = int(rows[int(np.argmax(several))])
+        own = pairs[pairs[:, 0] == at, 1]
         raise SettingError(
-            f"sample {at} has measurements of several {column}: {low[at]:g} to {high[at]:g}",
+            f"sample {at} has measurements of several {column}: {own[0]:g} to {own[-1]:g}",
             fix="a table with one row per measurement (replicates='keep')",
         )
 
 
 def _dealt(
-    groups: _Groups, stratum: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
+    column: str, stratum: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
 ) -> Int64Array:
-    """Part of each group, ``[num_groups] int64``."""
-    part = np.full(groups.count, -1, dtype=np.int64)
+    """Part of each group, ``[num_groups] int64``; none that has a share is empty as far as there are groups."""
+    part = np.full(len(stratum), -1, dtype=np.int64)
     for k, name in enumerate(PARTS):
         for label, number in named[name].items():
             if part[number] >= 0:
-                raise SettingError(
-                    f"{groups.column} {label!r} is named for {PARTS[part[number]]} and for {name}"
-                )
+                raise SettingError(f"{column} {label!r} is named for {PARTS[part[number]]} and for {name}")
             part[number] = k
     rest = np.flatnonzero(part < 0)
-    open_shares = np.array([0.0 if named[name] else share for name, share in zip(PARTS, parts, strict=True)])
-    if len(rest) and not open_shares.any():
+    given = np.array([0.0 if named[name] else share for name, share in zip(PARTS, parts, strict=True)])
+    if not len(rest):
+        return part
+    if not given.any():
         raise SettingError(
-            f"{len(rest)} of {groups.count} groups are named for no part, and no other part has a share",
+            f"{len(rest)} of {len(part)} groups are named for no part, and no other part has a share",
             fix="name them too, or leave one part's groups out",
         )
-    if len(rest):
-        part[rest] = _filled(divide(stratum[rest], open_shares / open_shares.sum(), seed), open_shares)
-    return part
-
-
-def _filled(part: npt.NDArray[np.int64], given: npt.NDArray[np.float64]) -> Int64Array:
-    """``part`` with no part that has a share empty, as far as there are groups: the largest gives its last one away."""
+    dealt = divide(stratum[rest], given / given.sum(), seed)
     for k in np.flatnonzero(given > 0).tolist():
-        sizes = np.bincount(part, minlength=len(given))
-        if sizes[k] == 0 and sizes.max() > 1:
-            part[np.flatnonzero(part == sizes.argmax())[-1]] = k
+        sizes = np.bincount(dealt, minlength=len(given))
+        if sizes[k] == 0 and sizes.max() > 1:  # the largest gives its last one away
+            dealt[np.flatnonzero(dealt == sizes.argmax())[-1]] = k
+    part[rest] = dealt
     return part

@@ -9,7 +9,7 @@ dealt out are perturbed *sets*: replicates, reciprocal crosses and the cells of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from torchcell_cache.data.dividing import (
     first_of_set,
     named_parts,
     planned,
-    strata,
+    strata_of,
 )
 from torchcell_cache.data.samplers.weighted import Float64Array
 from torchcell_cache.data.select import perturbed_of
@@ -67,7 +67,7 @@ def split_random(
     """
     parts, how, values = planned(dataset, "split_random", fractions, seed, stratify, bins)
     rows, of = np.unique(first_of(dataset.positions()), return_inverse=True)
-    stratum = strata(None if values is None else values[rows], len(rows), how["bins"])
+    stratum = strata_of(values[rows], how["bins"])
     part = divide(stratum, parts, how["seed"], _SAMPLES)[of]
     return Splits(dataset, named_parts(part, how), {}, how).said(progress)
 
@@ -125,11 +125,9 @@ def split_by_perturbation(
         >>> loader = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)
     """
     parts, how, values = planned(dataset, "split_by_perturbation", fractions, seed, stratify, bins)
-    seen_parts = (
-        parts
-        if seen_fractions is None
-        else checked_fractions(seen_fractions, len(fractions), "seen_fractions")
-    )
+    seen_parts = parts
+    if seen_fractions is not None:
+        seen_parts = checked_fractions(seen_fractions, len(fractions), "seen_fractions")
     how |= {
         "seen_fractions": None if seen_fractions is None else [float(share) for share in seen_fractions],
         "names": choice("names", names, NAMES),
@@ -140,52 +138,37 @@ def split_by_perturbation(
     first = np.minimum(first_of_set(ids, ptr), first_of(dataset.positions()))
     rows, set_of = np.unique(first, return_inverse=True)
     at, set_ptr = ragged_rows(ptr, rows)
-    sets = _Sets(ids[at], set_ptr, None if values is None else means(values, set_of, len(rows)), how["bins"])
-    part = sets.dealt(parts, seen_parts, how["seed"], controls == "train")[set_of]
-
+    part = _dealt(ids[at], set_ptr, means(values, set_of, len(rows)), parts, seen_parts, how)[set_of]
     named = named_parts(part, how)
     named["mixed"] = np.flatnonzero(part == 3)
     return Splits(dataset, named, _groups(named, ids, ptr, names), how).said(progress)
 
 
-class _Sets:
-    """The different perturbed sets of a dataset, each once, and the values they are stratified by, NaN for none."""
-
-    def __init__(self, ids: Int64Array, ptr: Int64Array, values: Float64Array | None, bins: int) -> None:
-        self.ids, self.values, self.bins, self.count = ids, values, bins, len(ptr) - 1
-        self.owner = np.repeat(np.arange(self.count), np.diff(ptr))
-        self.empty = np.diff(ptr) == 0
-
-    def dealt(
-        self, parts: Sequence[float], seen_parts: Sequence[float], seed: int, controls_train: bool
-    ) -> Int64Array:
-        """Part of each set, ``[num_sets] int64``: train, val, test, mixed."""
-        node_part = self._divided_nodes(parts, seed)[self.ids]
-        val, test = (np.bincount(self.owner[node_part == k], minlength=self.count) > 0 for k in (1, 2))
-        part = val + 2 * test.astype(np.int64)
-        dealt = part == 0
-        if controls_train:
-            dealt &= ~self.empty
-        part[dealt] = divide(strata(self.values, self.count, self.bins)[dealt], seen_parts, seed, _SAMPLES)
-        part[self._shared_with_validation(part)] = 3
-        return part
-
-    def _divided_nodes(self, parts: Sequence[float], seed: int) -> Int64Array:
-        """Part of each node, ``[largest id + 1] int64``; only nodes that some set perturbs are dealt out."""
-        nodes = np.unique(self.ids)
-        values = None
-        if self.values is not None and len(nodes):
-            values = means(self.values[self.owner], self.ids, int(nodes[-1]) + 1)[nodes]
-        out = np.zeros(int(self.ids.max(initial=-1)) + 1, dtype=np.int64)
-        out[nodes] = divide(strata(values, len(nodes), self.bins), parts, seed, _NODES)
-        return out
-
-    def _shared_with_validation(self, part: Int64Array) -> npt.NDArray[np.bool_]:
-        """Test sets with a node that validation sets perturb and training sets do not, ``[num_sets] bool``."""
-        seen, validated = (_marked(self.ids, part[self.owner] == k) for k in (0, 1))
-        shared = np.bincount(self.owner[(validated & ~seen)[self.ids]], minlength=self.count) > 0
-        found: npt.NDArray[np.bool_] = shared & (part == 2)
-        return found
+def _dealt(
+    ids: Int64Array,
+    ptr: Int64Array,
+    values: Float64Array,
+    parts: Sequence[float],
+    seen_parts: Sequence[float],
+    how: dict[str, Any],
+) -> Int64Array:
+    """Part of each different perturbed set, ``[num_sets] int64``: train, val, test, mixed."""
+    count, nodes = len(ptr) - 1, np.unique(ids)
+    owner = np.repeat(np.arange(count), np.diff(ptr))
+    node_part = np.zeros(int(ids.max(initial=-1)) + 1, dtype=np.int64)
+    stratum = strata_of(means(values[owner], ids, len(node_part))[nodes], how["bins"])
+    node_part[nodes] = divide(stratum, parts, how["seed"], _NODES)
+    val, test = (np.bincount(owner[node_part[ids] == k], minlength=count) > 0 for k in (1, 2))
+    part = val + 2 * test.astype(np.int64)
+    dealt = part == 0
+    if how["controls"] == "train":
+        dealt &= np.diff(ptr) > 0
+    part[dealt] = divide(strata_of(values, how["bins"])[dealt], seen_parts, how["seed"], _SAMPLES)
+    # Test sets with a node that validation sets perturb and training sets do not.
+    seen, validated = (_marked(ids, part[owner] == k) for k in (0, 1))
+    shared = np.bincount(owner[(validated & ~seen)[ids]], minlength=count) > 0
+    part[shared & (part == 2)] = 3
+    return part
 
 
 def _marked(ids: Int64Array, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -193,16 +176,6 @@ def _marked(ids: Int64Array, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.boo
     out = np.zeros(int(ids.max(initial=-1)) + 1, dtype=np.bool_)
     out[ids[which]] = True
     return out
-
-
-def unseen_counts(ids: Int64Array, ptr: Int64Array, train: Int64Array) -> Int64Array:
-    """How many nodes of each sample no training sample perturbs, ``[num_samples] int64``."""
-    count = len(ptr) - 1
-    owner = np.repeat(np.arange(count), np.diff(ptr))
-    training = np.zeros(count, dtype=bool)
-    training[train] = True
-    seen = _marked(ids, training[owner])
-    return np.bincount(owner[~seen[ids]], minlength=count).astype(np.int64)
 
 
 def gears_name(num_perturbed: int, num_unseen: int) -> str:
@@ -220,15 +193,18 @@ def gears_name(num_perturbed: int, num_unseen: int) -> str:
 def _groups(
     named: dict[str, Int64Array], ids: Int64Array, ptr: Int64Array, names: str
 ) -> dict[str, Int64Array]:
-    unseen, sizes = unseen_counts(ids, ptr, named["train"]), np.diff(ptr)
-    most = int(sizes.max(initial=0))
-    code = sizes * (most + 1) + unseen if names == "gears" else unseen
+    """Samples of validation and test by how many of their nodes no training sample perturbs."""
+    sizes, count = np.diff(ptr), len(ptr) - 1
+    owner = np.repeat(np.arange(count), sizes)
+    seen = _marked(ids, np.isin(owner, named["train"]))
+    unseen = np.bincount(owner[~seen[ids]], minlength=count)
     out: dict[str, Int64Array] = {}
     for part in ("val", "test"):
         rows = named.get(part, np.zeros(0, dtype=np.int64))
-        merged: dict[str, list[Int64Array]] = {}
-        for value in np.unique(code[rows]).tolist():
-            name = gears_name(*divmod(value, most + 1)) if names == "gears" else f"unseen{value}"
-            merged.setdefault(name, []).append(rows[code[rows] == value])
-        out |= {f"{part}_{name}": np.sort(np.concatenate(merged[name])) for name in sorted(merged)}
+        pairs, which = np.unique(np.stack([sizes[rows], unseen[rows]], axis=1), axis=0, return_inverse=True)
+        called = [gears_name(*pair) if names == "gears" else f"unseen{pair[1]}" for pair in pairs.tolist()]
+        for name in sorted(set(called)):
+            out[f"{part}_{name}"] = rows[
+                np.isin(which.reshape(-1), [k for k, n in enumerate(called) if n == name])
+            ]
     return out

@@ -17,8 +17,7 @@ from torchcell_cache.core.markup import shares, table, text
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.dividing import PARTS, count_divided, first_of_set
-from torchcell_cache.data.dividing import column as column_of
+from torchcell_cache.data.dividing import PARTS, first_of_set
 from torchcell_cache.data.index_file import (
     check_identity,
     entry_of,
@@ -30,7 +29,7 @@ from torchcell_cache.data.index_file import (
     write_document,
 )
 from torchcell_cache.data.select import perturbed_of
-from torchcell_cache.data.view import into_view
+from torchcell_cache.data.view import column_of, into_view
 from torchcell_cache.errors import (
     CacheError,
     CacheNotFoundError,
@@ -145,12 +144,13 @@ class Splits:
         part = np.full(len(self.dataset), -1, dtype=np.int64)
         for k, rows in enumerate(self.parts.values()):
             part[rows] = k
-        known = self.dataset.generation.table is not None
-        if known and (divided := count_divided(first_of_set(*perturbed_of(self.dataset)), part)):
-            lines.append(
-                f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "
-                "split_by_perturbation keeps each in one"
-            )
+        if self.dataset.generation.table is not None:
+            first = first_of_set(*perturbed_of(self.dataset))
+            if divided := len(np.unique(first[part != part[first]])):
+                lines.append(
+                    f"{divided:,} perturbed set{'s have' if divided > 1 else ' has'} samples in several parts; "
+                    "split_by_perturbation keeps each in one"
+                )
         return tuple(lines)
 
     def report(self) -> str:

@@ -14,7 +14,7 @@ from torchcell_cache.core.checks import function_or_none, refuse_unknown, whole_
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.loader import CacheLoader
-from torchcell_cache.data.reading import Collated, StoreReader, mark_padding, shared
+from torchcell_cache.data.reading import Collated, StoreReader, mark_padding
 from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.ranges import StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShuffleQuality, shuffle_quality
@@ -73,11 +73,18 @@ class StreamingCacheDataset(IterableDataset[Any]):
         **common: Unpack[Common],
     ) -> None:
         refuse_unknown("StreamingCacheDataset", set(common) - set(_SHUFFLING), ["dataset", *_SHUFFLING])
-        self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
-        self._view = store_view(self.dataset, "StreamingCacheDataset")
-        self._source: SourceReader | None = None
-        layout = ShardLayout.from_view(self._view)
-        self._sample(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
+        self._source = dataset if isinstance(dataset, SourceReader) else None
+        if self._source is not None:
+            self.dataset = self._source.source
+            layout = ShardLayout.from_runs(len(self.dataset), self._source.run_size)
+        else:
+            self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
+            self._view = store_view(self.dataset, "StreamingCacheDataset")
+            layout = ShardLayout.from_view(self._view)
+        size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.batch_size = None if batch_size is None else size
+        buffer = whole_number("shuffle_buffer_size", shuffle_buffer_size, 1)
+        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **common)
 
     @classmethod
     def from_source(
@@ -116,27 +123,11 @@ class StreamingCacheDataset(IterableDataset[Any]):
         """
         valid = ["source", "processor", *_SHUFFLING, "run_size", "collate_fn"]
         refuse_unknown("StreamingCacheDataset.from_source", set(common) - set(_SHUFFLING), valid)
-        stream = cls.__new__(cls)
-        stream._view = None  # type: ignore[assignment]
         collate = function_or_none("collate_fn", collate_fn) or _collated
-        stream._source = SourceReader(source, processor, None if batch_size is None else collate)
-        stream.dataset = stream._source.source
-        layout = ShardLayout.from_runs(len(stream.dataset), whole_number("run_size", run_size, 1))
-        stream._sample(layout, batch_size, shuffle, chunk_size, shuffle_buffer_size, common)
-        return stream
-
-    def _sample(
-        self,
-        layout: ShardLayout,
-        batch_size: int | None,
-        shuffle: bool,
-        chunk_size: int,
-        buffer: int,
-        common: Common,
-    ) -> None:
-        size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
-        self.batch_size = None if batch_size is None else size
-        self.sampler = StreamSampler(self.dataset, layout, size, shuffle, chunk_size, buffer, **common)
+        run_size = whole_number("run_size", run_size, 1)
+        reader = SourceReader(source, processor, None if batch_size is None else collate, run_size)
+        sizes = {"chunk_size": chunk_size, "shuffle_buffer_size": shuffle_buffer_size}
+        return cls(reader, batch_size, shuffle=shuffle, **sizes, **common)
 
     # Iterating
 
@@ -179,11 +170,17 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def _read(self, plan: StreamPlan, number: int) -> Iterator[tuple[int, Any]]:
         """Steps of a worker stream and what they give."""
-        single, cut, source = self.batch_size is None, plan.mine, self._source
-        stretches = cut.singles(number, _AT_ONCE) if single else cut.stretches(number)
-        reader = self._store_reader() if source is None else WindowReader(source, plan, number)
+        single, source = self.batch_size is None, self._source
+        make: Any = SharedGraphBatch.read
+        if source is None and (single or self._view.transform is not None):
+            collate = None if single else Collater([])
+            make = Collated(self._view.transform, collate, pairing=self._view.pairing)
+        if source is None:
+            reader: Any = StoreReader(self._view.generation, make, self.sampler.shards_at_once)
+        else:
+            reader = WindowReader(source, plan, number)
         try:
-            for steps, start, stop in stretches:
+            for steps, start, stop in plan.mine.stretches(number, _AT_ONCE if single else 1):
                 indices, padding = plan.take(start, stop)
                 found = reader[indices if source is not None else self._view.rows(indices, plan.epoch)]
                 found = self._view.batch(found) if isinstance(found, SharedGraphBatch) else found
@@ -197,13 +194,6 @@ class StreamingCacheDataset(IterableDataset[Any]):
                 source.check()
         finally:
             reader.close()
-
-    def _store_reader(self) -> StoreReader:
-        make: Any = shared
-        if self.batch_size is None or self._view.transform is not None:
-            collate = None if self.batch_size is None else Collater([])
-            make = Collated(self._view.transform, collate, pairing=self._view.pairing)
-        return StoreReader(self._view.generation, make, self.sampler.shards_at_once)
 
     def __len__(self) -> int:
         """Batches, or single samples without ``batch_size``, of a whole epoch on this rank."""
@@ -238,11 +228,10 @@ class StreamingCacheDataset(IterableDataset[Any]):
                 "the state of single samples in several workers depends on how torch's loader batches them",
                 fix="give the stream its batch_size, and DataLoader(stream, batch_size=None, num_workers=...)",
             )
-        plan = self.sampler.plan(0, max(1, whole_number("num_workers", num_workers, 0)))
-        return {
-            **self.sampler.state_dict(),
-            self.sampler.place_name: plan.place(whole_number("steps", steps, 0)),
-        }
+        self.sampler.streams = max(1, whole_number("num_workers", num_workers, 0))
+        plan = self.sampler._plan_of(self.epoch, self.sampler._place, 0)
+        place = plan.place(whole_number("steps", steps, 0))
+        return {**self.sampler.state_dict(), self.sampler.place_name: place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, whatever the number of ranks, workers and the batch size now.

@@ -12,6 +12,7 @@ import numpy as np
 from torchcell_cache.core.package import optional
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.errors import SettingError
+from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.store.facts import StoredFacts
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from torchcell_cache.core.samples import SampleTable
+
+
+def perturbable_store(generation: Any) -> Any:
+    """The nodes of the base graph that samples perturb, ``None`` without a base graph."""
+    graph, topology = generation.base_graph, generation.topology
+    if graph is None:
+        return None
+    node_type = perturbable_type(graph) if topology is None else topology.node_type
+    return graph._store if node_type is None else graph[node_type]
 
 
 class GeneSet(Set[str], Sequence[str]):
@@ -93,7 +103,7 @@ class TorchcellNames(StoredFacts):
     @property
     def phenotype_label_index(self) -> dict[str, list[int]]:
         """Samples by the name of a label that was measured."""
-        return self._made("label", lambda table: _by_label(table))
+        return self._made("label", _by_label)
 
     @property
     def dataset_name_index(self) -> dict[str, list[int]]:
@@ -158,14 +168,8 @@ class TorchcellNames(StoredFacts):
         return ["manifest.json"]
 
     def _node_names(self) -> list[Any]:
-        graph, topology = self.generation.base_graph, self.generation.topology
-        if graph is None:
-            return []
-        node_type = (
-            ("gene" if topology is None else topology.node_type) if hasattr(graph, "node_types") else None
-        )
-        store = graph._store if node_type is None else graph[node_type]
-        return node_names(store) or list(range(store.num_nodes))
+        store = perturbable_store(self.generation)
+        return [] if store is None else node_names(store) or list(range(store.num_nodes))
 
     def _made(self, name: str, make: Callable[[SampleTable], dict[Any, list[int]]]) -> dict[Any, list[int]]:
         """An index of this view, made once; views and pickles leave it behind."""

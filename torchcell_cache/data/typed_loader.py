@@ -16,6 +16,7 @@ from torchcell_cache.data.samplers.base import CacheSampler, Common
 T = TypeVar("T")
 R = TypeVar("R")
 B_co = TypeVar("B_co", covariant=True)
+Stored = PreprocessedDataset | Subset[Any] | ConcatDataset[Any]
 
 
 class Batches(Protocol[B_co]):
@@ -28,6 +29,9 @@ class Batches(Protocol[B_co]):
 class LoaderOptions(Common, total=False):
     """What a :class:`~torchcell_cache.CacheLoader` takes besides, for type checkers; its own signature says it again."""
 
+    batch_size: int
+    shuffle: bool
+    num_workers: int
     sampler: Iterable[int] | CacheSampler | None
     batch_sampler: Iterable[Sequence[int]] | None
     drop_removed: bool
@@ -44,16 +48,13 @@ class LoaderOptions(Common, total=False):
 
 
 class CacheLoader(loader.CacheLoader, Generic[T]):
-    """See :class:`torchcell_cache.data.loader.CacheLoader`."""
+    """See :class:`torchcell_cache.data.loader.CacheLoader`; ``order`` is ``batch_size, shuffle, num_workers``."""
 
     @overload
     def __init__(
         self: CacheLoader[R],
         dataset: Batches[R],
-        batch_size: int = 1,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        *,
+        *order: int,
         expand: Literal[False] = False,
         collate_fn: None = None,
         **options: Unpack[LoaderOptions],
@@ -61,11 +62,8 @@ class CacheLoader(loader.CacheLoader, Generic[T]):
     @overload
     def __init__(
         self: CacheLoader[Batch],
-        dataset: PreprocessedDataset | Subset[Any] | ConcatDataset[Any],
-        batch_size: int = 1,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        *,
+        dataset: Stored,
+        *order: int,
         expand: Literal[True],
         collate_fn: None = None,
         **options: Unpack[LoaderOptions],
@@ -73,11 +71,8 @@ class CacheLoader(loader.CacheLoader, Generic[T]):
     @overload
     def __init__(
         self: CacheLoader[R],
-        dataset: PreprocessedDataset | Subset[Any] | ConcatDataset[Any],
-        batch_size: int = 1,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        *,
+        dataset: Stored,
+        *order: int,
         expand: bool = False,
         collate_fn: Callable[[list[Any]], R],
         **options: Unpack[LoaderOptions],
@@ -85,11 +80,8 @@ class CacheLoader(loader.CacheLoader, Generic[T]):
     @overload
     def __init__(
         self: CacheLoader[Any],
-        dataset: PreprocessedDataset | Subset[Any] | ConcatDataset[Any],
-        batch_size: int = 1,
-        shuffle: bool = False,
-        num_workers: int = 0,
-        *,
+        dataset: Stored,
+        *order: int,
         expand: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **options: Unpack[LoaderOptions],

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
+from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.errors import SettingError
+from torchcell_cache.store.columns import is_number, single_columns
 from torchcell_cache.store.generation import Generation
 
 
@@ -152,3 +155,20 @@ def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
             fix="pass the whole store",
         )
     return found
+
+
+def column_of(dataset: Any, name: str, key: str, numbers: bool = False) -> npt.NDArray[Any]:
+    """A stored column of a dataset, ``[num_samples]`` or ``[num_samples, width]``; with ``numbers`` one of single numbers."""
+    columns = getattr(dataset, "columns", None)
+    if columns is None and hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # torch's Subset
+        return column_of(dataset.dataset, name, key)[np.asarray(dataset.indices, dtype=np.int64)]
+    if not isinstance(columns, dict):
+        raise SettingError(
+            f"{type(dataset).__name__} has no stored columns, so {key}={name!r} is unknown",
+            fix="pass a PreprocessedDataset or a view of one, or numbers of your own (weights=, costs=)",
+        )
+    known = single_columns(columns)
+    known = {n: c for n, c in known.items() if is_number(c)} if numbers else {**known, **columns}
+    if not isinstance(name, str) or name not in known:
+        raise SettingError(f"{key}={name!r} is no stored column{suggestion(str(name), sorted(known))}")
+    return known[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import numpy as np
@@ -13,15 +13,17 @@ import numpy.typing as npt
 import xxhash
 
 from torchcell_cache.core.checks import real_number, real_numbers, truth
-from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common
-from torchcell_cache.data.samplers.order import RowPlan, StepPlan, epoch_order
-from torchcell_cache.data.samplers.weighted import Float64Array, column_of, per_sample, sum_is_finite
+from torchcell_cache.data.samplers.order import RowPlan, epoch_order
+from torchcell_cache.data.samplers.weighted import Float64Array, per_sample, sum_is_finite
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
 
 POOL = 64
 """Batches that are balanced against each other: few enough that their samples differ from epoch to epoch."""
 _ORDER = 21
+_NONE = np.empty(0, dtype=np.int64)
 
 
 def deal(costs: Float64Array, bins: int, most: int) -> list[list[int]]:
@@ -40,47 +42,30 @@ def deal(costs: Float64Array, bins: int, most: int) -> list[list[int]]:
     return out
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batches:
-    """An epoch's batches, the same for every number of ranks.
-
-    Attributes:
-        indices: Dataset indices, batch after batch, ``[num_samples] int64``.
-        ptr: Where each batch begins and, last, the end, ``[num_batches + 1] int64``.
-    """
-
-    indices: Int64Array
-    ptr: Int64Array
-
-    def __len__(self) -> int:
-        return len(self.ptr) - 1
-
-    def batch(self, number: int) -> Int64Array:
-        """Indices of a batch."""
-        return self.indices[self.ptr[number] : self.ptr[number + 1]]
-
-    def rest(self, number: int) -> Int64Array:
-        """Indices of all batches from ``number`` on."""
-        return self.indices[self.ptr[number] :]
-
-
 @dataclass(frozen=True, eq=False)
 class CostPlan(RowPlan):
     """One rank's batches of one epoch: a step takes the next ``world_size`` of them."""
 
-    batches: Batches
-    costs: Float64Array
+    costs: Float64Array = field(kw_only=True)
+
+    @property
+    def _rest(self) -> Int64Array:
+        """Samples of the batches that are too few for all ranks."""
+        return np.concatenate([*self.row[self.start + self.cut[0] * self.world_size :], _NONE])
+
+    @property
+    def has_empty_batch(self) -> bool:
+        """Whether the last step has fewer samples than there are ranks."""
+        return self.uneven == "exact" and 0 < len(self._rest) < self.world_size
 
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
-        cut = self.cut
-        if step < cut.full_steps or cut.uneven == "pad":
-            number = cut.span(step, self.rank)[0]
-            found = self.batches.batch(number % len(self.batches))
-            return found, np.full(len(found), number >= len(self.batches))
-        rest = self.batches.rest(cut.span(step, 0)[0])
-        mine = deal(self.costs[rest], cut.world_size, len(rest))[self.rank]
-        return rest[mine], np.zeros(len(mine), dtype=np.bool_)
+        if step < self.cut[0] or self.uneven == "pad":
+            number = self.span(step, self.rank)[0]
+            found = self.row[number % self.count]
+            return found, np.full(len(found), number >= self.count)
+        mine = deal(self.costs[self._rest], self.world_size, len(self._rest))[self.rank]
+        return self._rest[mine], np.zeros(len(mine), dtype=np.bool_)
 
 
 class BalancedCostBatchSampler(CacheSampler):
@@ -114,6 +99,7 @@ class BalancedCostBatchSampler(CacheSampler):
     """
 
     place_name = "batches_seen"
+    unit = "batches"
 
     def __init__(
         self,
@@ -140,53 +126,49 @@ class BalancedCostBatchSampler(CacheSampler):
                 "give by= (a stored column) or costs= (numbers of your own), one of the two",
                 fix='BalancedCostBatchSampler(dataset, batch_size, by="removed_edges")',
             )
-        name, given = ("costs", costs) if by is None else (by, column_of(dataset, by))
+        name, given = ("costs", costs) if by is None else (by, column_of(dataset, by, "by"))
         base = real_number("base_cost", base_cost, "a number from 0 on")
         fix = "costs= of your own, or a view without those samples"
         self.costs = per_sample(name, real_numbers(name, given) + base, self.num_samples, "costs", fix)
         if not sum_is_finite(self.costs):
             raise SettingError(f"the sum of all {name} is infinite", fix="costs in a larger unit")
-        self.max_cost = None if max_cost is None else self._checked_limit(max_cost)
-        self._batches: tuple[tuple[int, int], Batches] | None = None
-        if self.num_samples:
-            self._refuse_none(self._plan_of(0, 0, 0))
-
-    def _checked_limit(self, given: Any) -> float:
-        limit = real_number("max_cost", given, "a number above 0", above=True)
-        if len(self.costs) and float(self.costs.max()) > limit:
-            worst, many = int(self.costs.argmax()), int((self.costs > limit).sum())
+        limit = (
+            None if max_cost is None else real_number("max_cost", max_cost, "a number above 0", above=True)
+        )
+        if limit is not None and (dear := self.costs > limit).any():
+            worst = int(self.costs.argmax())
             raise SettingError(
-                f"{many} samples cost more than max_cost={limit}: sample {worst} costs {self.costs[worst]:g}",
+                f"{dear.sum()} samples cost more than max_cost={limit}: sample {worst} costs {self.costs[worst]:g}",
                 fix=f"max_cost={self.costs.max():g}, or a view without them: dataset[costs <= {limit}]",
             )
-        return limit
+        self.max_cost = limit
+        self._batches: tuple[tuple[int, int], list[Int64Array]] | None = None
+        self._check_steps()
 
     # Batches
 
-    def batches(self, epoch: int) -> Batches:
-        """All batches of an epoch, the same for every number of ranks."""
+    def batches(self, epoch: int) -> list[Int64Array]:
+        """All batches of an epoch, each ``[n] int64``, the same for every number of ranks."""
         key = (self.seed, epoch)
         if self._batches is None or self._batches[0] != key:
             self._batches = (key, self._deal(epoch))
         return self._batches[1]
 
-    def _deal(self, epoch: int) -> Batches:
-        count = self.num_samples
-        order = epoch_order(count, self.seed, epoch, _ORDER) if self.shuffle else np.arange(count)
-        rows: list[Int64Array] = []
-        for pool in self._pools(order):
-            costs = self.costs[pool]
-            rows += [pool[np.array(sorted(batch), dtype=np.int64)] for batch in self._deal_pool(costs)]
-        indices = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
-        return Batches(indices, offsets(np.array([len(row) for row in rows], dtype=np.int64)))
-
-    def _pools(self, order: Int64Array) -> list[Int64Array]:
-        """Runs of the order that make about :data:`POOL` batches each."""
+    def _deal(self, epoch: int) -> list[Int64Array]:
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = epoch_order(self.num_samples, self.seed, epoch, _ORDER)
+        # Runs of the order that make about POOL batches each.
         marks = np.arange(len(order), dtype=np.int64) // (POOL * min(self.most, max(len(order), 1)))
         if self.max_cost is not None:
             by_cost = np.floor(np.cumsum(self.costs[order]) / (POOL * self.max_cost)).astype(np.int64)
             marks = np.cumsum(np.r_[0, (np.diff(by_cost) > 0) | (np.diff(marks) > 0)])[: len(order)]
-        return np.split(order, np.flatnonzero(np.diff(marks)) + 1) if len(order) else []
+        pools = np.split(order, np.flatnonzero(np.diff(marks)) + 1) if len(order) else []
+        return [
+            pool[np.array(sorted(batch), dtype=np.int64)]
+            for pool in pools
+            for batch in self._deal_pool(self.costs[pool])
+        ]
 
     def _deal_pool(self, costs: Float64Array) -> list[list[int]]:
         fewest = -(-len(costs) // self.most)
@@ -201,29 +183,14 @@ class BalancedCostBatchSampler(CacheSampler):
 
     # Epochs
 
-    def _refuse_none(self, plan: CostPlan) -> None:
-        cut, left = plan.cut, plan.cut.count - plan.cut.start
-        if left and not len(plan):
-            self._refuse_no_batch(f"{left} batches", "batch_size or max_cost")
-        rest = len(plan.batches.rest(cut.start + cut.full_steps * cut.world_size))
-        if self.uneven == "exact" and 0 < rest < cut.world_size:
-            self._refuse_empty(f"the last step has {rest} samples for {cut.world_size} ranks")
+    @property
+    def epoch_size(self) -> int:
+        """Batches of the epoch, over all ranks."""
+        return len(self.batches(self.epoch))
 
     def _plan_of(self, epoch: int, place: int, rank: int) -> CostPlan:
-        batches = self.batches(epoch)
-        cut = StepPlan(len(batches), place, 1, self.world_size, self.uneven)
-        return CostPlan(epoch, rank, cut, batches, self.costs)
-
-    def _make_plan(self, epoch: int, place: int) -> CostPlan:
-        plan = self._plan_of(epoch, place, self.rank)
-        self._refuse_none(plan)
-        return plan
-
-    def _steps(self, place: int) -> int:
-        return len(self._plan_of(self.epoch, place, 0))
-
-    def _last_place(self) -> int:
-        return len(self.batches(self._next_epoch))
+        row = self.batches, len(self.batches(epoch)), place
+        return CostPlan(epoch, rank, *row, 1, self.world_size, self.uneven, costs=self.costs)
 
     def _settings(self) -> dict[str, Any]:
         return {

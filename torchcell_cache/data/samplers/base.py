@@ -6,7 +6,7 @@ import abc
 import copy
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypedDict, Unpack, get_args
+from typing import Any, ClassVar, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,11 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def has_empty_batch(self) -> bool:
+        """Whether some rank gets nothing in some step."""
 
     @abc.abstractmethod
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
@@ -74,29 +79,27 @@ class CacheSampler(abc.ABC):
     """
 
     place_name: ClassVar[str] = "samples_seen"
+    unit: str = "samples"
 
-    def __init__(self, dataset: Sized | int, batch_size: int, **common: Unpack[Common]) -> None:
-        given: Common = {
-            "seed": 0,
-            "drop_last": False,
-            "rank": None,
-            "world_size": None,
-            "uneven": "drop_last",
-        }
-        if unknown := set(common) - set(given):
-            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}")
-        given |= common
-        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(given["seed"])
+    def __init__(
+        self,
+        dataset: Sized | int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        uneven: Uneven = "drop_last",
+    ) -> None:
+        self.batch_size, self.seed = whole_number("batch_size", batch_size, 1), seed_number(seed)
         self.dataset = dataset
         if isinstance(dataset, Sized) and getattr(dataset, "ndim", 1) == 0:
             raise SettingError(f"dataset={dataset!r:.200}: expected a dataset, or its number of samples")
         count = len(dataset) if isinstance(dataset, Sized) else dataset
         self.num_samples = whole_number("dataset", count, 0, most=MOST)
-        self.drop_last, self.uneven = (
-            truth("drop_last", given["drop_last"]),
-            choice("uneven", given["uneven"], UNEVEN),
-        )
-        self._rank, self._world_size = given["rank"], given["world_size"]
+        self.drop_last, self.uneven = truth("drop_last", drop_last), choice("uneven", uneven, UNEVEN)
+        self._rank, self._world_size = rank, world_size
         self._next_epoch, self._next_place = 0, self.beginning
         self._ended: tuple[int, Any] | None = None  # an epoch that a state had seen to its end
         self._plan: Plan | None = None
@@ -105,34 +108,42 @@ class CacheSampler(abc.ABC):
     # What the kinds of samplers know
 
     @abc.abstractmethod
-    def _make_plan(self, epoch: int, place: Any) -> Plan:
-        """This rank's batches of an epoch from a place on; refuses what would give a rank an empty batch."""
-
-    @abc.abstractmethod
-    def _steps(self, place: Any) -> int:
-        """Steps from a place to the end of an epoch, the same on every rank."""
+    def _plan_of(self, epoch: int, place: Any, rank: int) -> Plan:
+        """A rank's batches of an epoch from a place on; as many on every rank."""
 
     @property
     def beginning(self) -> Any:
         """The place at which an epoch begins, as JSON values."""
         return 0
 
+    @property
+    def epoch_size(self) -> int:
+        """Samples of a whole epoch, over all ranks."""
+        return self.num_samples
+
     def _settings(self) -> dict[str, Any]:
         """What else decides what is drawn, as JSON values: a state goes on only where these are the same."""
         return {"sampler": type(self).__name__}
 
-    def _refuse_no_batch(self, what: str, smaller: str = "batch_size") -> NoReturn:
-        raise SettingError(
-            f"{what} on {self.world_size} ranks leave no batch with uneven={self.uneven!r}, drop_last={self.drop_last}",
-            fix=f"a smaller {smaller}, drop_last=False, or uneven='pad'",
-        )
+    def _check_steps(self) -> None:
+        """Refuse what leaves a rank without a batch, or with an empty one."""
+        if self.epoch_size and not len(self):
+            raise SettingError(
+                f"{self.epoch_size} {self.unit} on {self.world_size} ranks leave no batch with "
+                f"batch_size={self.batch_size}, uneven={self.uneven!r}, drop_last={self.drop_last}",
+                fix="a smaller batch_size (or max_cost), drop_last=False, or uneven='pad'",
+            )
+        self._checked_plan(0, self.beginning)
 
-    @staticmethod
-    def _refuse_empty(what: str) -> NoReturn:
-        raise SettingError(
-            f"with uneven='exact', {what}",
-            fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
-        )
+    def _checked_plan(self, epoch: int, place: Any) -> Plan:
+        plan = self._plan_of(epoch, place, self.rank)
+        if plan.has_empty_batch:
+            raise SettingError(
+                f"uneven='exact' and batch_size={self.batch_size} leave some of {self.world_size} ranks without a sample "
+                f"in the last steps of {self.epoch_size} {self.unit}",
+                fix="uneven='pad', whose batches mark repeated samples in is_padding, or another batch_size",
+            )
+        return plan
 
     # Epochs
 
@@ -153,7 +164,7 @@ class CacheSampler(abc.ABC):
 
     def __len__(self) -> int:
         """Steps of a whole epoch, the same on every rank."""
-        return self._steps(self.beginning)
+        return len(self._plan_of(self.epoch, self.beginning, 0))
 
     @property
     def _place(self) -> Any:
@@ -162,7 +173,9 @@ class CacheSampler(abc.ABC):
     @property
     def steps_left(self) -> int:
         """Steps to the end of the epoch that runs, or of the next one if none does."""
-        return self._steps(self._next_place) if self._plan is None else len(self._plan) - self._done
+        if self._plan is not None:
+            return len(self._plan) - self._done
+        return len(self._plan_of(self._next_epoch, self._next_place, 0))
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; a resumed epoch keeps its place if it is the same one."""
@@ -175,7 +188,7 @@ class CacheSampler(abc.ABC):
 
     def start_epoch(self) -> Plan:
         """The next epoch's plan; from now on :meth:`state_dict` speaks of this epoch."""
-        plan = self._make_plan(self._next_epoch, self._next_place)
+        plan = self._checked_plan(self._next_epoch, self._next_place)
         self._plan, self._ended, self._done = plan, None, 0
         self._next_epoch, self._next_place = self._next_epoch + 1, self.beginning
         return plan
@@ -204,13 +217,8 @@ class CacheSampler(abc.ABC):
         A loader of torch or PyG reads ahead, so with one of those only the epoch is right; call :meth:`note_step`
         yourself, or use ``CacheLoader``.
         """
-        stands = {
-            "version": STATE_VERSION,
-            "seed": self.seed,
-            "epoch": self.epoch,
-            self.place_name: self._place,
-        }
-        return {**stands, **self._identity()}
+        stands = {"seed": self.seed, "epoch": self.epoch, self.place_name: self._place}
+        return {"version": STATE_VERSION, **stands, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
         return {**self._settings(), "num_samples": self.num_samples, "content": self.content}
@@ -258,16 +266,7 @@ class CacheSampler(abc.ABC):
 
     def _read_place(self, place: Any) -> Any:
         """A state's place, checked."""
-        seen = whole_number(f"not a loader's state: {self.place_name}", place, 0)
-        if seen > self._last_place():
-            raise SettingError(
-                f"not a loader's state: {self.place_name}={seen} of an epoch of {self._last_place()}"
-            )
-        return seen
-
-    def _last_place(self) -> int:
-        """The place at which an epoch is over, where places are numbers."""
-        return self.num_samples
+        return whole_number(f"not a loader's state: {self.place_name}", place, 0, most=self.epoch_size)
 
 
 def _differ(there: Any, here: Any) -> bool:

@@ -8,7 +8,7 @@ been seen is therefore always a prefix, so one number resumes an epoch on any ot
 from __future__ import annotations
 
 import abc
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch.utils.data import BatchSampler
 
 from torchcell_cache.core.checks import gives_items, rank_and_world_size, truth
+from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import CacheSampler, Common, Plan
 from torchcell_cache.errors import SettingError
@@ -58,10 +59,14 @@ def epoch_order(num_samples: int, seed: int, epoch: int, stream: int = 0, part: 
     return keys.view(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """How a row of samples (or of batches), from ``start`` on, is cut into steps and ranks: arithmetic on five numbers."""
+@dataclass(frozen=True, eq=False)
+class RowPlan(Plan):
+    """Batches that ranks take in turn from one row of samples, or of batches, from ``start`` on.
 
+    ``draw`` gives an epoch's row; ``None`` is the dataset's own order. How it is cut is arithmetic on five numbers.
+    """
+
+    draw: Callable[[int], Any]
     count: int
     start: int
     batch_size: int
@@ -69,38 +74,37 @@ class StepPlan:
     uneven: str
     drop_last: bool = False
 
-    @property
-    def _step_size(self) -> int:
-        return self.batch_size * self.world_size
+    @cached_property
+    def row(self) -> Any:
+        """What the ranks take from, drawn when the first batch is."""
+        return self.draw(self.epoch)
 
-    def _uneven_steps(self) -> list[int]:
-        """What the steps after the full ones take, over all ranks; a rank's share differs by at most one."""
-        full, tail = divmod(max(0, self.count - self.start), self._step_size)
+    @cached_property
+    def cut(self) -> tuple[int, list[int]]:
+        """How many steps give every rank a full batch, and what those after them take, over all ranks.
+
+        A rank's share differs by at most one.
+        """
+        step = self.batch_size * self.world_size
+        full, tail = divmod(max(0, self.count - self.start), step)
         if self.drop_last or tail == 0:
-            return []
+            return full, []
         if self.uneven == "drop_last":
-            return [tail - tail % self.world_size] if tail >= self.world_size else []
+            return full, [tail - tail % self.world_size] if tail >= self.world_size else []
         if self.uneven == "pad":
-            return [tail + -tail % self.world_size]
+            return full, [tail + -tail % self.world_size]
         if tail >= self.world_size or full == 0 or self.batch_size == 1:
-            return [tail]
+            return full, [tail]
         # Too few samples for all ranks, and hardly any model takes an empty batch: the step before gives some away.
-        return [self._step_size + tail - self.world_size, self.world_size]
+        return full - 1, [step + tail - self.world_size, self.world_size]
 
-    @property
-    def full_steps(self) -> int:
-        """Steps in which every rank has a full batch."""
-        return max(0, self.count - self.start) // self._step_size - (len(self._uneven_steps()) == 2)
-
-    @property
-    def steps(self) -> int:
-        """Steps, the same number on every rank."""
-        return self.full_steps + len(self._uneven_steps())
+    def __len__(self) -> int:
+        return self.cut[0] + len(self.cut[1])
 
     def _begin(self, step: int) -> int:
         """Where a step begins in the row."""
-        full = min(step, self.full_steps)
-        return self.start + full * self._step_size + sum(self._uneven_steps()[: step - full])
+        full = min(step, self.cut[0])
+        return self.start + full * self.batch_size * self.world_size + sum(self.cut[1][: step - full])
 
     def span(self, step: int, rank: int) -> tuple[int, int]:
         """Start and stop in the row of a rank's batch; what lies beyond ``count`` is padding."""
@@ -108,97 +112,41 @@ class StepPlan:
         share, rest = divmod(self._begin(step + 1) - first, self.world_size)
         return first + rank * share + min(rank, rest), first + (rank + 1) * share + min(rank + 1, rest)
 
-    def place(self, done: int) -> int:
-        """How much of the row is seen or left out after ``done`` steps."""
-        return self.count if done and done >= self.steps else self._begin(done)
-
+    @property
     def has_empty_batch(self) -> bool:
         """Whether some rank gets nothing in the last step."""
-        low, high = self.span(self.steps - 1, self.world_size - 1) if self.steps else (0, 1)
+        low, high = self.span(len(self) - 1, self.world_size - 1) if len(self) else (0, 1)
         return low == high
-
-
-@dataclass(frozen=True, eq=False)
-class RowPlan(Plan):
-    """Batches that ranks take from one row in turn: a place is how much of the row is seen."""
-
-    cut: StepPlan
-
-    def __len__(self) -> int:
-        return self.cut.steps
 
     def place(self, done: int) -> int:
         """How much of the row is seen or left out after ``done`` steps."""
-        return self.cut.place(done)
-
-
-@dataclass(frozen=True, eq=False)
-class EpochPlan(RowPlan):
-    """One rank's batches of an order of samples; ``None`` is the dataset's own."""
-
-    order: Int64Array | None
+        return self.count if done and done >= len(self) else self._begin(done)
 
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
-        where = np.arange(*self.cut.span(step, self.rank), dtype=np.int64)
-        padding = where >= self.cut.count
+        where = np.arange(*self.span(step, self.rank), dtype=np.int64)
+        padding = where >= self.count
         if padding.any():
-            where %= self.cut.count
-        return (where if self.order is None else self.order[where]), padding
+            where %= self.count
+        return (where if self.row is None else self.row[where]), padding
 
 
-class OrderSampler(CacheSampler):
-    """Samplers whose epoch is one list of samples: a step takes the next ``world_size * batch_size`` of it.
+class RowSampler(CacheSampler):
+    """Samplers whose epoch is one row of samples: a step takes the next ``world_size * batch_size`` of it.
 
     What has been seen is always a prefix, so one number resumes an epoch on any other number of ranks or batch size.
     """
-
-    _order: tuple[tuple[int, ...], Int64Array] | None = None
-
-    @property
-    def epoch_size(self) -> int:
-        """Samples of a whole epoch, over all ranks."""
-        return self.num_samples
-
-    def _last_place(self) -> int:
-        return self.epoch_size
 
     @abc.abstractmethod
     def _draw(self, epoch: int) -> Int64Array | None:
         """The epoch's list of indices, ``[epoch_size] int64``; ``None`` for the dataset's own order."""
 
-    def _check_steps(self) -> None:
-        """Refuse what leaves a rank without a batch, or with an empty one."""
-        if self.epoch_size and not len(self):
-            self._refuse_no_batch(f"{self.epoch_size} samples in batches of {self.batch_size}")
-        self.cut(0, refuse=True)
-
-    def cut(self, start: int, refuse: bool = False) -> StepPlan:
-        """How an epoch is cut into steps from the ``start``-th sample of its order on."""
-        size, world_size = self.batch_size, self.world_size
-        cut = StepPlan(self.epoch_size, start, size, world_size, self.uneven, self.drop_last)
-        if refuse and cut.has_empty_batch():
-            self._refuse_empty(
-                f"{cut.count - start} samples in batches of {size} leave some of {world_size} ranks without a sample in "
-                "the last step"
-            )
-        return cut
-
-    def _steps(self, place: Any) -> int:
-        return self.cut(place).steps
-
-    def _make_plan(self, epoch: int, place: Any) -> EpochPlan:
-        rank, cut, key = self.rank, self.cut(place, refuse=True), (self.seed, epoch)
-        if self._order is None or self._order[0] != key:
-            drawn = self._draw(epoch)
-            self._order = None if drawn is None else (key, drawn)
-        return EpochPlan(epoch, rank, cut, None if self._order is None else self._order[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_order": None}
+    def _plan_of(self, epoch: int, place: int, rank: int) -> RowPlan:
+        row = self._draw, self.epoch_size, place
+        return RowPlan(epoch, rank, *row, self.batch_size, self.world_size, self.uneven, self.drop_last)
 
 
-class DistributedCacheSampler(OrderSampler):
+class DistributedCacheSampler(RowSampler):
     """Batches of one seeded global order, for this rank; no collective calls.
 
     Iterating gives lists of indices, so it also serves as ``batch_sampler`` of torch's and PyG's own loaders. Each
@@ -208,7 +156,7 @@ class DistributedCacheSampler(OrderSampler):
 
     * ``drop_last``: equal shares, at most ``world_size - 1`` samples are left out (none with one rank);
     * ``pad``: equal shares, filled up with samples from the start of the epoch's order, which are flagged
-      (:attr:`EpochPlan.batch`, ``batch.is_padding``), so that a metric can leave them out;
+      (:meth:`RowPlan.batch`, ``batch.is_padding``), so that a metric can leave them out;
     * ``exact``: every sample once, for evaluation; batches of the last two steps are smaller and differ by one sample.
       Refused where even that leaves a rank an empty batch: fewer samples than ranks, or ``batch_size=1`` and a number of
       samples that the ranks do not divide.

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.data.samplers.base import Plan
 from torchcell_cache.data.samplers.shard_order import ShardOrder
@@ -145,18 +144,12 @@ class StepRanges:
         start = self.stream_range(step % self.streams)[0] + self._upto(step)
         return start, start + self.size(step)
 
-    def stretches(self, stream: int) -> Iterator[tuple[range, int, int]]:
-        """A stream's steps, each with where its samples lie in the rank's stretch."""
-        for step in range(stream, self.steps, self.streams):
-            yield (range(step, step + 1), *self.span(step))
-
-    def singles(self, stream: int, count: int) -> Iterator[tuple[range, int, int]]:
-        """The same for steps of one sample, several at a time."""
-        start, stop = self.stream_range(stream)
-        for at in range(start, stop, count):
-            upto = min(at + count, stop)
-            first, last = (stream + (k - start) * self.streams for k in (at, upto))
-            yield range(first, last, self.streams), at, upto
+    def stretches(self, stream: int, at_once: int = 1) -> Iterator[tuple[range, int, int]]:
+        """A stream's steps, so many together, each time with where their samples lie in the rank's stretch."""
+        mine = range(stream, self.steps, self.streams)
+        for k in range(0, len(mine), at_once):
+            steps = mine[k : k + at_once]
+            yield steps, self.span(steps[0])[0], self.span(steps[-1])[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,14 +164,17 @@ class StreamPlan(Plan):
     def __len__(self) -> int:
         return self.steps[0].steps
 
-    @cached_property
+    @property
     def mine(self) -> StepRanges:
         """This rank's steps."""
         return self.steps[self.rank]
 
-    def _range(self, rank: int) -> tuple[int, int]:
-        """A rank's samples in the row of pieces, without padding."""
-        return int(self.ranks.ranks[rank]), int(self.ranks.ranks[rank + 1])
+    @property
+    def has_empty_batch(self) -> bool:
+        """Whether some rank's last two steps have too few samples for both."""
+        return any(
+            cut.total < cut.steps or (cut.steps > 1 and cut.size(cut.steps - 2) < 1) for cut in self.steps
+        )
 
     def batch(self, step: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices ``[n] int64`` of a step and which of them are padding, ``[n] bool``."""
@@ -186,7 +182,7 @@ class StreamPlan(Plan):
 
     def take(self, start: int, stop: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Dataset indices of a stretch of the rank's samples and which of them are padding."""
-        first, end = self._range(self.rank)
+        first, end = self.ranks.ranks[self.rank : self.rank + 2].tolist()
         real = end - first
         runs = self.ranks.runs(min(first + start, end), min(first + stop, end))
         # Padding repeats the rank's own samples, or the first ones of all if it has none.
@@ -198,7 +194,7 @@ class StreamPlan(Plan):
             runs += self.ranks.runs(first + again, first + upto)
             at += upto - again
         parts = [self.order.indices(a, b) for a, b in runs]
-        found = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        found = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
         return found, np.arange(start, stop) >= real
 
     def place(self, done: int) -> Intervals:
@@ -208,8 +204,9 @@ class StreamPlan(Plan):
         if done >= len(self):
             return []
         taken = []
-        for rank, steps in enumerate(self.steps):
-            first, end = self._range(rank)
+        for (first, end), steps in zip(
+            itertools.pairwise(self.ranks.ranks.tolist()), self.steps, strict=True
+        ):
             for stream in range(steps.streams):
                 bounds = steps.stream_range(stream)[0], steps.stream_range(stream, done)[0]
                 taken += self.ranks.runs(*(min(first + bound, end) for bound in bounds))

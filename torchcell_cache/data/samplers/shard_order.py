@@ -138,13 +138,6 @@ class ShardOrder:
         self._known.move_to_end(key)
         return self._known[key]
 
-    def shards_at_once(self) -> int:
-        """Shards that a reader of consecutive stretches has open at a time, at most."""
-        sizes = self.layout.sizes
-        if not self.shuffle or self.buffer is None or not len(sizes):
-            return 2
-        return min(len(sizes), 2 + -(-self.buffer // max(int(np.median(sizes)), 1)))
-
 
 @dataclass(frozen=True, slots=True)
 class ShuffleQuality(Shown):

@@ -27,16 +27,13 @@ def store_view(dataset: Any, what: str) -> StoreView:
     return view
 
 
-class StreamOrderSampler(CacheSampler):
-    """Samplers whose epoch goes from shard to shard, cut into one stretch per rank and worker stream.
+class StreamSampler(CacheSampler):
+    """From shard to shard, a stretch per rank and worker: the order of :class:`~torchcell_cache.StreamingCacheDataset`.
 
     What is left of an epoch is a list of intervals of the order, and goes on on any number of ranks and workers.
     """
 
     place_name = "left"
-    whole_shards = False
-    chunk_size = 1
-    buffer: int | None = None
 
     def __init__(
         self,
@@ -44,15 +41,18 @@ class StreamOrderSampler(CacheSampler):
         layout: ShardLayout,
         batch_size: int,
         shuffle: bool,
-        num_workers: int,
+        chunk_size: int = 1,
+        buffer: int | None = None,
+        whole_shards: bool = False,
+        num_workers: int = 0,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(dataset, batch_size, **common)
-        self.layout, self.shuffle = layout, truth("shuffle", shuffle)
+        self.layout, self.shuffle, self.whole_shards = layout, truth("shuffle", shuffle), whole_shards
+        self.chunk_size, self.buffer = whole_number("chunk_size", chunk_size, 1), buffer
         self.streams = max(1, whole_number("num_workers", num_workers, 0))
-        if self.num_samples and not len(self):
-            shards = f"{self.num_samples} samples in {len(layout.sizes)} shards"
-            self._refuse_no_batch(f"{shards}, in batches of {batch_size}")
+        self.unit = f"samples in {len(layout.sizes)} shards"
+        self._check_steps()
 
     @property
     def beginning(self) -> Intervals:
@@ -66,39 +66,25 @@ class StreamOrderSampler(CacheSampler):
 
     @property
     def shards_at_once(self) -> int:
-        """Shards that a reader keeps open."""
-        return self.order(0).shards_at_once()
+        """Shards that a reader of consecutive stretches has open at a time, at most."""
+        sizes = self.layout.sizes
+        if not self.shuffle or self.buffer is None or not len(sizes):
+            return 2
+        return min(len(sizes), 2 + -(-self.buffer // max(int(np.median(sizes)), 1)))
 
-    def _plan_of(self, epoch: int, place: Intervals, rank: int, streams: int) -> StreamPlan:
-        order, world_size = self.order(epoch), self.world_size
+    def _plan_of(self, epoch: int, place: Intervals, rank: int) -> StreamPlan:
+        order, equal, size = self.order(epoch), self.uneven == "drop_last" or self.drop_last, self.batch_size
         if self.whole_shards:
-            ranks = RankRanges.whole(place, world_size, order.starts)
+            ranks = RankRanges.whole(place, self.world_size, order.starts)
         else:
-            ranks = RankRanges.cut(place, world_size, self.uneven == "drop_last" or self.drop_last)
-        totals, steps = self._cut(np.diff(ranks.ranks).tolist())
-        cuts = [StepRanges(total, self.batch_size, steps, streams) for total in totals]
+            ranks = RankRanges.cut(place, self.world_size, equal)
+        counts = np.diff(ranks.ranks).tolist()
+        total = min(counts) if equal else max(counts)
+        total -= total % size if self.drop_last else 0
+        exact = self.uneven == "exact" and not self.drop_last
+        steps = -(-total // size)
+        cuts = [StepRanges(each if exact else total, size, steps, self.streams) for each in counts]
         return StreamPlan(epoch, rank, order, ranks, place, cuts)
-
-    def _cut(self, counts: list[int]) -> tuple[list[int], int]:
-        """Samples of each rank, padding included, of so many real ones, and steps."""
-        fewest, most, size = min(counts), max(counts), self.batch_size
-        if self.drop_last:
-            return [fewest - fewest % size] * len(counts), fewest // size
-        if self.uneven != "exact":
-            total = fewest if self.uneven == "drop_last" else most
-            return [total] * len(counts), -(-total // size)
-        steps = -(-most // size)
-        if fewest < steps or (fewest <= (steps - 1) * size and fewest < (steps - 2) * size + 2):
-            self._refuse_empty(
-                f"ranks have {fewest} to {most} samples: in batches of {size} some rank would get an empty batch"
-            )
-        return counts, steps
-
-    def _make_plan(self, epoch: int, place: Intervals) -> StreamPlan:
-        return self._plan_of(epoch, place, self.rank, self.streams)
-
-    def _steps(self, place: Intervals) -> int:
-        return len(self._plan_of(self.epoch, place, 0, self.streams))
 
     def _read_place(self, place: Any) -> Intervals:
         try:
@@ -113,11 +99,17 @@ class StreamOrderSampler(CacheSampler):
             )
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them.
+        known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
+        return {**self.__dict__, **known}
+
     def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "shuffle": self.shuffle}
+        sizes = {"chunk_size": self.chunk_size, "shuffle_buffer_size": self.buffer}
+        return {**super()._settings(), "shuffle": self.shuffle, **(sizes if self.buffer else {})}
 
 
-class DistributedShardSampler(StreamOrderSampler):
+class DistributedShardSampler(StreamSampler):
     """Whole shards to ranks, drawn anew each epoch: each rank (and worker) reads from few files.
 
     Shards come in a drawn order, the samples of a shard in a drawn order, and that order, a function of (seed,
@@ -156,41 +148,13 @@ class DistributedShardSampler(StreamOrderSampler):
         num_workers: int = 0,
         **common: Unpack[Common],
     ) -> None:
-        self.whole_shards = truth("whole_shards", whole_shards)
         layout = ShardLayout.from_view(store_view(dataset, "DistributedShardSampler"))
-        super().__init__(dataset, layout, batch_size, shuffle, num_workers, **common)
+        whole = truth("whole_shards", whole_shards)
+        super().__init__(
+            dataset, layout, batch_size, shuffle, whole_shards=whole, num_workers=num_workers, **common
+        )
 
     def shards(self, epoch: int) -> list[int]:
         """Shards of the epoch in its order; a view's shards without samples are not counted."""
         found: list[int] = self.order(epoch).shards.tolist()
         return found
-
-
-class StreamSampler(StreamOrderSampler):
-    """The order of a :class:`~torchcell_cache.StreamingCacheDataset`."""
-
-    def __init__(
-        self,
-        dataset: Any,
-        layout: ShardLayout,
-        batch_size: int,
-        shuffle: bool,
-        chunk_size: int,
-        buffer: int,
-        **common: Unpack[Common],
-    ) -> None:
-        self.chunk_size = whole_number("chunk_size", chunk_size, 1)
-        self.buffer = whole_number("shuffle_buffer_size", buffer, 1)
-        super().__init__(dataset, layout, batch_size, shuffle, 0, **common)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them.
-        known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
-        return {**self.__dict__, **known}
-
-    def plan(self, rank: int, streams: int) -> StreamPlan:
-        """The epoch's plan for a given number of worker streams; for processes that torch's loader started."""
-        return self._plan_of(self.epoch, self._place, rank, streams)
-
-    def _settings(self) -> dict[str, Any]:
-        return {**super()._settings(), "chunk_size": self.chunk_size, "shuffle_buffer_size": self.buffer}

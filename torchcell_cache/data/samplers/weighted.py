@@ -15,9 +15,9 @@ import xxhash
 from torchcell_cache.core.checks import gives_items, real_numbers, truth, whole_number
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.data.samplers.base import MOST, Common
-from torchcell_cache.data.samplers.order import OrderSampler, raw_numbers
+from torchcell_cache.data.samplers.order import RowSampler, raw_numbers
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import single_columns
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -78,23 +78,6 @@ def draw_without_replacement(weights: Float64Array, count: int, seed: int, epoch
 Bins = int | Sequence[float]
 
 
-def column_of(dataset: Any, name: str) -> npt.NDArray[Any]:
-    """A stored column of a dataset, ``[num_samples]`` or ``[num_samples, width]``; lists those it has if there is none."""
-    columns = getattr(dataset, "columns", None)
-    if columns is None and hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # torch's Subset
-        return column_of(dataset.dataset, name)[np.asarray(dataset.indices, dtype=np.int64)]
-    if not isinstance(columns, dict):
-        raise SettingError(
-            f"{type(dataset).__name__} has no stored columns, so {name!r} is unknown",
-            fix="pass a PreprocessedDataset or a view of one, or numbers of your own (weights=, costs=)",
-        )
-    columns = {**single_columns(columns), **columns}
-    if not isinstance(name, str) or name not in columns:
-        raise SettingError(f"no stored column {name!r}; there are {', '.join(sorted(columns))}")
-    found: npt.NDArray[Any] = columns[name]
-    return found
-
-
 def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
     """Inner edges of bins, ascending."""
     known = values[np.isfinite(values)]
@@ -115,11 +98,8 @@ def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
 
 def _numbered(rows: npt.NDArray[Any]) -> Int64Array:
     """Which of the different rows each is, ``[n] int64``."""
-    return (
-        np.unique(rows, axis=0 if rows.ndim > 1 else None, return_inverse=True)[1]
-        .reshape(-1)
-        .astype(np.int64)
-    )
+    which = np.unique(rows, axis=0 if rows.ndim > 1 else None, return_inverse=True)[1]
+    return which.reshape(-1).astype(np.int64)
 
 
 def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Array:
@@ -129,26 +109,25 @@ def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Ar
     (``-inf`` and ``inf`` are understood at both ends); without it every value is a group, which takes whole numbers
     (counts, codes of names), whatever their dtype.
     """
-    count = len(column)
-    width = column.size // count if count else 1
-    if width > 1:
+    column = column.reshape(len(column), -1) if len(column) else column.reshape(0, 1)
+    if column.shape[1] > 1:
         if bins is not None:
-            raise SettingError(f"column {name!r} has {width} values per sample, bins= need one")
-        return _numbered(column.reshape(count, width))
-    column = column.reshape(count)
-    if bins is None:
-        known = column[~np.isnan(column)] if column.dtype.kind == "f" else column
-        if column.dtype.kind == "f" and not bool((known == np.floor(known)).all()):
-            raise SettingError(
-                f"column {name!r} holds real numbers: nearly every sample would be a group of its own",
-                fix="bins=10 for ten equal ranges, or bins=[0.5, 0.9] for the edges between ranges",
-            )
+            raise SettingError(f"column {name!r} has {column.shape[1]} values per sample, bins= need one")
         return _numbered(column)
-    values = column.astype(np.float64)
-    edges = _edges(values, bins, name)
-    found = np.searchsorted(edges, values, side="right").astype(np.int64)
-    found[np.isnan(values)] = len(edges) + 1
-    return found
+    column = column[:, 0]
+    real = column.dtype.kind == "f"
+    if bins is not None:
+        values = column.astype(np.float64)
+        edges = _edges(values, bins, name)
+        found = np.searchsorted(edges, values, side="right").astype(np.int64)
+        found[np.isnan(values)] = len(edges) + 1
+        return found
+    if real and not bool(((column == np.floor(column)) | np.isnan(column)).all()):
+        raise SettingError(
+            f"column {name!r} holds real numbers: nearly every sample would be a group of its own",
+            fix="bins=10 for ten equal ranges, or bins=[0.5, 0.9] for the edges between ranges",
+        )
+    return _numbered(column)
 
 
 def inverse_frequency(
@@ -162,12 +141,14 @@ def inverse_frequency(
         raise SettingError(f"bins for {', '.join(unknown)}, but by= names {', '.join(names)}")
     together = np.zeros(1, dtype=np.int64)
     for name in names:
-        found = groups_of(column_of(dataset, name), name, bins.get(name) if isinstance(bins, dict) else bins)
+        found = groups_of(
+            column_of(dataset, name, "by"), name, bins.get(name) if isinstance(bins, dict) else bins
+        )
         together = _numbered(together * (int(found.max(initial=0)) + 1) + found)
     return 1.0 / np.bincount(together)[together].astype(np.float64)
 
 
-class WeightedCacheSampler(OrderSampler):
+class WeightedCacheSampler(RowSampler):
     """Draws samples in proportion to weights, from stored columns, without reading a record.
 
     An epoch's draw is a function of (seed, epoch, weights) and is cut into steps and ranks as
@@ -218,24 +199,24 @@ class WeightedCacheSampler(OrderSampler):
             )
         if by is None and bins is not None:
             raise SettingError("bins= belongs to by=, and weights= was given")
-        self.weights = (
-            inverse_frequency(dataset, by, bins) if by is not None else _scaled(weights, self.num_samples)
-        )
         self.replacement = truth("replacement", replacement)
-        self.num_draws = self._checked_draws(num_samples)
         self.warmup_epochs = whole_number("warmup_epochs", warmup_epochs, 0)
-        self._check_steps()
-
-    def _checked_draws(self, wanted: int | None) -> int:
+        if by is not None:
+            self.weights = inverse_frequency(dataset, by, bins)
+        else:
+            found = per_sample("weights", weights, self.num_samples)
+            if len(found) and not found.any():
+                raise SettingError("all weights are 0: nothing could be drawn")
+            self.weights = found if sum_is_finite(found) else _divided(found, found.max())
         able = int(np.count_nonzero(self.weights))
-        count = (self.num_samples if self.replacement else able) if wanted is None else wanted
-        count = whole_number("num_samples", count, 0 if wanted is None else 1, most=MOST)
-        if not self.replacement and count > able:
+        count = (self.num_samples if self.replacement else able) if num_samples is None else num_samples
+        self.num_draws = whole_number("num_samples", count, 0 if num_samples is None else 1, most=MOST)
+        if not self.replacement and self.num_draws > able:
             raise SettingError(
                 f"num_samples={count}, but only {able} of {self.num_samples} samples have a weight above 0",
                 fix=f"replacement=True, or num_samples={able} at most",
             )
-        return count
+        self._check_steps()
 
     @property
     def epoch_size(self) -> int:
@@ -287,13 +268,6 @@ def sum_is_finite(numbers: Float64Array) -> bool:
     """Whether the sum of all numbers, one after the other, is a number."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(np.cumsum(numbers)[-1:]).all())
-
-
-def _scaled(weights: Any, count: int) -> Float64Array:
-    found = per_sample("weights", weights, count)
-    if count and not bool(found.any()):
-        raise SettingError("all weights are 0: nothing could be drawn")
-    return found if sum_is_finite(found) else _divided(found, found.max())
 
 
 def _divided(weights: Float64Array, by: Any) -> Float64Array:
