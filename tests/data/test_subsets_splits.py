@@ -254,7 +254,7 @@ def test_the_summary_counts_every_part_and_group(ds) -> None:
         ({"fractions": (0.5, 0.6)}, "sum to 1"),
         ({"fractions": (1.5, -0.5)}, "from 0 to 1"),
         ({"fractions": (1.0,)}, "2 or 3 shares"),
-        ({"fractions": "ab"}, "expected numbers"),
+        ({"fractions": "ab"}, "expected 2 or 3 shares"),
         ({"fractions": (math.nan, 0.5, 0.5)}, "sum to 1"),
         ({"seen_fractions": (0.5, 0.5)}, "expected 3 shares"),
         ({"stratify": "fitnes"}, "did you mean 'fitness'"),
