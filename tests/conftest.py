@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -83,6 +84,8 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what was imported stays; no collection need look through it again, nor a fork copy it
     multiprocessing.set_forkserver_preload(["torch", "torch_geometric.data"])  # once, not in every process
 
 

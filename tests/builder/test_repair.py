@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from graphs import cell_graph, plain_graph, random_case
@@ -308,14 +310,20 @@ def test_gc_keeps_what_somebody_reads(tmp_path: Path) -> None:
     root = store(tmp_path)
     first = generation_of(root)
     command = [sys.executable, "-c", READER, str(root)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdout.readline() == b"True\n"
+    said, out = os.pipe()
+    waits, _ = os.pipe()
+    reader = fresh.Process(command, (waits, out, 2))
+    try:
+        with os.fdopen(said) as lines:
+            assert lines.readline() == "True\n"
         held = tc.PreprocessedDataset(root)
         for seed in (2, 3):
             settings = {"processor": tc.Perturbation(), "on_stale": "rebuild", "progress": False}
             tc.build(root, source=source(seed=seed), **settings)
         assert first.name not in tc.gc(root, keep=1)
-        reader.kill()
+    finally:
+        reader.send_signal(signal.SIGKILL)
+        reader.wait(30)
     assert tc.gc(root, keep=1, dry_run=True) == []
     sample = held[1]
     del held

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 from graphs import cell_graph, random_case
 
@@ -217,7 +218,7 @@ def test_what_a_shell_completes_on_a_terminal_reaches_the_program(shell: str, tm
 def on_a_terminal(*arguments: str, **more: str) -> str:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "torchcell_cache", *arguments]
-    subprocess.run(command, stdout=follower, stderr=follower, check=False, env=environment(**more))
+    fresh.Process(command, (0, follower, follower), env=environment(**more)).wait(60)
     os.close(follower)
     said = os.read(leader, 100_000).decode()
     os.close(leader)
@@ -230,12 +231,8 @@ def test_colour_is_for_terminals_that_want_it(store: Path) -> None:
     assert "\x1b[32mcomplete:\x1b[0m" in on_a_terminal("status", str(store), **plain)
     assert "\x1b" not in on_a_terminal("info", "nothing", TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("status", str(store), TERM="dumb", NO_COLOR="")
-    done = subprocess.run(
-        [sys.executable, "-m", "torchcell_cache", "info", "nothing"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
+    done = fresh.run(
+        [sys.executable, "-m", "torchcell_cache", "info", "nothing"], text=True, env=environment()
     )
     assert "\x1b" not in done.stdout + done.stderr
     assert "nothing" in said
@@ -268,12 +265,13 @@ def test_a_build_is_watched_to_its_end(tmp_path: Path, capsys: Any) -> None:
         "shard_size=4",
         "progress=false",
     ]
-    with subprocess.Popen(build, env=environment(), stdout=subprocess.DEVNULL) as builder:
-        while main(["status", str(root)]) == 65:
-            assert builder.poll() is None
-        capsys.readouterr()
-        assert main(["status", str(root), "watch=true", "seconds=0.1", "json=true"]) == 0
-        assert builder.wait(30) == 0
+    with (tmp_path / "said").open("w") as out:
+        builder = fresh.Process(build, (0, out.fileno(), out.fileno()), env=environment())
+    while main(["status", str(root)]) == 65:
+        assert builder.poll() is None
+    capsys.readouterr()
+    assert main(["status", str(root), "watch=true", "seconds=0.1", "json=true"]) == 0
+    assert builder.wait(30) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0]["published"] is None
     assert len({line["build"]["samples"] for line in lines if line["build"]}) > 1

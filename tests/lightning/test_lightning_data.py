@@ -4,7 +4,6 @@ import csv
 import functools
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -12,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -360,7 +360,7 @@ else:
 
 
 def test_with_the_other_package_and_with_none() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    done = fresh.run([sys.executable, "-c", ALONE], text=True)
     assert done.returncode == 0, done.stderr
 
 

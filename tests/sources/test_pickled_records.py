@@ -10,11 +10,11 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fresh
 import lmdb
 import numpy as np
 import pytest
@@ -437,6 +437,6 @@ def test_a_record_that_takes_for_ever_ends_the_process(tmp_path: Path) -> None:
     store = write(tmp_path / "old", [data]) / "processed" / "lmdb" / "data.mdb"
     code = "from torchcell_cache.sources import pickled_records as r; import sys; r._CPU_SECONDS = 0.3; r.main(*sys.argv[1:])"
     arguments = [str(store), "1", str(tmp_path), "[]"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=60)
+    done = fresh.run([sys.executable, "-c", code, *arguments], timeout=60)
     assert done.returncode == -signal.SIGPROF
     assert done.stdout == b"0\n"

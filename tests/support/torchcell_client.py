@@ -28,7 +28,7 @@ SMALL = ("beartype", "pyfaidx")
 NOT_CALLED = frozenset(
     {
         *("Bio", "bibtexparser", "cliff", "fastapi", "geomloss", "gffutils", "goatools", "hypernetx"),
-        *("pyzotero", "torch_scatter", "transformers", "unidecode", "uvicorn", "wandb"),
+        *("pyzotero", "torch_scatter", "transformers", "umap", "unidecode", "uvicorn", "wandb"),
     }
 )
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "torchcell_cache"
@@ -91,7 +92,7 @@ def test_rooms_of_the_light_worker_import_no_torch(room: str) -> None:
 def test_single_cell_libraries_are_loaded_where_a_file_is_opened() -> None:
     libraries = "('h5py', 'anndata', 'scanpy', 'scipy.sparse')"
     script = f"import sys; import torchcell_cache.sources.cells.source; sys.exit(any(m in sys.modules for m in {libraries}))"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert fresh.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_importing_the_package_is_free() -> None:
@@ -116,9 +117,7 @@ sys.exit(", ".join({name.split(".")[0] for name in sys.modules} & {"neo4j", "hyd
 
 def test_neo4j_and_hydra_are_loaded_by_what_needs_them(tmp_path: Path) -> None:
     """Both are always installed; only a server's samples need the one, settings of the command line the other."""
-    done = subprocess.run(
-        [sys.executable, "-c", NEEDLESS, tmp_path / "store"], capture_output=True, text=True, check=False
-    )
+    done = fresh.run([sys.executable, "-c", NEEDLESS, tmp_path / "store"], text=True)
     assert done.returncode == 0, done.stderr
 
 

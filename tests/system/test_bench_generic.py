@@ -1,19 +1,15 @@
 """The benchmark of plain graphs runs, and its stores are as small as they are said to be."""
 
-import subprocess
 import sys
 from pathlib import Path
+
+import fresh
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "bench_generic.py"
 
 
 def test_small() -> None:
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), "--small", "--storage", "delta"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = fresh.run([sys.executable, str(SCRIPT), "--small", "--storage", "delta"], text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     rows = {line.split()[0]: line.split()[1:] for line in run.stdout.splitlines()[1:]}
     assert rows.keys() == {"cells", "one-hot", "bags"}
