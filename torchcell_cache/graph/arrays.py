@@ -7,6 +7,7 @@ Format: https://github.com/huggingface/safetensors#format (8-byte header length,
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from pathlib import Path
@@ -18,9 +19,9 @@ from safetensors.numpy import save
 
 from torchcell_cache.errors import FormatError
 
-_DTYPES = {
+DTYPES = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
-    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2",
 }  # fmt: skip
 _MAX_HEADER = 16 << 20
 _MAX_DIMENSIONS = 64  # numpy's own limit
@@ -36,8 +37,10 @@ def arrays_to_bytes(arrays: dict[str, npt.NDArray[Any]], metadata: dict[str, str
     return bytes(save(ordered, metadata={_METADATA: json.dumps(metadata or {}, sort_keys=True)}))
 
 
-def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """Map a safetensors file read-only.
+def map_arrays(
+    path: str | Path, access: int = mmap.ACCESS_READ
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Map a safetensors file, read-only unless writing is to change this process's pages (``mmap.ACCESS_COPY``).
 
     Raises:
         FormatError: If the file is not a well-formed safetensors file of known dtypes.
@@ -46,7 +49,7 @@ def map_arrays(path: str | Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str,
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < 8:
             raise FormatError(f"{path}: too short for a safetensors file", path=path)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapping = mmap.mmap(file.fileno(), 0, access=access)
     return arrays_from_bytes(mapping, path)
 
 
@@ -70,7 +73,10 @@ def arrays_from_bytes(
         raise FormatError(f"{path}: header is not a JSON object", path=path)
     metadata = _metadata(path, header.pop("__metadata__", {}))
     body = np.frombuffer(data, dtype=np.uint8, offset=8 + length)
-    return {name: _view(path, name, info, body) for name, info in header.items()}, metadata
+    arrays = {name: _view(path, name, info, body) for name, info in header.items()}
+    if sum(array.nbytes for array in arrays.values()) != len(body):
+        raise FormatError(f"{path}: its arrays do not fill it", path=path)
+    return arrays, metadata
 
 
 def _metadata(path: Path, entries: Any) -> dict[str, str]:
@@ -83,7 +89,7 @@ def _metadata(path: Path, entries: Any) -> dict[str, str]:
 
 def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     try:
-        dtype, shape = np.dtype(_DTYPES[info["dtype"]]), info["shape"]
+        dtype, shape = np.dtype(DTYPES[info["dtype"]]), info["shape"]
         if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:  # before they are multiplied
             raise ValueError(f"its shape is no list of at most {_MAX_DIMENSIONS} extents")
         start, stop = info["data_offsets"]
@@ -93,10 +99,7 @@ def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.
         raise FormatError(
             f"{path}: array '{name:.80}' has a malformed entry ({error!r})", path=path
         ) from None
-    count = 1
-    for extent in shape:
-        count *= extent
     inside = 0 <= start <= stop <= len(body) and min(shape, default=0) >= 0
-    if not inside or stop - start != count * dtype.itemsize:
+    if not inside or stop - start != math.prod(shape) * dtype.itemsize:
         raise FormatError(f"{path}: array '{name}' {shape} does not fit bytes {start}..{stop}", path=path)
     return body[start:stop].view(dtype).reshape(shape)

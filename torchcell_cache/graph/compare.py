@@ -34,9 +34,8 @@ def first_difference(actual: Any, expected: Any) -> str | None:
     """The first place where two graphs differ, or ``None`` if they are the same."""
     for graph, name in ((actual, "the first"), (expected, "the second")):
         if not hasattr(graph, "_store") and not hasattr(graph, "_global_store"):
-            return (
-                f"{name} argument is a {type(graph).__name__}, expected Data, HeteroData or a Batch of them"
-            )
+            kind = type(graph).__name__
+            return f"{name} argument is a {kind}, expected Data, HeteroData or a Batch of them"
     if type(actual) is not type(expected):
         return f"graph is a {type(actual).__name__}, expected {type(expected).__name__}"
     got, want = list(stores_of(actual)), list(stores_of(expected))
@@ -105,7 +104,11 @@ def value_difference(got: Any, want: Any) -> str | None:
         return next((f"[{key}] {text}" for key, text in parts if text is not None), None)
     if isinstance(want, float):
         return None if struct.pack("<d", got) == struct.pack("<d", want) else f"is {got!r}, expected {want!r}"
-    return None if _equal(got, want) else f"is {_short(got)}, expected {_short(want)}"
+    try:
+        same = bool(got == want)
+    except (TypeError, ValueError, RuntimeError):
+        same = got is want
+    return None if same else f"is {_short(got)}, expected {_short(want)}"
 
 
 def _sequence_difference(got: Any, want: Any) -> str | None:
@@ -134,17 +137,15 @@ def _tensor_difference(got: Tensor, want: Tensor) -> str | None:
     bits = _tensor_bits(one), _tensor_bits(other)
     if torch.equal(*bits):
         return None
-    return _elements(
-        one.flatten(), other.flatten(), (bits[0] != bits[1]).any(dim=1).numpy(), list(want.shape)
-    )
+    differs = (bits[0] != bits[1]).any(dim=1).numpy()
+    return _elements(one.flatten(), other.flatten(), differs, list(want.shape))
 
 
 def _tensor_bits(tensor: Tensor) -> Tensor:
     """Bytes of each element, ``[numel, itemsize] uint8``."""
     plain = tensor.resolve_conj().resolve_neg().contiguous().flatten()
-    if plain.stride() != (
-        1,
-    ):  # one element of a strided column counts as contiguous; view() still refuses it
+    # One element of a strided column counts as contiguous; view() still refuses it.
+    if plain.stride() != (1,):
         plain = plain.clone(memory_format=torch.contiguous_format)
     if plain.dtype == torch.bool:
         return plain.to(torch.uint8).view(-1, 1)
@@ -178,10 +179,3 @@ def _kind(value: Any) -> str:
 def _short(value: Any) -> str:
     text = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor | np.ndarray) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _equal(got: Any, want: Any) -> bool:
-    try:
-        return bool(got == want)
-    except (TypeError, ValueError, RuntimeError):
-        return got is want

@@ -7,15 +7,15 @@ class, stores, the order of the fields, each tensor's dtype and shape, and all o
 
 from __future__ import annotations
 
-import errno
 import json
+import mmap
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
@@ -43,9 +43,11 @@ from torchcell_cache.core.files import (
 from torchcell_cache.core.sealed import strict_json
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
+from torchcell_cache.graph.arrays import DTYPES as ARRAY_DTYPES
+from torchcell_cache.graph.arrays import map_arrays
 from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
 from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, dump_json, tag, untag
-from torchcell_cache.graph.values import TORCH_DTYPES, to_array
+from torchcell_cache.graph.values import TORCH_DTYPES, to_array, to_tensor
 
 TENSORS_FILE = "base_graph.safetensors"
 VALUES_FILE = "base_graph.json"
@@ -57,11 +59,6 @@ _NAMES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16",
     "uint16": "I16", "uint32": "I32", "uint64": "I64",
     "complex64": "I64", "complex128": "F64",
-}  # fmt: skip
-_STORED = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-    "I64": torch.int64, "F16": torch.float16, "F32": torch.float32,
-    "F64": torch.float64, "BF16": torch.bfloat16,
 }  # fmt: skip
 _ALIGNMENT = 64
 
@@ -189,9 +186,9 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
                 f"{path}: {path.stat().st_size:,} bytes, at most {MAX_JSON_BYTES:,}", path=path
             )
         document = strict_json(path.read_bytes())
-        tensors = _read_tensors(path.with_name(TENSORS_FILE))
-        return unflatten(_assemble(document, tensors, path))
-    except (FileNotFoundError, NotADirectoryError) as error:
+        arrays = _mapped(path.with_name(TENSORS_FILE))
+        return unflatten(_assemble(document, arrays, path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise CorruptShardError(f"{error.filename}: the base graph is missing", path=error.filename) from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
         if isinstance(error, CorruptShardError | FormatError):
@@ -199,12 +196,9 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
         raise CorruptShardError(f"{path}: not a base graph ({error})", path=path) from None
 
 
-def _assemble(document: Any, tensors: dict[str, Tensor], path: Path) -> GraphFields:
-    if (
-        not isinstance(document, dict)
-        or document.get("format") != FORMAT
-        or document.get("version") != VERSION
-    ):
+def _assemble(document: Any, arrays: dict[str, npt.NDArray[Any]], path: Path) -> GraphFields:
+    said = (document.get("format"), document.get("version")) if isinstance(document, dict) else ()
+    if said != (FORMAT, VERSION):
         raise FormatError(f"{path}: not a '{FORMAT}' of version {VERSION}", path=path)
     if set(document) != {"format", "version", "graph", "stores"}:
         raise CorruptShardError(f"{path}: has the keys {sorted(document)}", path=path)
@@ -218,51 +212,38 @@ def _assemble(document: Any, tensors: dict[str, Tensor], path: Path) -> GraphFie
             [(kind, content)] = description.items()
             names.append((name, kind))
             if kind == TENSOR:
-                values.append(
-                    _typed(tensors.pop(_tensor_name((store, name)), None), content, (store, name), path)
-                )
+                array = arrays.pop(_tensor_name((store, name)), None)
+                values.append(_typed(array, content, (store, name), path))
             else:
                 values.append(untag(content))
         stores.append((store, tuple(names)))
-    if tensors:
-        raise CorruptShardError(f"{path}: does not name the tensors {sorted(tensors)[:5]}", path=path)
+    if arrays:
+        raise CorruptShardError(f"{path}: does not name the tensors {sorted(arrays)[:5]}", path=path)
     return GraphFields(Layout(document["graph"], tuple(stores)), values)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    # safe_open maps the file privately: a write to such a tensor changes this process's page, not the file.
-    if not path.is_file():
-        raise CorruptShardError(f"{path}: the base graph is missing", path=path)
+def _mapped(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The stored arrays, mapped privately: a write to such a tensor changes this process's page, not the file."""
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:  # what the library says of any file that it cannot open
-        raise OSError(errno.EIO, str(error), str(path)) from None
-    except SafetensorError as error:
+        return map_arrays(path, mmap.ACCESS_COPY)[0]
+    except FormatError as error:
         raise CorruptShardError(f"{path}: not a safetensors file ({error})", path=path) from None
 
 
-def _typed(tensor: Tensor | None, content: Any, key: FieldKey, path: Path) -> Tensor:
+def _typed(array: npt.NDArray[Any] | None, content: Any, key: FieldKey, path: Path) -> Tensor:
     """The tensor under its own dtype, checked against what the JSON says."""
     name, shape = content
-    codes = {dtype_name: code for code, (dtype_name, _) in DTYPES.items()}
-    dtype = TORCH_DTYPES.get(codes.get(name, 0))
-    if tensor is None or dtype is None:
+    code = next((code for code, dtype in DTYPES.items() if dtype.name == name), 0)
+    if array is None or code not in TORCH_DTYPES:
         raise CorruptShardError(
             f"{path}: tensor {field_label(key)} of dtype {name} is missing or unknown", path=path
         )
-    stored = _NAMES.get(name, "U8")
-    expected = _STORED[stored]
-    if tensor.dtype != expected or (name == "complex128" and tensor.shape[-1:] != (2,)):
+    extents = [*shape, 2] if name == "complex128" else shape
+    if array.dtype != ARRAY_DTYPES[_NAMES.get(name, "U8")] or list(array.shape) != extents:
+        found, expected = f"{array.dtype}{list(array.shape)}", f"{name}{shape}"
         raise CorruptShardError(
-            f"{path}: tensor {field_label(key)} has dtype {tensor.dtype}, expected {expected}", path=path
+            f"{path}: tensor {field_label(key)} is {found}, expected {expected}", path=path
         )
-    if name == "complex128":
-        # Viewing needs an even offset into the mapped storage; a copy of this rare type does not.
-        tensor = torch.view_as_complex(tensor.clone())
-    tensor = tensor if tensor.dtype == dtype else tensor.view(dtype)
-    if list(tensor.shape) != shape:
-        raise CorruptShardError(
-            f"{path}: tensor {field_label(key)} has shape {list(tensor.shape)}, expected {shape}", path=path
-        )
-    return tensor
+    # No-element arrays cannot be viewed in another width.
+    plain = array.view(DTYPES[code].carrier) if array.size else np.empty(extents, DTYPES[code].carrier)
+    return to_tensor(TensorValue(code, plain[..., 0] if name == "complex128" else plain))

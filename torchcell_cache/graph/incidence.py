@@ -105,10 +105,8 @@ class IncidenceIndex:
         """Positions within one edge type that go with ``node``, ascending ``[degree] int64``."""
         domain = self.topology.domain_of(key)
         column = self.topology.domains.index(domain)
-        return (
-            self.positions[self.ptr[node, column] : self.ptr[node, column + 1]].astype(np.int64)
-            - domain.start
-        )
+        found = self.positions[self.ptr[node, column] : self.ptr[node, column + 1]]
+        return found.astype(np.int64) - domain.start
 
     def degrees(self, ids: npt.NDArray[Any]) -> Int64Array:
         """Positions under each node, ``[n] int64``."""
@@ -143,14 +141,14 @@ class IncidenceIndex:
                 fix="build the index from the graph it is used with: IncidenceIndex.build(base_graph)",
             )
 
-    def to_bytes(self) -> bytes:
-        """Serialised form, the same bytes for the same index."""
+    def to_bytes(self, more: dict[str, npt.NDArray[Any]] | None = None) -> bytes:
+        """Serialised form, the same bytes for the same index; with ``more`` arrays beside it."""
         meta = {
             "graph_digest": self.graph_digest,
             "gpr_by": self.gpr_by,
             "metabolic": str(int(self.metabolic)),
         }
-        return arrays_to_bytes({"ptr": self.ptr, "positions": self.positions}, meta)
+        return arrays_to_bytes({"ptr": self.ptr, "positions": self.positions, **(more or {})}, meta)
 
     @classmethod
     def load(cls, path: str | Path, topology: Topology) -> IncidenceIndex:
@@ -191,9 +189,8 @@ def _domain_parts(
     if gpr is None:
         return []
     gene, reaction = endpoints(graph, gpr)
-    if domain.role == "gpr" and (
-        gpr_by == "gene" or not metabolic
-    ):  # by rule, a gene goes while its reaction stays
+    # By rule, a gene goes while its reaction stays.
+    if domain.role == "gpr" and (gpr_by == "gene" or not metabolic):
         return [(gene, None)]
     if not metabolic:
         return []
@@ -212,8 +209,7 @@ def _domain_parts(
 
 def _edge_parts(topology: Topology, domain: Domain, index: npt.NDArray[np.int64]) -> list[Part]:
     """Both ends of every edge, a self loop once; only the ends whose nodes can be deleted."""
-    ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
-    rows = [row for row, end in zip(index, ends, strict=True) if end == topology.node_type]
+    rows = [index[row] for row in topology.ends_of(domain)]
     if len(rows) < 2:
         return [(row, None) for row in rows]
     other_end = rows[0] != rows[1]
@@ -246,7 +242,9 @@ def _node_major(topology: Topology, parts: Sequence[Sequence[Part]]) -> tuple[In
             key |= (own + domain.start).view(np.uint64)
             at += len(nodes)
     keys.sort()
-    return starts_of(counts), _low_bits(keys, shift, topology.position_dtype)
+    if topology.position_dtype == np.int32 and shift == 32 and sys.byteorder == "little":
+        return starts_of(counts), np.ascontiguousarray(keys.view(np.int32)[::2])
+    return starts_of(counts), (keys & np.uint64((1 << shift) - 1)).astype(topology.position_dtype)
 
 
 def starts_of(counts: Int64Array) -> Int64Array:
@@ -257,9 +255,3 @@ def starts_of(counts: Int64Array) -> Int64Array:
     ptr[:, 1:] = ends
     ptr[1:, 0] = ends[:-1, -1] if width else 0
     return ptr
-
-
-def _low_bits(keys: npt.NDArray[np.uint64], shift: int, dtype: np.dtype[Any]) -> Positions:
-    if dtype == np.int32 and shift == 32 and sys.byteorder == "little":
-        return np.ascontiguousarray(keys.view(np.int32)[::2])
-    return (keys & np.uint64((1 << shift) - 1)).astype(dtype)

@@ -59,21 +59,13 @@ class Selection:
             return positions, np.ones(len(positions), dtype=bool)
         old, new = [], []
         for before, after, local in zip(whole.domains, self.topology.domains, self.kept, strict=True):
-            if before.role != "edge" or ends_of(whole, before):  # no other edge can be removed
+            if before.role != "edge" or whole.ends_of(before):  # no other edge can be removed
                 old.append(before.start + (np.arange(before.size) if local is None else local))
                 new.append(after.start + np.arange(after.size))
         table = np.concatenate([*old, [whole.size]])
         at = np.searchsorted(table[:-1], positions)
         stays = table[at] == positions
         return np.concatenate([*new, [0]])[at[stays]].astype(self.topology.position_dtype), stays
-
-
-def ends_of(topology: Topology, domain: Domain) -> tuple[int, ...]:
-    """Rows of a domain's index that hold nodes of the perturbed type."""
-    if domain.role == "edge":
-        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
-        return tuple(row for row, end in enumerate(ends) if end == topology.node_type)
-    return (0,) if domain.role == "gpr" else ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +89,7 @@ class NeighbourTable:
         num_nodes = topology.num_nodes
         far = np.full(len(index.positions), -1, dtype=np.int32 if num_nodes < 1 << 31 else np.int64)
         for column, domain in enumerate(topology.domains):
-            rows = ends_of(topology, domain)
+            rows = topology.ends_of(domain)
             if not rows:
                 continue
             counts = index.ptr[:, column + 1] - index.ptr[:, column]
@@ -133,7 +125,7 @@ def select(ends: NeighbourTable, nodes: Int64Array) -> Selection:
     kept: list[Int64Array | None] = []
     for domain in topology.domains:
         begin, end = np.searchsorted(positions, [domain.start, domain.stop])
-        whole = not ends_of(topology, domain)
+        whole = not topology.ends_of(domain)
         kept.append(None if whole else positions[begin:end].astype(np.int64) - domain.start)
     return Selection.make(topology, nodes, kept)
 
@@ -182,7 +174,7 @@ def hop_columns(topology: Topology, edge_types: Any) -> list[int]:
     Raises:
         SettingError: Naming the valid edge types.
     """
-    valid = {d.key: column for column, d in enumerate(topology.domains) if len(ends_of(topology, d)) == 2}
+    valid = {d.key: column for column, d in enumerate(topology.domains) if len(topology.ends_of(d)) == 2}
     if edge_types is None:
         return list(valid.values())
     named = {key[1]: key for key in valid if isinstance(key, tuple)}
@@ -241,26 +233,15 @@ class _Cut:
 
     def rows_of(self, fields: dict[str, Any], size: int, rows: Rows, count: str) -> dict[str, Any]:
         """Fields with the wanted rows of everything that has ``size`` of them, and the new ``count``."""
-        return {name: self._rows(name, value, size, rows, count) for name, value in fields.items()}
-
-    def _rows(self, name: str, value: Any, size: int, rows: Rows, count: str) -> Any:
-        here, there = rows
-        if name == count:
-            return len(here)
-        if name in _INDICES:
-            return value
-        if isinstance(value, Tensor):
-            return value.index_select(0, there) if value.dim() and value.size(0) == size else value
-        if isinstance(value, list | tuple) and len(value) == size:
-            return type(value)([value[k] for k in here.tolist()])
-        return value
+        out = {name: v if name in _INDICES else _picked(v, size, rows) for name, v in fields.items()}
+        return out | ({count: len(rows[0])} if count in out else {})
 
     def edges(self, fields: dict[str, Any], domain: Domain, local: Int64Array) -> dict[str, Any]:
         """Fields of an edge type, its index in the new numbering."""
         wanted = self._there(local)
         out = self.rows_of(fields, domain.size, (local, wanted), "num_edges")
         name = "edge_index" if domain.role == "edge" else "hyperedge_index"
-        ends = ends_of(self.whole, domain)
+        ends = self.whole.ends_of(domain)
         out[name] = cut_index(fields[name], wanted, [self.new_id if row in ends else None for row in (0, 1)])
         return out
 
@@ -288,6 +269,15 @@ class _Cut:
         if everything.get("num_nodes") is None:
             out["num_nodes"] = len(self.nodes)
         return out
+
+
+def _picked(value: Any, size: int, rows: Rows) -> Any:
+    """The wanted rows of a field, if it has ``size`` of them."""
+    if _length(value) != size:
+        return value
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows[1])
+    return type(value)([value[k] for k in rows[0].tolist()])
 
 
 def _length(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ _ENDS = ("edge_index", "hyperedge_index")
 _NAMES = (str, int)
 _ANNOTATIONS = ("term_gene_mapping", "go_gene_strata_state")
 _GENES_OF_TERMS = "term_to_gene_dict"
+Fields = dict[str, Any]
 
 
 def reordered_parts(one: Any, other: Any) -> list[str] | None:
@@ -25,6 +27,7 @@ def reordered_parts(one: Any, other: Any) -> list[str] | None:
 
     An edge is its ends with everything said of it in its store. Beside edges, dicts of an edge store may have another order
     of keys, and their lists of names or numbers another order of items; lists of one key and length are rows of one table.
+    A gene ontology as torchcell has it may have another order of its (term, gene) rows and lists of genes.
     """
     if type(one) is not type(other):
         return None
@@ -35,116 +38,83 @@ def reordered_parts(one: Any, other: Any) -> list[str] | None:
     for (key, fields), (_, others) in zip(first, second, strict=True):
         if list(fields) != list(others):
             return None
-        differing = [name for name in fields if value_difference(fields[name], others[name]) is not None]
+        differing = {name for name in fields if value_difference(fields[name], others[name]) is not None}
         if differing:
-            if not (_same_edges(fields, others, differing) or _same_annotations(fields, others, differing)):
+            if not any(_same_rows(fields, others, differing, *table) for table in _tables(fields)):
                 return None
             parts.append(store_label(key))
     return parts
 
 
-def _same_edges(fields: dict[str, Any], others: dict[str, Any], differing: list[str]) -> bool:
-    """Whether fields that differ do so in the order of edges only."""
+def _tables(fields: Fields) -> Iterator[tuple[list[str], list[str]]]:
+    """Fields that have a row for each edge (or annotation), and the dicts beside them."""
     ends = next((name for name in _ENDS if isinstance(fields.get(name), Tensor)), None)
-    if ends is None or fields[ends].ndim != 2 or fields[ends].shape != others[ends].shape:
-        return False
-    count = int(fields[ends].size(1))
-    per_edge = [name for name in fields if _is_per_edge(name, fields, count)]
-    dicts = [name for name in fields if isinstance(fields[name], dict)]
-    if any(name not in per_edge and name not in dicts for name in differing):
-        return False
-    if any(name in per_edge for name in differing):
-        rows = [_rows(store, per_edge, count) for store in (fields, others)]
-        if rows[0] is None or rows[1] is None or not _same_rows(rows[0], rows[1]):
-            return False
-    return not any(name in dicts for name in differing) or _same_dicts(
-        [fields[name] for name in dicts], [others[name] for name in dicts]
-    )
+    if ends is not None and fields[ends].ndim == 2:
+        count = int(fields[ends].size(1))
+        per_edge = [name for name in fields if _is_per_edge(name, fields, count)]
+        yield per_edge, [name for name in fields if isinstance(fields[name], dict)]
+    annotations = [name for name in _ANNOTATIONS if isinstance(fields.get(name), Tensor)]
+    yield annotations, [_GENES_OF_TERMS] if _GENES_OF_TERMS in fields else []
 
 
-def _same_annotations(fields: dict[str, Any], others: dict[str, Any], differing: list[str]) -> bool:
-    """Whether a gene ontology as torchcell has it differs in the order of its (term, gene) rows and lists of genes only."""
-    if not {*differing} <= {*_ANNOTATIONS, _GENES_OF_TERMS}:
-        return False
-    names = [name for name in _ANNOTATIONS if isinstance(fields.get(name), Tensor)]
-    if any(fields[name].shape != others[name].shape or fields[name].ndim != 2 for name in names):
-        return False
-    if names and {*differing} & {*names}:
-        count = int(fields[names[0]].size(0))
-        if any(fields[name].size(0) != count for name in names):
-            return False
-        rows = [_rows(store, names, count) for store in (fields, others)]
-        if rows[0] is None or rows[1] is None or not _same_rows(rows[0], rows[1]):
-            return False
-    genes = [store.get(_GENES_OF_TERMS, {}) for store in (fields, others)]
-    return all(type(part) is dict for part in genes) and _same_dicts(genes[:1], genes[1:])
-
-
-def _is_per_edge(name: str, fields: dict[str, Any], count: int) -> bool:
+def _is_per_edge(name: str, fields: Fields, count: int) -> bool:
     value = fields[name]
     if name in _ENDS:
         return True
     if isinstance(value, Tensor | np.ndarray):
-        of_nodes = "edge" not in name and count in (_num_nodes(fields),)
+        of_nodes = "edge" not in name and count == _num_nodes(fields)
         return value.ndim > 0 and len(value) == count and not of_nodes
     return isinstance(value, list) and len(value) == count and all(type(v) in _NAMES for v in value)
 
 
-def _num_nodes(fields: dict[str, Any]) -> int | None:
+def _num_nodes(fields: Fields) -> int | None:
     """Number of nodes of a graph whose nodes and edges share a store, if it says so."""
     names = ("x", "pos", "node_ids", "num_nodes")
     found = next((fields[name] for name in names if fields.get(name) is not None), None)
     return found if found is None or isinstance(found, int) else len(found)
 
 
-def _rows(
-    fields: dict[str, Any], names: list[str], count: int
-) -> tuple[npt.NDArray[np.uint8], list[str]] | None:
-    """Every edge as bytes, ``[count, width] uint8``, and as the text of what is no array."""
+def _same_rows(
+    fields: Fields, others: Fields, differing: set[str], names: list[str], dicts: list[str]
+) -> bool:
+    """Whether fields differ in the order of rows and of what their dicts list only."""
+    if not differing <= {*names, *dicts}:
+        return False
+    if differing & {*names}:
+        known: dict[str, int] = {}
+        one, other = (
+            _sorted_rows([store[name] for name in names], names, known) for store in (fields, others)
+        )
+        if one is None or other is None or not np.array_equal(one, other):
+            return False
+    parts = [[store[name] for name in dicts] for store in (fields, others)]
+    if any(
+        type(a) is not dict or type(b) is not dict or set(a) != set(b) for a, b in zip(*parts, strict=True)
+    ):
+        return False
+    keys = dict.fromkeys(key for part in parts[0] for key in part)
+    return all(_table(parts[0], key) == _table(parts[1], key) for key in keys)
+
+
+def _sorted_rows(values: list[Any], names: list[str], known: dict[str, int]) -> npt.NDArray[Any] | None:
+    """Rows of all columns as bytes, in an order of their own, ``[count, words] uint64``; texts by numbers that ``known`` has."""
     columns = []
-    texts = [""] * count
-    for name in names:
-        value = fields[name]
+    for name, value in zip(names, values, strict=True):
         if isinstance(value, list):
-            texts = [f"{text}\0{item!r}" for text, item in zip(texts, value, strict=True)]
-            continue
+            value = np.array([known.setdefault(repr(item), len(known)) for item in value], dtype=np.int64)
         try:
-            array = to_array(value, name).array if isinstance(value, Tensor) else value
+            array = to_array(value, name).array if isinstance(value, Tensor) else np.asarray(value)
         except UnsupportedValueError:
             return None
-        if array.dtype.hasobject:
+        if array.dtype.hasobject or array.ndim < 1 + (name in _ENDS):
             return None
-        array = np.ascontiguousarray(array.T if name in _ENDS else array)
-        columns.append(array.reshape(count, -1).view(np.uint8).reshape(count, -1) if count else None)
-    kept = [column for column in columns if column is not None]
-    return (np.concatenate(kept, axis=1) if kept else np.zeros((0, 0), np.uint8)), texts
-
-
-def _same_rows(
-    one: tuple[npt.NDArray[np.uint8], list[str]], other: tuple[npt.NDArray[np.uint8], list[str]]
-) -> bool:
-    texts = sorted(set(one[1]))
-    if texts != sorted(set(other[1])) or one[0].shape != other[0].shape:
-        return False
-    numbers = {text: number for number, text in enumerate(texts)}
-    first, second = (_sorted(array, [numbers[text] for text in found]) for array, found in (one, other))
-    return np.array_equal(first, second)
-
-
-def _sorted(array: npt.NDArray[np.uint8], numbers: list[int]) -> npt.NDArray[np.uint64]:
-    """Rows in an order of their own, ``[count, words] uint64``."""
-    padded = np.ascontiguousarray(np.pad(array, ((0, 0), (0, -array.shape[1] % 8))))
-    words = padded.view(np.uint64).reshape(len(numbers), padded.shape[1] // 8)
-    words = np.concatenate([words, np.array(numbers, dtype=np.uint64).reshape(-1, 1)], axis=1)
+        columns.append(np.ascontiguousarray(array.T if name in _ENDS else array))
+    counts = {len(column) for column in columns}
+    if len(counts) != 1 or 0 in counts:
+        return np.zeros(0, dtype=np.uint64) if counts == {0} else None
+    rows = np.concatenate([column.reshape(len(column), -1).view(np.uint8) for column in columns], axis=1)
+    words = np.ascontiguousarray(np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8)))).view(np.uint64)
     return words[np.lexsort(words.T)]
-
-
-def _same_dicts(one: list[dict[Any, Any]], other: list[dict[Any, Any]]) -> bool:
-    for a, b in zip(one, other, strict=True):
-        if set(a) != set(b):
-            return False
-    keys = dict.fromkeys(key for part in one for key in part)
-    return all(_table(one, key) == _table(other, key) for key in keys)
 
 
 def _table(parts: list[dict[Any, Any]], key: Any) -> Any:

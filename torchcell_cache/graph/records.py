@@ -14,12 +14,7 @@ from torchcell_cache.codec.constants import constant_payload, from_text
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
-from torchcell_cache.graph.fields import (
-    GraphFields,
-    flatten,
-    payload_of,
-    unflatten,
-)
+from torchcell_cache.graph.fields import GraphFields, flatten, payload_of, unflatten
 from torchcell_cache.graph.lasting import copied_on_write, lazy_clone
 from torchcell_cache.graph.typed_json import MAX_VALUE_BYTES, value_from_json
 from torchcell_cache.graph.values import is_same_tensor, to_tensor

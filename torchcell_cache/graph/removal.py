@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.ragged import Int64Array, Positions, merge_ragged, offsets, ragged_arange
 from torchcell_cache.errors import CorruptIndexError, SourceContractError
-from torchcell_cache.graph.arrays import arrays_to_bytes, map_arrays
+from torchcell_cache.graph.arrays import map_arrays
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.rules import GeneRules
 from torchcell_cache.graph.topology import Topology, endpoints
@@ -94,16 +94,10 @@ class Removal:
         """Serialised form."""
         if self.by_rule is None:
             return self.index.to_bytes()
-        arrays: dict[str, npt.NDArray[Any]] = {"ptr": self.index.ptr, "positions": self.index.positions}
-        arrays["reaction_ptr"], arrays["reaction_positions"] = self.by_rule.ptr, self.by_rule.positions
+        arrays = {"reaction_ptr": self.by_rule.ptr, "reaction_positions": self.by_rule.positions}
         for item in fields(self.by_rule.rules):
             arrays[_RULE + item.name] = np.asarray(getattr(self.by_rule.rules, item.name))
-        meta = {
-            "graph_digest": self.index.graph_digest,
-            "gpr_by": self.index.gpr_by,
-            "metabolic": str(int(self.index.metabolic)),
-        }
-        return arrays_to_bytes(arrays, meta)
+        return self.index.to_bytes(arrays)
 
     @classmethod
     def load(cls, path: str | Path, topology: Topology) -> Removal:

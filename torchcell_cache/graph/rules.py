@@ -47,8 +47,9 @@ def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
 def _parsed(text: str, limit: int) -> Complexes:
     bits: dict[str, int] = {}
     masks = _Parser(text, limit, bits).parse()
-    names = list(bits)
-    return tuple(sorted(tuple(sorted(names[k] for k in _set_bits(mask))) for mask in masks))
+    return tuple(
+        sorted(tuple(sorted(name for k, name in enumerate(bits) if mask >> k & 1)) for mask in masks)
+    )
 
 
 def rule_genes(text: str) -> tuple[str, ...]:
@@ -151,11 +152,11 @@ class _Parser:
         self.text, self.limit, self.bits = text, limit, bits
         self.values: list[list[int]] = []
         self.operators: list[tuple[str, int]] = []
-        self.style: bool | None = None
 
     def parse(self) -> list[int]:
         """Masks of the minimal complexes."""
         want_name, end = True, len(self.text)
+        style: bool | None = None
         for token, at in _tokens(self.text):
             word = _SIGNS.get(token.lower(), "")
             if want_name:
@@ -167,9 +168,16 @@ class _Parser:
                 else:
                     self.values.append([1 << self.bits.setdefault(token, len(self.bits))])
             elif word == ")":
-                self._close(at)
+                self._reduce(strength="or")
+                if not self.operators:
+                    raise _malformed(self.text, at, "')' without '('")
+                self.operators.pop()
             elif word in {"and", "or"}:
-                self._check_style(token, at)
+                # Cobra reads ``A | B and C`` as Python does, ``(A | B) and C``; others as ``A or (B and C)``.
+                if style not in (None, token.isalpha()):
+                    said = f"got '{token}', but the rule mixes and, or with & and |"
+                    raise _malformed(self.text, at, said)
+                style = token.isalpha()
                 self._reduce(strength=word)
                 self.operators.append((word, at))
                 want_name = True
@@ -184,19 +192,6 @@ class _Parser:
             raise _malformed(self.text, self.operators[-1][1], "'(' is never closed")
         return self._absorb(self.values.pop())
 
-    def _check_style(self, token: str, at: int) -> None:
-        """Cobra reads ``A | B and C`` as Python does, ``(A | B) and C``; others as ``A or (B and C)``."""
-        style = token.isalpha()
-        if self.style not in (None, style):
-            raise _malformed(self.text, at, f"got '{token}', but the rule mixes and, or with & and |")
-        self.style = style
-
-    def _close(self, at: int) -> None:
-        self._reduce(strength="or")
-        if not self.operators:
-            raise _malformed(self.text, at, "')' without '('")
-        self.operators.pop()
-
     def _reduce(self, strength: str) -> None:
         """Apply waiting operators that bind at least as strongly."""
         while self.operators and self.operators[-1][0] in ({"and"} if strength == "and" else {"and", "or"}):
@@ -206,11 +201,9 @@ class _Parser:
                 left.extend(right)
                 self.values.append(left)
             else:
-                self.values.append(self._product(self._absorb(left), self._absorb(right)))
-
-    def _product(self, left: list[int], right: list[int]) -> list[int]:
-        self._check_size(len(left) * len(right))
-        return self._absorb([a | b for a in left for b in right])
+                left, right = self._absorb(left), self._absorb(right)
+                self._check_size(len(left) * len(right))
+                self.values.append(self._absorb([a | b for a in left for b in right]))
 
     def _absorb(self, masks: list[int]) -> list[int]:
         """Drop repeats and every complex that contains another one."""
@@ -272,10 +265,3 @@ def _malformed(text: str, at: int, what: str) -> SourceContractError:
 def _excerpt(text: str, at: int) -> str:
     start, stop = max(0, at - _EXCERPT), at + _EXCERPT
     return f"{'...' if start else ''}{text[start:stop]!r}{'...' if stop < len(text) else ''}"
-
-
-def _set_bits(mask: int) -> Iterator[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low

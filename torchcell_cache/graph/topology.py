@@ -84,15 +84,17 @@ class Topology:
                 return domain
         raise KeyError(f"{key!r} is not removable here; removable: {[d.key for d in self.domains]}")
 
+    def ends_of(self, domain: Domain) -> tuple[int, ...]:
+        """Rows of a domain's index that hold nodes of the perturbed type."""
+        if domain.role == "edge":
+            ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
+            return tuple(row for row, end in enumerate(ends) if end == self.node_type)
+        return (0,) if domain.role == "gpr" else ()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form for the manifest."""
-        return {
-            "node_type": self.node_type,
-            "num_nodes": self.num_nodes,
-            "domains": [
-                [d.role, list(d.key) if isinstance(d.key, tuple) else d.key, d.size] for d in self.domains
-            ],
-        }
+        domains = [[d.role, list(d.key) if isinstance(d.key, tuple) else d.key, d.size] for d in self.domains]
+        return {"node_type": self.node_type, "num_nodes": self.num_nodes, "domains": domains}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Topology:
@@ -171,9 +173,10 @@ def topology_of(graph: Data | HeteroData, node_type: str | None = None) -> Topol
         return Topology(None, num_nodes, (Domain("edge", None, 0, size),) if index is not None else ())
     counts = {t: count_nodes(graph[t], f"'{t}'") for t in graph.node_types}
     domains: list[Domain] = []
+    roles = {GPR: "gpr", RMR: "rmr"} if node_type == "gene" else {}
     for role in ("edge", "gpr", "rmr"):
         for key in graph.edge_types:
-            if _role(key, node_type) != role:
+            if roles.get(key, "edge") != role:
                 continue
             name = "edge_index" if role == "edge" else "hyperedge_index"
             index = graph[key].get(name)
@@ -207,14 +210,6 @@ def check_rows(graph: Data | HeteroData, topology: Topology) -> None:
                 f"{name} of the base graph's {store._key or 'nodes'} has shape {list(shape)}, expected {count} rows",
                 fix=f"give {name} one row for each, in their order, or delete it",
             )
-
-
-def _role(key: EdgeType, node_type: str) -> str:
-    if node_type == "gene" and key == GPR:
-        return "gpr"
-    if node_type == "gene" and key == RMR:
-        return "rmr"
-    return "edge"
 
 
 def _checked(index: Any, what: str, num_src: int | None, num_dst: int | None) -> int:

@@ -85,11 +85,11 @@ def tag(value: Any, label: str, depth: int = 0) -> Any:
     if value is None or kind is bool:
         return value
     if kind is str:
-        return (
-            value
-            if value.isascii() or _encodable(value)
-            else {"s": value.encode("utf-8", "surrogatepass").hex()}
-        )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return {"s": value.encode("utf-8", "surrogatepass").hex()}
+        return value
     if kind is int:
         return value if value in _INT64 else {"i": hex(value)}
     if kind is float:
@@ -101,9 +101,7 @@ def tag(value: Any, label: str, depth: int = 0) -> Any:
     if kind is dict:
         for key in value:
             _check_key(key, label)
-        return {
-            "d": [[tag(key, label, depth + 1), tag(item, label, depth + 1)] for key, item in value.items()]
-        }
+        return {"d": [[tag(part, label, depth + 1) for part in pair] for pair in value.items()]}
     if kind is bytes:
         return {"b": _base64(value)}
     return _tag_array(value, label)
@@ -117,14 +115,6 @@ def _is_plain(items: list[Any]) -> bool:
     if kinds == {float}:
         return all(map(math.isfinite, items))
     return kinds == {int} and min(items) in _INT64 and max(items) in _INT64
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_key(key: Any, label: str) -> None:
@@ -173,9 +163,9 @@ def untag(data: Any, depth: int = 0) -> Any:
     if name in ("t", "d"):
         if not isinstance(content, list):
             raise ValueError(f"tag {name!r} needs a list")
-        return (
-            tuple(untag(item, depth + 1) for item in content) if name == "t" else _untag_dict(content, depth)
-        )
+        if name == "d":
+            return _untag_dict(content, depth)
+        return tuple(untag(item, depth + 1) for item in content)
     if name not in _UNTAG:
         raise ValueError(f"unknown tag {name[:20]!r}")
     return _UNTAG[name](content)

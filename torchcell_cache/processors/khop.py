@@ -18,7 +18,6 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.induced_subgraph import (
     NeighbourTable,
-    ends_of,
     hop_columns,
     neighbours,
     new_ids,
@@ -121,7 +120,7 @@ class KHopSubgraph(SampleProcessor):
             near[torch.from_numpy(sample.perturbed)] = False
         kept: list[Int64Array | None] = []
         for domain in topology.domains:
-            rows = ends_of(topology, domain)
+            rows = topology.ends_of(domain)
             if not rows:
                 kept.append(None)
                 continue

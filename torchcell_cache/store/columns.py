@@ -174,8 +174,7 @@ def count_removed_edges(graph: Any, topology: Topology, table: SampleTable) -> n
         if domain.role != "edge":
             continue
         src, dst = endpoints(graph, domain)
-        ends = (None, None) if domain.key is None else (domain.key[0], domain.key[2])
-        inner = [row for row, end in zip((src, dst), ends, strict=True) if end == topology.node_type]
+        inner = [(src, dst)[row] for row in topology.ends_of(domain)]
         for row in inner:
             degree += np.bincount(row, minlength=num_nodes)
         if len(inner) == 2:
