@@ -19,7 +19,6 @@ from torchcell_cache.core.choices import GprRule, Statistics
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.graph.induced_subgraph import ends_of
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.rules import parse_rule
 from torchcell_cache.graph.topology import Topology, topology_of
@@ -187,7 +186,7 @@ def kept_by_definition(
         store = graph if domain.key is None else graph[domain.key]
         index = store.edge_index if domain.role == "edge" else store.hyperedge_index
         kept = torch.ones(index.size(1), dtype=torch.bool, device="cpu")
-        for row in ends_of(topology, domain):
+        for row in topology.ends_of(domain):
             kept &= node_kept[index[row]]
         if domain.role == "rmr" and reactions is not None:
             kept &= reactions[index[0]]
