@@ -240,31 +240,29 @@ def check_task(task: int, tasks: int) -> tuple[int, int]:
 
 def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[str, Any]:
     """What the status file of a task says besides its progress."""
-    names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-    job = "_".join(os.environ.get(name, "") for name in names).strip("_")
-    me = {**asdict(this_process()), "host": os.environ.get("SLURMD_NODENAME") or platform.node()}
+    said = os.environ.get
+    job = f"{said('SLURM_ARRAY_JOB_ID', '')}_{said('SLURM_ARRAY_TASK_ID', '')}".strip("_")
+    me = {**asdict(this_process()), "host": said("SLURMD_NODENAME") or platform.node()}
     facts = {"task": task, "tasks": tasks, "generation": work.directory.name, "shards": shards}
-    return {**facts, "job": job or os.environ.get("SLURM_JOB_ID", ""), "process": me}
+    return {**facts, "job": job or said("SLURM_JOB_ID", ""), "process": me}
 
 
 def check_shards(directory: Path, plan: ShardPlan, tasks: int, script: str, progress: bool) -> None:
     """Look at every shard's side file, size and digest: a ``BuildIncompleteError`` if one is missing or damaged."""
     with contextlib.suppress(OSError):
         os.listdir(directory)  # noqa: PTH208 - asks a network file system for names it may still believe missing
-    problems: list[tuple[int, str]] = []
+    found: list[str | None] = []
     on_progress = Progress(plan.num_samples, 0, None, enabled=progress, what="check shards")
     with on_progress, ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(partial(_problem, directory, plan), range(plan.num_shards))
-        for shard, text in enumerate(found):
-            on_progress(len(range(*plan.span(shard))))
-            if text is not None:
-                problems.append((shard, text))
+        for text in pool.map(partial(_problem, directory, plan), range(plan.num_shards)):
+            on_progress(len(range(*plan.span(len(found)))))
+            found.append(text)
+    problems = [(shard, text) for shard, text in enumerate(found) if text is not None]
     if not problems:
         return
     lines = [f"{len(problems)} of {plan.num_shards} shards are missing or damaged"]
     lines += [f"    shard {k} (task {k % tasks}): {text}" for k, text in problems[:_LONGEST_LIST]]
-    if len(problems) > _LONGEST_LIST:
-        lines.append(f"    and {len(problems) - _LONGEST_LIST} more")
+    lines += [f"    and {len(problems) - _LONGEST_LIST} more"] * (len(problems) > _LONGEST_LIST)
     raise _incomplete("\n".join(lines), directory, (shard % tasks for shard, _ in problems), script)
 
 

@@ -124,13 +124,13 @@ class GenerationBuild:
         status = processed_dir(self.root) / STATUS_NAME
         begin = progress or partial(Progress, status_path=status, enabled=self.console.enabled)
         on_progress = begin(total, sum(e.stop - e.start for e in done.values()))
-        missing, is_first = total - on_progress.done, True
+        missing = total - on_progress.done
 
         def report(count: int, size: int) -> None:
-            nonlocal is_first
-            if is_first and count:
+            nonlocal missing
+            if missing and count:
                 self._check_space(missing, size / count)
-                is_first = False
+                missing = 0
             on_progress(count)
 
         with on_progress:

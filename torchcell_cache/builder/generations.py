@@ -79,14 +79,9 @@ def read_plan(directory: Path, manifest: Manifest) -> ShardPlan:
 
 def plan_from_manifest(manifest: Manifest) -> ShardPlan:
     """A plan that makes the same shards, from the manifest alone."""
-    generic = manifest.schema["records"] == "generic"
-    return ShardPlan(
-        num_samples=manifest.num_samples,
-        shard_size=manifest.shard_size,
-        seed=manifest.shards[0].seed if manifest.shards else 0,
-        records=manifest.schema["records"],
-        schema={**manifest.schema, "layouts": {}} if generic else manifest.schema,
-    )
+    schema, seed = manifest.schema, manifest.shards[0].seed if manifest.shards else 0
+    schema = {**schema, "layouts": {}} if schema["records"] == "generic" else schema
+    return ShardPlan(manifest.num_samples, manifest.shard_size, seed, schema["records"], schema)
 
 
 def stored_processor(manifest: Manifest) -> Any:

@@ -200,9 +200,8 @@ def label_of(graph: Any) -> Labels:
     y = _own(graph).get("y")
     if not isinstance(y, torch.Tensor) or y.numel() > _MAX_LABEL or y.layout != torch.strided:
         return None
-    if y.is_complex() or y.dtype in REINTERPRETED:
-        return None
-    return to_array(y.detach(), "y").array[None].copy()
+    odd = y.is_complex() or y.dtype in REINTERPRETED
+    return None if odd else to_array(y.detach(), "y").array[None].copy()
 
 
 def label_column(parts: list[Labels]) -> Arrays:
@@ -228,11 +227,11 @@ def random_state_kept() -> Iterator[None]:
 def seeding() -> Callable[[int], None]:
     """What a forked worker calls before each shard: other numbers for each, the same whichever worker builds it."""
     begun = (torch.initial_seed(), random.getstate(), np.random.get_state(legacy=False))
-    torch_seed, *others = (zlib.crc32(repr(state).encode()) for state in begun)
+    first, second, third = (zlib.crc32(repr(state).encode()) for state in begun)
 
     def seed(shard: int) -> None:
-        torch.manual_seed(torch_seed + shard)
-        random.seed(others[0] + shard)
-        np.random.seed((others[1] + shard) % (1 << 32))
+        torch.manual_seed(first + shard)
+        random.seed(second + shard)
+        np.random.seed((third + shard) % (1 << 32))
 
     return seed

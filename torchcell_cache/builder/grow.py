@@ -102,8 +102,7 @@ def append(
         >>> print(tc.append("stores/grows", tc.testing.tiny_source(2, seed=1), progress=False))
         2 of 6 samples computed (33.3%), 0 of 1 shards shared with the generation before
     """
-    where = local_path(root)
-    return _grow(where, as_source(tail), processor, True, num_workers, progress)
+    return _grow(local_path(root), as_source(tail), processor, True, num_workers, progress)
 
 
 def update(
@@ -138,8 +137,7 @@ def update(
         >>> print(tc.update("stores/new", tc.testing.tiny_source(4, seed=1), progress=False))
         4 of 4 samples computed (100.0%), 0 of 1 shards shared with the generation before
     """
-    where = local_path(root)
-    return _grow(where, as_source(source), processor, False, num_workers, progress)
+    return _grow(local_path(root), as_source(source), processor, False, num_workers, progress)
 
 
 def _grow(
@@ -149,31 +147,26 @@ def _grow(
     Generation.open(root)  # nothing to grow is an error before a lock is taken
     with publishing(root, console) as publisher:
         old = Generation.open(root)
-        storage = old.manifest.storage
+        stored, storage = old.manifest.fingerprint, old.manifest.storage
         used = stored_processor(old.manifest) if processor is STORED else processor
         with asked("the source, asked what it is,"):
             digests = None if given.base_graph is None else graph_digests(given.base_graph)
         source, order = on_stored_graph(given, old, digests)
-        digests = digests if source is given else old.manifest.fingerprint["base_graph"]
+        digests = digests if source is given else stored["base_graph"]
         if is_append:
             with asked("the source or the processor, asked what it is,"):
                 source, used, _ = paired(source, used)
-            source = appended(old, source, digests)
-            digests = old.manifest.fingerprint["base_graph"]
+            source, digests = appended(old, source, digests), stored["base_graph"]
         with asked("the source or the processor, asked what it is,"):
             plan = checked_plan(make_plan(source, used, digests), storage)
         words = {"processor": plan.parts["processor"]}
-        words, _ = in_stored_words(old.manifest.fingerprint, words, used, None, lambda: None)
+        words, _ = in_stored_words(stored, words, used, None, lambda: None)
         plan = replace(plan, parts={**plan.parts, **words})
         if is_append:
-            insist_same(
-                {"processor": old.manifest.fingerprint["processor"]},
-                words,
-                f"the store at {old.root} was built with another processor",
-                old.root,
-                "append with that processor, or update with the whole source",
-            )
-        if plan.fingerprint(storage).to_dict() == old.manifest.fingerprint:
+            what = f"the store at {old.root} was built with another processor"
+            fix = "append with that processor, or update with the whole source"
+            insist_same({"processor": stored["processor"]}, words, what, old.root, fix)
+        if plan.fingerprint(storage).to_dict() == stored:
             console(f"{old.manifest.generation} is up to date")
             count = len(old.manifest.shards)
             return Growth(open_with_lease(root), len(old), 0, count, count)
@@ -184,9 +177,8 @@ def _grow(
         shards = make_shard_plan(plan, storage, old.manifest.shard_size, MAX_RECORD_BYTES)
         written = {name: old.schema[name] for name in (COMPACT, GROUPED) if name in old.schema}
         schema = {k: v for k, v in shards.schema.items() if k not in (COMPACT, GROUPED)}
-        shards = replace(shards, schema={**schema, **written})  # as the store that grows
-        if old.manifest.shards:
-            shards = replace(shards, seed=old.manifest.shards[0].seed)
+        seed = old.manifest.shards[0].seed if old.manifest.shards else shards.seed
+        shards = replace(shards, schema={**schema, **written}, seed=seed)  # as the store that grows
         work = GenerationBuild(root, plan, shards, storage, publisher.lock.exclusive, console, workers)
         work.has_constants = "constants" in old.schema  # another store stays in the form that it has
         return _build(work, old, publisher)
@@ -198,11 +190,9 @@ def _build(work: GenerationBuild, old: Generation, publisher: Publisher) -> Grow
         work.prepare()
         maker = work.maker()
         removal = maker.removal if isinstance(maker, StructuredMaker) else None
-        same = same_samples(old, work.plan, work.shards, removal)
+        same, total = same_samples(old, work.plan, work.shards, removal), work.shards.num_samples
         kept = int(same.sum())
-        console(
-            f"{kept:,} of {work.shards.num_samples:,} samples are the same as in {old.manifest.generation}"
-        )
+        console(f"{kept:,} of {total:,} samples are the same as in {old.manifest.generation}")
         status = processed_dir(work.root) / STATUS_NAME
         reuse = ShardReuse(old, work.directory, work.shards, same)
         with Progress(kept, 0, status, enabled=console.enabled, what="take over samples") as on_progress:
@@ -210,7 +200,7 @@ def _build(work: GenerationBuild, old: Generation, publisher: Publisher) -> Grow
         if stop.signal is not None:
             stop.raise_interrupted(reuse.linked, count)
         work.build(range(count), stop)
-        recomputed = work.shards.num_samples - reuse.kept
+        recomputed = total - reuse.kept
         manifest = work.finish(time.perf_counter() - begun, recomputed, stop)
     now = publisher.publish(manifest, old.manifest)
     growth = Growth(now, len(now), recomputed, reuse.linked, len(manifest.shards))

@@ -14,6 +14,7 @@ from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Storage
 from torchcell_cache.core.fingerprint import Fingerprint, source_part
 from torchcell_cache.core.lazy import cached_property
+from torchcell_cache.core.ragged import offsets
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
@@ -76,6 +77,10 @@ class BuildPlan:
         """The fingerprint of the store that a build with ``storage`` makes."""
         return Fingerprint({**self.parts, "storage": storage})
 
+    def seed(self, storage: str) -> int:
+        """64 bits of the fingerprint, for the records' checksums."""
+        return int(self.fingerprint(storage).digest[:16], 16)
+
 
 def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = None) -> BuildPlan:
     """Look at source and processor, hash them, and find out what can be stored; ``digests`` are the base graph's, if known.
@@ -85,10 +90,8 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         SettingError: If the processor's code or settings cannot be identified.
     """
     source, processor, said = paired(source, processor)
-    graph = source.base_graph
-    table = getattr(source, "table", None)
+    graph, table, topology = source.base_graph, getattr(source, "table", None), None
     table = table if isinstance(table, SampleTable) else None
-    topology = None
     # A subclass may assemble otherwise: its graphs are stored whole.
     built_in = type(processor) in BUILT_IN.values()
     takes_ids = type(processor) in NAMED.values()
@@ -114,12 +117,8 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         )
     if digests is None:
         digests = {} if graph is None else graph_digests(graph)
-    parts = {
-        "format": FORMAT_VERSION,
-        "base_graph": digests,
-        "processor": processor_part(processor),
-        "source": source_part(source),
-    }
+    parts = {"format": FORMAT_VERSION, "base_graph": digests}
+    parts |= {"processor": processor_part(processor), "source": source_part(source)}
     notes = (*notes_of(source), *said, *_on_statistics(processor, table))
     return BuildPlan(source, processor, graph, len(source), parts, table, topology, notes)
 
@@ -128,8 +127,7 @@ def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]
     """A line if only some samples will have the fields of statistics: PyG's ``DataLoader`` fails on such a mixture."""
     if table is None or not table.statistics or getattr(processor, "statistics", None) != "measured":
         return ()
-    known = ~np.isnan(table.values[:, len(table.phenotypes) :]).all(axis=1)
-    total = np.concatenate([[0], np.cumsum(known)])
+    total = offsets(~np.isnan(table.values[:, len(table.phenotypes) :]).all(axis=1))
     without = int((total[table.value_ptr[1:]] == total[table.value_ptr[:-1]]).sum())
     if without in (0, len(table)):
         return ()
@@ -172,14 +170,8 @@ def make_shard_plan(
         **columns_part(table),
         **written_form(schema["records"] == "generic", storage),
     }
-    return ShardPlan(
-        num_samples=plan.num_samples,
-        shard_size=SHARD_SIZES[storage] if shard_size is None else shard_size,
-        seed=int(plan.fingerprint(storage).digest[:16], 16),
-        records=schema["records"],
-        schema=schema,
-        max_record_bytes=max_record_bytes,
-    )
+    size, seed = SHARD_SIZES[storage] if shard_size is None else shard_size, plan.seed(storage)
+    return ShardPlan(plan.num_samples, size, seed, schema["records"], schema, max_record_bytes)
 
 
 def written_form(generic: bool, storage: str) -> dict[str, int]:
@@ -203,8 +195,7 @@ def structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:
     table, topology = plan.table, plan.topology
     assert table is not None
     assert topology is not None
-    most_perturbed = int(np.diff(table.ptr).max(initial=0))
-    most_measured = int(np.diff(table.value_ptr).max(initial=0))
+    most_perturbed, most_measured = (int(np.diff(p).max(initial=0)) for p in (table.ptr, table.value_ptr))
     if most_measured > 0xFFFF:
         raise SourceContractError(f"a sample has {most_measured} measurements, at most 65,535 can be stored")
     removed = storage == "delta" and not isinstance(plan.processor, Perturbation)

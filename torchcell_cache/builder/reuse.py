@@ -36,7 +36,6 @@ from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.files import share_file
 from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange, segments
 from torchcell_cache.core.samples import Sample, SampleTable
-from torchcell_cache.graph.incidence import IncidenceIndex
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.generation import Generation
@@ -117,9 +116,16 @@ def _same_segments(
 
 def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) -> Flags:
     """Samples of which no node removes other positions than before, ``[common] bool``."""
-    node_is_same = same_nodes(old.index, new.index)
-    first = table.slice(0, common)
-    touched = offsets(~node_is_same[first.ids])
+    first, changed = table.slice(0, common), np.ones(new.index.topology.num_nodes, dtype=bool)
+    known = min(len(changed), old.index.topology.num_nodes)
+    # Slices of nodes lie one after the other, so where a node begins and ends is all the pointers say here.
+    starts = (
+        np.append(i.ptr[:known, 0], i.ptr[known - 1, -1] if known else 0) for i in (old.index, new.index)
+    )
+    changed[:known] = ~_same_segments(
+        old.index.positions, next(starts), new.index.positions, next(starts), known
+    )
+    touched = offsets(changed[first.ids])
     same: Flags = touched[first.ptr[1:]] == touched[first.ptr[:-1]]
     if (old.by_rule is None) != (new.by_rule is None):
         return np.zeros(common, dtype=bool)
@@ -128,18 +134,6 @@ def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) 
         ids, ptr = segments(first.ids, first.ptr, rows)
         (a, a_ptr), (b, b_ptr) = old.by_rule.removed(ids, ptr), new.by_rule.removed(ids, ptr)
         same[rows] = _same_segments(a, a_ptr, b, b_ptr, len(rows))
-    return same
-
-
-def same_nodes(old: IncidenceIndex, new: IncidenceIndex) -> Flags:
-    """Nodes of the new base graph that take the same positions with them as before, ``[num_nodes] bool``."""
-    same = np.zeros(new.topology.num_nodes, dtype=bool)
-    common = min(len(same), old.topology.num_nodes)
-    # Slices lie one after the other, so where a node begins and ends is all the pointers say here.
-    ptrs = [
-        np.append(index.ptr[:common, 0], index.ptr[common - 1, -1] if common else 0) for index in (old, new)
-    ]
-    same[:common] = _same_segments(old.positions, ptrs[0], new.positions, ptrs[1], common)
     return same
 
 
@@ -172,7 +166,11 @@ class ShardReuse:
                 self.linked += 1
                 self.kept += kept
                 on_progress(kept)
-            elif isinstance(maker, StructuredMaker) or self._kept_first(start, stop, entry):
+                continue
+            # Records that do not stand for themselves: the side file must tell what all the kept ones hold.
+            count = 0 if entry is None else entry.stop - entry.start
+            first = kept == count and bool(self.same[start : start + count].all())
+            if isinstance(maker, StructuredMaker) or first:
                 mixed = MixedMaker(self.old, maker, self.same, entry)
                 build_shard(self.directory, self.shards, mixed, shard, lambda count, size: on_progress(count))
                 self.kept += kept
@@ -191,12 +189,6 @@ class ShardReuse:
         said = old.attributes.take(rows) if "attributes" in old.schema else None
         stats = shard_stats(layouts, labels, from_text(old.schema.get("constants", {})), said)
         return replace(entry, stats=stats)
-
-    def _kept_first(self, start: int, stop: int, entry: ShardEntry | None) -> bool:
-        """Of records that do not stand for themselves the side file must tell what all the kept ones hold."""
-        count = 0 if entry is None else entry.stop - entry.start
-        same = self.same[start:stop]
-        return count > 0 and int(same.sum()) == count and bool(same[:count].all())
 
 
 class MixedMaker:

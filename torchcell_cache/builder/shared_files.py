@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import BuildFailedError
 from torchcell_cache.graph.files import write_base_graph
 from torchcell_cache.graph.topology import Topology
-from torchcell_cache.store.columns import Arrays, columns_bytes, count_removed_edges, table_to_arrays
+from torchcell_cache.store.columns import columns_bytes, count_removed_edges, table_to_arrays
 from torchcell_cache.store.manifest import GRAPH_FILES
 from torchcell_cache.store.stamps import quick_digest
 
@@ -44,9 +45,7 @@ def write_shared_files(
 
     def write(name: str, data: bytes) -> None:
         path = directory / name
-        if not together:
-            write_atomic(path, data)
-        elif path.exists() or not write_atomic(path, data, replace=False):
+        if (together and path.exists()) or not write_atomic(path, data, replace=not together):
             _compare(path, xxhash.xxh3_128_hexdigest(data))
 
     graph, table, topology, index_ms = plan.base_graph, plan.table, plan.topology, 0.0
@@ -60,19 +59,24 @@ def write_shared_files(
         console(f"incidence index: {index_ms:.0f} ms for {edges:,} edges of {types} edge types")
         write(INCIDENCE_FILE, plan.removal.to_bytes())
     if table is not None:
-        removed = None if topology is None else count_removed_edges(graph, topology, table)
-        write(COLUMNS_FILE, columns_bytes(table_columns(table, topology, removed)))
+        write(COLUMNS_FILE, columns_of(table, topology, graph))
     write(PLAN_FILE, shards.to_bytes())
     return index_ms
 
 
-def table_columns(table: SampleTable, topology: Topology | None, removed: Any) -> Arrays:
+def columns_of(table: SampleTable, topology: Topology | None, graph: Any) -> bytes:
+    """The columns' file of samples that a source gives."""
+    removed = None if topology is None else count_removed_edges(graph, topology, table)
+    return table_columns(table, topology, removed)
+
+
+def table_columns(table: SampleTable, topology: Topology | None, removed: Any) -> bytes:
     """Samples as columns in the smallest dtypes; ``removed`` are numbers of edges, ``[n]``, if any can go."""
     nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
     columns = table_to_arrays(table, nodes)
     if removed is not None:
         columns["removed_edges"] = removed.astype(smallest_unsigned(int(removed.max(initial=0))))
-    return columns
+    return columns_bytes(columns)
 
 
 @contextmanager
@@ -85,9 +89,7 @@ def base_graph_files(graph: Any, directory: Path) -> Iterator[Path]:
         yield place
         fsync_dir(directory)
     finally:
-        for leftover in place.iterdir():
-            leftover.unlink()
-        place.rmdir()
+        shutil.rmtree(place)
 
 
 def publish_graph_file(ours: Path, target: Path, together: bool = False) -> None:

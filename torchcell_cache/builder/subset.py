@@ -23,7 +23,6 @@ from torchcell_cache.builder.shards import (
     PLAN_FILE,
     Chunk,
     RecordMaker,
-    ShardPlan,
 )
 from torchcell_cache.builder.shared_files import table_columns
 from torchcell_cache.builder.workers import StopRequest
@@ -34,7 +33,6 @@ from torchcell_cache.core.progress import Console
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import GRAPH_FILES, Manifest
 
@@ -60,7 +58,16 @@ def copy_samples(
     if where.resolve() == generation.root.resolve():
         raise SettingError(f"store={where} is the store that is selected from", fix="another directory")
     plan, storage = _plan(generation, positions, made_by or {}), generation.manifest.storage
-    shards = _shard_plan(generation, plan, shard_size)
+    whole = plan_from_manifest(generation.manifest)
+    dropped = ("unknown_names", "origins", "constants", "attributes")
+    schema = {name: value for name, value in whole.schema.items() if name not in dropped}
+    shards = replace(
+        whole,
+        num_samples=plan.num_samples,
+        shard_size=SHARD_SIZES[storage] if shard_size is None else whole_number("shard_size", shard_size, 1),
+        seed=plan.seed(storage),
+        schema={**schema, **columns_part(plan.table)},
+    )
 
     def make(publisher: Publisher) -> Manifest:
         work = _SubsetBuild(where, plan, shards, storage, publisher.lock.exclusive, console)
@@ -94,19 +101,6 @@ def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]
         table=None if table is None else table.take(positions),
         topology=generation.topology,
         notes=tuple(manifest.created.get("notes", [])),
-    )
-
-
-def _shard_plan(generation: Generation, plan: BuildPlan, shard_size: int | None) -> ShardPlan:
-    storage, whole = generation.manifest.storage, plan_from_manifest(generation.manifest)
-    dropped = ("unknown_names", "origins", "constants", "attributes")
-    schema = {name: value for name, value in whole.schema.items() if name not in dropped}
-    return replace(
-        whole,
-        num_samples=plan.num_samples,
-        shard_size=SHARD_SIZES[storage] if shard_size is None else whole_number("shard_size", shard_size, 1),
-        seed=int(plan.fingerprint(storage).digest[:16], 16),
-        schema={**schema, **columns_part(plan.table)},
     )
 
 
@@ -153,7 +147,7 @@ class _SubsetBuild(GenerationBuild):
             removed = self.origin.columns.get("removed_edges")
             removed = None if removed is None else removed[self.positions]
             columns = table_columns(self.plan.table, self.plan.topology, removed)
-            write_atomic(self.directory / COLUMNS_FILE, columns_bytes(columns))
+            write_atomic(self.directory / COLUMNS_FILE, columns)
         write_atomic(self.directory / PLAN_FILE, self.shards.to_bytes())
 
     def maker(self) -> RecordMaker:

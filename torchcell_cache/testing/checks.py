@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,8 @@ from torchcell_cache.processors.base import Processing, apply_processor, asked, 
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.torchcell_processors import paired
 from torchcell_cache.testing import elsewhere
-from torchcell_cache.testing.tiny import tiny_graph, tiny_source
 
-__all__ = ["assert_same_graph", "check_processor", "check_source", "tiny_graph", "tiny_source"]
-
+_PARTS = ("perturbed", "unknown", "values", "phenotypes", "statistics")
 _SPECIAL_NAMES = ("batch", "ptr")
 _INPUT = (
     "the processor changes its input: a build hands it a copy of its own, so that is fine there; elsewhere the caller's "
@@ -109,8 +107,10 @@ def check_processor(processor: Any, source: Any, n: int = 8) -> list[str]:
     except SettingError as error:
         problems.append(str(error))
     for index, graph in zip(chosen[1:], graphs[1:], strict=True):
-        text = _other_schema(graphs[0], graph)
-        if text is not None:
+        got, want = _fields(graph), _fields(graphs[0])
+        if got != want:
+            missing, extra = [f for f in want if f not in got], [f for f in got if f not in want]
+            text = f"missing {missing}, not expected {extra}" if missing or extra else "their order differs"
             problems.append(f"sample {index} and sample {chosen[0]} have different fields: {text}")
     problems += list(dict.fromkeys(name for graph in graphs[:1] for name in _risky_names(graph)))
     return problems + _elsewhere(processor, source.base_graph, items, graphs)
@@ -201,10 +201,8 @@ def _base_digest(source: Any) -> str:
 def _check_item(source: Any, index: int) -> Iterator[str]:
     item, again = source[index], source[index]
     if isinstance(item, Sample):
-        for name in ("perturbed", "unknown", "values", "phenotypes", "statistics", "source_id"):
-            text = value_difference(getattr(again, name), getattr(item, name))
-            if text is not None:
-                yield f"a second read gives another {name}: {text}"
+        for name, text in _unlike(again, item, (*_PARTS, "source_id")):
+            yield f"a second read gives another {name}: {text}"
         yield from _check_sample(item, source, index)
         return
     try:
@@ -227,11 +225,13 @@ def _check_sample(item: Sample, source: Any, index: int) -> Iterator[str]:
         yield "its base_graph is not the source's own object"
     table = getattr(source, "table", None)
     if table is not None:
-        row = table.sample(index)
-        for name in ("perturbed", "unknown", "values", "phenotypes", "statistics"):
-            text = value_difference(getattr(item, name), getattr(row, name))
-            if text is not None:
-                yield f"{name} differs from the table's row: {text}"
+        for name, text in _unlike(item, table.sample(index), _PARTS):
+            yield f"{name} differs from the table's row: {text}"
+
+
+def _unlike(one: Sample, other: Sample, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    texts = ((name, value_difference(getattr(one, name), getattr(other, name))) for name in names)
+    return ((name, text) for name, text in texts if text is not None)
 
 
 def _fields(graph: Any) -> list[str]:
@@ -242,14 +242,6 @@ def _fields(graph: Any) -> list[str]:
             kind = f"{value.dtype}" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
             out.append(f"{store}.{name} ({kind})" if store is not None else f"{name} ({kind})")
     return out
-
-
-def _other_schema(first: Any, other: Any) -> str | None:
-    got, want = _fields(other), _fields(first)
-    if got == want:
-        return None
-    missing, extra = [f for f in want if f not in got], [f for f in got if f not in want]
-    return f"missing {missing}, not expected {extra}" if missing or extra else "their order differs"
 
 
 def _risky_names(graph: Any) -> Iterator[str]:

@@ -7,7 +7,6 @@ another function's body - travel as they are: byte code, defaults, closure and t
 from __future__ import annotations
 
 import dataclasses
-import dis
 import enum
 import functools
 import importlib
@@ -19,8 +18,10 @@ import pickle
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from torchcell_cache.builder.codehash.source import global_names
 
 _SECONDS = 120.0
 _SKIPPED = ("__dict__", "__weakref__", "__abc_impl__", "_abc_impl", "__classcell__")
@@ -106,7 +107,7 @@ def _is_importable(value: Any) -> bool:
 def _function(value: types.FunctionType) -> Any:
     cells = [_cell(cell) for cell in value.__closure__ or ()]
     space = value.__globals__
-    used = {name: space[name] for name in _names(value.__code__) if name in space}
+    used = {name: space[name] for name in sorted(global_names(value.__code__) & space.keys())}
     state = (value.__defaults__, value.__kwdefaults__, value.__dict__, cells, used)
     made = (marshal.dumps(value.__code__), value.__module__ or "?", value.__qualname__, len(cells))
     return _blank_function, made, state, None, None, _fill_function
@@ -117,15 +118,6 @@ def _cell(cell: Any) -> tuple[Any, ...]:
         return (cell.cell_contents,)
     except ValueError:  # not assigned yet
         return ()
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Names that code looks up in its module."""
-    loads = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    yield from (str(step.argval) for step in dis.get_instructions(code) if step.opname in loads)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _blank_function(code: bytes, module: str, qualname: str, cells: int) -> types.FunctionType:
@@ -147,27 +139,25 @@ def _fill_function(function: types.FunctionType, state: Any) -> None:
 
 
 def _class(cls: type) -> Any:
+    hidden = types.MemberDescriptorType | types.GetSetDescriptorType
     members = {
         name: value
         for name, value in vars(cls).items()
-        if name not in _SKIPPED
-        and not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+        if name not in _SKIPPED and not isinstance(value, hidden)
     }
     if isinstance(cls, enum.EnumMeta):
-        members_of: Any = cls.__members__
-        values = {name: member._value_ for name, member in members_of.items()}
-        kept = {name: value for name, value in members.items() if isinstance(value, types.FunctionType)}
+        known: Any = cls.__members__
+        made_by = functools.partial(cls.__bases__[-1], module=cls.__module__)
+        values = {name: member._value_ for name, member in known.items()}
         own = {
-            name: value for name, value in kept.items() if name not in vars(enum.Enum) and name[:2] != "__"
+            name: value
+            for name, value in members.items()
+            if isinstance(value, types.FunctionType) and not (hasattr(enum.Enum, name) or name[:2] == "__")
         }
-        return _enum, (cls.__bases__[-1], cls.__name__, values, cls.__module__), own, None, None, _fill_class
+        return made_by, (cls.__name__, values), own, None, None, _fill_class
     slots = {"__slots__": members.pop("__slots__")} if "__slots__" in members else {}
-    made = (type(cls), cls.__name__, cls.__bases__, {**slots, "__module__": cls.__module__})
-    return _blank_class, made, members, None, None, _fill_class
-
-
-def _blank_class(kind: Any, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> Any:
-    return kind(name, bases, members)
+    made = (cls.__name__, cls.__bases__, {**slots, "__module__": cls.__module__})
+    return type(cls), made, members, None, None, _fill_class
 
 
 def _proxy(values: dict[Any, Any]) -> Any:
@@ -176,10 +166,6 @@ def _proxy(values: dict[Any, Any]) -> Any:
 
 def _cached(function: Any, parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
-
-
-def _enum(base: Any, name: str, values: dict[str, Any], module: str) -> Any:
-    return base(name, values, module=module)
 
 
 def _fill_class(cls: type, members: dict[str, Any]) -> None:

@@ -52,41 +52,24 @@ def tiny_graph(
     if num_features:
         graph["gene"].x = features
     if metabolism:
-        _add_reactions(graph, names)
-    for name, index in (
-        ("physical", edges),
-        ("regulatory", edges[::-1, ::2].copy()),
-        ("genetic", edges[:, :0]),
-    ):
+        a, b, c, d = names[:4]
+        graph["reaction"].num_nodes = 5
+        graph["reaction"].node_ids = [f"R{k}" for k in range(5)]
+        graph["reaction"].gene_rules = [f"{a} and {b}", f"{b} or {c}", "", d, f"({a} and {d}) or {c}"]
+        graph["metabolite"].node_ids = [f"M{k}" for k in range(4)]
+        graph["metabolite"].num_nodes = 4
+    kinds = {"physical": edges, "regulatory": edges[::-1, ::2].copy(), "genetic": edges[:, :0]}
+    for name, index in kinds.items():
         graph["gene", name, "gene"].edge_index = torch.from_numpy(index)
         graph["gene", name, "gene"].num_edges = index.shape[1]
     if metabolism:
-        _add_hyperedges(graph)
+        gpr, rmr = graph["gene", "gpr", "reaction"], graph["reaction", "rmr", "metabolite"]
+        gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]], device="cpu")
+        rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]], device="cpu")
+        sizes = [-1.0, 1.0, -2.0, 0.5, 1.0, -1.0]
+        rmr.stoichiometry = torch.tensor(sizes, dtype=torch.float32, device="cpu")
+        gpr.num_edges, rmr.num_edges = 8, 6
     return graph
-
-
-def _add_reactions(graph: HeteroData, names: list[str]) -> None:
-    graph["reaction"].num_nodes = 5
-    graph["reaction"].node_ids = [f"R{k}" for k in range(5)]
-    graph["reaction"].gene_rules = [
-        f"{names[0]} and {names[1]}",
-        f"{names[1]} or {names[2]}",
-        "",
-        names[3],
-        f"({names[0]} and {names[3]}) or {names[2]}",
-    ]
-    graph["metabolite"].node_ids = [f"M{k}" for k in range(4)]
-    graph["metabolite"].num_nodes = 4
-
-
-def _add_hyperedges(graph: HeteroData) -> None:
-    gpr = graph["gene", "gpr", "reaction"]
-    gpr.hyperedge_index = torch.tensor([[0, 1, 1, 2, 3, 0, 3, 2], [0, 0, 1, 1, 3, 4, 4, 4]], device="cpu")
-    gpr.num_edges = 8
-    rmr = graph["reaction", "rmr", "metabolite"]
-    rmr.hyperedge_index = torch.tensor([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 0]], device="cpu")
-    rmr.stoichiometry = torch.tensor([-1.0, 1.0, -2.0, 0.5, 1.0, -1.0], dtype=torch.float32, device="cpu")
-    rmr.num_edges = 6
 
 
 def tiny_source(num_samples: int = 12, base_graph: Any = None, *, seed: int = 0) -> PerturbationTable:

@@ -24,7 +24,7 @@ from torchcell_cache.builder.shards import (
     ShardPlan,
     StructuredMaker,
 )
-from torchcell_cache.builder.shared_files import base_graph_files, publish_graph_file, table_columns
+from torchcell_cache.builder.shared_files import base_graph_files, columns_of, publish_graph_file
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.files import file_digest, write_atomic
@@ -37,7 +37,7 @@ from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.store.attributes import Attributes
-from torchcell_cache.store.columns import columns_bytes, count_removed_edges
+from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import Manifest
 from torchcell_cache.store.shard_entry import FileEntry
@@ -91,18 +91,19 @@ class PartMaker:
 
     def columns(self, whole_shards: bool) -> None:
         """Write the columns: from the source's table, or from the records where they are whole and say all of it."""
-        table = getattr(self._given, "table", None)
+        generation, table = self.generation, getattr(self._given, "table", None)
+        topology, graph = generation.topology, generation.base_graph
         if table is not None:
             self.source(COLUMNS_FILE)
-            made = self._columns_of(table)
+            made = columns_of(table, topology, graph)
             if table.source_ids is not None and not self._is_original(COLUMNS_FILE, made):
                 # Stores of cells once kept no barcodes.
-                made = self._columns_of(replace(table, source_ids=None))
+                made = columns_of(replace(table, source_ids=None), topology, graph)
             self._write(COLUMNS_FILE, made)
             return
-        data, generation = None, self.generation
+        data = None
         if whole_shards and generation.is_structured:
-            data = self._columns_of(_table_of_records(generation))
+            data = columns_of(_table_of_records(generation), topology, graph)
         elif whole_shards:
             labels, parts = list[Labels](), list[Attributes | None]()
             for start in range(0, len(generation), CHUNK):
@@ -120,11 +121,6 @@ class PartMaker:
                 f"the source has no table to make {COLUMNS_FILE} from", path=self.directory, fix=_BUILD_AGAIN
             )
         self._write(COLUMNS_FILE, data)
-
-    def _columns_of(self, table: SampleTable) -> bytes:
-        topology, graph = self.generation.topology, self.generation.base_graph
-        removed = None if topology is None else count_removed_edges(graph, topology, table)
-        return columns_bytes(table_columns(table, topology, removed))
 
     def _write(self, name: str, data: bytes) -> None:
         self._insist(name, self._is_original(name, data))

@@ -8,6 +8,7 @@ processors of somebody's own, take the source.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -84,9 +85,8 @@ class RepairReport(Shown):
     def __str__(self) -> str:
         if not self.damaged:
             return f"repair {self.root}: nothing is damaged"
-        names = ", ".join(self.damaged[:8]) + (
-            f" and {len(self.damaged) - 8} more" if len(self.damaged) > 8 else ""
-        )
+        names, more = ", ".join(self.damaged[:8]), len(self.damaged) - 8
+        names += f" and {more} more" if more > 0 else ""
         if self.generation == self.previous:
             return f"repair {self.root}: damaged {names}; {self.generation} published again in {self.seconds:.1f} s"
         return (
@@ -137,12 +137,12 @@ def repair(
         if shard is not None and not 0 <= shard < len(manifest.shards):
             raise SettingError(f"shard={shard}, the store has shards 0 to {len(manifest.shards) - 1}")
         work = _Repair(where, manifest, shard, progress)
-        report = work.report
         work.find_damage()
+        report = work.report
         if damage is not None:
             report.damaged.insert(0, MANIFEST_NAME)
         published = manifest
-        if work.report.damaged != [MANIFEST_NAME][: damage is not None]:
+        if report.damaged != [MANIFEST_NAME][: damage is not None]:
             published = work.build(source, processor, publisher.lock.exclusive)
         if report.damaged and not publisher.replace(published, manifest if damage is None else None):
             raise StaleCacheError(
@@ -157,43 +157,36 @@ class _Repair:
         self.root, self.manifest, self.only, self.progress = root, manifest, shard, progress
         self.old = processed_dir(root) / manifest.generation
         self.report = RepairReport(str(root), manifest.generation, manifest.generation)
-        self.bad_files: set[str] = set()
-        self.bad_shards: list[ShardEntry] = []
-
-    # What is damaged
+        self.bad: set[str] = set()
 
     def find_damage(self) -> None:
         """Read every file once and compare it with the manifest."""
-        count, what = self.manifest.num_samples, "repair, looking for damage"
-        with Progress(count, 0, None, enabled=self.progress, what=what) as on_progress:
+        damaged, what = self.report.damaged, "repair, looking for damage"
+        with Progress(self.manifest.num_samples, 0, None, enabled=self.progress, what=what) as on_progress:
             for entry in self.manifest.files:
-                if not self._is_whole(entry):
-                    self.bad_files.add(entry.name)
-                    self.report.damaged.append(entry.name)
+                self._look(entry)
             for shard in self.manifest.shards:
                 if self.only in (None, shard.index):
-                    if not self._is_whole(shard.file):
-                        self.bad_shards.append(shard)
-                        self.report.damaged.append(shard.file.name)
+                    self._look(shard.file)
                     if own_sidecar(self.old, shard) is None:
-                        self.report.damaged.append(sidecar_path("", shard.index).name)
+                        damaged.append(sidecar_path("", shard.index).name)
                 on_progress(shard.stop - shard.start)
             if own_manifest(self.old) != self.manifest:
-                self.report.damaged.append(MANIFEST_NAME)
+                damaged.append(MANIFEST_NAME)
             if (self.old / PLAN_FILE).exists() and self._plan_bytes() is None:
-                self.report.damaged.append(PLAN_FILE)
+                damaged.append(PLAN_FILE)
 
-    def _is_whole(self, entry: FileEntry) -> bool:
-        try:
-            return file_problem(self.old / entry.name, entry, lambda size: None) is None
-        except (OSError, CacheError):
-            return False
+    def _look(self, entry: FileEntry) -> None:
+        with contextlib.suppress(OSError, CacheError):
+            if file_problem(self.old / entry.name, entry, lambda size: None) is None:
+                return
+        self.bad.add(entry.name)
+        self.report.damaged.append(entry.name)
 
     def _plan_bytes(self) -> bytes | None:
-        try:
+        with contextlib.suppress(OSError, CacheError):
             return read_plan(self.old, self.manifest).to_bytes()
-        except (CacheError, OSError):
-            return None
+        return None
 
     # The new generation
 
@@ -206,23 +199,19 @@ class _Repair:
         directory = generation.directory
         make_dirs_durable(directory)
         remove_stale_temps(directory, exclusive=exclusive)
-        bad = self.bad_files | {shard.file.name for shard in self.bad_shards}
         for entry in (*self.manifest.files, *(s.file for s in self.manifest.shards)):
-            if entry.name in bad:
+            if entry.name in self.bad:
                 continue
-            if (
-                self.only is None or (self.old / entry.name).exists()
-            ):  # with shard=..., other damage stays as it is
+            if self.only is None or (self.old / entry.name).exists():  # else other damage stays as it is
                 share_file(self.old / entry.name, directory / entry.name)
                 self.report.linked += 1
             if self.only is None:
                 stamp(directory / entry.name, entry.xxh3)
         parts = PartMaker(self.root, generation, source, processor)
-        shards = self._make(parts, generation)
+        shards = self._make(parts)
         Console(self.progress).notes(parts.notes)
-        made = {shard.index for shard in self.bad_shards}
         for shard in self.manifest.shards:
-            if shard.index not in made:
+            if shard.file.name not in self.bad:
                 write_sidecar(directory, own_sidecar(self.old, shard) or shard)
         if (plan := self._plan_bytes()) is not None:
             write_atomic(directory / PLAN_FILE, plan)
@@ -232,34 +221,34 @@ class _Repair:
         self.report.generation = new.generation
         return new
 
-    def _make(self, parts: PartMaker, generation: Generation) -> list[ShardEntry]:
+    def _make(self, parts: PartMaker) -> list[ShardEntry]:
         """Make every damaged file, each after those it is made from; returns all shards."""
-        graph = [name for name in GRAPH_FILES if name in self.bad_files]
+        graph = [name for name in GRAPH_FILES if name in self.bad]
         if graph:
             parts.base_graph(graph)
-        if INCIDENCE_FILE in self.bad_files:
+        if INCIDENCE_FILE in self.bad:
             parts.incidence()
-        columns_first = generation.is_structured
-        bad_columns = COLUMNS_FILE in self.bad_files
+        columns_first = parts.generation.is_structured
+        todo = [shard for shard in self.manifest.shards if shard.file.name in self.bad]
+        bad_columns = COLUMNS_FILE in self.bad
         if bad_columns and columns_first:
-            parts.columns(whole_shards=not self.bad_shards)
-        shards = self._shards(parts, generation, columns_first or not bad_columns)
+            parts.columns(whole_shards=not todo)
+        shards = list(self.manifest.shards)
+        if todo:
+            self._build_shards(todo, shards, parts, columns_first or not bad_columns)
         if bad_columns and not columns_first:
             parts.columns(whole_shards=True)
-        self.report.rebuilt += sorted(self.bad_files)
+        self.report.rebuilt += sorted(self.bad - {shard.file.name for shard in todo})
         return shards
 
-    def _shards(self, parts: PartMaker, generation: Generation, whole_columns: bool) -> list[ShardEntry]:
-        """Build the damaged shards; returns all shards."""
-        if not self.bad_shards:
-            return list(self.manifest.shards)
+    def _build_shards(
+        self, todo: list[ShardEntry], shards: list[ShardEntry], parts: PartMaker, whole_columns: bool
+    ) -> None:
         plan = plan_from_manifest(self.manifest)
         maker = parts.shard_maker(plan, whole_columns)
-        made = {shard.index: shard for shard in self.manifest.shards}
 
         def one(index: int, report: Report) -> None:
-            entry = build_shard(generation.directory, plan, maker, index, report)
-            before = made[index]
+            entry, before = build_shard(parts.directory, plan, maker, index, report), shards[index]
             if (entry.sums, entry.seed, entry.layouts) != (before.sums, before.seed, before.layouts):
                 raise StaleCacheError(
                     f"shard {index} made again holds other records than the manifest says",
@@ -267,15 +256,11 @@ class _Repair:
                     fix="build the store again: torchcell-cache preprocess ... on_stale=rebuild",
                 )
             # Equal records in other bytes mean another LMDB: then the file is described as it is now.
-            made[index] = replace(entry, stats=before.stats)
-            stamp(generation.directory / entry.file.name, entry.file.xxh3)
+            shards[index] = replace(entry, stats=before.stats)
+            stamp(parts.directory / entry.file.name, entry.file.xxh3)
             self.report.rebuilt.append(entry.file.name)
 
-        total = sum(s.stop - s.start for s in self.bad_shards)
-        todo, progress = (
-            [s.index for s in self.bad_shards],
-            Progress(total, 0, None, enabled=self.progress, what="repair"),
-        )
+        total, numbers = sum(s.stop - s.start for s in todo), [s.index for s in todo]
+        progress = Progress(total, 0, None, enabled=self.progress, what="repair")
         with progress as on_progress, StopRequest().listening() as stop:
-            run_here(todo, one, lambda count, size: on_progress(count), stop, len(todo))
-        return [made[k] for k in range(len(made))]
+            run_here(numbers, one, lambda count, size: on_progress(count), stop, len(todo))

@@ -167,11 +167,21 @@ def compare_with_source(
     chosen = random.choice(count, min(num_samples, count), replace=False).tolist()
     same: dict[int, Any] = {}
     for index in chosen:
-        expected, text = _compared(generation, source, processing, index)
-        if text is None:
-            if len(same) < BATCH:
-                same[index] = expected
-        else:
+        text: str | None = None
+        try:
+            expected = processing(source[index])
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            text = f"the processor fails on it now: {type(error).__name__}: {said(error)}"
+        try:
+            if text is None and (differs := first_difference(generation.graphs([index])[0], expected)):
+                text = f"not what source and processor give now: {differs}"
+        except CacheError as error:
+            text = f"cannot be read: {error}"
+        if text is None and len(same) < BATCH:
+            same[index] = expected
+        elif text is not None:
             shard = int(generation.files.shard_of(index))
             file = f"{generation.manifest.generation}/{generation.manifest.shards[shard].file.name}"
             report.add(file, text, shard, index)
@@ -184,23 +194,6 @@ def compare_with_source(
         processing.check_base_graph()
     except SettingError as error:
         report.add(MANIFEST_NAME, str(error))
-
-
-def _compared(
-    generation: Generation, source: Source, processing: Processing, index: int
-) -> tuple[Any, str | None]:
-    """What a sample should be, and how the stored one differs from it."""
-    try:
-        expected = processing(source[index])
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        return None, f"the processor fails on it now: {type(error).__name__}: {said(error)}"
-    try:
-        text = first_difference(generation.graphs([index])[0], expected)
-    except CacheError as error:
-        return None, f"cannot be read: {error}"
-    return expected, None if text is None else f"not what source and processor give now: {text}"
 
 
 def _batch_difference(generation: Generation, expected: dict[int, Any]) -> str | None:

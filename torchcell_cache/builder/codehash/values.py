@@ -171,7 +171,12 @@ class ValueEncoder:
             plain_config = sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=True)
             return self.encode(plain_config, where)
         if isinstance(value, dict):
-            items = self._dict(value, where)
+            if all(type(key) is str and is_json(key) and not key.startswith("$") for key in value):
+                items = {key: self.encode(value[key], f"{where}.{key}") for key in sorted(value)}
+            else:
+                pairs = ((key, item, f"{where}[{key!r:.40}]") for key, item in value.items())
+                coded = [[self.encode(key, where), self.encode(item, place)] for key, item, place in pairs]
+                items = {"$dict": sorted(coded, key=canonical_json)}
             plain = type(value) in (dict, OrderedDict)
         elif isinstance(value, (list, tuple, deque)):
             items = [self.encode(item, f"{where}[{position}]") for position, item in enumerate(value)]
@@ -186,15 +191,6 @@ class ValueEncoder:
         if len(items) > _LONGEST_LIST:
             items = {"$digest": digest_text(items)}
         return items if plain else self._object(value, where, items)
-
-    def _dict(self, value: dict[Any, Any], where: str) -> Json:
-        if all(type(key) is str and is_json(key) and not key.startswith("$") for key in value):
-            return {key: self.encode(value[key], f"{where}.{key}") for key in sorted(value)}
-        pairs = [
-            [self.encode(key, where), self.encode(item, f"{where}[{key!r:.40}]")]
-            for key, item in value.items()
-        ]
-        return {"$dict": sorted(pairs, key=canonical_json)}
 
     def _object(self, value: object, where: str, items: Json) -> Json:
         """Class and state of any other object."""
