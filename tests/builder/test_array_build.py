@@ -347,8 +347,8 @@ def test_tasks_status_and_finalize_on_the_command_line(tmp_path: Path, command, 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["task=1"], "add tasks="),
-        (["finalize=true"], "add tasks="),
+        (["task=1"], "the number of tasks"),
+        (["finalize=true"], "the number of tasks"),
         (["tasks=3"], "task=... or finalize=true"),
         (["task=0", "tasks=2", "finalize=true"], "one run does one of them"),
         (["task=5", "tasks=2"], "expected task=0 to task=1"),

@@ -127,7 +127,7 @@ def _on_statistics(processor: Any, table: SampleTable | None) -> tuple[str, ...]
     """A line if only some samples will have the fields of statistics: PyG's ``DataLoader`` fails on such a mixture."""
     if table is None or not table.statistics or getattr(processor, "statistics", None) != "measured":
         return ()
-    total = offsets(~np.isnan(table.values[:, len(table.phenotypes) :]).all(axis=1))
+    total = offsets(np.asarray(~np.isnan(table.values[:, len(table.phenotypes) :]).all(axis=1)))
     without = int((total[table.value_ptr[1:]] == total[table.value_ptr[:-1]]).sum())
     if without in (0, len(table)):
         return ()

@@ -210,9 +210,9 @@ def _check_item(source: Any, index: int) -> Iterator[str]:
     except CacheError as error:
         yield str(error)
         return
-    text = first_difference(again, item)
-    if text is not None:
-        yield f"a second read gives another graph: {text}"
+    difference = first_difference(again, item)
+    if difference is not None:
+        yield f"a second read gives another graph: {difference}"
 
 
 def _check_sample(item: Sample, source: Any, index: int) -> Iterator[str]:
