@@ -57,7 +57,7 @@ def preprocess(
         raise SettingError(text, fix="leave out one")
     if (tasks is None) != (task is None and not finalize):
         text = f"tasks={tasks}: the number of tasks of an array build, with task=... or finalize=true"
-        raise SettingError(text, fix="give both, or neither")
+        raise SettingError(text, fix="add task=... or finalize=true" if tasks else "add tasks=...")
     array.check_task(task or 0, 1 if tasks is None else tasks)
     for key, number, least in (("num_workers", num_workers, 0), ("shard_size", shared["shard_size"], 1)):
         if number is not None:
