@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from torchcell_cache.processors import Perturbation as Perturbation
     from torchcell_cache.processors import SubgraphRepresentation as SubgraphRepresentation
     from torchcell_cache.processors import Unperturbed as Unperturbed
+    from torchcell_cache.remote.copies import pull as pull
     from torchcell_cache.remote.copies import stage as stage
-    from torchcell_cache.remote.pull import pull as pull
     from torchcell_cache.remote.push import push as push
     from torchcell_cache.sources.cells.source import AnnDataSource as AnnDataSource
     from torchcell_cache.sources.neo4j.source import Neo4jCellDataset as Neo4jCellDataset
@@ -98,7 +98,7 @@ _PLACES = {
     "import_torchcell": "data.api",
     "load_base_graph": "graph.files",
     "load_indices": "data.index_file",
-    "pull": "remote.pull",
+    "pull": "remote.copies",
     "push": "remote.push",
     "repair": "builder.check.repair",
     "save_base_graph": "graph.files",

@@ -15,8 +15,8 @@ import torchcell_cache as tc
 from torchcell_cache.cli import main
 from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
 from torchcell_cache.cli.bench.report import advice, as_text, investment
-from torchcell_cache.cli.bench.stages import Timing
-from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
+from torchcell_cache.cli.bench.stages import times
+from torchcell_cache.cli.bench.store import BenchReport
 from torchcell_cache.store.records import open_count
 
 LIGHT = ("read", "decode", "batch")
@@ -244,17 +244,24 @@ CHEAP = {"read": 0.1, "decode": 0.1, "batch": 0.3, "expand": 20, "samples": 5, "
 def made_up(step_ms, waits: dict[int, float], **stages: float) -> BenchReport:
     """A report with these medians in milliseconds; ``waits`` by number of workers."""
 
-    def timing(ms: float) -> Timing:
-        return Timing(10, (ms / 1e3,) * 5)
+    def timing(ms: float) -> dict:
+        return times(10, (ms / 1e3,) * 5)
 
     facts = {"root": "r", "samples": 9, "storage": "delta", "record_bytes": 1, "shards": 1, "cores": 8}
     facts |= {"device": "cpu", "torch": "2", "batch_size": 10, "asked": 10, "step_ms": step_ms, "seed": 0}
     report = BenchReport(facts)
     report.stages = {name.replace("_", " "): timing(ms) for name, ms in stages.items()}
-    report.sweep = [
-        WorkerTiming(count, 1.0, timing(ms), None if step_ms is None else timing(ms))
-        for count, ms in waits.items()
-    ]
+    for count, ms in waits.items():
+        row = {
+            "num_workers": count,
+            "first_ms": 1.0,
+            "wait": timing(ms),
+            "step_wait": None,
+            "data_wait_share": None,
+        }
+        if step_ms is not None:
+            row |= {"step_wait": timing(ms), "data_wait_share": ms / (ms + step_ms)}
+        report.workers.append(row)
     assert as_text(report).endswith(advice(report)[-1])
     return report
 
@@ -295,7 +302,7 @@ def test_what_a_training_costs_without_and_with_and_when_the_build_has_paid() ->
     assert f"{said}, after 2 h 0 min to build 5.0 MB; it has paid after 2 epochs" in advice(report)
     report.stages["batch"] = report.stages["expand"]  # 20 ms, less than 360: still pays; and then more
     assert investment(report)["paid_after_epochs"] == 3  # type: ignore[index]
-    report.stages["batch"] = Timing(10, (0.4,) * 5)
+    report.stages["batch"] = times(10, (0.4,) * 5)
     assert investment(report)["paid_after_epochs"] is None  # type: ignore[index]
     assert "it never pays" in "\n".join(advice(report))
     del report.stages["on the fly"]

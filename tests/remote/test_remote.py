@@ -151,7 +151,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path, store: Path, s3) -> None:
         tc.PreprocessedDataset(store, cache_dir=tmp_path)
     push(store, url, options)
     at = {"cache_dir": tmp_path / "c", "storage_options": options}
-    with pytest.raises(SettingError, match="download='some', expected one of lazy, all"):
+    with pytest.raises(SettingError, match="download='some' is not one of 'lazy', 'all'"):
         tc.PreprocessedDataset(url, download="some", **at)
     with pytest.raises(SettingError, match="download='all' needs"):
         tc.PreprocessedDataset(url, download="all", cache_bytes="1KB", **at)

@@ -20,7 +20,6 @@ from torchcell_cache.errors import (
     StorageLostError,
 )
 from torchcell_cache.remote import bucket as bucket_module
-from torchcell_cache.remote import ranges
 from torchcell_cache.store.manifest import processed_dir, read_manifest
 from torchcell_cache.testing import assert_same_graph
 
@@ -80,7 +79,7 @@ def test_what_passes_is_tried_again(tmp_path: Path, store: Path, remote, kind: s
 @pytest.mark.parametrize("chunk", [1000, 4096, 12288])
 def test_large_files_come_in_ranges(tmp_path: Path, store: Path, remote, monkeypatch, chunk: int) -> None:
     url, options, proxy, _ = remote
-    monkeypatch.setattr(ranges, "_CHUNK", chunk)
+    monkeypatch.setattr(bucket_module, "_CHUNK", chunk)
     sizes = {e.file.name: e.file.size for e in read_manifest(store).shards}
     proxy.faults += [Fault(kind, 1, "shard-00001.lmdb") for kind in ("drop", "truncate", "flip")]
     assert_same_samples(open_at(tmp_path, url, options), store)

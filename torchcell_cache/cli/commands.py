@@ -258,7 +258,7 @@ def pull(*, url: str, root: str, wait: float = 0, **settings: Any) -> Said:
     Example:
         torchcell-cache pull url=s3://lab/stores/ko root=stores/ko
     """
-    from torchcell_cache.remote.pull import pull
+    from torchcell_cache.remote.copies import pull
 
     return _copied(pull(url, root, wait=wait, **settings))
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "status": ("cli.status:status",),
     "stage": ("cli.commands:stage", "remote.copies:stage"),
     "push": ("cli.commands:push", "remote.push:push"),
-    "pull": ("cli.commands:pull", "remote.pull:pull"),
+    "pull": ("cli.commands:pull", "remote.copies:pull"),
     "gc": ("cli.commands:gc", "builder.generations:gc"),
     "select": (
         "cli.selections:select",

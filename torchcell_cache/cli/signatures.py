@@ -48,7 +48,7 @@ def signature(places: Sequence[str]) -> Signature:
     """Keys of the first place, then those of the others that it passes on; the text of the first.
 
     Args:
-        places: Such as ``remote.pull:pull``, parameters that are no keys behind a minus: ``builder.grow:append - tail``.
+        places: Such as ``remote.copies:pull``, parameters that are no keys behind a minus: ``builder.grow:append - tail``.
     """
     first, *others = map(_read, places)
     keys = dict(first.keys)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from torchcell_cache.core.checks import rank_and_world_size
+from torchcell_cache.core.lazy import ThreadLock
 from torchcell_cache.core.locks import write_status
 from torchcell_cache.errors import EXIT_INTERRUPTED, SettingError
 
@@ -63,7 +64,7 @@ class Progress:
         facts: dict[str, Any] | None = None,
         unit: str = "samples",
     ) -> None:
-        self.facts, self.unit = facts or {}, unit
+        self.facts, self.unit, self._turn = facts or {}, unit, ThreadLock()
         self.total, self.done, self.initial = total, done, done
         self.status_path, self.stream = status_path, stream or sys.stderr
         self.begun = self.last_status = self.last_line = time.monotonic()
@@ -82,21 +83,22 @@ class Progress:
         self._write_status("building")
 
     def __call__(self, count: int) -> None:
-        """Note ``count`` more samples."""
-        self.done += count
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(count)
-        if now - self.last_status >= _STATUS_SECONDS:
-            self.last_status = now
-            self._write_status("building")
-        share = self.done / max(self.total, 1)
-        waited = now - self.last_line
-        if self.lines and (
-            waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)
-        ):
-            self.last_line, self.last_share = now, share
-            print(f"{self.what}: {self._text(now)}", file=self.stream, flush=True)
+        """Note ``count`` more samples; any thread may."""
+        with self._turn:
+            self.done += count
+            now = time.monotonic()
+            if self.bar is not None:
+                self.bar.update(count)
+            if now - self.last_status >= _STATUS_SECONDS:
+                self.last_status = now
+                self._write_status("building")
+            share = self.done / max(self.total, 1)
+            waited = now - self.last_line
+            if self.lines and (
+                waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)
+            ):
+                self.last_line, self.last_share = now, share
+                print(f"{self.what}: {self._text(now)}", file=self.stream, flush=True)
 
     def _text(self, now: float) -> str:
         rate = (self.done - self.initial) / max(now - self.begun, 1e-9)

@@ -10,9 +10,10 @@ import os
 import random
 import shlex
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +27,8 @@ from torchcell_cache.core.failures import (
     server_error,
     text_of,
 )
-from torchcell_cache.core.files import (
-    make_dirs_durable,
-    remove_stale_temps,
-    written,
-)
+from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, written
+from torchcell_cache.core.lazy import ThreadLock
 from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, protocol_of
 from torchcell_cache.errors import (
     CacheError,
@@ -43,6 +41,8 @@ from torchcell_cache.errors import (
 ATTEMPTS = 4
 """Tries of one operation; s3fs itself has tried a few times before it reports a failure."""
 
+_CHUNK = 8 << 20
+_AHEAD = 2
 _FIRST_PAUSE_S = 0.2
 _SILENCE_S = 60.0
 """How long Google's library is to wait for the next bytes, which by itself waits for ever; that of S3 waits as long."""
@@ -102,13 +102,29 @@ class Bucket:
         path = self._path(name)
         return bytes(self._try("read", name, lambda system: system.cat_file(path)))
 
-    def read_range(self, name: str, start: int, stop: int, beyond: int = 0) -> bytes:
-        """Some bytes of an object, and up to ``beyond`` more if it has them; none if it ends before ``start``."""
+    def blocks(self, name: str, size: int) -> Iterator[bytes]:
+        """An object from its beginning; one byte too many shows that it is longer than ``size``, an end too early is one.
+
+        The next range is asked for while one is worked on: a broken connection costs one range.
+        """
+        starts, coming = range(0, max(size, 1), _CHUNK), deque[Future[bytes]]()
+        pool = ThreadPoolExecutor(_AHEAD)
+        try:
+            for start in starts:
+                coming.append(pool.submit(self._range, name, start, min(start + _CHUNK, size), size))
+                if len(coming) == _AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _range(self, name: str, start: int, stop: int, size: int) -> bytes:
         path, tries = self._path(name), iter(range(1, ATTEMPTS))
 
         def get(system: Any) -> bytes:
             try:
-                data = bytes(system.cat_file(path, start=start, end=stop + beyond))
+                data = bytes(system.cat_file(path, start=start, end=stop + (stop == size)))
             except Exception as error:
                 if is_short(error):
                     return b""
@@ -138,35 +154,32 @@ class Bucket:
     def put(self, data: bytes, name: str) -> None:
         """Write a small object; readers see all of it or what was there before."""
         path = self._path(name)
-        if self.protocol == "file":
-            self._replace(Path(path), lambda temporary: temporary.write_bytes(data))
-        else:
-            self._try("write", name, lambda system: system.pipe_file(path, data), writing=True)
+        self._write(name, lambda to: to.write_bytes(data), lambda system: system.pipe_file(path, data))
 
     def put_file(self, source: Path, name: str) -> None:
         """Write an object from a local file."""
         path = self._path(name)
-        if self.protocol == "file":
-            self._replace(Path(path), lambda temporary: shutil.copyfile(source, temporary))
-        else:
-            self._try("write", name, lambda system: system.put_file(str(source), path), writing=True)
+        self._write(
+            name, lambda to: shutil.copyfile(source, to), lambda system: system.put_file(str(source), path)
+        )
 
     def copy(self, source: str, name: str) -> None:
         """Write an object from another one, without moving its bytes through this machine."""
         paths = self._path(source), self._path(name)
-        if self.protocol == "file":
-            self.put_file(Path(paths[0]), name)
-        else:
-            self._try("write", name, lambda system: system.cp_file(*paths), writing=True)
+        self._write(name, lambda to: shutil.copyfile(paths[0], to), lambda system: system.cp_file(*paths))
 
-    def _replace(self, target: Path, write: Callable[[Path], Any]) -> None:
+    def _write(self, name: str, here: Callable[[Path], Any], there: Callable[[Any], Any]) -> None:
         """On a file system an object appears by renaming, so that nobody sees half of one."""
+        if self.protocol != "file":
+            self._try("write", name, there, writing=True)
+            return
+        target = Path(self._path(name))
         make_dirs_durable(target.parent)
         if target.parent not in self._cleared:  # listing it for every shard would take their number squared
             remove_stale_temps(target.parent)
             self._cleared.add(target.parent)
         with written(target) as temporary:
-            write(temporary)
+            here(temporary)
 
     # fsspec
 
@@ -233,13 +246,11 @@ class Bucket:
 
 _SYSTEMS: dict[str, Any] = {}
 _INHERITED: list[Any] = []
-_LOCK = threading.Lock()
+_LOCK = ThreadLock()
 
 
 def _after_fork() -> None:
     """A child cannot use the connections of its parent, nor close them: their event loop did not come along."""
-    global _LOCK
-    _LOCK = threading.Lock()
     _INHERITED.extend(_SYSTEMS.values())
     _SYSTEMS.clear()
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import struct
+from functools import partialmethod
 from pathlib import Path
 
 from torchcell_cache.core.lazy import AFTER_FORK, ThreadLock
@@ -32,18 +33,6 @@ class ByteLocks:
         self._descriptor: int | None = None
         AFTER_FORK.add(self)
 
-    def shared(self, byte: int) -> bool:
-        """Take a shared lock, or make an exclusive one shared; ``False`` if somebody has it exclusively."""
-        return self._set(fcntl.F_RDLCK, byte)
-
-    def exclusive(self, byte: int) -> bool:
-        """Take an exclusive lock, or make a shared one exclusive; ``False``, and nothing changes, if others hold it."""
-        return self._set(fcntl.F_WRLCK, byte)
-
-    def release(self, byte: int) -> None:
-        """Give a lock back."""
-        self._set(fcntl.F_UNLCK, byte)
-
     def is_there(self) -> bool:
         """Whether the path still leads to the file that the locks are on; else others lock another one."""
         if self._descriptor is None:  # after a fork: opened when it is needed
@@ -58,10 +47,8 @@ class ByteLocks:
         descriptor, self._descriptor = self._descriptor, None
         close_quietly(descriptor)
 
+    __del__ = close
     renew = close  # after a fork: the parent's descriptor keeps the parent's locks
-
-    def __del__(self) -> None:
-        self.close()
 
     def open(self) -> int:
         """Open or make the lock file, once for all threads: locks on a second descriptor would never be given back."""
@@ -83,6 +70,12 @@ class ByteLocks:
                 return False
             self.supported = False  # then nothing is evicted, and the same file may be fetched twice
         return True
+
+    # A shared lock, also in place of an exclusive one; ``False`` if somebody has it exclusively.
+    shared = partialmethod(_set, fcntl.F_RDLCK)
+    # An exclusive lock, also in place of a shared one; ``False``, and nothing changes, if others hold it.
+    exclusive = partialmethod(_set, fcntl.F_WRLCK)
+    release = partialmethod(_set, fcntl.F_UNLCK)
 
 
 _OPENING = ThreadLock()

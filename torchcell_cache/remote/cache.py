@@ -14,7 +14,6 @@ import random
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.hints import USED_NAME
+from torchcell_cache.core.lazy import ThreadLock
 from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, processed_dir
@@ -49,22 +49,16 @@ class LocalCache:
         self.root, self.manifest = root, manifest
         self.directory, self.used = processed_dir(root) / manifest.generation, root / USED_NAME
         self.here = np.zeros(len(manifest.shards), dtype=bool)  # shards leased by this process
-        self.held: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # all that is leased, least recently asked for first
-        self._reset()
+        self.held: set[str] = set()  # all that is leased
         self.locks = ByteLocks(root / LOCK_NAME)
+        self.begin()
         self.settle()
-        _CACHES_ALIVE.add(self)
 
-    def _reset(self) -> None:
+    def begin(self) -> None:
+        """Hold nothing, as a forked child does until it asks for a file itself."""
         self._changing = threading.RLock()
         self._turns: dict[str, threading.Lock] = {}
         self._latest: dict[int, str] = {}  # what each thread asked for last, and may be about to open
-
-    def forget_after_fork(self) -> None:
-        """A child holds no lease until it asks for a file itself."""
-        self._reset()
         self.held.clear()
         self.here[:] = False
 
@@ -72,34 +66,31 @@ class LocalCache:
         """Make what the directory needs, also again: somebody may have emptied the cache meanwhile."""
         for left in reversed(range(_TRIES)):
             try:
-                self._settle()
+                with self._changing:
+                    self._settle()
                 return
             except (FileNotFoundError, StorageLostError) as error:
                 if not left:
-                    raise StorageLostError(
-                        f"{self.root} is removed while it is made ({error})",
-                        path=self.root,
-                        fix="choose cache_dir=...",
-                    ) from None
+                    text = f"{self.root} is removed while it is made ({error})"
+                    raise StorageLostError(text, path=self.root, fix="choose cache_dir=...") from None
 
     def _settle(self) -> None:
-        with self._changing:
-            make_dirs_durable(self.directory)
-            make_dirs_durable(self.used)
-            if not self.locks.is_there():
-                with storage_errors(self.root, "lock"):
-                    self.locks = ByteLocks(self.root / LOCK_NAME)
-                    self.locks.open()
-                self.held.clear()  # what was leased through the lock file that is gone is leased no more
-                self.here[:] = False
-            path = self.directory / MANIFEST_NAME
-            if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
-                write_atomic(path, self.manifest.to_bytes())
-            remove_stale_temps(self.directory)
+        make_dirs_durable(self.directory)
+        make_dirs_durable(self.used)
+        if not self.locks.is_there():
+            with storage_errors(self.root, "lock"):
+                self.locks = ByteLocks(self.root / LOCK_NAME)
+                self.locks.open()
+            self.held.clear()  # what was leased through the lock file that is gone is leased no more
+            self.here[:] = False
+        path = self.directory / MANIFEST_NAME
+        if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
+            write_atomic(path, self.manifest.to_bytes())
+        remove_stale_temps(self.directory)
 
     # Leasing
 
-    def hold(self, entry: FileEntry, fetch: Callable[[FileEntry], None]) -> None:
+    def hold(self, entry: FileEntry, fetch: Callable[[], None]) -> None:
         """Have a file on this disk, whole, and keep it from eviction until this process lets go of it.
 
         Args:
@@ -109,38 +100,42 @@ class LocalCache:
         Raises:
             CacheError: What ``fetch`` raises.
         """
+        path = self.directory / entry.name
         with self._turn(entry.name):
             self._latest[threading.get_ident()] = entry.name
             vanished = entry.name in self.held
-            if vanished and self._has_size(entry):
-                with self._changing, contextlib.suppress(KeyError):
-                    self.held.move_to_end(entry.name)
-                return
+            with contextlib.suppress(OSError):  # a lease keeps other readers of the cache away, not users
+                if vanished and path.stat().st_size == entry.size:
+                    return
             for left in reversed(range(_TRIES)):
                 try:
-                    self._lease(entry, fetch)
+                    self._lease(entry, path, fetch)
                     break
                 except CacheError as error:
-                    if not left or not isinstance(
-                        error, StorageLostError
-                    ):  # else it may be removed right now
-                        raise self._named(error, entry) if vanished else error from None
+                    if left and isinstance(error, StorageLostError):  # it may be removed right now
+                        continue
+                    if not vanished:
+                        raise
+                    # The user did not know that anything had to be fetched.
+                    said = str(error).partition("\n  fix: ")[0]
+                    text = f"{path} was removed; fetched again, {said}"
+                    raise type(error)(text, path=path, fix=error.fix) from None
             self._note(entry.name, True)
             with contextlib.suppress(OSError):
                 (self.used / entry.name).touch()
 
-    def _lease(self, entry: FileEntry, fetch: Callable[[FileEntry], None]) -> None:
+    def _lease(self, entry: FileEntry, path: Path, fetch: Callable[[], None]) -> None:
         """Take the shared lock of a file and fetch it unless it is whole."""
         if not self.directory.is_dir() or not self.locks.is_there():
             self.settle()
         byte, locks = byte_of(entry.name), self.locks
         _wait(lambda: locks.shared(byte))
         try:
-            if not self._is_whole(entry):
+            if not is_verified(path, entry):
                 _wait(lambda: locks.exclusive(_FETCH + byte))
                 try:
-                    if not self._is_whole(entry):
-                        fetch(entry)
+                    if not is_verified(path, entry):
+                        fetch()
                 finally:
                     locks.release(_FETCH + byte)
         except BaseException:
@@ -148,27 +143,9 @@ class LocalCache:
             locks.release(byte)
             raise
 
-    def _named(self, error: CacheError, entry: FileEntry) -> CacheError:
-        """The error of fetching, where the user did not know that anything had to be fetched."""
-        path, said = self.directory / entry.name, str(error).partition("\n  fix: ")[0]
-        return type(error)(f"{path} was removed; fetched again, {said}", path=path, fix=error.fix)
-
-    def _has_size(self, entry: FileEntry) -> bool:
-        """Whether a file that is leased is still there: a lease keeps other readers of the cache away, not users."""
-        try:
-            return (self.directory / entry.name).stat().st_size == entry.size
-        except OSError:
-            return False
-
-    def _is_whole(self, entry: FileEntry) -> bool:
-        return is_verified(self.directory / entry.name, entry)
-
     def _note(self, name: str, held: bool) -> None:
         with self._changing:
-            if held:
-                self.held[name] = None
-            else:
-                self.held.pop(name, None)
+            (self.held.add if held else self.held.discard)(name)
             if name not in FILE_NAMES:
                 self.here[_shard_of(name)] = held
 
@@ -186,18 +163,16 @@ class LocalCache:
 
     # Evicting
 
-    def _wanted_by_others(self) -> set[str]:
-        """What the other threads asked for last."""
-        alive = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
-        return {name for thread, name in list(self._latest.items()) if thread in alive}
-
     def try_evict(self, name: str) -> bool:
         """Remove a file unless another process has it open, or this one cannot do without."""
         with self._turn(name, wait=False) as mine:
             if not mine or (name in FILE_NAMES and name in self.held):
                 return False
             byte, held = byte_of(name), name in self.held
-            if held and name in self._wanted_by_others():
+            others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+            if held and any(
+                asked == name for thread, asked in list(self._latest.items()) if thread in others
+            ):
                 return False
             if not self.locks.exclusive(byte) or not self.locks.supported:
                 return False
@@ -220,15 +195,9 @@ def try_evict_at(root: Path, path: Path) -> bool:
     cache = _CACHES.get(str(root))
     if cache is not None and cache.directory == path.parent:
         return cache.try_evict(path.name)
-    try:
-        locks = ByteLocks(root / LOCK_NAME)
-    except OSError:
-        return False
-    try:
-        free = locks.exclusive(byte_of(path.name)) and locks.supported
-        return free and _unlink(path)
-    finally:
-        locks.close()
+    with contextlib.suppress(OSError), contextlib.closing(ByteLocks(root / LOCK_NAME)) as locks:
+        return locks.exclusive(byte_of(path.name)) and locks.supported and _unlink(path)
+    return False
 
 
 def cache_at(root: Path, manifest: Manifest) -> LocalCache:
@@ -247,13 +216,10 @@ def _shard_of(name: str) -> int:
 
 
 def _unlink(path: Path) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # it is gone, or somebody else's cache
         os.unlink(path)  # noqa: PTH108
-    except FileNotFoundError:
-        return False
-    except OSError:  # somebody else's cache
-        return False
-    return True
+        return True
+    return False
 
 
 def _wait(attempt: Callable[[], bool]) -> None:
@@ -264,15 +230,12 @@ def _wait(attempt: Callable[[], bool]) -> None:
 
 
 _CACHES: weakref.WeakValueDictionary[str, LocalCache] = weakref.WeakValueDictionary()
-_CACHES_ALIVE: weakref.WeakSet[LocalCache] = weakref.WeakSet()
-_LOCK = threading.Lock()
+_LOCK = ThreadLock()
 
 
 def _after_fork() -> None:
-    global _LOCK
-    _LOCK = threading.Lock()
-    for cache in list(_CACHES_ALIVE):
-        cache.forget_after_fork()
+    for cache in list(_CACHES.values()):
+        cache.begin()
 
 
 os.register_at_fork(after_in_child=_after_fork)

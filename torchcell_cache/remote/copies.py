@@ -1,7 +1,8 @@
-"""``stage``: a verified copy of a published store on this node's own disk.
+"""``stage`` and ``pull``: a verified copy of a published store on another disk.
 
-A copy lives in ``<directory>/<name>-<16 digits of the manifest's digest>``, which is a store root like any other. Another
-content has another name, so a stale copy is never read. See ``docs/clusters.md``.
+``stage`` copies to ``<directory>/<name>-<16 digits of the manifest's digest>`` on this node's own disk, which is a store root
+like any other. Another content has another name, so a stale copy is never read. See ``docs/clusters.md``. ``pull`` copies to a
+directory of its own, complete, like a store that was built there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+from torchcell_cache.builder.publishing import publishing
 from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import (
@@ -31,8 +32,16 @@ from torchcell_cache.core.hints import root_argument
 from torchcell_cache.core.locks import BuilderLock, read_status
 from torchcell_cache.core.progress import Console, human_seconds
 from torchcell_cache.core.urls import checked_url, is_url, local_path, refuse_inside
-from torchcell_cache.errors import CacheError, UnsafeContentError
-from torchcell_cache.remote.transfer import Origin, complete, missing_files, write_rest
+from torchcell_cache.errors import (
+    CacheError,
+    CacheNotFoundError,
+    CorruptManifestError,
+    FormatError,
+    UnsafeContentError,
+)
+from torchcell_cache.remote.bucket import Bucket
+from torchcell_cache.remote.opening import remote_manifest, remote_origin
+from torchcell_cache.remote.transfer import Origin, another_store, complete, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.status import wait_for_store
@@ -41,6 +50,7 @@ KEPT_SECONDS = 3600.0
 """A copy staged less than this ago stays: whoever staged it may not have opened it yet."""
 
 _COPY = re.compile(r"(\.partial-)?.{1,80}-[0-9a-f]{16}")
+_BLOCK = 4 << 20
 
 
 def stage(
@@ -82,30 +92,22 @@ def stage(
         keep = whole_number("keep", keep, 1, fix="keep=1, the copy just staged always stays")
     say, place = Console(truth("progress", progress)), local_path(to, "to")
     refuse_inside(place, checked_url(root) if is_url(root) else local_path(root), "to")
-    with _source(root, wait, storage_options) as source:
-        return _copied(*source, place, keep, say)
-
-
-def _copied(
-    manifest: Manifest, origin: Origin, where: str, place: Path, keep: int | None, say: Console
-) -> Path:
-    """The copy in ``place``, made unless it is there."""
-    make_dirs_durable(place)
-    remove_stale_temps(place)
-    target = place / copy_name(Path(where), manifest)
-    if target.is_symlink():
-        raise UnsafeContentError(
-            f"{target} is a symbolic link, expected a directory", path=target, fix="remove it"
-        )
-    lock = _lock_of(target)
-    # One copier per node; the kernel frees the lock of one that died.
-    lock.wait(say, lambda owner: f"{owner or 'another process'}, which copies to {target}")
-    with lock:
-        _ensure(manifest, where, origin, target, lock.exclusive, say)
-        with contextlib.suppress(OSError):  # somebody else's copy
-            os.utime(target / LEASE_NAME)
-        if keep is not None:
-            _remove_old(where, target, keep, say)
+    with _source(root, wait, storage_options) as (manifest, origin, where):
+        make_dirs_durable(place)
+        remove_stale_temps(place)
+        target = place / copy_name(Path(where), manifest)
+        if target.is_symlink():
+            text = f"{target} is a symbolic link, expected a directory"
+            raise UnsafeContentError(text, path=target, fix="remove it")
+        lock = _lock_of(target)
+        # One copier per node; the kernel frees the lock of one that died.
+        lock.wait(say, lambda owner: f"{owner or 'another process'}, which copies to {target}")
+        with lock:
+            _ensure(manifest, where, origin, target, lock.exclusive, say)
+            with contextlib.suppress(OSError):  # somebody else's copy
+                os.utime(target / LEASE_NAME)
+            if keep is not None:
+                _remove_old(where, target, keep, say)
     return target
 
 
@@ -115,9 +117,6 @@ def _source(
 ) -> Generator[tuple[Manifest, Origin, str], None, None]:
     """What is to be copied, where its files are, and its name; on a file system kept from ``gc`` meanwhile."""
     if is_url(root):
-        from torchcell_cache.remote.bucket import Bucket
-        from torchcell_cache.remote.opening import remote_manifest, remote_origin
-
         bucket = Bucket(root, options)
         manifest = remote_manifest(bucket, wait)
         yield manifest, remote_origin(bucket, manifest), bucket.url
@@ -132,8 +131,10 @@ def local_origin(root: Path, manifest: Manifest) -> Origin:
     """The files of a store on a mounted file system."""
     directory = processed_dir(root) / manifest.generation
 
-    def fetch(name: str) -> AbstractContextManager[BinaryIO]:
-        return cast("BinaryIO", (directory / name).open("rb", buffering=0))
+    def fetch(name: str) -> Iterator[bytes]:
+        with (directory / name).open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     return Origin(str(directory), fetch, f"torchcell-cache repair {root_argument(root)}")
 
@@ -160,50 +161,42 @@ def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: 
     said = complete(manifest, work, origin, say, f"stage {target.name}", target, begin)
     write_rest(manifest, work)
     if work != target:
-        _publish(manifest, work, target)
+        with storage_errors(target, "publish"):
+            try:
+                os.rename(work, target)  # noqa: PTH104 - Path.rename is the same call, less plainly
+            except OSError:
+                if not _is_whole(manifest, target):
+                    raise
+                shutil.rmtree(work)  # without locks another copier may have been first
+            fsync_dir(target.parent)
     say(f"staged {said}")
 
 
 def _is_whole(manifest: Manifest, target: Path) -> bool:
-    try:
-        return manifest_path(target).read_bytes() == manifest.to_bytes() and not missing_files(
-            manifest, target
-        )
-    except OSError:
-        return False
-
-
-def _publish(manifest: Manifest, work: Path, target: Path) -> None:
-    with storage_errors(target, "publish"):
-        try:
-            os.rename(work, target)  # noqa: PTH104 - Path.rename is the same call, less plainly
-        except OSError:
-            if not _is_whole(manifest, target):
-                raise
-            shutil.rmtree(work)  # without locks another copier may have been first
-        fsync_dir(target.parent)
+    with contextlib.suppress(OSError):
+        is_published = manifest_path(target).read_bytes() == manifest.to_bytes()
+        return is_published and not missing_files(manifest, target)
+    return False
 
 
 def _remove_old(root: str, target: Path, keep: int, say: Console) -> None:
     """Remove the oldest copies of the same store, and what killed copiers left of other contents of it."""
     finished: list[tuple[float, Path]] = []
-    partial_copies: list[tuple[float, Path]] = []
     for path in target.parent.iterdir():
         lease = path / LEASE_NAME
         if path == target or not _COPY.fullmatch(path.name) or path.is_symlink():
             continue
-        if (read_status(lease) or {}).get("source") == root:
-            (partial_copies if path.name.startswith(".") else finished).append((lease.stat().st_mtime, path))
-    finished.sort(reverse=True)
-    for staged, path in finished[keep - 1 :]:
+        if (read_status(lease) or {}).get("source") != root:
+            continue
+        if path.name.startswith("."):
+            _remove(path, path.with_name(path.name.removeprefix(".partial-")))
+        else:
+            finished.append((lease.stat().st_mtime, path))
+    for staged, path in sorted(finished, reverse=True)[keep - 1 :]:
         if time.time() - staged < KEPT_SECONDS:
             say(f"kept {path}: staged within the last hour")
-        elif not _remove(path, path):
-            say(f"kept {path}: in use")
         else:
-            say(f"removed {path}")
-    for _, path in partial_copies:
-        _remove(path, path.with_name(path.name.removeprefix(".partial-")))
+            say(f"removed {path}" if _remove(path, path) else f"kept {path}: in use")
 
 
 def _remove(path: Path, target: Path) -> bool:
@@ -228,3 +221,69 @@ def _remove(path: Path, target: Path) -> bool:
         return False
     finally:
         lock.release()
+
+
+def pull(
+    url: str,
+    root: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    wait: bool | float = False,
+    progress: bool = True,
+) -> Path:
+    """Copy a store from object storage into a directory; what an interrupted pull finished is kept.
+
+    Args:
+        url: Where it was pushed to.
+        root: Root of the copy.
+        overwrite: Whether a store with another content may be replaced there; its generation stays until ``gc``.
+        storage_options: Options of the file system, no credentials.
+        wait: Seconds to wait for a store that another job is about to push, ``True`` without limit.
+        progress: Whether to print progress on stderr.
+
+    Returns:
+        The root.
+
+    Raises:
+        CacheNotFoundError: If nothing was pushed there.
+        CorruptShardError: If an object is not what the manifest says, however often it is fetched.
+        StaleCacheError: If another store is at ``root``.
+        StorageError: If there is no room, or the object store cannot be reached.
+        SettingError: If the address or an option cannot be used.
+
+    Example:
+        >>> where = tc.push("stores/cell", f"file://{here}/bucket", progress=False)
+        >>> tc.pull(where, "stores/pulled", progress=False).name
+        'pulled'
+    """
+    overwrite, say = truth("overwrite", overwrite), Console(truth("progress", progress))
+    where, bucket = local_path(root), Bucket(url, storage_options)
+    refuse_inside(where, bucket.url, "root")
+    manifest = remote_manifest(bucket, wait)
+    _current(where, manifest, overwrite)
+    with publishing(where, say) as publisher:
+        current = _current(where, manifest, overwrite)
+        said = complete(manifest, where, remote_origin(bucket, manifest), say, f"pull {bucket.url}")
+        write_rest(manifest, where, publish=False)
+        if not publisher.replace(manifest, current):
+            _current(where, manifest, overwrite=False)  # without locks somebody else may have been first
+        say(f"pulled {said}")
+    return where
+
+
+def _current(root: Path, manifest: Manifest, overwrite: bool) -> Manifest | None:
+    """What is published at ``root``, unless it must not be replaced."""
+    try:
+        current = read_manifest(root)
+    except CacheNotFoundError:
+        return None
+    except (CorruptManifestError, FormatError):
+        if not overwrite:
+            raise
+        return None
+    same = current.generation == manifest.generation
+    if (same and current.content_digest == manifest.content_digest) or (overwrite and not same):
+        return current
+    again = "" if same else "pull ... overwrite=true, or "
+    raise another_store(root, current, manifest, f"{again}choose another root")

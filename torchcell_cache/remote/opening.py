@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Download
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.hints import PROCESSED_NAME
@@ -27,16 +28,15 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import ATTEMPTS, Bucket
 from torchcell_cache.remote.cache import LocalCache, cache_at
-from torchcell_cache.remote.ranges import Stream
 from torchcell_cache.remote.room import bytes_of, make_room
-from torchcell_cache.remote.transfer import Origin, bring
+from torchcell_cache.remote.transfer import Origin, bring, entries_of
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, copy_name
 from torchcell_cache.store.shard_entry import FileEntry
 from torchcell_cache.store.status import waiting
 
 THREADS = 8
-DOWNLOADS = get_args(Download)
+PUBLISHED = f"{PROCESSED_NAME}/{MANIFEST_NAME}"
 _PAUSES_S = 0.5, 10.0
 
 
@@ -58,9 +58,15 @@ class RemoteFiles:
         """How another process opens the same generation; nothing in it is secret."""
         return reopen, (self.bucket, self.cache.root, self.manifest.generation, self.limit)
 
-    def bring(self, entry: FileEntry, note: Callable[[int], None] = lambda count: None) -> None:
+    def bring(self, entry: FileEntry, note: Callable[[int], Any] = lambda count: None) -> None:
         """Have a file on this disk, whole, for as long as this process reads the generation."""
-        self.cache.hold(entry, lambda wanted: self._fetch(wanted, note))
+
+        def fetch() -> None:
+            if self.limit is not None:
+                make_room(self.cache.root.parent, entry.size, self.limit)
+            bring(entry, self.cache.directory, self._origin, note, threading.Event())
+
+        self.cache.hold(entry, fetch)
 
     def bring_shards(self, shards: Any) -> bool:
         """Have all of some shards, several fetched at a time; ``False`` if they are too many for the cache.
@@ -73,38 +79,17 @@ class RemoteFiles:
         wanted = [self.manifest.shards[k].file for k in np.unique(shards).tolist()]
         if self.limit is not None and sum(entry.size for entry in wanted) > self.limit:
             return False
-        self._bring_all([entry for entry in wanted if entry.name not in self.cache.held], lambda count: None)
+        self.bring_all([entry for entry in wanted if entry.name not in self.cache.held])
         return True
 
-    def bring_everything(self, entries: Sequence[FileEntry], what: str) -> None:
-        """Have all of some files, with progress."""
-        absent = sum(entry.size for entry in entries if not (self.cache.directory / entry.name).exists())
-        meter = Progress(absent, 0, None, enabled=absent > 0, what=what, unit="bytes")
-        turn = threading.Lock()
-
-        def note(count: int) -> None:
-            with turn:
-                meter(count)
-
-        try:
-            self._bring_all(list(entries), note)
-        finally:
-            meter.close("complete")
-
-    def _bring_all(self, entries: list[FileEntry], note: Callable[[int], None]) -> None:
+    def bring_all(self, entries: list[FileEntry], note: Callable[[int], Any] = lambda count: None) -> None:
+        """Have all of some files, several fetched at a time."""
         if len(entries) == 1:
             self.bring(entries[0], note)
             return
         with ThreadPoolExecutor(THREADS) as pool:
-            for _ in pool.map(
-                lambda entry: self.bring(entry, note), entries
-            ):  # the first error cancels the others
-                pass
-
-    def _fetch(self, entry: FileEntry, note: Callable[[int], None]) -> None:
-        if self.limit is not None:
-            make_room(self.cache.root.parent, entry.size, self.limit)
-        bring(entry, self.cache.directory, self._origin, note, threading.Event())
+            for _ in pool.map(lambda entry: self.bring(entry, note), entries):
+                pass  # the first error cancels the others
 
 
 def open_url(
@@ -117,12 +102,11 @@ def open_url(
     wait: bool | float = False,
 ) -> Generation:
     """Open the generation that an address publishes; see :class:`torchcell_cache.PreprocessedDataset`."""
-    if download not in DOWNLOADS:
-        raise SettingError(f"download={download!r}, expected one of {', '.join(DOWNLOADS)}")
+    choice("download", download, get_args(Download))
     bucket, limit = Bucket(url, storage_options), bytes_of(cache_bytes)
     manifest = remote_manifest(bucket, wait)
-    shards = [shard.file for shard in manifest.shards]
-    total = sum(entry.size for entry in (*manifest.files, *shards))
+    entries = entries_of(manifest)
+    total = sum(entry.size for entry in entries)
     if download == "all" and limit is not None and total > limit:
         raise SettingError(
             f"download='all' needs {total:,} bytes, cache_bytes is {limit:,}",
@@ -133,7 +117,11 @@ def open_url(
     make_dirs_durable(place)
     cache = cache_at(place / copy_name(Path(name_of(bucket.url)), manifest), manifest)
     files = RemoteFiles(bucket, cache, limit)
-    files.bring_everything([*manifest.files, *(shards if download == "all" else ())], f"pull {bucket.url}")
+    wanted = entries if download == "all" else list(manifest.files)
+    absent = sum(entry.size for entry in wanted if not (cache.directory / entry.name).exists())
+    what = f"pull {bucket.url}"
+    with Progress(absent, 0, None, enabled=absent > 0, what=what, unit="bytes") as meter:
+        files.bring_all(wanted, meter)
     return Generation(cache.root, manifest, files)
 
 
@@ -173,22 +161,21 @@ def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
         CacheNotFoundError: If there is none; names the command that puts one there.
         CorruptManifestError: If it is damaged, however often it is read.
     """
-    name = f"{PROCESSED_NAME}/{MANIFEST_NAME}"
 
     def missing(_waited: float, _found: str) -> CacheError:
         kind = WaitTimeoutError if wait else CacheNotFoundError
-        text = f"no complete store at {bucket.url} ({name} is missing there)"
+        text = f"no complete store at {bucket.url} ({PUBLISHED} is missing there)"
         return kind(text, path=bucket.url, fix=bucket.push)
 
-    return waiting(bucket.url, wait, lambda: _parsed(bucket, name), missing, pauses=_PAUSES_S)
+    return waiting(bucket.url, wait, lambda: _parsed(bucket, PUBLISHED), missing, pauses=_PAUSES_S)
 
 
 def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:
     """The files of a generation at an address."""
-    sizes = {e.name: e.size for e in (*manifest.files, *(s.file for s in manifest.shards))}
+    sizes = {entry.name: entry.size for entry in entries_of(manifest)}
 
-    def fetch(name: str) -> BinaryIO:
-        return cast("BinaryIO", Stream(bucket, object_name(manifest, name), sizes[name]))
+    def fetch(name: str) -> Iterator[bytes]:
+        return bucket.blocks(object_name(manifest, name), sizes[name])
 
     def gone(name: str) -> CacheError:
         return _lost(bucket, manifest, object_name(manifest, name))
@@ -217,7 +204,7 @@ def _parsed(bucket: Bucket, name: str) -> Manifest:
 def _lost(bucket: Bucket, manifest: Manifest, name: str) -> StorageLostError:
     """An object that the manifest names is not there: was the store replaced, or was it never whole?"""
     try:
-        now = _parsed(bucket, f"{PROCESSED_NAME}/{MANIFEST_NAME}").generation
+        now = _parsed(bucket, PUBLISHED).generation
     except FileNotFoundError:
         now = ""
     if now and now != manifest.generation:

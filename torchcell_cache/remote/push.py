@@ -29,10 +29,9 @@ from torchcell_cache.errors import (
     StorageLostError,
 )
 from torchcell_cache.remote.bucket import Bucket
-from torchcell_cache.remote.opening import object_name
+from torchcell_cache.remote.opening import PUBLISHED, object_name
 from torchcell_cache.remote.transfer import another_store, entries_of, moved
 from torchcell_cache.store.card import WholeStore, card
-from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest
 from torchcell_cache.store.shard_entry import FileEntry
@@ -46,7 +45,6 @@ CARD_NAME = "card.html"
 
 _THREADS = 8
 _LEDGER_SECONDS = 5.0
-_PUBLISHED = f"{PROCESSED_NAME}/{MANIFEST_NAME}"
 
 
 def push(
@@ -90,145 +88,113 @@ def push(
     where, bucket, say = local_path(root), Bucket(url, storage_options), Console(truth("progress", progress))
     if bucket.protocol == "file":
         refuse_inside(Path(bucket.url.partition("://")[2]), where, "url")
-    generation = open_with_lease(where)
-    return _Push(bucket, generation, force, say).run(overwrite)
+    begun, generation = time.perf_counter(), open_with_lease(where)
+    manifest = generation.manifest
+    page = card(WholeStore(generation), generation.root.name, bucket.url)
+    published, data, entries = _published(bucket, force), manifest.to_bytes(), entries_of(manifest)
+    same = published is not None and published.to_bytes() == data
+    if published is not None and not same:
+        _refuse(bucket, published, manifest, overwrite, force)
+    remote = f"{PROCESSED_NAME}/{manifest.generation}"
+    ledger, there = _Ledger(bucket, f"{remote}/{LEDGER_NAME}", force), bucket.sizes(remote)
+    wanted = [e for e in entries if there.get(e.name) != e.size or ledger.done.get(e.name) != e.sha256]
+    known: dict[str, str] = {}
+    if published is not None and published.generation != manifest.generation and not force:
+        # A store that grew has most of its files there already.
+        known = {e.sha256: object_name(published, e.name) for e in entries_of(published)}
+    total = sum(entry.size for entry in wanted)
+    with Progress(total, 0, None, enabled=say.enabled, what="push", unit="bytes") as meter, ledger:
 
-
-class _Push:
-    """One push."""
-
-    def __init__(self, bucket: Bucket, generation: Generation, force: bool, say: Console) -> None:
-        self.bucket, self.directory, self.manifest = bucket, generation.directory, generation.manifest
-        self.force, self.say = force, say
-        self.remote = f"{PROCESSED_NAME}/{self.manifest.generation}"
-        self.page = card(WholeStore(generation), generation.root.name, bucket.url)
-        self.turn, self.last_ledger = threading.Lock(), time.monotonic()
-        self.done: dict[str, str] = {}
-
-    def run(self, overwrite: bool) -> str:
-        begun = time.perf_counter()
-        published = self._published()
-        self._refuse(published, overwrite)
-        self.done = {} if self.force else self._ledger()
-        there = self.bucket.sizes(self.remote)
-        wanted = [e for e in entries_of(self.manifest) if not self._is_there(e, there)]
-        meter = Progress(
-            sum(e.size for e in wanted), 0, None, enabled=self.say.enabled, what="push", unit="bytes"
-        )
-        try:
-            self._put_all(wanted, self._sharable(published), meter)
-        finally:
-            meter.close("complete")
-        self._check_sizes()
-        data = self.manifest.to_bytes()
-        if self.force or published is None or published.to_bytes() != data:
-            self.bucket.put(data, f"{self.remote}/{MANIFEST_NAME}")
-            self.bucket.put(self.page.encode(), CARD_NAME)
-            self.bucket.put(data, _PUBLISHED)
-        there_before = len(entries_of(self.manifest)) - len(wanted)
-        self.say(f"pushed {moved(wanted, self.bucket.url, begun)}; {there_before} were there")
-        return self.bucket.url
-
-    def _published(self) -> Manifest | None:
-        label = self.bucket.label(_PUBLISHED)
-        try:
-            return Manifest.from_bytes(self.bucket.read(_PUBLISHED), path=label)
-        except FileNotFoundError:
-            return None
-        except (CorruptManifestError, FormatError) as error:
-            if self.force:
-                return None
-            raise type(error)(
-                f"{label}: {str(error).splitlines()[0]}",
-                path=label,
-                fix="push ... force=true replaces it, or choose another prefix",
-            ) from None
-
-    def _refuse(self, published: Manifest | None, overwrite: bool) -> None:
-        """Another store is only replaced if asked for, and never under the name of a generation that somebody may read."""
-        ours = self.manifest
-        if published is None or published.to_bytes() == ours.to_bytes():
-            return
-        same_files = [e.sha256 for e in entries_of(published)] == [e.sha256 for e in entries_of(ours)]
-        if published.generation == ours.generation:
-            if same_files or self.force:
-                return
-            raise StaleCacheError(
-                f"{self.bucket.url} holds {ours.generation} with other files than this store's",
-                path=self.bucket.url,
-                fix="push to another prefix",
-            )
-        if not overwrite:
-            fix = (
-                "push ... overwrite=true publishes this one instead (those who read the other one can go on), "
-                "or choose another prefix"
-            )
-            raise another_store(self.bucket.url, published, ours, fix)
-
-    def _ledger(self) -> dict[str, str]:
-        try:
-            found = json.loads(self.bucket.read(f"{self.remote}/{LEDGER_NAME}"))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return {}
-        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-    def _is_there(self, entry: FileEntry, there: dict[str, int]) -> bool:
-        return there.get(entry.name) == entry.size and self.done.get(entry.name) == entry.sha256
-
-    def _sharable(self, published: Manifest | None) -> dict[str, str]:
-        """Objects of the generation published so far by digest: a store that grew has most of its files there already."""
-        if self.force or published is None or published.generation == self.manifest.generation:
-            return {}
-        return {e.sha256: object_name(published, e.name) for e in entries_of(published)}
-
-    def _put_all(self, wanted: list[FileEntry], sharable: dict[str, str], meter: Progress) -> None:
         def put(entry: FileEntry) -> None:
-            self._put(entry, sharable.get(entry.sha256))
-            self._note(entry, meter)
-
-        try:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                for _ in pool.map(put, wanted):  # the first error cancels what has not begun
-                    pass
-        except BaseException:
-            with contextlib.suppress(CacheError, OSError):
-                self._write_ledger()
-            raise
-        if wanted:
-            self._write_ledger()
-
-    def _put(self, entry: FileEntry, shared: str | None) -> None:
-        path, name = self.directory / entry.name, object_name(self.manifest, entry.name)
-        if shared is not None:
-            with contextlib.suppress(CacheError):
-                self.bucket.copy(shared, name)
-                return
-        ensure_verified(path, entry.size, entry.xxh3)
-        self.bucket.put_file(path, name)
-
-    def _note(self, entry: FileEntry, meter: Progress) -> None:
-        with self.turn:
-            self.done[entry.name] = entry.sha256
+            path, name = generation.directory / entry.name, object_name(manifest, entry.name)
+            copied = False
+            if entry.sha256 in known:
+                with contextlib.suppress(CacheError):
+                    bucket.copy(known[entry.sha256], name)
+                    copied = True
+            if not copied:
+                ensure_verified(path, entry.size, entry.xxh3)
+                bucket.put_file(path, name)
             meter(entry.size)
-            due = time.monotonic() - self.last_ledger > _LEDGER_SECONDS
-            if due:
-                self.last_ledger = time.monotonic()
-        if due:
-            self._write_ledger()
+            ledger.note(entry)
 
-    def _write_ledger(self) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(put, wanted):  # the first error cancels what has not begun
+                pass
+    there = bucket.sizes(remote)
+    for entry in entries:  # before the manifest says that everything is there
+        if there.get(entry.name) != entry.size:
+            label = bucket.label(object_name(manifest, entry.name))
+            text = f"{label} has {there.get(entry.name)} bytes after it was written, expected {entry.size}"
+            raise StorageLostError(text, path=label, fix="push ... force=true")
+    if force or not same:
+        bucket.put(data, f"{remote}/{MANIFEST_NAME}")
+        bucket.put(page.encode(), CARD_NAME)
+        bucket.put(data, PUBLISHED)
+    say(f"pushed {moved(wanted, bucket.url, begun)}; {len(entries) - len(wanted)} were there")
+    return bucket.url
+
+
+def _published(bucket: Bucket, force: bool) -> Manifest | None:
+    label = bucket.label(PUBLISHED)
+    try:
+        return Manifest.from_bytes(bucket.read(PUBLISHED), path=label)
+    except FileNotFoundError:
+        return None
+    except (CorruptManifestError, FormatError) as error:
+        if force:
+            return None
+        raise type(error)(
+            f"{label}: {str(error).splitlines()[0]}",
+            path=label,
+            fix="push ... force=true replaces it, or choose another prefix",
+        ) from None
+
+
+def _refuse(bucket: Bucket, published: Manifest, ours: Manifest, overwrite: bool, force: bool) -> None:
+    """Another store is only replaced if asked for, and never under the name of a generation that somebody may read."""
+    if published.generation == ours.generation:
+        same_files = [e.sha256 for e in entries_of(published)] == [e.sha256 for e in entries_of(ours)]
+        if not same_files and not force:
+            text = f"{bucket.url} holds {ours.generation} with other files than this store's"
+            raise StaleCacheError(text, path=bucket.url, fix="push to another prefix")
+    elif not overwrite:
+        fix = (
+            "push ... overwrite=true publishes this one instead (those who read the other one can go on), "
+            "or choose another prefix"
+        )
+        raise another_store(bucket.url, published, ours, fix)
+
+
+class _Ledger:
+    """Digests of the objects that a push finished, kept beside them: written now and then, and at the end, however it ends."""
+
+    def __init__(self, bucket: Bucket, name: str, force: bool) -> None:
+        self.bucket, self.name, self.turn, self.written = bucket, name, threading.Lock(), time.monotonic()
+        self.done: dict[str, str] = {}
+        self.changed = False
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+            found = {} if force else json.loads(bucket.read(name))
+            self.done = {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    def note(self, entry: FileEntry) -> None:
+        """One more object is there."""
+        with self.turn:
+            self.done[entry.name], self.changed = entry.sha256, True
+            due = time.monotonic() - self.written > _LEDGER_SECONDS
+            self.written = time.monotonic() if due else self.written
+        if due:
+            self._write()
+
+    def _write(self) -> None:
         with self.turn:
             data = json.dumps(self.done).encode()
-        self.bucket.put(data, f"{self.remote}/{LEDGER_NAME}")
+        self.bucket.put(data, self.name)
 
-    def _check_sizes(self) -> None:
-        """Before the manifest says that everything is there."""
-        there = self.bucket.sizes(self.remote)
-        for entry in entries_of(self.manifest):
-            if there.get(entry.name) != entry.size:
-                label = self.bucket.label(object_name(self.manifest, entry.name))
-                raise StorageLostError(
-                    f"{label} has {there.get(entry.name)} bytes after it was written, expected {entry.size}",
-                    path=label,
-                    fix="push ... force=true",
-                )
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.changed:
+            with contextlib.suppress(CacheError, OSError) if error else contextlib.nullcontext():
+                self._write()

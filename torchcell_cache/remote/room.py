@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torchcell_cache.store.shard_entry import FILE_NAMES, GENERATION
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SHARD = re.compile(r"shard-[0-9]{5,10}\.lmdb")
+_WARNED: set[Path] = set()
 
 
 class CachedFile(NamedTuple):
@@ -43,30 +44,20 @@ def bytes_of(value: int | float | str | None) -> int | None:
 
 def cached_files(cache_dir: Path) -> list[CachedFile]:
     """All files of generations in a cache directory, the one that was asked for longest ago first."""
-    return sorted(_cached_files(cache_dir))
-
-
-def _cached_files(cache_dir: Path) -> Iterator[CachedFile]:
+    found = []
     for lock in cache_dir.glob(f"*/{LOCK_NAME}"):
-        root = lock.parent
-        for directory in (root / PROCESSED_NAME).glob("gen-*"):
-            if not GENERATION.fullmatch(directory.name):
+        for path in lock.parent.glob(f"{PROCESSED_NAME}/gen-*/*"):
+            root, name = lock.parent, path.name
+            if not GENERATION.fullmatch(path.parent.name):
                 continue
-            for path in directory.iterdir():
-                if path.name not in FILE_NAMES and not _SHARD.fullmatch(path.name):
-                    continue
-                try:
-                    stat = path.lstat()
-                except FileNotFoundError:
-                    continue
-                yield CachedFile(_last_used(root, path.name, stat.st_mtime), root, path, stat.st_size)
-
-
-def _last_used(root: Path, name: str, otherwise: float) -> float:
-    try:
-        return (root / USED_NAME / name).stat().st_mtime
-    except OSError:
-        return otherwise
+            if name in FILE_NAMES or _SHARD.fullmatch(name):
+                with contextlib.suppress(FileNotFoundError):
+                    info = path.lstat()
+                    used = info.st_mtime
+                    with contextlib.suppress(OSError):
+                        used = (root / USED_NAME / name).stat().st_mtime
+                    found.append(CachedFile(used, root, path, info.st_size))
+    return sorted(found)
 
 
 def make_room(cache_dir: Path, need: int, limit: int) -> None:
@@ -81,13 +72,10 @@ def make_room(cache_dir: Path, need: int, limit: int) -> None:
             return
         if try_evict_at(file.root, file.path):
             excess -= file.size
-    if excess > 0 and str(cache_dir) not in _WARNED:
-        _WARNED.add(str(cache_dir))
+    if excess > 0 and cache_dir not in _WARNED:
+        _WARNED.add(cache_dir)
         warnings.warn(
             f"the cache {cache_dir} grows {human_bytes(excess)} beyond cache_bytes={limit:,}: all the rest of it is open",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-_WARNED: set[str] = set()

@@ -1,6 +1,6 @@
 """The files of a manifest, brought into a directory from anywhere: digests checked in the stream, finished ones kept.
 
-Where bytes come from is the caller's business (:data:`Fetch`); what they must be is the manifest's. Only files with digests
+Where bytes come from is the caller's business (:class:`Origin`); what they must be is the manifest's. Only files with digests
 travel: everything else of a generation is written again from the manifest.
 """
 
@@ -10,12 +10,11 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
@@ -26,6 +25,7 @@ from torchcell_cache.core.files import (
     remove_stale_temps,
     replace_file,
     temp_path,
+    write_all,
     write_atomic,
 )
 from torchcell_cache.core.fingerprint import explain
@@ -41,11 +41,6 @@ from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, manifest_pat
 from torchcell_cache.store.shard_entry import FileEntry, write_sidecar
 from torchcell_cache.store.stamps import is_verified, stamp
 
-Fetch = Callable[[str], AbstractContextManager[BinaryIO]]
-"""Opens one file of the generation by name, to be read once from its beginning."""
-
-_CHUNK = 4 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -53,7 +48,7 @@ class Origin:
 
     Attributes:
         name: As messages call it.
-        fetch: Opens a file.
+        fetch: One file of the generation by its name, in blocks from its beginning.
         fix: What to type if it does not hold what the manifest says.
         attempts: How often a file is fetched that arrives with other bytes; more than once where a network is between.
         threads: Files fetched at a time.
@@ -61,7 +56,7 @@ class Origin:
     """
 
     name: str
-    fetch: Fetch
+    fetch: Callable[[str], Iterable[bytes]]
     fix: str
     attempts: int = 1
     threads: int = 4
@@ -120,11 +115,8 @@ def complete(
     check_space(wanted, place if root == place else place.parent)
     begin()
     total = sum(entry.size for entry in wanted)
-    meter = Progress(total, 0, None, enabled=say.enabled, what=what, unit="bytes")
-    try:
+    with Progress(total, 0, None, enabled=say.enabled, what=what, unit="bytes") as meter:
         fill(manifest, root, wanted, origin, meter)
-    finally:
-        meter.close("complete")
     return moved(wanted, str(place), begun)
 
 
@@ -136,11 +128,11 @@ def moved(files: Sequence[FileEntry], where: str, begun: float) -> str:
 
 
 def fill(
-    manifest: Manifest, root: Path, wanted: list[FileEntry], origin: Origin, note: Callable[[int], None]
+    manifest: Manifest, root: Path, wanted: list[FileEntry], origin: Origin, note: Callable[[int], Any]
 ) -> None:
     """Bring files to ``root``, several at a time; each appears under its name once its digests are right.
 
-    ``note`` is told the number of bytes since its last call, by one thread at a time.
+    ``note`` is told the number of bytes since its last call.
 
     Raises:
         CorruptShardError: If the origin does not hold what the manifest says.
@@ -148,15 +140,10 @@ def fill(
     """
     directory = make_dirs_durable(processed_dir(root) / manifest.generation)
     remove_stale_temps(directory)
-    stop, turn = threading.Event(), threading.Lock()
-
-    def told(count: int) -> None:
-        with turn:
-            note(count)
-
+    stop = threading.Event()
     with ThreadPoolExecutor(origin.threads) as pool:
         try:
-            for _ in pool.map(lambda entry: bring(entry, directory, origin, told, stop), wanted):
+            for _ in pool.map(lambda entry: bring(entry, directory, origin, note, stop), wanted):
                 pass
         finally:
             stop.set()  # an error or a signal ends the other files too
@@ -175,7 +162,7 @@ def write_rest(manifest: Manifest, root: Path, publish: bool = True) -> None:
 
 
 def bring(
-    entry: FileEntry, directory: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
+    entry: FileEntry, directory: Path, origin: Origin, note: Callable[[int], Any], stop: threading.Event
 ) -> None:
     """Bring one file; see :func:`fill`. ``stop`` ends it early, and is set where it fails."""
     if stop.is_set():
@@ -184,8 +171,16 @@ def bring(
     temporary = temp_path(target)
     try:
         with storage_errors(target, "copy"):
-            if not _stream_right(entry, temporary, origin, note, stop):
-                return
+            for left in reversed(range(origin.attempts)):
+                wrong = _stream(entry, temporary, origin, note, stop)
+                if stop.is_set():
+                    return
+                if wrong is None:
+                    break
+                if not left:
+                    raise wrong
+                note(-temporary.stat().st_size)
+                temporary.unlink()
             temporary.chmod(0o444)
             fsync_file(temporary)
             replace_file(temporary, target)
@@ -205,61 +200,31 @@ def bring(
             temporary.unlink(missing_ok=True)
 
 
-def _stream_right(
-    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
-) -> bool:
-    """:func:`_stream`, again while other bytes arrive and there are attempts left."""
-    for left in reversed(range(origin.attempts)):
-        try:
-            return _stream(entry, temporary, origin, note, stop)
-        except CorruptShardError:
-            if not left:
-                raise
-            with contextlib.suppress(FileNotFoundError):
-                note(-temporary.stat().st_size)
-                temporary.unlink()
-    return False
-
-
-@contextlib.contextmanager
-def _at_origin(entry: FileEntry, origin: Origin) -> Iterator[None]:
-    try:
-        yield
-    except CacheError:
-        raise
-    except FileNotFoundError as error:
-        text = f"{entry.name} is missing at {origin.name} ({error})"
-        missing = CorruptShardError(text, path=origin.name, fix=origin.fix)
-        raise (missing if origin.gone is None else origin.gone(entry.name)) from None
-
-
 def _stream(
-    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], None], stop: threading.Event
-) -> bool:
-    """Copy the bytes and check them on the way; ``False`` if asked to stop."""
+    entry: FileEntry, temporary: Path, origin: Origin, note: Callable[[int], Any], stop: threading.Event
+) -> CorruptShardError | None:
+    """Copy the bytes until asked to stop; the error if they are other ones than the manifest says."""
     sha, xxh, size = hashlib.sha256(), xxhash.xxh3_128(), 0
-    with (
-        temporary.open("xb", buffering=0) as sink,
-        _at_origin(entry, origin),
-        origin.fetch(entry.name) as source,
-    ):
-        while block := source.read(_CHUNK):
-            sha.update(block)
-            xxh.update(block)
-            view = memoryview(block)
-            while view:
-                view = view[sink.write(view) :]
-            size += len(block)
-            note(len(block))
-            if stop.is_set():
-                return False
-            if size > entry.size:
-                break
-    if (size, sha.hexdigest(), xxh.hexdigest()) != (entry.size, entry.sha256, entry.xxh3):
-        raise CorruptShardError(
-            f"{entry.name} at {origin.name} has {size:,} bytes and SHA-256 {sha.hexdigest()[:16]}..., "
-            f"the manifest says {entry.size:,} and {entry.sha256[:16]}...",
-            path=origin.name,
-            fix=origin.fix,
-        )
-    return True
+    with temporary.open("xb", buffering=0) as sink:
+        try:
+            for block in origin.fetch(entry.name):
+                sha.update(block)
+                xxh.update(block)
+                write_all(sink.fileno(), block)
+                size += len(block)
+                note(len(block))
+                if stop.is_set() or size > entry.size:
+                    break
+        except FileNotFoundError as error:
+            if isinstance(error, CacheError):
+                raise
+            text = f"{entry.name} is missing at {origin.name} ({error})"
+            missing = CorruptShardError(text, path=origin.name, fix=origin.fix)
+            raise (missing if origin.gone is None else origin.gone(entry.name)) from None
+    if (size, sha.hexdigest(), xxh.hexdigest()) == (entry.size, entry.sha256, entry.xxh3):
+        return None
+    text = (
+        f"{entry.name} at {origin.name} has {size:,} bytes and SHA-256 {sha.hexdigest()[:16]}..., "
+        f"the manifest says {entry.size:,} and {entry.sha256[:16]}..."
+    )
+    return CorruptShardError(text, path=origin.name, fix=origin.fix)

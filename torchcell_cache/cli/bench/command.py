@@ -59,13 +59,13 @@ def _line(enabled: bool) -> Iterator[Callable[[str], None]]:
 def _draw(report: BenchReport, path: Path) -> None:
     """Draw the stages and the loader's waits into an image file."""
     figure = new_figure(path, (10.0, 3.8))
-    name, step = Path(report.facts["root"]).name, report.step_ms
-    figure.suptitle(f"{name}, batches of {report.batch_size}, {report.facts['device']}")
+    name, step, size = Path(report.facts["root"]).name, report.facts["step_ms"], report.facts["batch_size"]
+    figure.suptitle(f"{name}, batches of {size}, {report.facts['device']}")
     stages, workers = figure.subplots(1, 2)
 
-    names, timings = list(report.stages), report.stages.values()
+    names = list(report.stages)
     middle, high = (
-        [timing.percentile(q) * report.batch_size / timing.samples for timing in timings] for q in (50, 99)
+        [times[f"p{q}_ms"] * size / times["samples"] for times in report.stages.values()] for q in (50, 99)
     )
     stages.barh(names, middle)
     stages.scatter(high, names, marker="|", color="black", label="p99")
@@ -74,11 +74,13 @@ def _draw(report: BenchReport, path: Path) -> None:
     stages.invert_yaxis()
     stages.set_xlabel("ms per batch, median")
 
-    labels = [str(row.num_workers) for row in report.sweep]
+    labels = [str(row["num_workers"]) for row in report.workers]
     for q, style in ((50, "-o"), (90, "--o"), (99, ":o")):
-        workers.plot(labels, [row.wait.percentile(q) for row in report.sweep], style, label=f"p{q}, no step")
+        workers.plot(
+            labels, [row["wait"][f"p{q}_ms"] for row in report.workers], style, label=f"p{q}, no step"
+        )
     if step is not None:
-        waits = [row.step_wait.percentile(50) for row in report.sweep if row.step_wait is not None]
+        waits = [row["step_wait"]["p50_ms"] for row in report.workers]
         workers.plot(labels, waits, "-s", label="p50 beside your step")
         yours: dict[str, Any] = {"linestyle": "--", "color": "gray", "label": f"your step, {step:g} ms"}
         stages.axvline(step, **yours)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from torchcell_cache.cli.bench.stages import Timing
-from torchcell_cache.cli.bench.store import BenchReport, WorkerTiming
+from torchcell_cache.cli.bench.store import BenchReport
 from torchcell_cache.core.progress import human_bytes, human_seconds
 
 LITTLE_WAIT = 0.01
@@ -51,16 +51,8 @@ def human_share(share: float) -> str:
 
 def as_dict(report: BenchReport) -> dict[str, Any]:
     """The report as JSON values."""
-    return {
-        **report.facts,
-        "stages": {name: timing.to_dict() for name, timing in report.stages.items()},
-        "skipped": report.skipped,
-        "steps": [step.to_dict() for step in report.steps],
-        "stayed_in_memory": report.stayed,
-        "workers": [row.to_dict(report.step_ms) for row in report.sweep],
-        "investment": investment(report),
-        "advice": advice(report),
-    }
+    parts = asdict(report)
+    return {**parts.pop("facts"), **parts, "investment": investment(report), "advice": advice(report)}
 
 
 def as_text(report: BenchReport) -> str:
@@ -70,7 +62,7 @@ def as_text(report: BenchReport) -> str:
 
 
 def _head(report: BenchReport) -> Iterator[str]:
-    facts, size = report.facts, report.batch_size
+    facts, size = report.facts, report.facts["batch_size"]
     yield (
         f"{facts['root']}: {facts['samples']:,} samples as '{facts['storage']}', records {human_bytes(facts['record_bytes'])} "
         f"in {facts['shards']:,} shards"
@@ -90,43 +82,50 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"{name:<{widths[0]}}{''.join(numbers)}  {last}".rstrip()
 
 
-def _percentiles(timing: Timing, qs: Sequence[int] = (50, 90, 99)) -> list[str]:
-    return [human_ms(timing.percentile(q)) for q in qs]
+def _percentiles(times: Mapping[str, Any], *names: str) -> list[str]:
+    return [human_ms(times[f"{name}_ms"]) for name in names or ("p50", "p90", "p99")]
 
 
 def _stage_table(report: BenchReport) -> Iterator[str]:
     rows = []
-    for name, timing in report.stages.items():
-        each = human_ms(timing.percentile(50) / timing.samples)
-        counts = f"{timing.samples}", f"{len(timing.seconds)}"
-        rows.append((name, *counts, *_percentiles(timing), each, _WHAT[name]))
+    for name, times in report.stages.items():
+        each = human_ms(times["per_sample_us"] / 1e3)
+        rows.append(
+            (name, f"{times['samples']}", f"{times['repeats']}", *_percentiles(times), each, _WHAT[name])
+        )
     yield from _table(("stage", "batch", "times", "p50", "p90", "p99", "a sample", "what"), rows)
     for name, why in report.skipped.items():
         yield f"{name:<13}not measured: {why}"
-    if any(timing.samples < report.batch_size for timing in report.stages.values()):
-        yield f"(smaller batches where {report.batch_size} samples would take too much time or memory)"
+    size = report.facts["batch_size"]
+    if any(times["samples"] < size for times in report.stages.values()):
+        yield f"(smaller batches where {size} samples would take too much time or memory)"
 
 
 def _step_table(report: BenchReport) -> Iterator[str]:
     if report.steps:
-        costs = [map(human_ms, (*step.parts.values(), step.sample_ms)) for step in report.steps]
-        rows = [(step.way, f"{step.samples}", *ms) for step, ms in zip(report.steps, costs, strict=True)]
-        yield from _table(("step", "samples", *report.steps[0].parts, "a sample"), rows)
+        costs = [map(human_ms, (*step["parts_ms"].values(), step["sample_ms"])) for step in report.steps]
+        rows = [
+            (step["way"], f"{step['samples']}", *ms) for step, ms in zip(report.steps, costs, strict=True)
+        ]
+        yield from _table(("step", "samples", *report.steps[0]["parts_ms"], "a sample"), rows)
         size = f"{report.facts['layers']} GIN layers of width {report.facts['hidden']}"
         yield f"({size} over all edge types between perturbed nodes, no optimizer)"
         yield ""
 
 
 def _worker_table(report: BenchReport) -> Iterator[str]:
-    step, rows = report.step_ms, []
-    for row in report.sweep:
-        cells = human_ms(row.first_ms), *_percentiles(row.wait), f"{1e3 / row.mean_ms:,.0f}"
-        beside = ""
-        if step is not None and row.step_wait is not None:
-            beside = ", ".join([*_percentiles(row.step_wait, (50, 99)), human_share(row.share(step))])
-        rows.append((f"{row.num_workers}", *cells, beside))
-    beside = "" if step is None else f"wait beside a step of {step:g} ms: p50, p99, share"
-    yield from _table(("workers", "first", "p50", "p90", "p99", "batches/s", beside), rows)
+    step, rows = report.facts["step_ms"], []
+    for row in report.workers:
+        beside = [] if step is None else _percentiles(row["step_wait"], "p50", "p99")
+        beside += [] if step is None else [human_share(row["data_wait_share"])]
+        cells = human_ms(row["first_ms"]), *_percentiles(row["wait"]), f"{1e3 / _mean_ms(row):,.0f}"
+        rows.append((f"{row['num_workers']}", *cells, ", ".join(beside)))
+    waits = "" if step is None else f"wait beside a step of {step:g} ms: p50, p99, share"
+    yield from _table(("workers", "first", "p50", "p90", "p99", "batches/s", waits), rows)
+
+
+def _mean_ms(row: Mapping[str, Any]) -> float:
+    return max(float(row["wait"]["mean_ms"]), 1e-6)
 
 
 def advice(report: BenchReport) -> list[str]:
@@ -136,26 +135,24 @@ def advice(report: BenchReport) -> list[str]:
 
 
 def _workers(report: BenchReport) -> Iterator[str]:
-    def count(row: WorkerTiming) -> str:
-        return f"{row.num_workers} worker{'' if row.num_workers == 1 else 's'}"
-
-    step = report.step_ms
-    if step is None:
-        # Fewer workers unless more are clearly faster.
-        best = min(
-            report.sweep, key=lambda row: (1.25 ** (row.num_workers > 0) * row.mean_ms, row.num_workers)
-        )
-        enough = best.mean_ms * (1 - LITTLE_WAIT) / LITTLE_WAIT
+    step, rows = report.facts["step_ms"], {row["num_workers"]: row for row in report.workers}
+    if step is None:  # fewer workers unless more are clearly faster
+        count = min(rows, key=lambda count: (1.25 ** (count > 0) * _mean_ms(rows[count]), count))
+        mean = _mean_ms(rows[count])
+        enough = human_ms(mean * (1 - LITTLE_WAIT) / LITTLE_WAIT)
         yield (
-            f"{count(best)}; a batch every {human_ms(best.mean_ms)}, so data wait stays below "
-            f"{human_share(LITTLE_WAIT)} of any training step above {human_ms(enough)} (step_ms= measures it beside yours)"
+            f"{count} worker{'s' * (count != 1)}; a batch every {human_ms(mean)}, so data wait stays below "
+            f"{human_share(LITTLE_WAIT)} of any training step above {enough} (step_ms= measures it beside yours)"
         )
         return
     # The fewest with little wait, else those with the least.
-    best = min(report.sweep, key=lambda row: (max(row.share(step), LITTLE_WAIT), row.num_workers))
-    text = f"{count(best)}; data wait {human_share(best.share(step))} of your {step:g} ms step"
-    if best.share(step) >= LITTLE_WAIT:
-        text += f"; reading a batch takes {human_ms(report.stages['batch'].percentile(50))}"
+    shares = {count: row["data_wait_share"] for count, row in rows.items()}
+    count = min(shares, key=lambda count: (max(shares[count], LITTLE_WAIT), count))
+    text = (
+        f"{count} worker{'s' * (count != 1)}; data wait {human_share(shares[count])} of your {step:g} ms step"
+    )
+    if shares[count] >= LITTLE_WAIT:
+        text += f"; reading a batch takes {human_ms(report.stages['batch']['p50_ms'])}"
     yield text
 
 
@@ -165,7 +162,9 @@ def _against_processing(report: BenchReport) -> Iterator[str]:
     shared, expanded = report.cost(*on_the_way), report.cost(*on_the_way, "expand")
     stock, fly = report.cost("samples", "pyg collate"), report.cost("on the fly", "pyg collate")
     single, process = report.cost("samples"), report.cost("on the fly")
-    each = [None if cost is None else human_ms(cost / report.batch_size) for cost in (single, process)]
+    each = [
+        None if cost is None else human_ms(cost / report.facts["batch_size"]) for cost in (single, process)
+    ]
     if fly is None or process is None or single is None or shared is None:
         missing = [name for name in _COMPARED if name not in report.stages]
         why = [f"{_COMPARED[n]} was not measured ({report.skipped.get(n, 'no time')})" for n in missing]
@@ -187,7 +186,7 @@ def _against_processing(report: BenchReport) -> Iterator[str]:
             f"one by one, dataset[i] gains nothing: reading a sample costs {each[0]}, "
             f"processing it {each[1]}; use CacheLoader"
         )
-    step = report.step_ms
+    step = report.facts["step_ms"]
     if step is not None and fly < LITTLE_WAIT * step:
         yield f"without a cache you would wait {human_share(fly / (fly + step))} of your step: the cache is not needed"
     elif step is not None and fly < step * (report.facts["cores"] or 1):
@@ -206,7 +205,7 @@ def investment(report: BenchReport) -> dict[str, Any] | None:
     facts = report.facts
     if facts.get("epochs") is None:
         return None
-    per_epoch = facts["samples"] / report.batch_size / 3.6e6  # ms a batch to hours an epoch
+    per_epoch = facts["samples"] / report.facts["batch_size"] / 3.6e6  # ms a batch to hours an epoch
     ways = (("on the fly", "pyg collate"), ("batch",), ("batch", "expand"))
     without, shared, expanded = (
         None if (cost := report.cost(*way)) is None else cost * per_epoch for way in ways
@@ -245,7 +244,7 @@ def _shared_mode(report: BenchReport) -> Iterator[str]:
     """What a model on the shared graph gains."""
     if len(report.steps) != 2:
         return
-    width, (shared, pyg) = report.facts["hidden"], [step.sample_ms for step in report.steps]
+    width, (shared, pyg) = report.facts["hidden"], [step["sample_ms"] for step in report.steps]
     versus = f"{human_ms(shared)} a sample, {human_ms(pyg)} on PyG batches"
     if shared >= _NO_GAIN * pyg:
         yield f"the shared mode does not help layers of width {width} here: a step costs {versus}"
@@ -254,7 +253,7 @@ def _shared_mode(report: BenchReport) -> Iterator[str]:
 
 
 def _expanding(report: BenchReport) -> Iterator[str]:
-    step, expand, masks = report.step_ms, report.cost("expand"), report.cost("masks")
+    step, expand, masks = report.facts["step_ms"], report.cost("expand"), report.cost("masks")
     if expand is None or (step is not None and expand < LITTLE_WAIT * step):
         return
     text = f"expand=True adds {human_ms(expand)} to a batch"
@@ -266,12 +265,12 @@ def _expanding(report: BenchReport) -> Iterator[str]:
 
 
 def _cold(report: BenchReport) -> Iterator[str]:
-    cold, warm, step = report.cost("batch, cold"), report.cost("batch"), report.step_ms
+    cold, warm, step = report.cost("batch, cold"), report.cost("batch"), report.facts["step_ms"]
     if cold is None or warm is None:
         return
     text = f"reading costs {human_ms(cold)} cold and {human_ms(warm)} warm"
-    if report.stayed is not None and report.stayed > 0.1:
-        text += f"; cold is too good, {human_share(report.stayed)} of the shards stayed in memory"
+    if report.stayed_in_memory is not None and report.stayed_in_memory > 0.1:
+        text += f"; cold is too good, {human_share(report.stayed_in_memory)} of the shards stayed in memory"
     elif step is not None and cold > LITTLE_WAIT * step:
         text += f": {human_share(cold / (cold + step))} of the time with your step; cat the shards once, or use workers"
     yield f"{text}; once all {human_bytes(report.facts['record_bytes'])} of records are in memory, reading is warm"

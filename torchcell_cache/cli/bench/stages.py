@@ -31,27 +31,11 @@ MEMORY_SHARE = 8
 _FEWEST_REPEATS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How long something took, again and again.
-
-    Attributes:
-        samples: Samples handled each time.
-        seconds: Each time.
-    """
-
-    samples: int
-    seconds: tuple[float, ...]
-
-    def percentile(self, q: float) -> float:
-        """Milliseconds that ``q`` percent of the times stay below."""
-        return float(np.percentile(self.seconds, q)) * 1e3
-
-    def to_dict(self) -> dict[str, Any]:
-        """Counts and percentiles as JSON values."""
-        ms = {f"p{q}_ms": self.percentile(q) for q in (50, 90, 99)}
-        per_sample = ms["p50_ms"] * 1e3 / self.samples
-        return {"samples": self.samples, "repeats": len(self.seconds), **ms, "per_sample_us": per_sample}
+def times(samples: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """How long something took with so many samples each time: counts and percentiles, as JSON values."""
+    ms = {f"p{q}_ms": float(np.percentile(seconds, q)) * 1e3 for q in (50, 90, 99)}
+    found = {"samples": samples, "repeats": len(seconds), **ms, "mean_ms": float(np.mean(seconds)) * 1e3}
+    return {**found, "per_sample_us": ms["p50_ms"] * 1e3 / samples}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +141,7 @@ class Stopwatch:
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         self.sample_bytes = sum(value.numel() * value.element_size() for value in tensors)  # in a PyG batch
 
-    def time(self, stage: Stage, seconds: float) -> Timing:
+    def time(self, stage: Stage, seconds: float) -> dict[str, Any]:
         """Time a stage in some seconds; with fewer samples per batch than asked for where time or memory would not do."""
         samples = self.draws.shape[1]
         if stage.weight:
@@ -169,22 +153,22 @@ class Stopwatch:
                 samples = min(samples, free // MEMORY_SHARE // max(self.sample_bytes, 1))
             alone = self.repeat(stage, 1, 1, seconds)[0]
             samples = max(min(samples, int(seconds / _FEWEST_REPEATS / max(alone, 1e-9))), 1)
-        return Timing(samples, self.repeat(stage, samples, len(self.draws), seconds))
+        return times(samples, self.repeat(stage, samples, len(self.draws), seconds))
 
-    def repeat(self, stage: Stage, samples: int, repeats: int, seconds: float) -> tuple[float, ...]:
+    def repeat(self, stage: Stage, samples: int, repeats: int, seconds: float) -> list[float]:
         """Times of ``repeats`` runs after one to warm up, or of as many as there is time for, at least one."""
-        begun, times = time.perf_counter(), []
+        begun, found = time.perf_counter(), []
         for k in range(repeats + 1):
             given = stage.prepare(self.draws[k % len(self.draws), :samples])
             start = now(self.device)
             result = stage.act(given)
-            times.append(now(self.device) - start)
+            found.append(now(self.device) - start)
             del given, result  # before the next one is made: they may be large
             # The first use of a lot of memory is slow: a little longer for three runs that are not the first.
             needed = 1 if time.perf_counter() - begun > 2 * seconds else _FEWEST_REPEATS
-            if len(times) > needed and time.perf_counter() - begun > seconds:
+            if len(found) > needed and time.perf_counter() - begun > seconds:
                 break
-        return tuple(times[1:])
+        return found[1:]
 
     def warm_up(self, seconds: float) -> None:
         """Read all samples once; those there is no time for are not drawn any more."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,6 @@ from torchcell_cache.store.generation import Generation
 _FEWEST, _MOST = 2, 20
 _COPIES = 3
 """Messages of an edge that PyG's layers hold at once for the backward pass, roughly."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTiming:
-    """A step without its optimizer.
-
-    Attributes:
-        way: ``shared``, or ``pyg``: ``to_pyg(drop_removed=True)`` and PyG's own layers.
-        samples: Samples of its batch.
-        parts: Milliseconds by part: ``data``, ``expansion``, ``layer 1``, ..., ``backward``; medians.
-    """
-
-    way: str
-    samples: int
-    parts: dict[str, float]
-
-    @property
-    def sample_ms(self) -> float:
-        """All parts, for a sample."""
-        return sum(self.parts.values()) / self.samples
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"way": self.way, "samples": self.samples, "parts_ms": self.parts, "sample_ms": self.sample_ms}
 
 
 class Marks:
@@ -109,7 +84,7 @@ class _Layers(nn.Module):
 
 def time_steps(
     watch: Stopwatch, hidden: int, layers: int, excluded: Sequence[str], seconds: float
-) -> list[StepTiming]:
+) -> list[dict[str, Any]]:
     """Steps of ``layers`` GIN layers of width ``hidden``, both ways; PyG's batches no larger than memory is meant for.
 
     Raises:
@@ -132,5 +107,6 @@ def time_steps(
             model.step(batch, excluded, way == "shared", marks)
             runs.append(marks.ms)
         parts = {part: float(np.median([run[part] for run in runs[1:]])) for part in runs[0]}
-        found.append(StepTiming(way, samples, parts))
+        sample_ms = sum(parts.values()) / samples
+        found.append({"way": way, "samples": samples, "parts_ms": parts, "sample_ms": sample_ms})
     return found

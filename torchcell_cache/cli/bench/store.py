@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
-from torchcell_cache.cli.bench.stages import Stopwatch, Timing, cold_read, stages
-from torchcell_cache.cli.bench.step import StepTiming, time_steps
+from torchcell_cache.cli.bench.stages import Stopwatch, cold_read, stages, times
+from torchcell_cache.cli.bench.step import time_steps
 from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.data.dataset import PreprocessedDataset
@@ -29,78 +29,31 @@ _FEWEST_BATCHES = 5
 _LONGEST, _MOST_BATCHES = 10**7, 10**5
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerTiming:
-    """What a training loop waits for, with one number of workers.
-
-    Attributes:
-        num_workers: Reading processes; 0 reads in the loop itself.
-        first_ms: Wait for the first batch, workers started.
-        wait: Wait for each later batch, batches taken as fast as they come.
-        step_wait: The same while every batch is followed by a training step; ``None`` without ``step_ms``.
-    """
-
-    num_workers: int
-    first_ms: float
-    wait: Timing
-    step_wait: Timing | None
-
-    @property
-    def mean_ms(self) -> float:
-        """The wait for a later batch, on average, never 0."""
-        return max(1e3 * float(np.mean(self.wait.seconds)), 1e-6)
-
-    def share(self, step_ms: float) -> float:
-        """Share of the time that the loop waits for data, 0 to 1."""
-        waited = 0.0 if self.step_wait is None else 1e3 * float(np.mean(self.step_wait.seconds))
-        return waited / (waited + step_ms)
-
-    def to_dict(self, step_ms: float | None) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "num_workers": self.num_workers,
-            "first_ms": self.first_ms,
-            "wait": self.wait.to_dict(),
-            "step_wait": None if self.step_wait is None else self.step_wait.to_dict(),
-            "data_wait_share": None if step_ms is None else self.share(step_ms),
-        }
-
-
 @dataclass(slots=True)
 class BenchReport(Shown):
-    """All that was measured.
+    """All that was measured, as JSON values.
 
     Attributes:
-        facts: The store, the machine and the settings, JSON values.
-        stages: Timings by stage.
+        facts: The store, the machine and the settings.
+        stages: Timings by stage, as :func:`times` makes them.
         skipped: Why a stage could not be timed, by stage.
-        sweep: Timings of the loader by number of workers.
         steps: Where a step goes, on shared batches and on PyG's, if a width was given.
-        stayed: Share of the shards that stayed in memory when they should have been cold, ``None`` if unknown.
+        stayed_in_memory: Share of the shards that did when they should have been cold, ``None`` if unknown.
+        workers: What a training loop waits for, by number of workers: for the first batch, workers started; for each later
+            one, taken as fast as they come; and the same while every batch is followed by a training step.
     """
 
     facts: dict[str, Any]
-    stages: dict[str, Timing] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    sweep: list[WorkerTiming] = field(default_factory=list)
-    steps: list[StepTiming] = field(default_factory=list)
-    stayed: float | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per batch."""
-        return int(self.facts["batch_size"])
-
-    @property
-    def step_ms(self) -> float | None:
-        """The user's training step, in milliseconds."""
-        given: float | None = self.facts["step_ms"]
-        return given
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    stayed_in_memory: float | None = None
+    workers: list[dict[str, Any]] = field(default_factory=list)
 
     def cost(self, *names: str) -> float | None:
         """Median milliseconds of a whole batch over these stages, ``None`` if one is missing."""
         found = [self.stages[name] for name in names if name in self.stages]
-        parts = [timing.percentile(50) * self.batch_size / timing.samples for timing in found]
+        parts = [stage["p50_ms"] * self.facts["batch_size"] / stage["samples"] for stage in found]
         return sum(parts) if len(parts) == len(names) else None
 
 
@@ -179,7 +132,7 @@ def bench_store(
         left = max(begun + seconds - time.monotonic(), 0.1 * seconds) / len(workers)
         for count in workers:
             on_progress(f"loader, {count} workers")
-            report.sweep.append(_time_loader(report, watch, count, left))
+            report.workers.append(_time_loader(report, watch, count, left))
     finally:
         torch.set_num_threads(threads)
     report.facts["took_seconds"] = round(time.monotonic() - begun, 2)
@@ -241,7 +194,7 @@ def _time_stages(
         on_progress("batch, cold")
         store.close_all()
         drop_pages(generation.files.paths)
-        report.stayed = resident_share(generation.files.paths)
+        report.stayed_in_memory = resident_share(generation.files.paths)
         report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds)
     watch.warm_up(2 * _LIGHT_SHARE * seconds)
     todo = list(stages(generation, watch.device, report.facts["exclude_keys"]))
@@ -255,34 +208,36 @@ def _time_stages(
             report.stages[stage.name] = watch.time(stage, max(share, 0.0))
 
 
-def _time_loader(report: BenchReport, watch: Stopwatch, count: int, seconds: float) -> WorkerTiming:
+def _time_loader(report: BenchReport, watch: Stopwatch, count: int, seconds: float) -> dict[str, Any]:
     """Waits for batches taken as they come, and beside the training step if there is one."""
-    step, size, expected = report.step_ms, watch.draws.shape[1], (report.cost("batch") or 0.0) / 1e3
-    flat = seconds if step is None else seconds / 3
-    first, *waits = _waits(watch, count, 0.0, flat, expected)
-    stepped = None
-    if step is not None:
-        stepped = Timing(size, _waits(watch, count, step / 1e3, seconds - flat, expected)[1:])
-    return WorkerTiming(count, first * 1e3, Timing(size, tuple(waits)), stepped)
+    step, size = report.facts["step_ms"], watch.draws.shape[1]
+    expected = (report.cost("batch") or 0.0) / 1e3
+    first, *waits = _waits(watch, count, 0.0, seconds if step is None else seconds / 3, expected)
+    row = {"num_workers": count, "first_ms": first * 1e3, "wait": times(size, waits)}
+    if step is None:
+        return {**row, "step_wait": None, "data_wait_share": None}
+    beside = times(size, _waits(watch, count, step / 1e3, 2 * seconds / 3, expected)[1:])
+    share = beside["mean_ms"] / (beside["mean_ms"] + step)
+    return {**row, "step_wait": beside, "data_wait_share": share}
 
 
-def _waits(watch: Stopwatch, count: int, step: float, seconds: float, expected: float) -> tuple[float, ...]:
+def _waits(watch: Stopwatch, count: int, step: float, seconds: float, expected: float) -> list[float]:
     """Wait for the first batch and for each later one, in seconds."""
     draws = watch.draws
     number = max(_FEWEST_BATCHES, min(len(draws), int(seconds / max(expected + step, 1e-9)))) + 1
     batches = [draws[k % len(draws)].tolist() for k in range(number)]
     loader = CacheLoader(watch.dataset, batch_sampler=batches, num_workers=count, device=watch.device)
-    times: list[float] = []
+    found: list[float] = []
     with warnings.catch_warnings():
         # The sweep may exceed the cores.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         start = begun = time.perf_counter()
         iterator: Any = iter(loader)
         for _ in iterator:
-            times.append(time.perf_counter() - start)
-            if len(times) > _FEWEST_BATCHES and time.perf_counter() - begun > 2 * seconds + times[0]:
+            found.append(time.perf_counter() - start)
+            if len(found) > _FEWEST_BATCHES and time.perf_counter() - begun > 2 * seconds + found[0]:
                 break
             time.sleep(step)
             start = time.perf_counter()
         iterator.close()
-    return tuple(times)
+    return found
