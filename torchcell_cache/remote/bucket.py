@@ -187,11 +187,15 @@ class Bucket:
         return f"{self._base}/{name}"
 
     def _open(self) -> Any:
-        """The file system, one per process and options: making one costs tenths of a second."""
+        """The file system, one per process and options: making one costs tenths of a second.
+
+        A forked child has its own: it cannot use its parent's, nor close them, whose event loop did not come along.
+        """
         with _LOCK:
-            if self._key not in _SYSTEMS:
-                _SYSTEMS[self._key] = self._connect()
-            return _SYSTEMS[self._key]
+            key = os.getpid(), self._key
+            if key not in _SYSTEMS:
+                _SYSTEMS[key] = self._connect()
+            return _SYSTEMS[key]
 
     def _connect(self) -> Any:
         import fsspec
@@ -239,20 +243,10 @@ class Bucket:
             return StorageLostError(text, path=label, fix=fix)
         if kind == ACCESS:
             with _LOCK:
-                _SYSTEMS.pop(self._key, None)  # the next one looks for credentials anew
+                _SYSTEMS.pop((os.getpid(), self._key), None)  # the next one looks for credentials anew
         tried = f"{ATTEMPTS} tries ended in " if kind == TRANSIENT else ""
         return server_error(error, action, label, self.protocol, tried)
 
 
-_SYSTEMS: dict[str, Any] = {}
-_INHERITED: list[Any] = []
+_SYSTEMS: dict[tuple[int, str], Any] = {}
 _LOCK = ThreadLock()
-
-
-def _after_fork() -> None:
-    """A child cannot use the connections of its parent, nor close them: their event loop did not come along."""
-    _INHERITED.extend(_SYSTEMS.values())
-    _SYSTEMS.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)

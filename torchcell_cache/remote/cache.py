@@ -22,7 +22,7 @@ import numpy as np
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.hints import USED_NAME
-from torchcell_cache.core.lazy import ThreadLock
+from torchcell_cache.core.lazy import AFTER_FORK, ThreadLock
 from torchcell_cache.errors import CacheError, StorageLostError
 from torchcell_cache.remote.byte_locks import ByteLocks
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, processed_dir
@@ -51,10 +51,11 @@ class LocalCache:
         self.here = np.zeros(len(manifest.shards), dtype=bool)  # shards leased by this process
         self.held: set[str] = set()  # all that is leased
         self.locks = ByteLocks(root / LOCK_NAME)
-        self.begin()
+        self.renew()
         self.settle()
+        AFTER_FORK.add(self)
 
-    def begin(self) -> None:
+    def renew(self) -> None:
         """Hold nothing, as a forked child does until it asks for a file itself."""
         self._changing = threading.RLock()
         self._turns: dict[str, threading.Lock] = {}
@@ -231,11 +232,3 @@ def _wait(attempt: Callable[[], bool]) -> None:
 
 _CACHES: weakref.WeakValueDictionary[str, LocalCache] = weakref.WeakValueDictionary()
 _LOCK = ThreadLock()
-
-
-def _after_fork() -> None:
-    for cache in list(_CACHES.values()):
-        cache.begin()
-
-
-os.register_at_fork(after_in_child=_after_fork)
