@@ -147,10 +147,8 @@ class Attributes:
 
     def notes(self) -> list[str]:
         """A line for each text or number that is no column."""
-        reasons = {
-            name: each for name, each in self.columns.items() if isinstance(each, str) and each != OTHER
-        }
-        return [f"{name} is no column: {why}" for name, why in reasons.items()]
+        reasons = ((name, why) for name, why in self.columns.items() if isinstance(why, str) and why != OTHER)
+        return [f"{name} is no column: {why}" for name, why in reasons]
 
     def schema(self) -> dict[str, str]:
         """What the schema says of them."""
@@ -282,12 +280,8 @@ def _numbers(count: int, pieces: list[tuple[Any, Attribute]]) -> Column:
         kind = max(kinds)
     out = np.full(count, np.nan if kind.startswith("float") else 0, dtype=kind)
     for at, piece in pieces:
-        most = (
-            max(int(piece.values.max(initial=0)), -int(piece.values.min(initial=0)))
-            if piece.kind == "int64"
-            else 0
-        )
-        if kind == "float64" and most > 2**53:
+        ends = (int(end(initial=0)) for end in (piece.values.max, piece.values.min) if piece.kind == "int64")
+        if kind == "float64" and any(abs(end) > 2**53 for end in ends):
             return _LARGE
         out[at] = piece.values
     return Attribute(out)

@@ -64,12 +64,6 @@ def _pictures(histograms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield bars(name, facts)
 
 
-def _counted(dataset: StoredFacts) -> list[tuple[str, Markup]]:
-    """The bar of perturbed counts, if the store knows them."""
-    column = dataset.columns.get("perturbed_count")
-    return [] if column is None or not len(column) else [("perturbed", _count_bar(column))]
-
-
 def _count_bar(column: npt.NDArray[Any]) -> Markup:
     values, counts = np.unique(column, return_counts=True)
     pairs = zip(values[:20].tolist(), counts.tolist(), strict=False)
@@ -98,24 +92,19 @@ def dataset_html(dataset: StoredFacts, name: str) -> str:
 
 def _overview(facts: Mapping[str, Any], dataset: StoredFacts) -> list[tuple[str, Any]]:
     size, source = facts["bytes"], facts["fingerprint"].get("source", {})
+    if isinstance(source, dict):
+        source = source.get("class", source.get("name", "unknown"))
+    column, sizes = dataset.columns.get("perturbed_count", ()), facts["base_graph"].items()
+    stored = f"{facts['storage']}, {human_bytes(size['total'])}, {size['per_sample']:,} bytes per sample"
     part = f"{facts['in_view']:,} of " if facts["in_view"] != facts["samples"] else ""
     return [
         ("samples", f"{part}{facts['samples']:,}"),
         ("labels", ", ".join(dataset.label_columns.values()) or ("y" if "y" in dataset.columns else "none")),
-        *_counted(dataset),
-        (
-            "base graph",
-            "; ".join(f"{name}: {sized(count)}" for name, count in facts["base_graph"].items()) or "none",
-        ),
+        *([("perturbed", _count_bar(column))] if len(column) else []),
+        ("base graph", "; ".join(f"{name}: {sized(count)}" for name, count in sizes) or "none"),
         ("processor", processor_of(facts)),
-        (
-            "source",
-            source.get("class", source.get("name", "unknown")) if isinstance(source, dict) else source,
-        ),
-        (
-            "storage",
-            f"{facts['storage']}, {human_bytes(size['total'])}, {size['per_sample']:,} bytes per sample",
-        ),
+        ("source", source),
+        ("storage", stored),
         ("built", f"in {human_seconds(facts['built'].get('seconds', 0.0))}, {libraries(facts['built'])}"),
         ("content\u00a0digest", facts["content_digest"]),
     ]
@@ -195,11 +184,8 @@ def _degrees(graph: Any) -> Iterator[str]:
         classes[degree > 0] = 1 + np.log2(degree[degree > 0]).astype(np.int64)
         counts = np.bincount(classes)
         labels = ["0", "1", *(f"{2**k}-{2 ** (k + 1) - 1}" for k in range(1, len(counts)))][: len(counts)]
-        facts = histogram(degree, 2) | {
-            "counts": counts.tolist(),
-            "edges": list(range(len(counts) + 1)),
-            "whole": True,
-        }
+        edges = list(range(len(counts) + 1))
+        facts = histogram(degree, 2) | {"counts": counts.tolist(), "edges": edges, "whole": True}
         yield bars(f"degree, {name}", facts, labels, "nodes")
 
 

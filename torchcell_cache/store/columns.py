@@ -124,14 +124,10 @@ def arrays_to_table(arrays: Arrays, phenotypes: tuple[str, ...], statistics: tup
         origins = None
         if f"{ORIGIN}words" in arrays:
             words = list(Names(arrays[f"{ORIGIN}words"], arrays[f"{ORIGIN}word_length"]))
-            own = {
-                name.removeprefix(ORIGIN): array for name, array in arrays.items() if name.startswith(ORIGIN)
-            }
+            own = {n.removeprefix(ORIGIN): array for n, array in arrays.items() if n.startswith(ORIGIN)}
             origins = Origins.from_arrays(words, own)
-        labels = phenotypes, statistics
-        return SampleTable(
-            arrays["perturbed"], ptr, arrays["values"], value_ptr, *labels, names, unknown, origins
-        )
+        more = phenotypes, statistics, names, unknown, origins
+        return SampleTable(arrays["perturbed"], ptr, arrays["values"], value_ptr, *more)
     except (KeyError, IndexError, UnicodeDecodeError, SourceContractError) as error:
         raise CorruptShardError(f"the stored columns do not fit together: {error}") from None
 

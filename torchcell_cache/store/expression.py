@@ -72,7 +72,12 @@ class Expression:
             raise self.refused(f"{_PLACEHOLDER!r} is reserved")
         self._quoted: list[str] = []
         self._tree = self._parsed(_PARTS.sub(self._set_aside, text)).body
-        self._check_size()
+        level, nodes = [self._tree], 0
+        for _ in range(MAX_DEPTH):
+            nodes += len(level)
+            level = [child for node in level for child in ast.iter_child_nodes(node)]  # type: ignore[misc]
+        if level or nodes > MAX_NODES:
+            raise self.refused(f"is larger than {MAX_NODES} parts or nested deeper than {MAX_DEPTH}")
 
     def _set_aside(self, match: re.Match[str]) -> str:
         """A placeholder for a name that the parser must not see."""
@@ -91,14 +96,6 @@ class Expression:
             raise self.refused(f"cannot be read: {error.msg}", fix=f"it has {_FIX}") from None
         except (ValueError, MemoryError, RecursionError) as error:
             raise self.refused(f"cannot be read: {type(error).__name__}") from None
-
-    def _check_size(self) -> None:
-        level, nodes = [self._tree], 0
-        for _ in range(MAX_DEPTH):
-            nodes += len(level)
-            level = [child for node in level for child in ast.iter_child_nodes(node)]  # type: ignore[misc]
-        if level or nodes > MAX_NODES:
-            raise self.refused(f"is larger than {MAX_NODES} parts or nested deeper than {MAX_DEPTH}")
 
     def refused(self, what: str, fix: str | None = None) -> SettingError:
         """The error that says what is wrong with it."""
@@ -133,9 +130,8 @@ class Expression:
         constants = {str(node.value) for node in ast.walk(self._tree) if isinstance(node, ast.Constant)}
         if np.ndim(value) == 0 and (called := constants & columns.keys()):
             name = min(called)
-            raise self.refused(
-                f"reads no column: {name} is a number", fix=f"`{name}` for the column {name!r}"
-            )
+            fix = f"`{name}` for the column {name!r}"
+            raise self.refused(f"reads no column: {name} is a number", fix)
         if not _is_truth(value):
             raise self.refused("is a number, not a condition", fix="compare it: ... > 0")
         return np.broadcast_to(np.asarray(value, dtype=np.bool_), (count,)).copy()
@@ -161,7 +157,15 @@ class _Evaluation:
             case ast.Constant(value=bool() as truth):
                 return truth
             case ast.Constant(value=int() | float() as constant):
-                return self._constant(constant)
+                if abs(constant) > _LARGEST and isinstance(constant, int):
+                    raise self.refused(
+                        "holds a whole number above 2**53, which no column is compared with exactly"
+                    )
+                if not math.isfinite(constant):
+                    raise self.refused(
+                        "holds a number that is not finite", "isfinite(x) asks for finite values"
+                    )
+                return float(constant)
             case ast.Constant(value=str() as text):
                 raise self.refused(
                     f"holds the text {text!r:.60}; columns are numbers",
@@ -191,9 +195,7 @@ class _Evaluation:
         match node:
             case ast.Name():
                 return self.name(node)
-            case ast.Subscript(value=inner, slice=ast.Constant(value=int() as at)) if not isinstance(
-                at, bool
-            ):
+            case ast.Subscript(value=inner, slice=ast.Constant(value=int() as at)) if type(at) is int:
                 return f"{self._called(inner)}[{at}]"
         raise self.refused(f"holds {self.shown(node)!r}, which is no part of a column", fix="y[7]")
 
@@ -212,13 +214,6 @@ class _Evaluation:
             return column.astype(np.float64)
         return column.astype(np.promote_types(column.dtype, np.float32), copy=False)
 
-    def _constant(self, constant: float) -> float:
-        if abs(constant) > _LARGEST and isinstance(constant, int):
-            raise self.refused("holds a whole number above 2**53, which no column is compared with exactly")
-        if not math.isfinite(constant):
-            raise self.refused("holds a number that is not finite", fix="isfinite(x) asks for finite values")
-        return float(constant)
-
     def _comparison(self, node: ast.Compare) -> Any:
         result: Any = True
         first, *others = self._coded([node.left, *node.comparators], node.ops)
@@ -227,8 +222,13 @@ class _Evaluation:
             if isinstance(op, ast.In | ast.NotIn):
                 if len(node.ops) > 1:
                     raise self.refused("chains 'in' with another comparison", fix="join the two by 'and'")
-                found = self._member(left, right_node)
-                return ~found if isinstance(op, ast.NotIn) else found
+                if _is_truth(left) or not isinstance(right_node, ast.Tuple | ast.List):
+                    raise self.refused("has 'in' without a number before or a list after it", "x in (1, 2)")
+                choices = [self._number(item) for item in right_node.elts]
+                if not all(isinstance(item, float) for item in choices):
+                    raise self.refused("has a column in the list after 'in'", "x == a or x == b")
+                values = np.asarray(left)
+                return np.isin(values, np.asarray(choices, values.dtype), invert=isinstance(op, ast.NotIn))
             if type(op) not in _COMPARE:
                 raise self.refused("compares by identity", fix=f"it has {_FIX}")
             right, truth = self.value(right_node), _is_truth(left)
@@ -237,15 +237,6 @@ class _Evaluation:
             result = np.logical_and(result, _COMPARE[type(op)](left, right))
             left = right
         return result
-
-    def _member(self, left: Any, node: ast.expr) -> npt.NDArray[np.bool_]:
-        if _is_truth(left) or not isinstance(node, ast.Tuple | ast.List):
-            raise self.refused("has 'in' without a number before or a list after it", fix="x in (1, 2)")
-        choices = [self._number(item) for item in node.elts]
-        if not all(isinstance(item, float) for item in choices):
-            raise self.refused("has a column in the list after 'in'", fix="x == a or x == b")
-        values = np.asarray(left)
-        return np.isin(values, np.asarray(choices, dtype=values.dtype))
 
     def _coded(self, sides: list[ast.expr], ops: list[ast.cmpop]) -> list[ast.expr]:
         """The sides of a comparison, codes for texts: ``cell_type == 'NK'`` asks for the number that the column holds."""
@@ -282,9 +273,8 @@ class _Evaluation:
     def _truth(self, node: ast.expr) -> Any:
         value = self.value(node)
         if not _is_truth(value):
-            raise self.refused(
-                f"joins the number {self.shown(node)!r} by and, or, not", fix="compare it: ... > 0"
-            )
+            said = f"joins the number {self.shown(node)!r} by and, or, not"
+            raise self.refused(said, fix="compare it: ... > 0")
         return value
 
     def _joined(self, node: ast.expr, sign: ast.operator) -> Any:

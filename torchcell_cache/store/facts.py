@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from torchcell_cache.store.generation import Generation
 
 
-_RAGGED = frozenset({"perturbed", "values", "value_count", "source_ids", "source_id_length"}) | {
-    *("unknown", "unknown_names", "unknown_name_length")
-}
-
-
+_RAGGED = {"perturbed", "values", "value_count", "source_ids", "source_id_length"}
+_RAGGED |= {"unknown", "unknown_names", "unknown_name_length"}
 _ORIGINS = {"dataset": "dataset", "perturbation_type": "kind"}
 _made: WeakKeyDictionary[Generation, dict[str, tuple[Int64Array, list[str]]]] = WeakKeyDictionary()
 
@@ -126,9 +123,8 @@ class StoredFacts(abc.ABC):
         """The names behind the codes of columns of names (cell type, batch), by column; empty if there are none."""
         apart, said = self.label_columns, _of_origins(self.generation)
         named = {apart.get(label, label): names for label, names in categories_of(self.base_graph).items()}
-        texts = {
-            name: list(c.names) for name, c in attributes_of(self.generation).items() if c.names is not None
-        }
+        made = attributes_of(self.generation).items()
+        texts = {name: list(column.names) for name, column in made if column.names is not None}
         return {**{name: names for name, (_, names) in said.items()}, **named, **texts}
 
     @property
@@ -177,9 +173,9 @@ class StoredFacts(abc.ABC):
         table = self.generation.table
         if table is None:
             return []
-        return [
-            table.ids[table.ptr[k] : table.ptr[k + 1]].astype(np.int64) for k in self.positions().tolist()
-        ]
+        rows = self.positions()
+        ends = zip(table.ptr[rows].tolist(), table.ptr[rows + 1].tolist(), strict=True)
+        return [table.ids[start:stop].astype(np.int64) for start, stop in ends]
 
     def _labels(self, rows: Int64Array) -> dict[str, npt.NDArray[Any]]:
         table = self.generation.table

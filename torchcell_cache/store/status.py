@@ -6,6 +6,7 @@ Waiting for it is looking for the published manifest, without any collective cal
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -80,6 +81,8 @@ def found_at(root: Path) -> str:
 
     Network file systems remember for a while that a file was missing; listing its directory makes them look again.
     """
+    if manifest_path(root).exists():
+        return ""
     names: list[str] = []
     for place in (root.parent, root, processed_dir(root)):
         with contextlib.suppress(OSError):
@@ -113,13 +116,8 @@ def wait_for_store(root: Path, wait: bool | float) -> None:
         )
 
     if seconds_of(wait) > 0:
-        waiting(
-            str(root),
-            wait,
-            lambda: read_manifest(root),
-            missing,
-            lambda: "" if manifest_path(root).exists() else found_at(root),
-        )
+        found = functools.partial(found_at, root)
+        waiting(str(root), wait, functools.partial(read_manifest, root), missing, found)
 
 
 def waiting(

@@ -125,9 +125,8 @@ def histogram(values: npt.NDArray[Any], bins: int, names: Sequence[str] | None =
     out |= {"min": low, "median": float(np.median(finite)), "mean": float(finite.mean()), "max": high}
     out |= {"whole": whole, "edges": edges.tolist(), "counts": counts.tolist()}
     if names is not None:
-        codes, often = np.unique(
-            finite[(finite >= 0) & (finite < len(names))].astype(np.int64), return_counts=True
-        )
+        known = finite[(finite >= 0) & (finite < len(names))].astype(np.int64)
+        codes, often = np.unique(known, return_counts=True)
         order = np.argsort(-often, kind="stable")[:_MOST_PARTS].tolist()
         out["names"] = {names[codes[k]]: int(often[k]) for k in order}
     return out
@@ -192,16 +191,15 @@ def lines_of(facts: dict[str, Any]) -> Iterator[str]:
 
 def libraries(built: Mapping[str, Any]) -> str:
     """What a store was built with."""
-    return f"python {built.get('python', '?')}, " + ", ".join(
-        f"{name} {text}" for name, text in built.get("libraries", {}).items()
-    )
+    names = {"python": built.get("python", "?"), **built.get("libraries", {})}
+    return ", ".join(f"{name} {text}" for name, text in names.items())
 
 
 def sized(size: int | dict[str, int]) -> str:
     """Such as ``1,234 nodes``."""
-    return (
-        f"{size:,}" if isinstance(size, int) else ", ".join(f"{count:,} {of}" for of, count in size.items())
-    )
+    if isinstance(size, int):
+        return f"{size:,}"
+    return ", ".join(f"{count:,} {of}" for of, count in size.items())
 
 
 def processor_of(facts: Mapping[str, Any]) -> str:

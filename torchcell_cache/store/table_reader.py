@@ -63,11 +63,8 @@ class TableReader:
         rise = ascends(table.ids, table.ptr)
         within = len(table.ids) == 0 or 0 <= int(table.ids.min()) <= int(table.ids.max()) < num_nodes
         if not (numbers and within and rise and len(table) == num_samples):
-            raise CorruptShardError(
-                f"{path} is no table of {num_samples:,} samples on {num_nodes:,} nodes",
-                path=path,
-                fix=repair_hint(path),
-            )
+            said = f"{path} is no table of {num_samples:,} samples on {num_nodes:,} nodes"
+            raise CorruptShardError(said, path=path, fix=repair_hint(path))
         return cls(table)
 
     def perturbed(self, indices: Int64Array) -> tuple[npt.NDArray[Any], Int64Array]:
