@@ -94,7 +94,7 @@ def _overview(facts: Mapping[str, Any], dataset: StoredFacts) -> list[tuple[str,
     size, source = facts["bytes"], facts["fingerprint"].get("source", {})
     if isinstance(source, dict):
         source = source.get("class", source.get("name", "unknown"))
-    column, sizes = dataset.columns.get("perturbed_count", ()), facts["base_graph"].items()
+    column, sizes = dataset.columns.get("perturbed_count", np.empty(0)), facts["base_graph"].items()
     stored = f"{facts['storage']}, {human_bytes(size['total'])}, {size['per_sample']:,} bytes per sample"
     part = f"{facts['in_view']:,} of " if facts["in_view"] != facts["samples"] else ""
     return [
