@@ -118,33 +118,31 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         else:
             refuse_remote(root, {**remote, "download": None if repr(download) == "'lazy'" else download})
             self._root = local_path(root)
-            self._open(wait, source_dataset is None)
+            wait_for_store(self._root, wait)
+            try:
+                self._opened = open_with_lease(self._root)
+            except CacheNotFoundError:
+                if self._missing_is_error and source_dataset is None:
+                    raise
         if self._opened is not None and source_dataset is not None:
             from torchcell_cache.builder.run import check_source
 
             check_source(self._opened.manifest, source_dataset, self._root)
         super().__init__(str(self._root), transform, None, None, log=log)
         if indices is not None:
-            self._restrict(indices)
+            self._choose(self.positions(self._listed(indices)))
 
-    def _open(self, wait: bool | float, needed: bool) -> None:
-        wait_for_store(self._root, wait)
-        try:
-            self._opened = open_with_lease(self._root)
-        except CacheNotFoundError:
-            if self._missing_is_error and needed:
-                raise
+    def _listed(self, indices: Any) -> Any:
+        """What indexes this view, or an index file that lists some of its samples, as indices."""
+        if not isinstance(indices, str | os.PathLike):
+            return indices
+        from torchcell_cache.data.index_file import into_view, load_indices
 
-    def _restrict(self, indices: Any) -> None:
-        """Become a view of the given samples, or of those that an index file lists."""
-        if isinstance(indices, str | os.PathLike):
-            from torchcell_cache.data.index_file import load_indices
+        return into_view(self, load_indices(indices, self.generation), os.fspath(indices))
 
-            chosen = load_indices(indices, self.generation)
-        else:
-            chosen = self.positions(indices)
-        self.__dict__["_positions"] = chosen
-        self._indices = Positions(chosen)
+    def _choose(self, chosen: Int64Array) -> None:
+        """Become a view of samples of the store."""
+        self.__dict__["_positions"], self._indices = chosen, Positions(chosen)
 
     @classmethod
     def _of(cls, generation: Generation, transform: Callable[..., Any] | None = None) -> PreprocessedDataset:
@@ -233,11 +231,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
     def index_select(self, idx: Any) -> Self:
         """A view of the given samples, in the given order."""
         view = copy.copy(self)
-        view.__dict__.pop("_positions", None)
-        within = as_positions(idx, len(self))
-        chosen = within if self._positions is None else self._positions[within]
-        view.__dict__["_positions"] = chosen
-        view._indices = Positions(chosen)
+        view._choose(self.positions(as_positions(idx, len(self))))
         return view
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:

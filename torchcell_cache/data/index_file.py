@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.sealed import plain, read_sealed, seal
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import (
+    CacheError,
     CacheNotFoundError,
     CorruptManifestError,
     FormatError,
@@ -32,9 +32,7 @@ from torchcell_cache.store.generation import Generation
 
 FORMAT = "torchcell_cache indices"
 VERSION = 1
-_MAX_HEADER = 4096
-_HEADER = re.compile(r"'descr': *'([<>|][iu][1248])'[,}]"), re.compile(r"'shape': *\((\d{1,18}),\)[,}]")
-_STORE_KEYS = {"content_digest", "num_samples", "fingerprint"}
+_STORE_KEYS = ("content_digest", "num_samples", "fingerprint")
 
 
 def sidecar_of(path: str | os.PathLike[str]) -> Path:
@@ -44,12 +42,7 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
 
 def identity_of(generation: Generation) -> dict[str, Any]:
     """What an index file says about its store."""
-    manifest = generation.manifest
-    return {
-        "content_digest": manifest.content_digest,
-        "num_samples": manifest.num_samples,
-        "fingerprint": manifest.fingerprint,
-    }
+    return {key: getattr(generation.manifest, key) for key in _STORE_KEYS}
 
 
 def check_identity(stored: dict[str, Any], generation: Generation, path: Path) -> None:
@@ -194,20 +187,12 @@ def read_document(path: Path, form: str, keys: set[str], fix: str) -> dict[str, 
             path=path,
             fix=f"upgrade torchcell_cache, or {fix}",
         )
-    if set(document) != {"format", "version", "store", "made_by", *keys} or not _is_identity(
-        document["store"]
-    ):
+    store = document.get("store")
+    good = set(document) == {"format", "version", "store", "made_by", *keys} and isinstance(store, dict)
+    good = good and set(store) == {*_STORE_KEYS} and isinstance(store["fingerprint"], dict)
+    if not good or type(store["num_samples"]) is not int:
         raise CorruptManifestError(f"{path} lacks what it should hold", path=path, fix=fix)
     return document
-
-
-def _is_identity(store: Any) -> bool:
-    return (
-        isinstance(store, dict)
-        and set(store) == _STORE_KEYS
-        and isinstance(store["fingerprint"], dict)
-        and type(store["num_samples"]) is int
-    )
 
 
 def read_positions(
@@ -240,21 +225,29 @@ def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
 
 
 def read_npy(path: Path) -> Int64Array:
-    """One row of whole numbers from a ``.npy`` file, ``[n] int64``; sizes are compared before anything is allocated."""
+    """One row of whole numbers from a ``.npy`` file, ``[n] int64``; mapped, so that no size it claims is allocated."""
+    fix, found = "torchcell-cache select root=... out=...", None
     try:
-        with storage_errors(path, "read"), path.open("rb") as file:
-            shape, dtype = _header(file, path)
-            left = os.fstat(file.fileno()).st_size - file.tell()
-            if left != shape[0] * dtype.itemsize:
-                raise _no_indices(path, f"{left:,} bytes for {shape[0]:,} numbers")
-            values = np.frombuffer(file.read(left), dtype=dtype)
+        with storage_errors(path, "read"):
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            size = path.stat().st_size
     except FileNotFoundError:
-        raise CacheNotFoundError(
-            f"no index file {path}", path=path, fix="torchcell-cache select root=... out=..."
-        ) from None
-    if dtype.kind == "u" and len(values) and int(values.max()) >= 1 << 63:
-        raise _no_indices(path, "numbers above 2**63")
-    return values.astype(np.int64)
+        raise CacheNotFoundError(f"no index file {path}", path=path, fix=fix) from None
+    except (CacheError, OSError):
+        raise
+    except Exception as error:  # numpy raises anything over damaged headers
+        raise FormatError(f"{path} is not one row of whole numbers: {error}", path=path, fix=fix) from None
+    good = isinstance(found, np.memmap) and found.ndim == 1 and found.dtype.kind in "iu"
+    if not good or size != found.offset + found.nbytes:
+        what = (
+            f"{found.dtype} {list(found.shape)} in {size:,} bytes"
+            if isinstance(found, np.memmap)
+            else "an archive"
+        )
+        raise FormatError(f"{path} is not one row of whole numbers: {what}", path=path, fix=fix)
+    if found.dtype.kind == "u" and len(found) and int(found.max()) >= 1 << 63:
+        raise FormatError(f"{path} is not one row of whole numbers: some are above 2**63", path=path, fix=fix)
+    return found.astype(np.int64)
 
 
 def _plain_positions(chosen: Any) -> Int64Array:
@@ -272,23 +265,21 @@ def _plain_positions(chosen: Any) -> Int64Array:
     return array.astype(np.int64)
 
 
-def _header(file: Any, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype. Numpy's own reader evaluates the header as a literal; three patterns need no evaluation."""
-    start = file.read(8)
-    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}.get(start)
-    if width is None:
-        raise _no_indices(path, "it does not begin as a .npy file of version 1 or 2")
-    length = int.from_bytes(file.read(width), "little")
-    header = file.read(min(length, _MAX_HEADER)).decode("latin-1")
-    found = [pattern.findall(header) for pattern in _HEADER]
-    if len(header) != length or any(len(matches) != 1 for matches in found):
-        raise _no_indices(path, f"its header is {header[:120]!r}")
-    return (int(found[1][0]),), np.dtype(found[0][0])
+def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
+    """Indices into a view of store positions.
 
-
-def _no_indices(path: Path, what: str) -> FormatError:
-    return FormatError(
-        f"{path} is not one row of whole numbers: {what}",
-        path=path,
-        fix="torchcell-cache select root=... out=...",
-    )
+    Raises:
+        SettingError: If the view lacks one.
+    """
+    if len(dataset) == len(dataset.generation) and dataset._indices is None:
+        return positions
+    where = np.full(len(dataset.generation), -1, dtype=np.int64)
+    where[dataset.positions()] = np.arange(len(dataset))
+    found = where[positions]
+    if (found < 0).any():
+        raise SettingError(
+            f"{origin}: sample {int(positions[int(np.argmin(found))])} of the store is not in this view of "
+            f"{len(dataset):,} samples",
+            fix="pass the whole store",
+        )
+    return found

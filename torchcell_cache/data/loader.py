@@ -40,7 +40,7 @@ from torchcell_cache.data.reading import (
 )
 from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
 from torchcell_cache.data.samplers.order import samplers_of
-from torchcell_cache.data.view import StoreView, loadable, restricted
+from torchcell_cache.data.view import StoreView, restricted, store_view
 from torchcell_cache.errors import SettingError
 
 _OF_TORCH = ("num_workers", "prefetch_factor", "timeout", "persistent_workers")
@@ -128,7 +128,7 @@ class CacheLoader:
         refuse_unknown("CacheLoader", unknown, valid)
         self._epoch, self._given = 0, dataset  # epoch of a sampler that does not count them
         self.dataset = dataset if indices is None else restricted(dataset, indices)
-        self._view = loadable(self.dataset)
+        self._view = store_view(self.dataset, "CacheLoader reads")
         self.collate_fn = function_or_none("collate_fn", collate_fn)
         self.expand, self.follow_batch = truth("expand", expand), names_or_none("follow_batch", follow_batch)
         self.exclude_keys = names_or_none("exclude_keys", exclude_keys)
@@ -204,7 +204,9 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        transform = loadable(self._given).transform  # may have been set since this loader was made
+        transform = store_view(
+            self._given, "CacheLoader reads"
+        ).transform  # may have been set since this loader was made
         if transform is not self._view.transform:
             self._view = replace(self._view, transform=transform)
             self._prepare_reader()

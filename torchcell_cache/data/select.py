@@ -23,11 +23,11 @@ from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import draw, strata_of
-from torchcell_cache.data.index_file import load_indices, of_store
+from torchcell_cache.data.index_file import into_view, load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS
 from torchcell_cache.data.torchcell import perturbable_store
-from torchcell_cache.data.view import column_of, into_view
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.store.columns import single_columns

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torchcell_cache.data.dividing import PARTS, first_of_set
 from torchcell_cache.data.index_file import (
     check_identity,
     entry_of,
+    into_view,
     of_store,
     read_document,
     read_positions,
@@ -29,7 +30,7 @@ from torchcell_cache.data.index_file import (
     write_document,
 )
 from torchcell_cache.data.select import perturbed_of
-from torchcell_cache.data.view import column_of, into_view
+from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import (
     CacheError,
     CacheNotFoundError,
@@ -180,43 +181,35 @@ class Splits:
             StorageError: If it cannot be written.
         """
         where = local_path(directory, "directory")
-        document = where / SPLITS_FILE
+        document, listed = where / SPLITS_FILE, self._entries()
         if not truth("overwrite", overwrite) and document.exists():
-            if self._is_saved(where):
-                return where
+            with contextlib.suppress(CacheError, IndexError):
+                if Splits.load(where, self.dataset)._entries() == listed:
+                    return where
             raise SettingError(
                 f"{where} holds another split already", path=where, fix="overwrite=True, or another directory"
             )
         make_dirs_durable(where)
         with storage_errors(where):
             if document.exists():  # without it the directory is no split, whatever happens below
-                old = _names_in(document)
+                old: dict[str, Any] = {}
+                with contextlib.suppress(CorruptManifestError, FormatError):
+                    old = read_splits_file(where)
                 document.unlink()
                 fsync_dir(where)
-                for name in old:
+                for name in [*old.get("parts", ()), *old.get("groups", ())]:
                     (where / f"{name}.npy").unlink(missing_ok=True)
                     sidecar_of(where / f"{name}.npy").unlink(missing_ok=True)
-        listed: dict[str, dict[str, Any]] = {"parts": {}, "groups": {}}
-        for kind, sets in (("parts", self.parts), ("groups", self.groups)):
-            for name, rows in sets.items():
-                how = {**self.made_by, "part": name}
-                save_indices(where / f"{name}.npy", rows, self.dataset, made_by=how)
-                listed[kind][name] = entry_of(self.dataset.positions(rows))
+        for name in self.names:
+            how = {**self.made_by, "part": name}
+            save_indices(where / f"{name}.npy", self[name], self.dataset, made_by=how)
         write_document(document, FORMAT, self.dataset.generation, self.made_by, **listed)
         return where
 
-    def _is_saved(self, where: Path) -> bool:
-        """Whether exactly these samples of this store are saved there, intact."""
-        try:
-            found = Splits.load(where, self.dataset)
-        except (CacheError, IndexError):
-            return False
-        positions = self.dataset.positions
-        return all(
-            mine.keys() == there.keys()
-            and all(np.array_equal(positions(rows), positions(there[name])) for name, rows in mine.items())
-            for mine, there in ((self.parts, found.parts), (self.groups, found.groups))
-        )
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        """What tells the samples of each part and group from others."""
+        at, kinds = self.dataset.positions, {"parts": self.parts, "groups": self.groups}
+        return {kind: {n: entry_of(at(rows)) for n, rows in sets.items()} for kind, sets in kinds.items()}
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], dataset: PreprocessedDataset) -> Splits:
@@ -261,18 +254,10 @@ def read_splits_file(directory: Path) -> dict[str, Any]:
 
 
 def _are_entries(entries: Any) -> bool:
-    return isinstance(entries, Mapping) and all(
+    return isinstance(entries, dict) and all(
         name.replace("_", "").isalnum() and isinstance(entry, dict) and set(entry) == {"count", "xxh3"}
         for name, entry in entries.items()
     )
-
-
-def _names_in(document: Path) -> list[str]:
-    try:
-        content = read_splits_file(document.parent)
-    except (CorruptManifestError, FormatError):
-        return []
-    return [*content["parts"], *content["groups"]]
 
 
 def _order(name: str) -> tuple[int, str]:

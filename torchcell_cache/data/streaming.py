@@ -18,8 +18,9 @@ from torchcell_cache.data.reading import Collated, StoreReader, mark_padding
 from torchcell_cache.data.samplers.base import Common
 from torchcell_cache.data.samplers.ranges import StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShuffleQuality, shuffle_quality
-from torchcell_cache.data.samplers.shards import StreamSampler, store_view
+from torchcell_cache.data.samplers.shards import StreamSampler
 from torchcell_cache.data.source_reader import SourceReader, WindowReader
+from torchcell_cache.data.view import store_view
 from torchcell_cache.errors import SettingError
 
 _AT_ONCE = 16
@@ -79,7 +80,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
             layout = ShardLayout.from_runs(len(self.dataset), self._source.run_size)
         else:
             self.dataset = PreprocessedDataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
-            self._view = store_view(self.dataset, "StreamingCacheDataset")
+            self._view = store_view(self.dataset, "StreamingCacheDataset needs the shards of")
             layout = ShardLayout.from_view(self._view)
         size = 1 if batch_size is None else whole_number("batch_size", batch_size, 1)
         self.batch_size = None if batch_size is None else size
@@ -158,7 +159,7 @@ class StreamingCacheDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         if self._source is None:  # its transform may have been set since
-            self._view = store_view(self.dataset, "StreamingCacheDataset")
+            self._view = store_view(self.dataset, "StreamingCacheDataset needs the shards of")
         worker = get_worker_info()
         self.sampler.streams, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         plan = self.sampler.start_epoch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from torch.utils.data import ConcatDataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.indexing import as_positions
@@ -86,16 +85,15 @@ def view_of(dataset: Any) -> StoreView | None:
     return None
 
 
-def loadable(dataset: Any) -> StoreView:
-    """The samples that a loader reads; refuses what is no one store's."""
+def store_view(dataset: Any, what: str) -> StoreView:
+    """The samples of a store that a dataset stands for; refuses what is no one store's."""
     view = view_of(dataset)
     if view is None:
         raise SettingError(
-            f"CacheLoader reads one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of "
-            f"such views with one transform; got {dataset!r:.200}",
-            fix="stream.batches(num_workers=...)"
-            if isinstance(dataset, IterableDataset)
-            else "torch_geometric.loader.DataLoader reads anything else",
+            f"{what} one store: a PreprocessedDataset, a view of one, or torch's Subset or ConcatDataset of such views "
+            f"with one transform; got {dataset!r:.200}",
+            fix="stream.batches(num_workers=...) if it is a stream; torch_geometric.loader.DataLoader reads anything "
+            "else, and DistributedCacheSampler takes anything with a length",
         )
     return view
 
@@ -112,49 +110,19 @@ def restricted(dataset: Any, indices: Any) -> PreprocessedDataset:
             f"indices= chooses samples of a PreprocessedDataset, got {type(dataset).__name__}",
             fix="make the view before: dataset[indices]",
         )
-    if isinstance(indices, str | os.PathLike):
-        from torchcell_cache.data.index_file import load_indices
-
-        indices = into_view(dataset, load_indices(indices, dataset), os.fspath(indices))
-    return dataset.index_select(indices)
+    return dataset.index_select(dataset._listed(indices))
 
 
 def _joined(views: list[StoreView | None]) -> StoreView | None:
-    first = views[0]
-    parts = []
+    first, parts = views[0], []
     for view in views:
         if first is None or view is None or view.transform is not first.transform:
             return None
-        if view.pairing is not first.pairing:
-            return None
-        if (
-            view.generation is not first.generation
-            and view.generation.directory != first.generation.directory
-        ):
+        if view.pairing is not first.pairing or view.generation.directory != first.generation.directory:
             return None
         parts.append(view.positions(np.arange(len(view))))
     assert first is not None
     return replace(first, chosen=np.concatenate(parts))
-
-
-def into_view(dataset: Any, positions: Int64Array, origin: str) -> Int64Array:
-    """Indices into a view of store positions.
-
-    Raises:
-        SettingError: If the view lacks one.
-    """
-    if len(dataset) == len(dataset.generation) and dataset._indices is None:
-        return positions
-    where = np.full(len(dataset.generation), -1, dtype=np.int64)
-    where[dataset.positions()] = np.arange(len(dataset))
-    found = where[positions]
-    if (found < 0).any():
-        raise SettingError(
-            f"{origin}: sample {int(positions[int(np.argmin(found))])} of the store is not in this view of "
-            f"{len(dataset):,} samples",
-            fix="pass the whole store",
-        )
-    return found
 
 
 def column_of(dataset: Any, name: str, key: str, numbers: bool = False) -> npt.NDArray[Any]:

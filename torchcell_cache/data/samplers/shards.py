@@ -11,20 +11,8 @@ from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.data.samplers.base import CacheSampler, Common
 from torchcell_cache.data.samplers.ranges import Intervals, RankRanges, StepRanges, StreamPlan
 from torchcell_cache.data.samplers.shard_order import ShardLayout, ShardOrder
-from torchcell_cache.data.view import StoreView, view_of
+from torchcell_cache.data.view import store_view
 from torchcell_cache.errors import SettingError
-
-
-def store_view(dataset: Any, what: str) -> StoreView:
-    """The samples of a store that a dataset stands for; refuses what is no store's."""
-    view = view_of(dataset)
-    if view is None:
-        raise SettingError(
-            f"{what} needs the shards of one store: a PreprocessedDataset, a view of one, or torch's Subset of such; "
-            f"got {dataset!r:.200}",
-            fix="pass the dataset itself, not its length; DistributedCacheSampler takes anything with a length",
-        )
-    return view
 
 
 class StreamSampler(CacheSampler):
@@ -148,7 +136,7 @@ class DistributedShardSampler(StreamSampler):
         num_workers: int = 0,
         **common: Unpack[Common],
     ) -> None:
-        layout = ShardLayout.from_view(store_view(dataset, "DistributedShardSampler"))
+        layout = ShardLayout.from_view(store_view(dataset, "DistributedShardSampler needs the shards of"))
         whole = truth("whole_shards", whole_shards)
         super().__init__(
             dataset, layout, batch_size, shuffle, whole_shards=whole, num_workers=num_workers, **common
