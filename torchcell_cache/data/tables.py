@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from torchcell_cache.core.samples import SampleTable
 
 
-class InMemory(InMemoryDataset):  # type: ignore[misc]
-    """Samples of a store as PyG's in-memory dataset, which holds each of them whole."""
-
-    def __init__(self, graphs: list[Any], transform: Any) -> None:
-        super().__init__(None, transform)
-        self.data, self.slices = self.collate(graphs)
-
-
 class Collated:
     """What ``.data`` of a dataset answers: ``y``; a store keeps no concatenation of its samples."""
 
@@ -98,7 +90,36 @@ class Tables(TorchcellNames):
             >>> ds[:3].to_arrow().column("perturbed").to_pylist()
             [['G3', 'G4', 'G7'], ['G3', 'G4'], ['G1', 'G6']]
         """
-        return _arrow(self, measurements)
+        pa = optional("pyarrow", "to_arrow", "table")
+        rows, table, columns = self.positions(), self.generation.table, self.columns
+        labels, own = set(self.label_columns.values()), {"index": pa.array(rows)}
+        known = None if table is None else table.take(rows)
+        at: Int64Array | None = None
+        if measurements:
+            if known is None or not known.phenotypes:
+                raise SettingError("measurements=True: the samples of this store have no measurements")
+            at = np.repeat(np.arange(len(rows)), np.diff(known.value_ptr))
+            columns = {name: column for name, column in columns.items() if name not in labels}
+            columns |= {name: known.values[:, k] for k, name in enumerate(self.label_columns.values())}
+        if known is not None:
+            if known.source_ids is not None:
+                own["source_id"] = pa.array(list(known.source_ids), pa.string())
+            own["perturbed"] = _perturbed(pa, self._node_names(), known)
+        out = {name: column if at is None else column.take(pa.array(at)) for name, column in own.items()}
+        if measurements and known is not None and known.origins is not None:
+            out |= _of_origins(pa, known)
+            columns = {name: column for name, column in columns.items() if name not in out}
+        for name in [name for name in out if name in columns]:
+            other = name
+            while other in columns or other in out:
+                other = f"sample.{other}"
+            out = {other if key == name else key: column for key, column in out.items()}
+        for name, column in single_columns(columns).items():
+            values = column if at is None or name in labels else column[at]
+            out[name] = (
+                _codes(pa, values, self.categories[name]) if name in self.categories else pa.array(values)
+            )
+        return pa.table(out)
 
     def to_pandas(self, *, measurements: bool = False) -> pd.DataFrame:
         """:meth:`to_arrow` as a table of pandas: perturbed names as tuples, categories as ``category``.
@@ -179,45 +200,14 @@ class Tables(TorchcellNames):
                 f"machine has {human_bytes(has)}",
                 fix="dataset[:1000].to_in_memory(), or CacheLoader, which never copies what samples share",
             )
-        return InMemory(self.generation.graphs(at.tolist()), self.transform)
+        whole = InMemoryDataset(None, self.transform)
+        whole.data, whole.slices = whole.collate(self.generation.graphs(at.tolist()))
+        return whole
 
 
-def _arrow(dataset: Tables, measurements: bool) -> pa.Table:
-    pa = optional("pyarrow", "to_arrow", "table")
-    rows, table, columns = dataset.positions(), dataset.generation.table, dataset.columns
-    labels, own = set(dataset.label_columns.values()), {"index": pa.array(rows)}
-    known = None if table is None else table.take(rows)
-    at: Int64Array | None = None
-    if measurements:
-        if known is None or not known.phenotypes:
-            raise SettingError("measurements=True: the samples of this store have no measurements")
-        at = np.repeat(np.arange(len(rows)), np.diff(known.value_ptr))
-        columns = {name: column for name, column in columns.items() if name not in labels}
-        columns |= {name: known.values[:, k] for k, name in enumerate(dataset.label_columns.values())}
-    if known is not None:
-        if known.source_ids is not None:
-            own["source_id"] = pa.array(list(known.source_ids), pa.string())
-        own["perturbed"] = _perturbed(pa, dataset, known)
-    out = {name: column if at is None else column.take(pa.array(at)) for name, column in own.items()}
-    if measurements and known is not None and known.origins is not None:
-        out |= _of_origins(pa, known)
-        columns = {name: column for name, column in columns.items() if name not in out}
-    for name in [name for name in out if name in columns]:
-        other = name
-        while other in columns or other in out:
-            other = f"sample.{other}"
-        out = {other if key == name else key: column for key, column in out.items()}
-    for name, column in single_columns(columns).items():
-        values = column if at is None or name in labels else column[at]
-        out[name] = (
-            _codes(pa, values, dataset.categories[name]) if name in dataset.categories else pa.array(values)
-        )
-    return pa.table(out)
-
-
-def _perturbed(pa: Any, dataset: Tables, table: SampleTable) -> Any:
+def _perturbed(pa: Any, names: list[Any], table: SampleTable) -> Any:
     """Names of the nodes each sample perturbs, then those that no node has."""
-    names, ids, ptr = dataset._node_names(), table.ids.astype(np.int64), table.ptr
+    ids, ptr = table.ids.astype(np.int64), table.ptr
     if table.unknown is not None:
         ids, ptr = table.unknown.with_ids(ids, ptr, len(names))
         names = [*map(str, names), *table.unknown.names]

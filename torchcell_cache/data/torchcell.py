@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
@@ -75,11 +74,7 @@ class TorchcellNames(StoredFacts):
     """
 
     _source_dataset: Any
-
-    @property
-    @abc.abstractmethod
-    def _positions(self) -> Int64Array | None:
-        """Store positions of this view, ``None`` for the whole store."""
+    _indices: Any
 
     @property
     def phenotype_info(self) -> list[Any]:
@@ -149,10 +144,9 @@ class TorchcellNames(StoredFacts):
         """
         pd = optional("pandas", "label_df", "table", "or dataset.columns, which gives numpy arrays")
         rows, table = self.positions(), self.generation.table
-        if table is not None and table.origins is not None and self._positions is None:
-            rows = np.argsort(
-                _as_text(len(table))
-            )  # torchcell's own order: sums in it are torchcell's to the bit
+        if table is not None and table.origins is not None and self._indices is None:
+            # Torchcell's own order: sums in it are torchcell's to the bit.
+            rows = np.argsort(_as_text(len(table)))
         last = np.empty((len(self.generation), 0)) if table is None else _last(table)
         names = list(self.label_columns.values())[: last.shape[1]]
         return pd.DataFrame({"index": rows, **{name: last[rows, k] for k, name in enumerate(names)}})
@@ -173,20 +167,18 @@ class TorchcellNames(StoredFacts):
 
     def _made(self, name: str, make: Callable[[SampleTable], dict[Any, list[int]]]) -> dict[Any, list[int]]:
         """An index of this view, made once; views and pickles leave it behind."""
-        table, at = self.generation.table, self.positions()
+        table = self.generation.table
         if table is None:
             raise SettingError(
                 "this store's samples are graphs: it does not know what they perturb", fix="dataset.columns"
             )
-        kept = self.__dict__.get("_made_indices")
-        if kept is None or kept[0] is not table or not np.array_equal(kept[1], at):
-            made: dict[str, dict[Any, list[int]]] = {}
-            kept = self.__dict__["_made_indices"] = (table, at, made)
-        if name not in kept[2]:
-            whole = len(at) == len(table) and bool((at == np.arange(len(at))).all())
-            kept[2][name] = make(table if whole else table.take(at))
-        found: dict[Any, list[int]] = kept[2][name]
-        return found
+        made: dict[str, Any] = self.__dict__.setdefault("_made_indices", {})
+        kept = made.get(name)
+        if kept is None or kept[0] is not table or kept[1] is not self._indices:
+            found = make(table if self._indices is None else table.take(self.positions()))
+            kept = made[name] = (table, self._indices, found)
+        out: dict[Any, list[int]] = kept[2]
+        return out
 
 
 def _last(table: SampleTable) -> np.ndarray[Any, Any]:
@@ -256,10 +248,6 @@ def _grouped(codes: Any, owner: Int64Array, count: int, words: Sequence[Any]) ->
 
 def _as_text(count: int) -> Int64Array:
     """Where each of ``0..count - 1`` stands among them in the order of text, ``[count] int64``."""
-    numbers = np.arange(count, dtype=np.int64)
-    most = len(str(max(count - 1, 0)))
-    digits = 1 + np.searchsorted(10 ** np.arange(1, most, dtype=np.int64), numbers, side="right")
-    order = np.lexsort((digits, numbers * 10 ** (most - digits)))
     rank = np.empty(count, dtype=np.int64)
-    rank[order] = numbers
+    rank[np.argsort(np.arange(count).astype(f"S{len(str(count))}"), kind="stable")] = np.arange(count)
     return rank
