@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -18,15 +18,18 @@ from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import plain_values
 from torchcell_cache.data.view import view_of
 from torchcell_cache.errors import SettingError
-from torchcell_cache.store.generation import Generation
 
 __all__ = ["Growth", "append", "build", "finalize", "import_torchcell", "save_subset", "update"]
 
-P = ParamSpec("P")
+P, T, R = ParamSpec("P"), TypeVar("T"), TypeVar("R")
 
 
 class Growth(grow.Growth):
     """What an update did, see :class:`torchcell_cache.builder.grow.Growth`."""
+
+    @classmethod
+    def _of(cls, growth: grow.Growth) -> Growth:
+        return cls(*(getattr(growth, field.name) for field in fields(growth)))
 
     @cached_property
     def dataset(self) -> PreprocessedDataset:
@@ -34,32 +37,21 @@ class Growth(grow.Growth):
         return PreprocessedDataset._of(self.generation)
 
 
-def _opened(make: Callable[P, Generation]) -> Callable[P, PreprocessedDataset]:
-    """``make``, with a dataset on the generation it returns."""
+def _opened(make: Callable[P, T], hold: Callable[[T], R], name: str) -> Callable[P, R]:
+    """``make``, whose generation is held by a dataset; ``name`` is the type it returns then."""
 
     @functools.wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> PreprocessedDataset:
-        return PreprocessedDataset._of(make(*args, **kwargs))
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return hold(make(*args, **kwargs))
 
-    call.__annotations__ = {**make.__annotations__, "return": "PreprocessedDataset"}
+    call.__annotations__ = {**make.__annotations__, "return": name}
     return call
 
 
-def _grown(make: Callable[P, grow.Growth]) -> Callable[P, Growth]:
-    """``make``, with a :class:`Growth` that has a dataset."""
-
-    @functools.wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Growth:
-        growth = make(*args, **kwargs)
-        return Growth(*(getattr(growth, field.name) for field in fields(growth)))
-
-    return call
-
-
-build = _opened(run.build)
-finalize = _opened(array.finalize)
-append = _grown(grow.append)
-update = _grown(grow.update)
+build = _opened(run.build, PreprocessedDataset._of, "PreprocessedDataset")
+finalize = _opened(array.finalize, PreprocessedDataset._of, "PreprocessedDataset")
+append = _opened(grow.append, Growth._of, "Growth")
+update = _opened(grow.update, Growth._of, "Growth")
 
 
 def import_torchcell(

@@ -230,9 +230,19 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
 
     def index_select(self, idx: Any) -> Self:
         """A view of the given samples, in the given order."""
+        return self._at(self.positions(as_positions(idx, len(self))))
+
+    def _at(self, chosen: Int64Array) -> Self:
         view = copy.copy(self)
-        view._choose(self.positions(as_positions(idx, len(self))))
+        view._choose(chosen)
         return view
+
+    def _rows(self, indices: Any, epoch: int) -> Int64Array:
+        """Store positions of what is read for a batch of this view, of which :meth:`_batch` makes it."""
+        return self.positions(indices)
+
+    def _batch(self, read: Any) -> Any:
+        return read
 
     def read_batch(self, indices: Any) -> SharedGraphBatch:
         """Samples as one :class:`SharedGraphBatch` that never copies the base graph."""

@@ -40,17 +40,12 @@ def sidecar_of(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(path)}.json")
 
 
-def identity_of(generation: Generation) -> dict[str, Any]:
-    """What an index file says about its store."""
-    return {key: getattr(generation.manifest, key) for key in _STORE_KEYS}
-
-
 def check_identity(stored: dict[str, Any], generation: Generation, path: Path) -> None:
     """Refuse a store whose positions mean other samples, naming each part that differs.
 
     The same source processed the same way has the same sample at the same position in every ``storage``.
     """
-    here = identity_of(generation)
+    here = {key: getattr(generation.manifest, key) for key in _STORE_KEYS}
     trees = [{k: v for k, v in one["fingerprint"].items() if k != "storage"} for one in (stored, here)]
     lines = explain(*trees)
     if stored["num_samples"] != here["num_samples"]:
@@ -135,7 +130,8 @@ def entry_of(positions: Int64Array) -> dict[str, Any]:
 
 def write_document(path: Path, form: str, generation: Generation, made_by: Any, **content: Any) -> None:
     """Write what samples of a store are, sealed."""
-    head = {"format": form, "version": VERSION, "store": identity_of(generation)}
+    store = {key: getattr(generation.manifest, key) for key in _STORE_KEYS}
+    head = {"format": form, "version": VERSION, "store": store}
     write_atomic(path, seal({**head, **content, "made_by": plain_values(made_by)}), mode=0o644)
 
 
@@ -226,28 +222,22 @@ def npy_path(key: str, path: str | os.PathLike[str]) -> Path:
 
 def read_npy(path: Path) -> Int64Array:
     """One row of whole numbers from a ``.npy`` file, ``[n] int64``; mapped, so that no size it claims is allocated."""
-    fix, found = "torchcell-cache select root=... out=...", None
+    fix, found, what = "torchcell-cache select root=... out=...", None, "an archive"
     try:
         with storage_errors(path, "read"):
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-            size = path.stat().st_size
+            found, size = np.load(path, mmap_mode="r", allow_pickle=False), path.stat().st_size
     except FileNotFoundError:
         raise CacheNotFoundError(f"no index file {path}", path=path, fix=fix) from None
     except (CacheError, OSError):
         raise
     except Exception as error:  # numpy raises anything over damaged headers
-        raise FormatError(f"{path} is not one row of whole numbers: {error}", path=path, fix=fix) from None
-    good = isinstance(found, np.memmap) and found.ndim == 1 and found.dtype.kind in "iu"
-    if not good or size != found.offset + found.nbytes:
-        what = (
-            f"{found.dtype} {list(found.shape)} in {size:,} bytes"
-            if isinstance(found, np.memmap)
-            else "an archive"
-        )
-        raise FormatError(f"{path} is not one row of whole numbers: {what}", path=path, fix=fix)
-    if found.dtype.kind == "u" and len(found) and int(found.max()) >= 1 << 63:
-        raise FormatError(f"{path} is not one row of whole numbers: some are above 2**63", path=path, fix=fix)
-    return found.astype(np.int64)
+        what = str(error)
+    if isinstance(found, np.memmap):
+        what = f"{found.dtype} {list(found.shape)} in {size:,} bytes"
+        whole = found.ndim == 1 and found.dtype.kind in "iu" and size == found.offset + found.nbytes
+        if whole and int(found.max(initial=0)) < 1 << 63:
+            return found.astype(np.int64)
+    raise FormatError(f"{path} is not one row of whole numbers: {what}", path=path, fix=fix)
 
 
 def _plain_positions(chosen: Any) -> Int64Array:

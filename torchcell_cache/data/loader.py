@@ -6,7 +6,6 @@ import inspect
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from torchcell_cache.core.checks import (
     whole_number,
 )
 from torchcell_cache.core.choices import Uneven
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.reading import (
     Collated,
     Job,
@@ -40,7 +40,7 @@ from torchcell_cache.data.reading import (
 )
 from torchcell_cache.data.samplers.base import UNEVEN, CacheSampler, Plan
 from torchcell_cache.data.samplers.order import samplers_of
-from torchcell_cache.data.view import StoreView, restricted, store_view
+from torchcell_cache.data.view import content_of, restricted, store_view
 from torchcell_cache.errors import SettingError
 
 _OF_TORCH = ("num_workers", "prefetch_factor", "timeout", "persistent_workers")
@@ -167,13 +167,14 @@ class CacheLoader:
             what = "other samples than the dataset's, or for another order"
             if not (same := own.num_samples == len(self._view)):
                 what = f"{own.num_samples} samples, the dataset has {len(self._view)}"
-            if not same or own.content not in (None, self._view.digest):
+            if not same or own.content not in (None, content_of(self._view)):
                 fix = f"{type(own).__name__}(dataset, ...) of the same dataset"
                 raise SettingError(f"the sampler is for {what}", fix=fix)
         self._prepare_reader()
 
     def _prepare_reader(self) -> None:
         collate, transform = self.collate_fn, self._view.transform
+        self._transform = transform
         samples = collate is not None or transform is not None
         if samples and collate is None:
             warnings.warn(
@@ -204,11 +205,9 @@ class CacheLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        transform = store_view(
-            self._given, "CacheLoader reads"
-        ).transform  # may have been set since this loader was made
-        if transform is not self._view.transform:
-            self._view = replace(self._view, transform=transform)
+        # It may have been set since this loader was made.
+        self._view.transform = store_view(self._given, "CacheLoader reads").transform
+        if self._view.transform is not self._transform:
             self._prepare_reader()
         own, plan = self._own, None if self._own is None else self._own.start_epoch()
         jobs = _jobs(plan, self._view, self.batch_sampler, self._epoch if plan is None else plan.epoch)
@@ -218,7 +217,7 @@ class CacheLoader:
         for job, batch in on_device(read, self.device, self.pin_memory):
             if own is not None and plan is not None:
                 own.note_step(plan, job.step)
-            batch = batch if self._whole else self._view.batch(batch)
+            batch = batch if self._whole else self._view._batch(batch)
             if self.expand and not self._whole:
                 batch = batch.to_pyg(**self._how)
             if own is not None and own.uneven == "pad":
@@ -281,7 +280,7 @@ class CacheLoader:
         return f"CacheLoader({self.dataset!r}, batch_size={self.batch_size}, num_workers={self.num_workers})"
 
 
-def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any], epoch: int) -> Iterator[Job]:
+def _jobs(plan: Plan | None, view: PreprocessedDataset, batches: Iterable[Any], epoch: int) -> Iterator[Job]:
     """What to read, step by step.
 
     No method of the loader: torch's iterator keeps it, the loader keeps that iterator, and a reference back would leave
@@ -290,7 +289,7 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any], epoch: int
     if plan is not None:
         for step in range(len(plan)):
             indices, padding = plan.batch(step)
-            yield Job(step, view.rows(indices, epoch), padding)
+            yield Job(step, view._rows(indices, epoch), padding)
         return
     for step, chosen in enumerate(batches):
         if not gives_items(chosen):
@@ -299,4 +298,4 @@ def _jobs(plan: Plan | None, view: StoreView, batches: Iterable[Any], epoch: int
                 fix="sampler= takes single indices",
             )
         wanted = list(chosen)
-        yield Job(step, view.rows(wanted, epoch), np.zeros(len(wanted), dtype=np.bool_))
+        yield Job(step, view._rows(wanted, epoch), np.zeros(len(wanted), dtype=np.bool_))

@@ -243,6 +243,15 @@ class PairedCells(PreprocessedDataset):
 
     def read_batch(self, indices: Any) -> PairedBatch:  # type: ignore[override]
         """Cells and their controls as one :class:`~torchcell_cache.batch.pairs.PairedBatch`."""
-        rows = self.pairing.rows(self.positions(indices), self.epoch)
-        found: PairedBatch = self.pairing.batch(SharedGraphBatch.read(self.generation, rows))
+        return self._batch(SharedGraphBatch.read(self.generation, self._rows(indices, self.epoch)))
+
+    def _rows(self, indices: Any, epoch: int) -> Int64Array:
+        return self._paired.rows(self.positions(indices), epoch)
+
+    def _batch(self, read: Any) -> PairedBatch:
+        return self._paired.batch(read)
+
+    @property
+    def _paired(self) -> Pairing:
+        found: Pairing = self.pairing
         return found

@@ -183,8 +183,8 @@ class StreamingCacheDataset(IterableDataset[Any]):
         try:
             for steps, start, stop in plan.mine.stretches(number, _AT_ONCE if single else 1):
                 indices, padding = plan.take(start, stop)
-                found = reader[indices if source is not None else self._view.rows(indices, plan.epoch)]
-                found = self._view.batch(found) if isinstance(found, SharedGraphBatch) else found
+                found = reader[indices if source is not None else self._view._rows(indices, plan.epoch)]
+                found = self._view._batch(found) if isinstance(found, SharedGraphBatch) else found
                 if single:
                     yield from zip(steps, found, strict=True)
                     continue

@@ -15,7 +15,7 @@ from torchcell_cache.core.package import optional
 from torchcell_cache.core.progress import human_bytes
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.data.torchcell import TorchcellNames
+from torchcell_cache.data.torchcell import TorchcellNames, named_ids
 from torchcell_cache.errors import SettingError
 from torchcell_cache.store.columns import single_columns
 
@@ -104,7 +104,11 @@ class Tables(TorchcellNames):
         if known is not None:
             if known.source_ids is not None:
                 own["source_id"] = pa.array(list(known.source_ids), pa.string())
-            own["perturbed"] = _perturbed(pa, self._node_names(), known)
+            ids, ptr, names = named_ids(known, self._node_names())
+            own["perturbed"] = pa.LargeListArray.from_arrays(
+                pa.array(ptr),
+                pa.array(names if known.unknown is None else list(map(str, names))).take(pa.array(ids)),
+            )
         out = {name: column if at is None else column.take(pa.array(at)) for name, column in own.items()}
         if measurements and known is not None and known.origins is not None:
             out |= _of_origins(pa, known)
@@ -116,9 +120,13 @@ class Tables(TorchcellNames):
             out = {other if key == name else key: column for key, column in out.items()}
         for name, column in single_columns(columns).items():
             values = column if at is None or name in labels else column[at]
-            out[name] = (
-                _codes(pa, values, self.categories[name]) if name in self.categories else pa.array(values)
-            )
+            if name not in self.categories:
+                out[name] = pa.array(values)
+                continue
+            none = ~np.asarray(values >= 0)  # no code, no name
+            codes = pa.array(np.where(none, 0, values).astype(np.int32), mask=none)
+            names = pa.array(self.categories[name], pa.string())
+            out[name] = pa.DictionaryArray.from_arrays(codes, names)
         return pa.table(out)
 
     def to_pandas(self, *, measurements: bool = False) -> pd.DataFrame:
@@ -205,15 +213,6 @@ class Tables(TorchcellNames):
         return whole
 
 
-def _perturbed(pa: Any, names: list[Any], table: SampleTable) -> Any:
-    """Names of the nodes each sample perturbs, then those that no node has."""
-    ids, ptr = table.ids.astype(np.int64), table.ptr
-    if table.unknown is not None:
-        ids, ptr = table.unknown.with_ids(ids, ptr, len(names))
-        names = [*map(str, names), *table.unknown.names]
-    return pa.LargeListArray.from_arrays(pa.array(ptr), pa.array(names).take(pa.array(ids)))
-
-
 def _of_origins(pa: Any, table: SampleTable) -> dict[str, Any]:
     """What a database said of each measurement: dataset, what it measured, and its perturbations."""
     origins = table.origins
@@ -227,10 +226,3 @@ def _of_origins(pa: Any, table: SampleTable) -> dict[str, Any]:
             n: pa.LargeListArray.from_arrays(pa.array(origins.ptr), words.take(pa.array(c))) for n, c in lists
         },
     }
-
-
-def _codes(pa: Any, values: Any, names: list[str]) -> Any:
-    """A column of codes as a category; no code, no name."""
-    known = np.asarray(values >= 0)
-    codes = np.where(known, values, 0).astype(np.int32)
-    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=~known), pa.array(names, pa.string()))

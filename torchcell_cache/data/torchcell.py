@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +98,7 @@ class TorchcellNames(StoredFacts):
     @property
     def phenotype_label_index(self) -> dict[str, list[int]]:
         """Samples by the name of a label that was measured."""
-        return self._made("label", _by_label)
+        return self._made("label")
 
     @property
     def dataset_name_index(self) -> dict[str, list[int]]:
@@ -107,22 +107,22 @@ class TorchcellNames(StoredFacts):
         Raises:
             SettingError: If the source did not say.
         """
-        return self._made("dataset", _by_dataset)
+        return self._made("dataset")
 
     @property
     def perturbation_count_index(self) -> dict[int, list[int]]:
         """Samples by number of perturbations, as each measurement counts them, repeats and names of no node too."""
-        return self._made("count", _by_count)
+        return self._made("count")
 
     @property
     def is_any_perturbed_gene_index(self) -> dict[str, list[int]]:
         """Samples by perturbed gene, names of no node too."""
-        return self._made("gene", lambda table: _by_gene(table, self._node_names(), ""))
+        return self._made("gene")
 
     @property
     def is_any_deletion_gene_index(self) -> dict[str, list[int]]:
         """Samples by deleted gene: those of a type that ends in ``deletion``, all of them where the source has no types."""
-        return self._made("deletion", lambda table: _by_gene(table, self._node_names(), "deletion"))
+        return self._made("deletion")
 
     @property
     def gene_set(self) -> GeneSet:
@@ -165,7 +165,7 @@ class TorchcellNames(StoredFacts):
         store = perturbable_store(self.generation)
         return [] if store is None else node_names(store) or list(range(store.num_nodes))
 
-    def _made(self, name: str, make: Callable[[SampleTable], dict[Any, list[int]]]) -> dict[Any, list[int]]:
+    def _made(self, name: str) -> dict[Any, list[int]]:
         """An index of this view, made once; views and pickles leave it behind."""
         table = self.generation.table
         if table is None:
@@ -175,7 +175,8 @@ class TorchcellNames(StoredFacts):
         made: dict[str, Any] = self.__dict__.setdefault("_made_indices", {})
         kept = made.get(name)
         if kept is None or kept[0] is not table or kept[1] is not self._indices:
-            found = make(table if self._indices is None else table.take(self.positions()))
+            mine = table if self._indices is None else table.take(self.positions())
+            found = _grouped(*_said(mine, name, self._node_names()), len(mine))
             kept = made[name] = (table, self._indices, found)
         out: dict[Any, list[int]] = kept[2]
         return out
@@ -197,42 +198,39 @@ def _owners(ptr: Int64Array) -> Int64Array:
     return np.repeat(np.arange(len(ptr) - 1, dtype=np.int64), np.diff(ptr))
 
 
-def _by_label(table: SampleTable) -> dict[str, list[int]]:
-    owner = _owners(table.value_ptr)
-    if table.origins is not None:
-        return _grouped(table.origins.label, owner, len(table), table.origins.words)
-    row, column = np.nonzero(~np.isnan(table.values[:, : len(table.phenotypes)]))
-    return _grouped(column, owner[row], len(table), table.phenotypes)
-
-
-def _by_dataset(table: SampleTable) -> dict[str, list[int]]:
-    if table.origins is None:
-        raise SettingError("the source of this store did not say which dataset a sample is of")
-    return _grouped(table.origins.dataset, _owners(table.value_ptr), len(table), table.origins.words)
-
-
-def _by_count(table: SampleTable) -> dict[int, list[int]]:
-    if table.origins is not None:
-        counts, owner = np.diff(table.origins.ptr), _owners(table.value_ptr)
-    else:
-        counts, owner = np.diff(table.ptr), np.arange(len(table))
-        counts = counts if table.unknown is None else counts + np.diff(table.unknown.ptr)
-    return _grouped(counts, owner, len(table), range(int(counts.max(initial=0)) + 1))
-
-
-def _by_gene(table: SampleTable, nodes: Sequence[Any], suffix: str) -> dict[str, list[int]]:
-    origins = table.origins
-    if origins is not None:
-        owner = np.repeat(_owners(table.value_ptr), np.diff(origins.ptr))
-        chosen = np.array([word.endswith(suffix) for word in origins.words], dtype=bool)[origins.kind]
-        return _grouped(origins.gene[chosen], owner[chosen], len(table), origins.words)
+def named_ids(table: SampleTable, nodes: Sequence[Any]) -> tuple[Int64Array, Int64Array, Sequence[Any]]:
+    """What samples perturb, where each sample's begin, and the names: of ``nodes``, behind them those that no node has."""
+    ids = table.ids.astype(np.int64)
     if table.unknown is None:
-        return _grouped(table.ids, _owners(table.ptr), len(table), nodes)
-    ids, ptr = table.unknown.with_ids(table.ids.astype(np.int64), table.ptr, len(nodes))
-    return _grouped(ids, _owners(ptr), len(table), [*nodes, *table.unknown.names])
+        return ids, table.ptr, nodes
+    return *table.unknown.with_ids(ids, table.ptr, len(nodes)), [*nodes, *table.unknown.names]
 
 
-def _grouped(codes: Any, owner: Int64Array, count: int, words: Sequence[Any]) -> dict[Any, list[int]]:
+def _said(table: SampleTable, key: str, nodes: Sequence[Any]) -> tuple[Any, Int64Array, Sequence[Any]]:
+    """What is said of samples: codes, of which sample each is, and the word of each code."""
+    measured, origins = _owners(table.value_ptr), table.origins
+    if origins is not None and key in ("label", "dataset"):
+        return getattr(origins, key), measured, origins.words
+    if key == "dataset":
+        raise SettingError("the source of this store did not say which dataset a sample is of")
+    if key == "label":
+        row, column = np.nonzero(~np.isnan(table.values[:, : len(table.phenotypes)]))
+        return column, measured[row], table.phenotypes
+    if origins is not None:
+        codes, ptr, words = origins.gene, origins.ptr, origins.words
+    else:
+        codes, ptr, words = named_ids(table, nodes)
+        measured = np.arange(len(table))
+    if key == "count":
+        return np.diff(ptr), measured, range(len(codes) + 1)
+    owner = measured[_owners(ptr)]
+    if key == "gene" or origins is None:
+        return codes, owner, words
+    deleted = np.array([word.endswith("deletion") for word in words], dtype=bool)[origins.kind]
+    return codes[deleted], owner[deleted], words
+
+
+def _grouped(codes: Any, owner: Int64Array, words: Sequence[Any], count: int) -> dict[Any, list[int]]:
     """Ascending samples by word, words in the order in which the samples' numbers as text meet them."""
     codes = np.asarray(codes, dtype=np.int64)
     walk = codes[np.argsort(_as_text(count)[owner], kind="stable")]

@@ -88,13 +88,8 @@ class DataWaitCallback(pl.Callback):
         """Go on counting."""
         self._begun += time.perf_counter() - self._paused
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """What happens between epochs is none either."""
-        self._paused = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Go on counting."""
-        self._begun += time.perf_counter() - self._paused
+    # What happens between epochs is none either.
+    on_train_epoch_end, on_train_epoch_start = on_validation_start, on_validation_end
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -171,7 +166,13 @@ class PreemptionCallback(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop here if any rank was asked to."""
-        if not self._agreed():
+        stop = bool(self._heard)
+        # Answered alike on all ranks, at once: a signal to a job step has also ended what loggers run beside the ranks.
+        if self._group is not None:
+            flag = torch.tensor([int(stop)], device="cpu")  # of a gloo group
+            torch.distributed.all_reduce(flag, group=self._group)
+            stop = bool(flag.item())
+        if not stop:
             return
         trainer.save_checkpoint(self.path)
         if trainer.is_global_zero:
@@ -183,27 +184,11 @@ class PreemptionCallback(pl.Callback):
             )
         raise SystemExit(EXIT_INTERRUPTED if trainer.is_global_zero else 0)
 
-    def _agreed(self) -> bool:
-        """Whether any rank has heard a signal, answered alike on all.
-
-        At once, not a step later: a signal to a whole job step has also ended what loggers run beside the ranks.
-        """
-        if self._group is None:
-            return bool(self._heard)
-        flag = torch.tensor([int(bool(self._heard))], device="cpu")  # of a gloo group
-        torch.distributed.all_reduce(flag, group=self._group)
-        return bool(flag.item())
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any, exception: BaseException | None = None) -> None:
         """Give the signals back."""
-        self._leave()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Likewise."""
-        self._leave()
-
-    def _leave(self) -> None:
         while self._before:
             number, before = self._before.popitem()
             signal.signal(number, before)
         self._group = None
+
+    on_exception = on_train_end

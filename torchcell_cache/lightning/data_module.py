@@ -140,8 +140,17 @@ class CacheDataModule(pl.LightningDataModule):
         elif self._splits is None:
             self.datasets = {"train": opened[""]}
         else:
-            splits = self._divided(opened[""])
-            self.datasets = {name: splits.view(name) for name in splits.names}
+            found = self._splits
+            if isinstance(found, str | os.PathLike):
+                found = Splits.load(found, opened[""])
+            elif callable(found):
+                found = found(opened[""])
+            if not isinstance(found, Splits):
+                raise SettingError(
+                    f"splits={found!r:.80}: expected a split, its directory, or a function of the dataset that gives one",
+                    fix="splits=functools.partial(tc.split_random, seed=0)",
+                )
+            self.datasets = {name: found.view(name) for name in found.names}
 
     def _open(self, store: Any) -> PreprocessedDataset:
         if not isinstance(store, str | os.PathLike):
@@ -151,18 +160,6 @@ class CacheDataModule(pl.LightningDataModule):
 
             store = stage(store, self._stage, wait=self._wait, progress=self._build.get("progress", True))
         return PreprocessedDataset(store, wait=self._wait)
-
-    def _divided(self, dataset: PreprocessedDataset) -> Splits:
-        given = self._splits
-        if isinstance(given, str | os.PathLike):
-            return Splits.load(given, dataset)
-        found = given(dataset) if callable(given) else given
-        if not isinstance(found, Splits):
-            raise SettingError(
-                f"splits={found!r:.80}: expected a split, its directory, or a function of the dataset that gives one",
-                fix="splits=functools.partial(tc.split_random, seed=0)",
-            )
-        return found
 
     @property
     def base_graph(self) -> Any:
@@ -183,7 +180,13 @@ class CacheDataModule(pl.LightningDataModule):
         self._train = self._loading(CacheLoader, samples, **order)
         if self._state is not None:
             self._train.load_state_dict(self._state)
-            self._move_progress(self._train, self._state)
+        if self._state is not None and self.trainer is not None:
+            # Lightning ends an epoch by its count of steps: as this number of ranks counts them.
+            current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            same = self._train.epoch == self._state["epoch"]
+            moved = len(self._train) - (self._train.steps_left if same else 0) - current.ready
+            for name in ("ready", "started", "processed", "completed") if current.ready and moved else ():
+                setattr(current, name, getattr(current, name) + moved)
         return self._train
 
     def val_dataloader(self) -> CacheLoader | list[CacheLoader]:
@@ -212,17 +215,6 @@ class CacheDataModule(pl.LightningDataModule):
         if "sampler" in order:  # it decides these itself
             settings = {k: v for k, v in settings.items() if k not in ("uneven", "drop_last", "seed")}
         return kind(samples, **settings)
-
-    def _move_progress(self, loader: CacheLoader, state: Mapping[str, Any]) -> None:
-        """Count the steps done in this epoch as this number of ranks counts them: Lightning ends an epoch by that count."""
-        if self.trainer is None:
-            return
-        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        done = len(loader) - (0 if loader.epoch != state["epoch"] else loader.steps_left)
-        if current.ready and current.ready != done:
-            moved = done - current.ready
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(current, name, getattr(current, name) + moved)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands; part of Lightning's checkpoints."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torchcell_cache.core.checks import choice, rank_and_world_size, seed_number, truth, whole_number
 from torchcell_cache.core.choices import Uneven
 from torchcell_cache.core.ragged import Int64Array
-from torchcell_cache.data.view import view_of
+from torchcell_cache.data.view import content_of
 from torchcell_cache.errors import SettingError
 
 UNEVEN = get_args(Uneven)
@@ -226,8 +226,7 @@ class CacheSampler(abc.ABC):
     @property
     def content(self) -> str | None:
         """Digest of what is sampled, in its order; ``None`` where it is not a store's."""
-        view = None if isinstance(self.dataset, int) else view_of(self.dataset)
-        return None if view is None else view.digest
+        return content_of(self.dataset)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, whatever the number of ranks and workers now.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,27 +24,11 @@ from torchcell_cache.data.samplers.shard_order import ShardOrder
 Intervals = list[list[int]]
 
 
-def merged(intervals: Sequence[Sequence[int]]) -> Intervals:
-    """Intervals in ascending order, empty ones gone, neighbours joined."""
-    out: Intervals = []
-    for start, stop in sorted((int(a), int(b)) for a, b in intervals if b > a):
-        if out and out[-1][1] == start:
-            out[-1][1] = stop
-        else:
-            out.append([start, stop])
-    return out
-
-
-def without(left: Intervals, taken: Intervals) -> Intervals:
-    """What of ``left`` is not in ``taken``; both ascending and without overlap."""
-    out: Intervals = []
-    for start, stop in merged(left):
-        for a, b in taken:
-            if b > start and a < stop:
-                out.append([start, a])
-                start = max(start, b)
-        out.append([start, stop])
-    return merged(out)
+def joined(intervals: Sequence[Sequence[int]]) -> Intervals:
+    """Intervals without overlap in ascending order, neighbours joined; of one within another, what is left of that."""
+    times = Counter(itertools.chain(*intervals))
+    ends = sorted(end for end, count in times.items() if count % 2)
+    return [[start, stop] for start, stop in zip(ends[::2], ends[1::2], strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,15 +79,9 @@ class RankRanges:
 
     def runs(self, start: int, stop: int) -> Intervals:
         """Intervals of the order behind a stretch of the pieces' row."""
-        out: Intervals = []
-        at = int(np.searchsorted(self.ends, start, side="right")) - 1
-        while start < stop:
-            upto = min(stop, int(self.ends[at + 1]))
-            if upto > start:
-                shift = int(self.pieces[at, 0]) - int(self.ends[at])
-                out.append([start + shift, upto + shift])
-            start, at = max(start, upto), at + 1
-        return out
+        low, high = np.maximum(self.ends[:-1], start), np.minimum(self.ends[1:], stop)
+        found = np.stack([low, high], axis=1) + (self.pieces[:, 0] - self.ends[:-1])[:, None]
+        return found[high > low].tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +179,14 @@ class StreamPlan(Plan):
     def place(self, done: int) -> Intervals:
         """Intervals of the order that no rank has read after ``done`` steps; empty at the end of the epoch."""
         if done == 0:
-            return merged(self.left)
+            return joined(self.left)
         if done >= len(self):
             return []
-        taken = []
+        taken: Intervals = []
         for (first, end), steps in zip(
             itertools.pairwise(self.ranks.ranks.tolist()), self.steps, strict=True
         ):
             for stream in range(steps.streams):
                 bounds = steps.stream_range(stream)[0], steps.stream_range(stream, done)[0]
                 taken += self.ranks.runs(*(min(first + bound, end) for bound in bounds))
-        return without(self.left, merged(taken))
+        return joined(self.left + taken)

@@ -16,8 +16,8 @@ import numpy as np
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.samplers.order import epoch_order
-from torchcell_cache.data.view import StoreView
 
 SHARDS, CHUNKS, WINDOWS, WITHIN = 11, 12, 13, 14
 
@@ -31,13 +31,13 @@ class ShardLayout:
         self.starts = offsets(self.sizes)
 
     @classmethod
-    def from_view(cls, view: StoreView) -> ShardLayout:
+    def from_view(cls, view: PreprocessedDataset) -> ShardLayout:
         """The shards of a store, from its manifest, and which samples of a view are in each."""
         starts = view.generation.files.starts
-        if view.chosen is None:
+        if view._positions is None:
             return cls(np.diff(starts))
-        shards = np.searchsorted(starts, view.chosen, side="right") - 1
-        order = np.argsort(view.chosen, kind="stable").astype(np.int64)
+        shards = np.searchsorted(starts, view._positions, side="right") - 1
+        order = np.argsort(view._positions, kind="stable").astype(np.int64)
         return cls(np.bincount(shards, minlength=len(starts) - 1), order)
 
     @classmethod
