@@ -21,7 +21,9 @@ from torchcell_cache.errors import SettingError
 
 __all__ = ["Growth", "append", "build", "finalize", "import_torchcell", "save_subset", "update"]
 
-P, T, R = ParamSpec("P"), TypeVar("T"), TypeVar("R")
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Growth(grow.Growth):

@@ -183,7 +183,7 @@ def read_document(path: Path, form: str, keys: set[str], fix: str) -> dict[str, 
             path=path,
             fix=f"upgrade torchcell_cache, or {fix}",
         )
-    store = document.get("store")
+    store: Any = document.get("store")
     good = set(document) == {"format", "version", "store", "made_by", *keys} and isinstance(store, dict)
     good = good and set(store) == {*_STORE_KEYS} and isinstance(store["fingerprint"], dict)
     if not good or type(store["num_samples"]) is not int:

@@ -156,6 +156,8 @@ class PairedCells(PreprocessedDataset):
         ... )
     """
 
+    pairing: Pairing
+
     def __init__(
         self,
         dataset: PreprocessedDataset,
@@ -212,8 +214,7 @@ class PairedCells(PreprocessedDataset):
         Args:
             indices: Anything that indexes the dataset; all cells if ``None``.
         """
-        found: Int64Array = self.pairing.controls(self.positions(indices), self.epoch)
-        return found
+        return self.pairing.controls(self.positions(indices), self.epoch)
 
     def table(self) -> npt.NDArray[np.int32]:
         """This epoch's controls as a table for ``PairedCells(ds, table=...)`` of the whole store.
@@ -229,8 +230,7 @@ class PairedCells(PreprocessedDataset):
 
     def _pairs(self, positions: Int64Array) -> list[Any]:
         rows = self.pairing.rows(positions, self.epoch)
-        found: list[Any] = self.pairing.graphs(self.generation, rows, per_cell=True)[1]
-        return found
+        return self.pairing.graphs(self.generation, rows, per_cell=True)[1]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many cells with their controls at once; what ``DataLoader`` calls."""
@@ -246,12 +246,7 @@ class PairedCells(PreprocessedDataset):
         return self._batch(SharedGraphBatch.read(self.generation, self._rows(indices, self.epoch)))
 
     def _rows(self, indices: Any, epoch: int) -> Int64Array:
-        return self._paired.rows(self.positions(indices), epoch)
+        return self.pairing.rows(self.positions(indices), epoch)
 
     def _batch(self, read: Any) -> PairedBatch:
-        return self._paired.batch(read)
-
-    @property
-    def _paired(self) -> Pairing:
-        found: Pairing = self.pairing
-        return found
+        return self.pairing.batch(read)

@@ -81,7 +81,8 @@ class RankRanges:
         """Intervals of the order behind a stretch of the pieces' row."""
         low, high = np.maximum(self.ends[:-1], start), np.minimum(self.ends[1:], stop)
         found = np.stack([low, high], axis=1) + (self.pieces[:, 0] - self.ends[:-1])[:, None]
-        return found[high > low].tolist()
+        runs: Intervals = found[high > low].tolist()
+        return runs
 
 
 @dataclass(frozen=True, slots=True)
