@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch_geometric.data import Dataset
+from torch_geometric.data import Data, Dataset, HeteroData
 
 from torchcell_cache.core.checks import truth
 from torchcell_cache.core.choices import Download
@@ -18,16 +18,16 @@ from torchcell_cache.core.indexing import Positions, as_positions
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.urls import is_url, local_path, refuse_remote
+from torchcell_cache.data.index_file import into_view, load_indices
 from torchcell_cache.data.looks import Looks
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.store.facts import warn_of_copies
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
+from torchcell_cache.store.records import close_all
 from torchcell_cache.store.status import wait_for_store
 
 if TYPE_CHECKING:
-    from torch_geometric.data import Data, HeteroData
-
     from torchcell_cache.batch import SharedGraphBatch
 
 
@@ -105,11 +105,8 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
             )
         self._source_dataset = source_dataset
         self._opened: Generation | None = None
-        remote: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "cache_bytes": cache_bytes,
-            "storage_options": storage_options,
-        }
+        remote: dict[str, Any] = {"cache_dir": cache_dir, "cache_bytes": cache_bytes}
+        remote["storage_options"] = storage_options
         if is_url(root):
             from torchcell_cache.remote.opening import open_url
 
@@ -130,19 +127,14 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
             check_source(self._opened.manifest, source_dataset, self._root)
         super().__init__(str(self._root), transform, None, None, log=log)
         if indices is not None:
-            self._choose(self.positions(self._listed(indices)))
+            chosen = self.positions(self._listed(indices))
+            self.__dict__["_positions"], self._indices = chosen, Positions(chosen)
 
     def _listed(self, indices: Any) -> Any:
         """What indexes this view, or an index file that lists some of its samples, as indices."""
         if not isinstance(indices, str | os.PathLike):
             return indices
-        from torchcell_cache.data.index_file import into_view, load_indices
-
         return into_view(self, load_indices(indices, self.generation), os.fspath(indices))
-
-    def _choose(self, chosen: Int64Array) -> None:
-        """Become a view of samples of the store."""
-        self.__dict__["_positions"], self._indices = chosen, Positions(chosen)
 
     @classmethod
     def _of(cls, generation: Generation, transform: Callable[..., Any] | None = None) -> PreprocessedDataset:
@@ -153,8 +145,8 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         return dataset
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_positions", "_made_indices")}
-        return {**state, "_source_dataset": None}
+        gone = ("_positions", "_made_indices")
+        return {k: v for k, v in self.__dict__.items() if k not in gone} | {"_source_dataset": None}
 
     @property
     def generation(self) -> Generation:
@@ -191,8 +183,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         Raises:
             IndexError: If one is out of range.
         """
-        count = len(self)
-        within = np.arange(count) if indices is None else as_positions(indices, count)
+        within = np.arange(len(self)) if indices is None else as_positions(indices, len(self))
         return within if self._positions is None else self._positions[within]
 
     def _position(self, index: int) -> int:
@@ -234,7 +225,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
 
     def _at(self, chosen: Int64Array) -> Self:
         view = copy.copy(self)
-        view._choose(chosen)
+        view.__dict__["_positions"], view._indices = chosen, Positions(chosen)
         return view
 
     def _rows(self, indices: Any, epoch: int) -> Int64Array:
@@ -267,8 +258,6 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
 
     def close(self) -> None:
         """Close this process's handles on all stores; they reopen on the next read."""
-        from torchcell_cache.store.records import close_all
-
         close_all()
 
     close_lmdb = close

@@ -124,8 +124,7 @@ class CacheLoader:
         indices: Any = None,
         **unknown: Any,
     ) -> None:
-        valid = [name for name in inspect.signature(CacheLoader).parameters if name != "unknown"]
-        refuse_unknown("CacheLoader", unknown, valid)
+        refuse_unknown("CacheLoader", unknown, [*inspect.signature(CacheLoader).parameters][:-1])
         self._epoch, self._given = 0, dataset  # epoch of a sampler that does not count them
         self.dataset = dataset if indices is None else restricted(dataset, indices)
         self._view = store_view(self.dataset, "CacheLoader reads")
