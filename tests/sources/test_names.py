@@ -12,7 +12,7 @@ import torchcell_cache as tc
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.names import UNKNOWN, NodeNames, as_texts, read_aliases, resolve
-from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
+from torchcell_cache.sources.neo4j.experiments import TableBuilder
 
 NODES = ["YAL001C", "YAL002W", "YAL003W-A", "851262"]
 name = st.sampled_from(["A", "B", "C", "X", "Y", " B ", "C\t"])

@@ -377,7 +377,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from torchcell_cache.sources.neo4j import fetch as neo4j_fetch
-from torchcell_cache.sources.neo4j.experiments import Columns
+from torchcell_cache.sources.neo4j.raw import Columns
 from torchcell_cache.sources.neo4j.driver import Login
 root, login, query, parameters, columns = json.loads(sys.stdin.read())
 neo4j_fetch.SHARD_ROWS = 1000

@@ -22,8 +22,7 @@ from torchcell_cache.errors import (
 from torchcell_cache.sources import cell_graph
 from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.driver import Login, parameters_of
-from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
-from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, parse_experiment
+from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, TableBuilder, parse_experiment
 from torchcell_cache.sources.neo4j.raw import RawRecords, RawWriter
 
 EXPERIMENT = {

@@ -14,7 +14,7 @@ from neo4j.exceptions import Neo4jError
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError
 from torchcell_cache.sources import Neo4jCellDataset, load_experiments
 from torchcell_cache.sources.neo4j.driver import Login, _explain
-from torchcell_cache.sources.neo4j.fetch import _Fetch, _Rows
+from torchcell_cache.sources.neo4j.fetch import _Fetch
 
 pytestmark = pytest.mark.xdist_group("neo4j")
 QUERIES = Path(__file__).resolve().parents[2] / "experiments/006-kuzmin-tmi/queries"
@@ -115,7 +115,7 @@ def test_numbers_of_any_library_are_labels(tmp_path, database):
         ({"statistics": {"fitness_se": np.datetime64("2020-01-01")}}, "statistic 'fitness_se'"),
         ({"genes": ["a", 7]}, "gene 7 is no text"),
         ({"genes": [np.nan]}, "gene nan is no text"),
-        ({"id": 7}, "id is text"),
+        ({"id": 7}, "id is 7"),
     ],
 )
 def test_rows_that_no_experiment_can_be_made_of(database, change, match):
@@ -261,7 +261,7 @@ def test_a_fetch_goes_on_after_each_timeout(monkeypatch, capsys):
             raise _explain(said_by_a_server(ENDED[0]), LOGIN)
 
     shards = Shards()
-    work = _Fetch(shards, rows, {"after"}, {}, None, 10, _Rows(0, 0, None, enabled=True, what="fetch"))
+    work = _Fetch(shards, rows, {"after": ""}, None, None, True)
     work.run(retries=1)
     assert [body.split(b'"')[1].decode() for body in shards.records] == [f"{k:02d}" for k in range(30)]
     assert "ended the query before its last row" in capsys.readouterr().err

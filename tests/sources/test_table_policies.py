@@ -18,8 +18,7 @@ from torchcell_cache.cli import main
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.sources.names import NodeNames
-from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
-from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, number
+from torchcell_cache.sources.neo4j.experiments import Malformed, Parsed, TableBuilder, number
 from torchcell_cache.sources.sample_rows import set_numbers
 
 GRAPH = cell_graph()  # genes Y000 to Y008

@@ -20,8 +20,7 @@ from torchcell_cache.cli import main
 from torchcell_cache.core.samples import UnknownNames
 from torchcell_cache.errors import CorruptManifestError, FormatError, SourceContractError, StaleCacheError
 from torchcell_cache.sources.names import NodeNames
-from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
-from torchcell_cache.sources.neo4j.experiments import Parsed
+from torchcell_cache.sources.neo4j.experiments import Parsed, TableBuilder
 from torchcell_cache.store.columns import arrays_to_table, table_to_arrays
 from torchcell_cache.store.manifest import manifest_path, read_manifest
 from torchcell_cache.store.shard_entry import parse_document

@@ -92,7 +92,7 @@ class Progress:
             if now - self.last_status >= _STATUS_SECONDS:
                 self.last_status = now
                 self._write_status("building")
-            share = self.done / max(self.total, 1)
+            share = self.done / self.total if self.total else 0.0
             waited = now - self.last_line
             if self.lines and (
                 waited >= _LINE_SECONDS or (share - self.last_share >= _LINE_SHARE and waited >= 1.0)
@@ -102,6 +102,8 @@ class Progress:
 
     def _text(self, now: float) -> str:
         rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
+        if not self.total:  # nobody knows how many there will be
+            return f"{self.done:,} {self.unit}, {rate:,.0f}/s"
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = human_seconds(left) if rate else "unknown"
         share = f"({100 * self.done / max(self.total, 1):.0f} %)"

@@ -60,18 +60,13 @@ class BoltServer:
     @property
     def login(self) -> dict[str, str]:
         """Keyword arguments of ``Neo4jCellDataset`` and ``load_experiments``."""
-        return {
-            "uri": self.uri,
-            "username": self.username,
-            "password": self.password,
-            "database": self.database,
-        }
+        return {name: getattr(self, name) for name in ("uri", "username", "password", "database")}
 
     @property
     def environment(self) -> dict[str, str]:
         """The same as environment variables."""
-        names = {"uri": "NEO4J_URI", "username": "NEO4J_USER", "password": "NEO4J_PASSWORD"}
-        return {names.get(key, "NEO4J_DATABASE"): value for key, value in self.login.items()}
+        names = ("NEO4J_URI", "NEO4J_USER", "NEO4J_PASSWORD", "NEO4J_DATABASE")
+        return dict(zip(names, self.login.values(), strict=True))
 
     def kill(self) -> None:
         """End the server at once (SIGKILL)."""
@@ -129,7 +124,10 @@ def embedded_bolt(
     where = local_path(directory, "directory")
     make_dirs_durable(where)
     if password is None:
-        password = _kept_password(where / "password")
+        kept = where / "password"
+        with contextlib.suppress(FileExistsError), open(kept, "x", opener=_for_me_alone) as file:
+            file.write(secrets.token_urlsafe(18))
+        password = kept.read_text(encoding="ascii").strip()
     if len(password) < _MIN_PASSWORD:
         raise SettingError(f"the server takes passwords of {_MIN_PASSWORD} characters or more")
     server = _started(where, password, port, database, heap, seconds)
@@ -139,14 +137,8 @@ def embedded_bolt(
         server.stop()
 
 
-def _kept_password(path: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text(encoding="ascii").strip()
-    drawn = secrets.token_urlsafe(18)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(drawn)
-    return drawn
+def _for_me_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _started(where: Path, password: str, port: int, database: str, heap: str, seconds: float) -> BoltServer:
@@ -176,8 +168,11 @@ def _started(where: Path, password: str, port: int, database: str, heap: str, se
             return server
         server.kill()
         server.stop()
+    log = "(no log)"
+    with contextlib.suppress(OSError):
+        log = "\n".join((where / "server.log").read_text(errors="replace").splitlines()[-8:])
     raise SourceUnavailableError(
-        f"the embedded server in {where} did not start:\n{_log_end(where / 'server.log')}",
+        f"the embedded server in {where} did not start:\n{log}",
         path=where,
         fix="look into server.log; another server may have this directory open",
     )
@@ -189,12 +184,6 @@ def _says_ready(process: subprocess.Popen[bytes], seconds: float) -> bool:
     waiting = select.poll()  # select() knows no descriptor above 1,023
     waiting.register(process.stdout, select.POLLIN)
     return bool(waiting.poll(seconds * 1e3)) and process.stdout.readline() == b"ready\n"
-
-
-def _log_end(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
-    return "(no log)"
 
 
 def _free_port() -> int:
@@ -232,11 +221,9 @@ def main() -> None:
     if len(sys.argv) == 1:
         _serve()
         return
-    database = sys.argv[2] if len(sys.argv) > 2 else "torchcell"
-    password = os.environ.get("NEO4J_PASSWORD")
-    with embedded_bolt(
-        sys.argv[1], password, int(os.environ.get("PORT", "7687")), database=database
-    ) as server:
+    database, password = [*sys.argv[2:], "torchcell"][0], os.environ.get("NEO4J_PASSWORD")
+    port = int(os.environ.get("PORT", "7687"))
+    with embedded_bolt(sys.argv[1], password, port, database=database) as server:
         origin = "NEO4J_PASSWORD" if password else f"{sys.argv[1]}/password"
         print(f"{server.uri} user {server.username}, password from {origin}; Ctrl-C stops", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -122,7 +122,7 @@ def parameters_of(query: str) -> set[str]:
 
 
 def stream(
-    login: Login, query: str, parameters: Mapping[str, Any], fetch_size: int
+    login: Login, query: str, fetch_size: int, parameters: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Rows of a query by column, read only, as they arrive; at most about ``fetch_size`` are held here.
 
@@ -138,9 +138,12 @@ def stream(
         )
         with session:
             for record in session.run(query, dict(parameters)):
-                values = list(record.values())
-                yield {key: _plain(value) for key, value in zip(record.keys(), values, strict=True)}
-                _forget(values)
+                yield {key: _plain(value) for key, value in dict(record).items()}
+                for value in record.values():
+                    if isinstance(value, neo4j.graph.Entity):
+                        # Drop nodes from the driver's own graph of the result, which otherwise grows to hold all of them.
+                        for name in ("_nodes", "_relationships"):
+                            getattr(value.graph, name, {}).clear()
 
 
 @contextlib.contextmanager
@@ -190,16 +193,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, neo4j.graph.Node | neo4j.graph.Relationship | dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _forget(values: list[Any]) -> None:
-    """Drop nodes from the driver's own graph of the result, which otherwise grows to hold all of them."""
-    for value in values:
-        if isinstance(value, neo4j.graph.Entity):
-            for name in ("_nodes", "_relationships"):
-                kept = getattr(value.graph, name, None)
-                if isinstance(kept, dict):
-                    kept.clear()
 
 
 @contextlib.contextmanager

@@ -49,11 +49,6 @@ _CREATE = {
 }
 """Statement per label, in an order in which everything a statement refers to is there already."""
 
-_THERE = {label: f"MATCH (n:{label}) WHERE n.id IN $ids RETURN n.id AS id" for label in _CREATE}
-_UNIQUE = {
-    label: f"CREATE CONSTRAINT unique_{label} IF NOT EXISTS FOR (n:{label}) REQUIRE n.id IS UNIQUE"
-    for label in _CREATE
-}
 _MANY = ("Genotype", "PhenotypicFeature", "Experiment")
 _TEXTS = {
     "dataset": None, "graph_level": "global", "experiment_type": "fitness", "perturbation_type": "deletion",
@@ -120,11 +115,13 @@ def load_experiments(
         known: dict[str, set[str]] = {label: set() for label in _CREATE}
         for count, nodes in _batches(iter(rows), dataset, batch_size):
             if not meter.done:
-                for statement in _UNIQUE.values():
-                    run(statement, optional=True)
+                for label in _CREATE:
+                    of = f"unique_{label} IF NOT EXISTS FOR (n:{label})"
+                    run(f"CREATE CONSTRAINT {of} REQUIRE n.id IS UNIQUE", optional=True)
             for label, statement in _CREATE.items():
                 ids = [key for key in nodes[label] if key not in known[label]]
-                there = {found["id"] for found in run(_THERE[label], {"ids": ids})} if ids else set()
+                which = f"MATCH (n:{label}) WHERE n.id IN $ids RETURN n.id AS id"
+                there = {found["id"] for found in run(which, {"ids": ids})} if ids else set()
                 if new := [nodes[label][key] for key in ids if key not in there]:
                     run(statement, {"rows": new})
                 if label not in _MANY:  # what grows with the experiments is not kept in mind
@@ -167,33 +164,21 @@ def experiment_json(row: Mapping[str, Any], dataset: str) -> dict[str, Any]:
         raise ValueError(f"{taken!r} is a field of each phenotype, rename the label")
     if both := labels.keys() & statistics.keys():
         raise ValueError(f"{min(both)!r} is a label and a statistic")
-    of_label = {label: next((s for s in statistics if s.startswith(f"{label}_")), None) for label in labels}
-    first = next(iter(labels), None)
-    phenotype: dict[str, Any] = {
-        "graph_level": texts["graph_level"],
-        "label_name": first,
-        "label_statistic_name": None if first is None else of_label[first],
-        **labels,
-        **statistics,
-    }
-    if len(labels) > 1 or len(statistics) > sum(name is not None for name in of_label.values()):
+    of_label = [next((s for s in statistics if s.startswith(f"{label}_")), None) for label in labels]
+    phenotype: dict[str, Any] = {"graph_level": texts["graph_level"]}
+    phenotype |= {"label_name": next(iter(labels), None), "label_statistic_name": next(iter(of_label), None)}
+    phenotype |= {**labels, **statistics}
+    if len(labels) > 1 or len(statistics) > sum(name is not None for name in of_label):
         phenotype |= {"label_names": list(labels), "label_statistic_names": list(statistics)}
     temperature = _number(row.get("temperature", 30.0), "temperature")
     if temperature is None:
         raise TypeError(f"temperature is {row['temperature']!r}, expected a number")
+    kind = {"perturbation_type": texts["perturbation_type"]}
+    genes = [{"systematic_gene_name": g, "perturbed_gene_name": g, **kind} for g in sorted(row["genes"])]
     return {
         "experiment_type": texts["experiment_type"],
         "dataset_name": texts["dataset"],
-        "genotype": {
-            "perturbations": [
-                {
-                    "systematic_gene_name": gene,
-                    "perturbed_gene_name": gene,
-                    "perturbation_type": texts["perturbation_type"],
-                }
-                for gene in sorted(row["genes"])
-            ]
-        },
+        "genotype": {"perturbations": genes},
         "environment": {
             "media": {"name": texts["media"], "state": texts["state"]},
             "temperature": {"value": float(temperature), "unit": "Celsius"},
@@ -225,32 +210,31 @@ def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes) -> None
     if not isinstance(row, Mapping):
         raise TypeError(f"it is {type(row).__name__}, expected a mapping")
     genes = row["genes"]
-    if not isinstance(row["id"], str) or isinstance(genes, str):
-        raise TypeError("id is text, genes is a list of names")
-    if not row["id"] or not isinstance(genes, Iterable):
-        raise TypeError(f"id is {row['id']!r}, genes is {genes!r:.200}, expected a text and names")
+    if (
+        not isinstance(row["id"], str)
+        or not row["id"]
+        or isinstance(genes, str)
+        or not isinstance(genes, Iterable)
+    ):
+        raise TypeError(f"id is {row['id']!r}, genes is {genes!r:.200}, expected a text and a list of names")
     genes = sorted(genes, key=str)
-    if wrong := [gene for gene in genes if not isinstance(gene, str)]:
-        raise TypeError(f"gene {wrong[0]!r} is no text")
-    if genes and not genes[0].strip():
-        raise ValueError(f"gene {genes[0]!r} is no name")
+    if odd := [gene for gene in genes if not isinstance(gene, str) or not gene.strip()]:
+        raise TypeError(f"gene {odd[0]!r} is no {'name' if isinstance(odd[0], str) else 'text'}")
+
+    def note(label: str, content: Any, /, **properties: Any) -> str:
+        """Id of a shared node, made from its content as torchcell does."""
+        key = hashlib.sha256(_text(content).encode()).hexdigest()
+        nodes[label].setdefault(key, {"id": key, **properties})
+        return key
+
     experiment = experiment_json({**row, "genes": genes}, dataset)
-    environment, phenotype, name = (
-        experiment["environment"],
-        experiment["phenotype"],
-        experiment["dataset_name"],
-    )
+    environment, phenotype, name = (experiment[key] for key in ("environment", "phenotype", "dataset_name"))
     media, temperature = environment["media"], environment["temperature"]
-    for text in (row["id"], data := _text(experiment)):
-        if wrong_text := next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None):
-            raise ValueError(f"{wrong_text!r} is not valid Unicode")
+    said = row["id"] + (data := _text(experiment))
+    if wrong := next((letter for letter in said if "\ud800" <= letter <= "\udfff"), None):
+        raise ValueError(f"{wrong!r} is not valid Unicode")
     perturbations = [
-        _note(
-            *(nodes["Perturbation"], p),
-            gene=p["systematic_gene_name"],
-            type=p["perturbation_type"],
-            data=_text(p),
-        )
+        note("Perturbation", p, gene=p["systematic_gene_name"], type=p["perturbation_type"], data=_text(p))
         for p in experiment["genotype"]["perturbations"]
     ]
     reference = {
@@ -259,25 +243,18 @@ def _note_experiment(row: Mapping[str, Any], dataset: str, nodes: Nodes) -> None
         "environment_reference": environment,
     }
     where = {
-        "media": _note(nodes["Media"], media, **media),
-        "temperature": _note(nodes["Temperature"], temperature, value=temperature["value"]),
+        "media": note("Media", media, **media),
+        "temperature": note("Temperature", temperature, value=temperature["value"]),
     }
     feature = {"level": phenotype["graph_level"], "label": phenotype["label_name"], "data": _text(phenotype)}
     nodes["Dataset"].setdefault(name, {"id": name})
     nodes["Experiment"][row["id"]] = {
         **{"id": row["id"], "data": data, "dataset": name},
-        "genotype": _note(nodes["Genotype"], perturbations, perturbations=perturbations, genes=genes),
-        "environment": _note(nodes["Environment"], environment, **where, data=_text(environment)),
-        "reference": _note(nodes["ExperimentReference"], reference, data=_text(reference)),
-        "phenotype": _note(nodes["PhenotypicFeature"], phenotype, **feature),
+        "genotype": note("Genotype", perturbations, perturbations=perturbations, genes=genes),
+        "environment": note("Environment", environment, **where, data=_text(environment)),
+        "reference": note("ExperimentReference", reference, data=_text(reference)),
+        "phenotype": note("PhenotypicFeature", phenotype, **feature),
     }
-
-
-def _note(nodes: dict[str, dict[str, Any]], content: Any, **properties: Any) -> str:
-    """Id of a shared node, made from its content as torchcell does."""
-    key = hashlib.sha256(_text(content).encode()).hexdigest()
-    nodes.setdefault(key, {"id": key, **properties})
-    return key
 
 
 def _text(value: Any) -> str:

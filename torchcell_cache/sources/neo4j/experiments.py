@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from functools import lru_cache
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Any, get_args
 
-from torchcell_cache.core.choices import OnMalformed
-from torchcell_cache.errors import SettingError
-from torchcell_cache.sources.measurements import float32_problem
+import numpy as np
 
-_KEYS = ("id", "perturbed", "phenotypes", "statistics")
+from torchcell_cache.core.checks import choice
+from torchcell_cache.core.choices import OnMalformed
+from torchcell_cache.core.ragged import offsets
+from torchcell_cache.core.samples import SampleTable, without_names
+from torchcell_cache.errors import SourceContractError
+from torchcell_cache.sources.measurements import Float64Array, Measurements, float32_problem
+from torchcell_cache.sources.name_lists import NameLists
+from torchcell_cache.sources.names import NodeNames
+from torchcell_cache.sources.neo4j.raw import Columns
+from torchcell_cache.sources.perturbed_nodes import Nodes
+from torchcell_cache.sources.sample_rows import Policies, joined, sorted_unique
+
 POLICIES = get_args(OnMalformed)
 
 
@@ -21,76 +31,36 @@ class Malformed(ValueError):  # noqa: N818 - a signal between two functions, sho
     """A record is not what it should be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which column of a query's result means what.
-
-    Attributes:
-        id: Column of the experiment's id, text or integer.
-        perturbed: Column of the perturbed names: a list, or one name.
-        phenotypes: Columns of labels, numbers or null.
-        statistics: Columns of statistics, numbers or null.
-    """
-
-    id: str
-    perturbed: str
-    phenotypes: tuple[str, ...] = ()
-    statistics: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any] | Columns | None) -> Columns | None:
-        """From the argument ``columns``.
-
-        Raises:
-            SettingError: If a key is missing or unknown, or two meanings share a column.
-        """
-        if given is None or isinstance(given, Columns):
-            return given
-        fix = "columns={'id': 'id', 'perturbed': 'genes', 'phenotypes': ['fitness'], 'statistics': []}"
-        if not isinstance(given, Mapping):
-            raise SettingError(f"columns is {type(given).__name__}, expected a mapping", fix=fix)
-        unknown = sorted(map(str, given.keys() - set(_KEYS)))
-        missing = [key for key in ("id", "perturbed") if not given.get(key)]
-        if unknown or missing:
-            raise SettingError(f"columns: missing {missing}, unknown {unknown}", fix=fix)
-        names: dict[str, tuple[str, ...]] = {}
-        for key, value in given.items():
-            several = key in ("phenotypes", "statistics") and not isinstance(value, str | Set | Mapping)
-            found = list(value) if several and isinstance(value, Iterable) else [value] * (value is not None)
-            if not all(isinstance(name, str) for name in found):
-                in_order = ", which has no order" if isinstance(value, Set) else ""
-                raise SettingError(
-                    f"columns: {key} is {value!r:.200}{in_order}, expected names of columns", fix=fix
-                )
-            names[key] = tuple(found)
-        labels = [*names.get("phenotypes", ()), *names.get("statistics", ())]
-        if len(set(labels)) != len(labels):
-            raise SettingError(f"columns: {sorted(labels)} names a column twice")
-        return cls(
-            names["id"][0], names["perturbed"][0], names.get("phenotypes", ()), names.get("statistics", ())
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All columns, each once, in the order in which a raw record holds them."""
-        return tuple(dict.fromkeys((self.id, self.perturbed, *self.phenotypes, *self.statistics)))
-
-
 @dataclass(slots=True)
 class Parsed:
-    """One experiment, checked.
-
-    Attributes:
-        genes: Perturbed names.
-        labels: Phenotype values by name; ``None`` is no value.
-        statistics: Statistic values by name.
-        condition: What tells environments apart, as text.
-    """
+    """One experiment, checked: perturbed names, values by name, and what tells environments apart; ``None`` is no value."""
 
     genes: list[str]
     labels: dict[str, float | None]
     statistics: dict[str, float | None] = field(default_factory=dict)
     condition: str = ""
+
+
+def parse_row(columns: Columns | None, values: Sequence[Any]) -> Parsed:
+    """A row of columns that the user named, in the order of ``columns.names``, or else torchcell's experiment.
+
+    Raises:
+        Malformed: Saying what is wrong.
+    """
+    if columns is None:
+        return parse_experiment(values[0])
+    row = dict(zip(columns.names, values, strict=True))
+    genes = row[columns.perturbed]
+    genes = [genes] if isinstance(genes, str) else genes
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+        raise Malformed(f"column {columns.perturbed!r} is {genes!r}, expected a list of names")
+    found = {
+        name: number(row[name], f"column {name!r}") for name in (*columns.phenotypes, *columns.statistics)
+    }
+    labels, statistics = (
+        {name: found[name] for name in kind} for kind in (columns.phenotypes, columns.statistics)
+    )
+    return Parsed(genes, labels, statistics)
 
 
 def parse_experiment(text: Any) -> Parsed:
@@ -103,26 +73,23 @@ def parse_experiment(text: Any) -> Parsed:
     Raises:
         Malformed: Saying what is wrong.
     """
-    if text is None:
-        raise Malformed("it has no serialized_data")
     if not isinstance(text, str):
-        raise Malformed(f"serialized_data is {type(text).__name__}, expected text")
+        wrong = "it has no serialized_data"
+        raise Malformed(wrong if text is None else f"serialized_data is {type(text).__name__}, expected text")
     try:
         experiment = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"serialized_data is not JSON: {error}") from None
     genotype = _field(experiment, "genotype", dict, "experiment")
-    genes = [
-        _field(item, "systematic_gene_name", str, f"perturbation {k}")
-        for k, item in enumerate(_field(genotype, "perturbations", list, "genotype"))
-    ]
+    perturbations = _field(genotype, "perturbations", list, "genotype")
+    genes = [_field(p, "systematic_gene_name", str, f"perturbation {k}") for k, p in enumerate(perturbations)]
     phenotype = _field(experiment, "phenotype", dict, "experiment")
-    labels = _numbers(phenotype, _names(phenotype, "label", required=True))
-    statistics = _numbers(phenotype, _names(phenotype, "label_statistic", required=False))
+    labels, statistics = (_numbers(phenotype, what) for what in ("label", "label_statistic"))
     if both := labels.keys() & statistics.keys():
         raise Malformed(f"{min(both)!r} is named as label and as statistic")
-    if wrong := next((name for name in (*genes, *labels, *statistics) if not _is_unicode(name)), None):
-        raise Malformed(f"{wrong!r} is not valid Unicode text")
+    for name in (*genes, *labels, *statistics):
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise Malformed(f"{name!r} is not valid Unicode text")
     environment = experiment.get("environment")
     condition = _one_way(json.dumps(environment, sort_keys=True)) if environment else ""
     return Parsed(genes, labels, statistics, condition)
@@ -132,10 +99,6 @@ def parse_experiment(text: Any) -> Parsed:
 def _one_way(environment: str) -> str:
     """An environment in which 30 degrees are 30.0, as the model of torchcell that wrote one of them makes them."""
     return json.dumps(json.loads(environment, parse_int=float))
-
-
-def _is_unicode(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _field(value: Any, key: str, kind: type, where: str) -> Any:
@@ -148,36 +111,28 @@ def _field(value: Any, key: str, kind: type, where: str) -> Any:
     return value[key]
 
 
-def _names(phenotype: dict[str, Any], what: str, required: bool) -> list[str]:
-    """Names under ``<what>_names``, ``<what>_name`` or, in older databases, ``<what>``."""
-    for key in (f"{what}_names", f"{what}_name", what):
-        value = phenotype.get(key)
-        if value is None:
-            continue
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-            raise Malformed(f"phenotype.{key} is {value!r}, expected text or a list of texts")
-        return names
-    if required:
+def _numbers(phenotype: Mapping[str, Any], what: str) -> dict[str, float | None]:
+    """What is named under ``<what>_names``, ``<what>_name`` or, in older databases, ``<what>``."""
+    key = next((k for k in (f"{what}_names", f"{what}_name", what) if phenotype.get(k) is not None), None)
+    if key is None and what == "label":
         raise Malformed(f"phenotype has no 'label_name'; it has {sorted(phenotype)[:12]}")
-    return []
-
-
-def _numbers(phenotype: Mapping[str, Any], names: Sequence[str]) -> dict[str, float | None]:
+    value = [] if key is None else phenotype[key]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise Malformed(f"phenotype.{key} is {value!r}, expected text or a list of texts")
     out: dict[str, float | None] = {}
     for name in dict.fromkeys(names):
         if name not in phenotype:
             raise Malformed(f"phenotype has no {name!r}, which it names as label or statistic")
-        value = phenotype[name]
+        found = phenotype[name]
         parts = (
-            {f"{name}.{key}": item for key, item in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
+            {f"{name}.{part}": item for part, item in found.items()}
+            if isinstance(found, dict)
+            else {name: found}
         )
-        for key, item in parts.items():
-            if key in out:
-                raise Malformed(f"phenotype has {key!r} twice")
-            out[key] = number(item, key)
+        if both := out.keys() & parts.keys():
+            raise Malformed(f"phenotype has {min(both)!r} twice")
+        out |= {part: number(item, part) for part, item in parts.items()}
     return out
 
 
@@ -195,25 +150,131 @@ def number(value: Any, name: str) -> float | None:
         out = float(value)
     except OverflowError:
         raise Malformed(f"{name} is too large for a float") from None
-    problem = "is infinite" if math.isinf(out) else float32_problem(value)
-    if problem:
+    if problem := "is infinite" if math.isinf(out) else float32_problem(value):
         raise Malformed(f"{name} {problem}")
     return None if math.isnan(out) else out
 
 
-def parse_row(columns: Columns, values: Sequence[Any]) -> Parsed:
-    """A row of a query whose columns the user named; values in the order of ``columns.names``.
+class TableBuilder:
+    """Collects experiments one by one.
 
-    Raises:
-        Malformed: Saying what is wrong.
+    Args:
+        nodes: Names of the base graph's nodes.
+        replicates: ``keep`` every experiment as a sample; ``group`` those of one genotype in one environment into a
+            sample with several measurements; ``mean`` into one measurement, with the statistic ``<label>_count``; or
+            ``error``.
+        unknown: ``error``; ``skip`` experiments with a gene that the base graph does not have; ``drop`` the gene; or
+            ``keep`` its name, for which nothing is removed.
+        malformed: ``error``, or ``skip`` records that are not experiments.
+
+    Attributes:
+        skipped: Number of records passed over, by reason.
     """
-    row = dict(zip(columns.names, values, strict=True))
-    genes = row[columns.perturbed]
-    genes = [genes] if isinstance(genes, str) else genes
-    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
-        raise Malformed(f"column {columns.perturbed!r} is {genes!r}, expected a list of names")
-    return Parsed(
-        genes,
-        {name: number(row[name], f"column {name!r}") for name in columns.phenotypes},
-        {name: number(row[name], f"column {name!r}") for name in columns.statistics},
-    )
+
+    def __init__(
+        self, nodes: NodeNames, *, replicates: str = "keep", unknown: str = "error", malformed: str = "error"
+    ) -> None:
+        self.policies = Policies(unknown, replicates=replicates)
+        self.malformed = choice("malformed", malformed, POLICIES)
+        self.nodes, self._node = nodes, cache(nodes.find)
+        self.skipped = {"unknown": 0, "malformed": 0}
+        self._lost: dict[str, None] = {}
+        self._shortened = self._samples = 0
+        self._genes, self._conditions, self._source_ids = dict[str, int](), dict[str, int](), dict[str, int]()
+        self._codes, self._counts, self._condition_of = array("q"), array("q"), array("q")
+        self._columns: dict[tuple[bool, str], int] = {}
+        self._at, self._column, self._value = array("q"), array("q"), array("d")
+
+    def add(self, name: str, parse: Callable[[], Parsed]) -> None:
+        """Note a record by its id: what ``parse`` gives, which raises :class:`Malformed` for what is no experiment.
+
+        Raises:
+            SourceContractError: Naming the experiment.
+        """
+        try:
+            parsed = parse()
+        except Malformed as error:
+            if self.malformed == "error":
+                raise SourceContractError(
+                    f"experiment {name!r}: {error}", fix='correct the record, or pass malformed="skip"'
+                ) from None
+            self.skipped["malformed"] += 1
+            return
+        if lost := [gene for gene in parsed.genes if self._node(gene) < 0]:
+            if self.policies.unknown == "error":
+                fix = 'restrict the query with $gene_set, add the gene to gene_set, or pass unknown="skip"'
+                raise self.nodes.unknown(lost[0], f"experiment {name!r}", fix)
+            self._lost.update(dict.fromkeys(lost))
+            if self.policies.unknown == "skip":
+                self.skipped["unknown"] += 1
+                return
+            self._shortened += 1
+        if name in self._source_ids:
+            raise SourceContractError(
+                f"experiment {name!r} is returned more than once",
+                fix="write RETURN DISTINCT, or WITH DISTINCT e, ref",
+            )
+        row = self._source_ids[name] = len(self._source_ids)
+        self._codes.extend(self._genes.setdefault(gene, len(self._genes)) for gene in parsed.genes)
+        self._counts.append(len(parsed.genes))
+        self._condition_of.append(self._conditions.setdefault(parsed.condition, len(self._conditions)))
+        for is_statistic, values in ((False, parsed.labels), (True, parsed.statistics)):
+            for label, value in values.items():
+                self._at.append(row)
+                self._column.append(self._columns.setdefault((is_statistic, label), len(self._columns)))
+                self._value.append(np.nan if value is None else value)
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what was passed over, left out and joined."""
+        what = (
+            "fewer genes than they say" if self.policies.unknown == "drop" else "a gene that removes nothing"
+        )
+        no = f"the graph has no {', '.join(map(repr, list(self._lost)[:3]))}"
+        left = len(self._counts) - self._samples
+        lines = {
+            f"{self.skipped['unknown']:,} experiments are left out: {no}": self.skipped["unknown"],
+            f"{self._shortened:,} experiments delete {what}: {no}": self._shortened,
+            f"{self.skipped['malformed']:,} records are no experiments and are left out": self.skipped[
+                "malformed"
+            ],
+            f"{len(self._counts):,} experiments make {self._samples:,} samples "
+            f"(replicates={self.policies.replicates!r})": left,
+        }
+        return tuple(line for line, count in lines.items() if count)
+
+    def table(self) -> SampleTable:
+        """All samples.
+
+        Raises:
+            SourceContractError: If a name is a label of one experiment and a statistic of another.
+        """
+        order = sorted(self._columns, key=lambda key: (key[0], self._columns[key]))
+        labels, statistics = (
+            tuple(name for kind, name in order if kind is wanted) for wanted in (False, True)
+        )
+        at, column = (np.asarray(part, dtype=np.int64) for part in (self._at, self._column))
+        names, total = list(self._source_ids), len(self._source_ids)
+        if both := sorted({*labels} & {*statistics}):
+            first = [names[at[np.argmax(column == self._columns[kind, both[0]])]] for kind in (False, True)]
+            raise SourceContractError(
+                f"{both[0]!r} is a label of experiment {first[0]!r}, a statistic of {first[1]!r}",
+                fix="a query for one of the two kinds of experiments",
+            )
+        place = np.argsort([self._columns[key] for key in order])
+        values: Float64Array = np.full((total, len(order)), np.nan, dtype=np.float64)
+        values[at, place[column]] = self._value
+        codes, counts, conditions = (
+            np.asarray(part, dtype=np.int64) for part in (self._codes, self._counts, self._condition_of)
+        )
+        kept = "keep" if self.policies.unknown == "keep" else "drop"
+        lists = NameLists(list(self._genes), codes, offsets(counts))
+        found, _, _ = Nodes(self.nodes.names, len(self.nodes)).found(lists, kept)
+        rows = np.arange(total)
+        table, _ = joined(
+            sorted_unique(found.given, rows, found.names, "unique"),
+            Measurements((*labels, *statistics), values, np.arange(total + 1)),
+            *(names, rows, (labels, statistics), self.policies, conditions),
+        )
+        self._samples = len(table)
+        ids, ptr, unknown = without_names(table.ids, table.ptr, found.first, found.names[found.first :])
+        return replace(table, ids=ids, ptr=ptr, unknown=unknown)

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,16 @@ from typing import TYPE_CHECKING, Any
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.locks import LOCK_NAME, BuilderLock
-from torchcell_cache.core.progress import Progress, human_bytes
+from torchcell_cache.core.progress import Console, Progress, human_bytes
 from torchcell_cache.errors import SettingError, SourceContractError, SourceUnavailableError, StaleCacheError
-from torchcell_cache.sources.neo4j.experiments import Columns
-from torchcell_cache.sources.neo4j.raw import MANIFEST_NAME, RawRecords, RawWriter, raw_dir, rows_digest
+from torchcell_cache.sources.neo4j.raw import (
+    MANIFEST_NAME,
+    Columns,
+    RawRecords,
+    RawWriter,
+    raw_dir,
+    rows_digest,
+)
 
 if TYPE_CHECKING:
     from torchcell_cache.sources.neo4j.driver import Login
@@ -29,35 +36,10 @@ if TYPE_CHECKING:
 SHARD_ROWS = 8192
 SHARD_BYTES = 8 << 20
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
-_LINE_SECONDS = 30.0
 
 _FIX = "RETURN e, ref, or name the columns: columns={'id': ..., 'perturbed': ..., 'phenotypes': [...]}"
 
 Row = dict[str, Any]
-
-
-class _Rows(Progress):
-    """Progress without a total: the server does not say how many rows will come."""
-
-    what_is_stored = 0
-
-    def __call__(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(count)
-        elif self.lines and now - self.last_line >= min(_LINE_SECONDS, max(2.0, now - self.begun)):
-            self.last_line = now
-            print(f"{self.what}: {self._text(now)}", file=self.stream, flush=True)
-
-    def _text(self, now: float) -> str:
-        rate = (self.done - self.initial) / max(now - self.begun, 1e-9)
-        return f"{self.done:,} rows, {human_bytes(self.what_is_stored)}, {rate:,.0f}/s"
-
-    def say(self, text: str) -> None:
-        """Print a line of its own."""
-        if self.lines or self.bar is not None:
-            print(f"{self.what}: {text}", file=self.stream, flush=True)
 
 
 class _Fetch:
@@ -67,21 +49,20 @@ class _Fetch:
         self,
         writer: RawWriter,
         rows: Callable[[Mapping[str, Any]], Iterator[Row]],
-        taken: set[str],
         parameters: Mapping[str, Any],
         columns: Columns | None,
-        page_size: int,
-        meter: _Rows,
+        limit: int | None,
+        progress: bool,
     ) -> None:
-        self.writer, self.rows, self.columns, self.meter = writer, rows, columns, meter
-        self.by_id, self.limit = "after" in taken, page_size if {"after", "limit"} <= taken else None
-        self.parameters = {**({"after": ""} if self.by_id else {}), **parameters}
-        if self.limit is not None:
-            self.parameters["limit"] = page_size
-        self.last_id = writer.last_id
+        self.writer, self.rows, self.columns, self.limit = writer, rows, columns, limit
+        self.parameters = dict(parameters)
+        self.by_id, self.last_id = "after" in parameters, writer.last_id
         self.pending: list[bytes] = []
-        self.pending_bytes = 0
-        self.heard = False
+        self.pending_bytes = self.stored_bytes = 0
+        self.heard, self.say = False, Console(progress)
+        self.meter = Progress(
+            0, writer.num_records, None, enabled=progress, what="fetch experiments", unit="rows"
+        )
 
     def run(self, retries: int) -> None:
         """Until the result ends; waits and reconnects when the server goes away after it has answered once."""
@@ -97,7 +78,7 @@ class _Fetch:
                 if not self.heard or failures >= retries:
                     raise SourceUnavailableError(f"{said}; {kept:,} rows are kept", fix=error.fix) from None
                 wait = _FIRST_WAIT_S if failures == 0 else min(2 * wait, _LONGEST_WAIT_S)
-                self.meter.say(f"{said}; trying again in {wait:.0f} s ({kept:,} rows)")
+                self.say(f"fetch experiments: {said}; trying again in {wait:.0f} s ({kept:,} rows)")
                 time.sleep(wait)
             except BaseException:
                 with contextlib.suppress(Exception):  # must not hide what happened
@@ -113,33 +94,27 @@ class _Fetch:
                 stream = rows if self.by_id else self._behind_stored(rows)
                 count = sum(1 for _ in map(self._take, stream))
             if self.limit is None or count < self.limit:
-                break
-        self._commit()
+                return self._commit()
 
     def _behind_stored(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Rows after the stored ones, which must come again as they are stored."""
         for entry in list(self.writer.entries):
             bodies = [self._encode(row)[0] for row in islice(rows, entry.stop - entry.start)]
-            if len(bodies) < entry.stop - entry.start:
-                raise self._changed(
-                    f"{entry.start + len(bodies):,} rows, {self.writer.num_records:,} were stored"
-                )
             if rows_digest(bodies) != entry.stats["rows"]:
-                raise self._changed(f"other rows at {entry.start:,} to {entry.stop:,}")
+                what = f"other rows at {entry.start:,} to {entry.stop:,}"
+                if len(bodies) < entry.stop - entry.start:
+                    what = f"{entry.start + len(bodies):,} rows, {self.writer.num_records:,} were stored"
+                raise StaleCacheError(
+                    f"the interrupted query now returns {what}: its order or the database has changed",
+                    path=self.writer.directory,
+                    fix="add ORDER BY id (better: WHERE id > $after), then fetch again with refresh=True",
+                )
         yield from rows
-
-    def _changed(self, what: str) -> StaleCacheError:
-        return StaleCacheError(
-            f"the interrupted query now returns {what}: its order or the database has changed",
-            path=self.writer.directory,
-            fix="add ORDER BY id (better: WHERE id > $after), then fetch again with refresh=True",
-        )
 
     def _take(self, row: Row) -> None:
         body, row_id = self._encode(row)
-        if self.by_id and not _follows(
-            row_id, self.parameters["after"] if self.last_id is None else self.last_id
-        ):
+        last = self.parameters.get("after") if self.last_id is None else self.last_id
+        if self.by_id and not _follows(row_id, last):
             raise SettingError(
                 f"the query takes $after, but id {row_id!r} came after {self.last_id!r}",
                 fix="write WHERE e.id > $after ... RETURN ... ORDER BY e.id, each id once",
@@ -153,7 +128,8 @@ class _Fetch:
     def _commit(self) -> None:
         if self.pending:
             self.writer.append(self.pending, self.last_id)
-            self.meter.what_is_stored += self.pending_bytes
+            self.stored_bytes += self.pending_bytes
+            self.meter.unit = f"rows, {human_bytes(self.stored_bytes)}"
             count, self.pending, self.pending_bytes = len(self.pending), [], 0
             self.meter(count)
 
@@ -164,16 +140,13 @@ class _Fetch:
         if missing := [name for name in wanted if name not in row]:
             raise SettingError(f"the query returns the columns {list(row)}, not {missing}", fix=_FIX)
         if self.columns is None:
-            experiment, reference = row["e"], row.get("ref")
-            if not isinstance(experiment, dict):
-                raise SettingError(
-                    f"column 'e' holds {type(experiment).__name__}, expected the node of an experiment",
-                    fix=_FIX,
-                )
-            nodes = (node if isinstance(node, dict) else {} for node in (experiment, reference))
-            row_id, rest = experiment.get("id"), [node.get("serialized_data") for node in nodes]
+            found = type(row["e"]).__name__
+            if not isinstance(row["e"], dict):
+                raise SettingError(f"column 'e' holds {found}, expected the node of an experiment", fix=_FIX)
+            nodes = (node if isinstance(node, dict) else {} for node in (row["e"], row.get("ref")))
+            row_id, rest = row["e"].get("id"), [node.get("serialized_data") for node in nodes]
         else:
-            row_id, rest = row[self.columns.id], [row[name] for name in self.columns.names]
+            row_id, rest = row[self.columns.id], [row[name] for name in wanted]
         if isinstance(row_id, bool) or not isinstance(row_id, str | int):
             raise SourceContractError(
                 f"row {self.writer.num_records + len(self.pending):,} has id {row_id!r}, expected text or an integer",
@@ -203,8 +176,9 @@ def fetch(
     page_size: int,
     retries: int,
     progress: bool,
+    refresh: bool = False,
 ) -> RawRecords:
-    """Run a query and store its rows; goes on where an earlier call stopped.
+    """Run a query and store its rows; goes on where an earlier call stopped, unless all are to be fetched again.
 
     Raises:
         SettingError, SourceUnavailableError: See :func:`torchcell_cache.sources.neo4j.driver.stream`.
@@ -214,36 +188,35 @@ def fetch(
     """
     from torchcell_cache.sources.neo4j.driver import parameters_of, stream
 
-    taken = parameters_of(query)
+    taken, raw = parameters_of(query), raw_dir(root)
     _check_taken(taken, parameters)
-    sent = {key: value for key, value in parameters.items() if key in taken}
-    with _locked(root):
+    limit = page_size if {"after", "limit"} <= taken else None
+    sent = {**{"after": ""}, **parameters, **({} if limit is None else {"limit": limit})}
+    sent = {key: value for key, value in sent.items() if key in taken}
+    make_dirs_durable(raw)
+    with BuilderLock(raw / LOCK_NAME):
+        if refresh:  # the manifest first, so that half of the records are never taken for all
+            with storage_errors(raw / MANIFEST_NAME, "remove"):
+                (raw / MANIFEST_NAME).unlink(missing_ok=True)
+            _remove_others(raw, None)
         complete = RawRecords.open(root)
         if complete is not None and complete.plan == plan:
             return complete
         writer = RawWriter(root, plan)
-        meter = _Rows(0, writer.num_records, None, enabled=progress, what="fetch experiments")
+        work = _Fetch(writer, partial(stream, login, query, page_size), sent, columns, limit, progress)
         if writer.num_records:
-            meter.say(f"{writer.num_records:,} rows are there from before")
-
-        def rows(given: Mapping[str, Any]) -> Iterator[Row]:
-            return stream(login, query, given, page_size)
-
-        try:
-            _Fetch(writer, rows, taken, sent, columns, page_size, meter).run(retries)
-        except BaseException:
-            meter.close("failed")
-            raise
-        meter.close("complete")
+            work.say(f"fetch experiments: {writer.num_records:,} rows are there from before")
+        with work.meter:
+            work.run(retries)
         if writer.num_records == 0:
             raise SourceContractError(
                 "the query returned no rows",
                 fix="check NEO4J_DATABASE, the names in gene_set, and the conditions of the query"
                 + ("; for ids that are numbers pass parameters={'after': -1}" if "after" in taken else ""),
             )
-        meter.say(f"{writer.num_records:,} rows stored in {writer.directory}")
+        work.say(f"fetch experiments: {writer.num_records:,} rows stored in {writer.directory}")
         writer.publish()
-        _remove_others(root, writer.directory)
+        _remove_others(raw, writer.directory)
     found = RawRecords.open(root)
     assert found is not None
     return found
@@ -269,24 +242,7 @@ def _check_taken(taken: set[str], given: Mapping[str, Any]) -> None:
         )
 
 
-def forget(root: Path) -> None:
-    """Remove the raw records of a root; the manifest first, so that half of them is never taken for all."""
-    if raw_dir(root).is_dir():
-        with _locked(root):
-            manifest = raw_dir(root) / MANIFEST_NAME
-            with storage_errors(manifest, "remove"):
-                manifest.unlink(missing_ok=True)
-            _remove_others(root, None)
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    make_dirs_durable(raw_dir(root))
-    with BuilderLock(raw_dir(root) / LOCK_NAME):
-        yield
-
-
-def _remove_others(root: Path, keep: Path | None) -> None:
-    for path in raw_dir(root).glob("gen-*"):
+def _remove_others(raw: Path, keep: Path | None) -> None:
+    for path in raw.glob("gen-*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)

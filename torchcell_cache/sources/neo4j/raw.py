@@ -7,11 +7,12 @@ over records and does not depend on the cuts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchcell_cache.codec import envelope
 from torchcell_cache.core.failures import storage_errors
@@ -25,7 +26,7 @@ from torchcell_cache.core.files import (
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.hints import RAW_NAME, StrPath
 from torchcell_cache.core.sealed import read_sealed, seal
-from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptRecordError
+from torchcell_cache.errors import CacheError, CorruptManifestError, CorruptRecordError, SettingError
 from torchcell_cache.store import records as store
 from torchcell_cache.store.shard_entry import (
     GENERATION,
@@ -46,6 +47,59 @@ _READ_AT_ONCE = 1024
 _KINDS: dict[str, type] = {
     "format_version": int, "generation": str, "plan": dict, "num_records": int, "content": str, "shards": list,
 }  # fmt: skip
+
+
+class Columns(NamedTuple):
+    """Which column of a query's result means what.
+
+    Attributes:
+        id: Column of the experiment's id, text or integer.
+        perturbed: Column of the perturbed names: a list, or one name.
+        phenotypes: Columns of labels, numbers or null.
+        statistics: Columns of statistics, numbers or null.
+    """
+
+    id: str
+    perturbed: str
+    phenotypes: list[str]
+    statistics: list[str]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | Columns | None) -> Columns | None:
+        """From the argument ``columns``.
+
+        Raises:
+            SettingError: If a key is missing or unknown, or two meanings share a column.
+        """
+        if given is None or isinstance(given, Columns):
+            return given
+        fix = "columns={'id': 'id', 'perturbed': 'genes', 'phenotypes': ['fitness'], 'statistics': []}"
+        if not isinstance(given, Mapping):
+            raise SettingError(f"columns is {type(given).__name__}, expected a mapping", fix=fix)
+        unknown = sorted(map(str, given.keys() - set(cls._fields)))
+        missing = [key for key in ("id", "perturbed") if not given.get(key)]
+        if unknown or missing:
+            raise SettingError(f"columns: missing {missing}, unknown {unknown}", fix=fix)
+        names: dict[str, list[str]] = {"phenotypes": [], "statistics": []}
+        for key, value in given.items():
+            several = key in ("phenotypes", "statistics") and not isinstance(value, str | Set | Mapping)
+            names[key] = (
+                list(value) if several and isinstance(value, Iterable) else [value] * (value is not None)
+            )
+            if not all(isinstance(name, str) for name in names[key]):
+                in_order = ", which has no order" if isinstance(value, Set) else ""
+                raise SettingError(
+                    f"columns: {key} is {value!r:.200}{in_order}, expected names of columns", fix=fix
+                )
+        labels = [*names["phenotypes"], *names["statistics"]]
+        if len(set(labels)) != len(labels):
+            raise SettingError(f"columns: {sorted(labels)} names a column twice")
+        return cls(names["id"][0], names["perturbed"][0], names["phenotypes"], names["statistics"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, each once, in the order in which a raw record holds them."""
+        return tuple(dict.fromkeys((self.id, self.perturbed, *self.phenotypes, *self.statistics)))
 
 
 def raw_dir(root: StrPath) -> Path:
@@ -77,7 +131,18 @@ class RawWriter:
         with storage_errors(self.directory):
             make_dirs_durable(self.directory)
         remove_stale_temps(self.directory)
-        self.entries = self._committed()
+        self.entries: list[ShardEntry] = []
+        with contextlib.suppress(CacheError):  # a damaged shard and what follows it are fetched again
+            while (entry := read_sidecar(self.directory, len(self.entries))) is not None:
+                whole = is_whole(self.directory / entry.file.name, entry.file)
+                if (entry.start, entry.seed) != (self.num_records, self.seed) or not whole:
+                    break
+                self.entries.append(entry)
+        finished = {sidecar_path(self.directory, entry.index) for entry in self.entries}
+        for path in {
+            *self.directory.glob("shard-*.json")
+        } - finished:  # they are what declares a shard finished
+            path.unlink()
 
     @property
     def num_records(self) -> int:
@@ -88,27 +153,6 @@ class RawWriter:
     def last_id(self) -> Any:
         """Id of the last record committed, ``None`` if there is none."""
         return self.entries[-1].stats["last_id"] if self.entries else None
-
-    def _committed(self) -> list[ShardEntry]:
-        """The leading shards that are whole; what follows a damaged one is fetched again."""
-        entries: list[ShardEntry] = []
-        while True:
-            index = len(entries)
-            try:
-                entry = read_sidecar(self.directory, index)
-            except CacheError:
-                entry = None
-            start = entries[-1].stop if entries else 0
-            if entry is None or (entry.start, entry.seed) != (start, self.seed):
-                break
-            if not is_whole(self.directory / entry.file.name, entry.file):
-                break
-            entries.append(entry)
-        finished = {sidecar_path(self.directory, entry.index) for entry in entries}
-        for path in self.directory.glob("shard-*.json"):  # they are what declares a shard finished
-            if path not in finished:
-                path.unlink()
-        return entries
 
     def append(self, bodies: Sequence[bytes], last_id: Any) -> None:
         """Commit records, in order and at least one, as one more shard."""
@@ -126,8 +170,7 @@ class RawWriter:
 
     def publish(self) -> None:
         """Declare everything complete."""
-        low = sum(entry.sums[0] for entry in self.entries) % (1 << 64)
-        high = sum(entry.sums[1] for entry in self.entries) % (1 << 64)
+        high, low = (sum(entry.sums[k] for entry in self.entries) % (1 << 64) for k in (1, 0))
         document = {
             "format_version": _VERSION,
             "generation": self.directory.name,

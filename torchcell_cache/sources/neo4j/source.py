@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,8 @@ from torchcell_cache.errors import CacheNotFoundError, SettingError, SourceContr
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.sources.gene_lists import gene_names
 from torchcell_cache.sources.names import NodeNames
-from torchcell_cache.sources.neo4j.experiment_table import TableBuilder
-from torchcell_cache.sources.neo4j.experiments import Columns, parse_experiment, parse_row
-from torchcell_cache.sources.neo4j.raw import RawRecords, raw_dir
+from torchcell_cache.sources.neo4j.experiments import TableBuilder, parse_row
+from torchcell_cache.sources.neo4j.raw import Columns, RawRecords, raw_dir
 from torchcell_cache.sources.table import PerturbationTable
 
 if TYPE_CHECKING:
@@ -121,26 +121,40 @@ class Neo4jCellDataset(PerturbationTable):
             )
         self.root = local_path(root)
         genes = None if gene_set is None else gene_names(gene_set)
-        self.base_graph = _base_graph(base_graph, genes, graphs, incidence_graphs, self_loops)
-        self.node_type = perturbable_type(self.base_graph, None)
-        nodes = NodeNames.of_graph(self.base_graph, self.node_type)
+        if base_graph is None:
+            from torchcell_cache.sources.networks import cell_graph
+
+            base_graph = cell_graph(genes, graphs, incidence_graphs, self_loops=self_loops)
+        elif graphs or incidence_graphs or self_loops:
+            raise SettingError("base_graph is given, and so are graphs, incidence_graphs or self_loops")
+        self.base_graph, self.node_type = base_graph, perturbable_type(base_graph, None)
+        nodes = NodeNames.of_graph(base_graph, self.node_type)
         replicates = replicates if duplicates is None else duplicates
         builder = TableBuilder(nodes, replicates=replicates, unknown=unknown, malformed=malformed)
-        wanted = Columns.of(columns)
-        text = _query_text(query)
+        wanted, text = Columns.of(columns), _query_text(query)
         given = {"gene_set": sorted(nodes.names) if genes is None else genes, **_sendable(parameters)}
-        raw = None if refresh else _stored(self.root, text, given, wanted)
+        raw = None if refresh else RawRecords.open(self.root)
+        if raw is None or query is not None or wanted is not None:
+            plan = _plan(text or TORCHCELL_QUERY, given, wanted)
+            if raw is not None and raw.plan != plan:
+                raise StaleCacheError(
+                    "\n    ".join(
+                        [f"{raw.directory.parent} holds the rows of another query:", *explain(raw.plan, plan)]
+                    ),
+                    path=self.root,
+                    fix="take another root, or pass refresh=True to fetch again",
+                )
         if raw is None:
             from torchcell_cache.sources.neo4j.driver import Login
-            from torchcell_cache.sources.neo4j.fetch import fetch, forget
+            from torchcell_cache.sources.neo4j.fetch import fetch
 
             login = Login.of(uri, username, password, database)
-            if refresh:
-                forget(self.root)
-            text = text or TORCHCELL_QUERY
             options: dict[str, Any] = {"page_size": page_size, "retries": retries, "progress": progress}
-            raw = fetch(self.root, _plan(text, given, wanted), login, text, given, wanted, **options)
-        _fill(builder, raw)
+            asked = text or TORCHCELL_QUERY, given, wanted
+            raw = fetch(self.root, plan, login, *asked, **options, refresh=refresh)
+        named = None if raw.plan["columns"] is None else Columns(*raw.plan["columns"])
+        for row_id, *values in map(json.loads, raw):
+            builder.add(str(row_id), partial(parse_row, named, values))
         self.skipped = builder.skipped
         self._table, self.notes = builder.table(), builder.notes()
         if not len(self._table):
@@ -164,22 +178,6 @@ class Neo4jCellDataset(PerturbationTable):
     def identity(self) -> dict[str, Any]:
         """Digests of every column."""
         return {**super().identity(), "class": "Neo4jCellDataset"}
-
-
-def _base_graph(
-    base_graph: HeteroData | None,
-    gene_set: Iterable[str] | None,
-    graphs: Mapping[str, Any] | None,
-    incidence_graphs: Mapping[str, Any] | None,
-    self_loops: bool,
-) -> Any:
-    if base_graph is not None:
-        if graphs or incidence_graphs or self_loops:
-            raise SettingError("base_graph is given, and so are graphs, incidence_graphs or self_loops")
-        return base_graph
-    from torchcell_cache.sources.networks import cell_graph
-
-    return cell_graph(gene_set, graphs, incidence_graphs, self_loops=self_loops)
 
 
 def _query_text(query: str | os.PathLike[str] | None) -> str | None:
@@ -211,8 +209,7 @@ def _sendable(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
         raise SettingError(
             f"parameters is {type(parameters).__name__}, expected a mapping", fix="parameters={'name': value}"
         )
-    plain = {key: _plain(f"${key}", value) for key, value in (parameters or {}).items()}
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): _plain(f"${key}", value) for key, value in (parameters or {}).items()}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -230,46 +227,12 @@ def _plan(query: str, parameters: Mapping[str, Any], columns: Columns | None) ->
     """What is fetched, without a word about from where: a moved database is the same database."""
     from torchcell_cache.sources.neo4j.driver import parameters_of
 
-    sent = {key: value for key, value in parameters.items() if key in parameters_of(query)}
-    names = (
-        None
-        if columns is None
-        else [columns.id, columns.perturbed, [*columns.phenotypes], [*columns.statistics]]
-    )
+    taken = parameters_of(query)
     try:
-        digests = {key: sha256_json(value) for key, value in sorted(sent.items())}
+        digests = {key: sha256_json(parameters[key]) for key in sorted(taken & parameters.keys())}
     except (TypeError, ValueError) as error:
         raise SettingError(f"parameters must be plain JSON values: {error}") from None
-    return {"query": query, "parameters": digests, "columns": names}
-
-
-def _stored(
-    root: Path, query: str | None, parameters: Mapping[str, Any], columns: Columns | None
-) -> RawRecords | None:
-    """What is complete under ``root/raw``, if it is what was asked for."""
-    raw = RawRecords.open(root)
-    if raw is None or (query is None and columns is None):
-        return raw
-    wanted = _plan(query or TORCHCELL_QUERY, parameters, columns)
-    if raw.plan != wanted:
-        raise StaleCacheError(
-            f"{raw_dir(root)} holds the rows of another query:\n    "
-            + "\n    ".join(explain(raw.plan, wanted)),
-            path=root,
-            fix="take another root, or pass refresh=True to fetch again",
-        )
-    return raw
-
-
-def _fill(builder: TableBuilder, raw: RawRecords) -> None:
-    names = raw.plan["columns"]
-    columns = None if names is None else Columns(names[0], names[1], tuple(names[2]), tuple(names[3]))
-    for body in raw:
-        row_id, *values = json.loads(body)
-        if columns is None:
-            builder.add(str(row_id), lambda values=values: parse_experiment(values[0]))  # type: ignore[misc]
-        else:
-            builder.add(str(row_id), lambda values=values: parse_row(columns, values))  # type: ignore[misc]
+    return {"query": query, "parameters": digests, "columns": None if columns is None else [*columns]}
 
 
 def raw_references(root: str | os.PathLike[str]) -> dict[str, Any]:
