@@ -271,8 +271,9 @@ def test_compiled(name: str, route: str, fields: tuple, monkeypatch: pytest.Monk
     """Layers whose sum is one product without a break; the product finds its edges' matrices by their list."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    layer, built, build = {**LAYERS, **(WEIGHTED if fields else {})}[name]().double(), [], Adjacency.build
-    monkeypatch.setattr(Adjacency, "build", lambda *given: built.append(1) or build(*given))
+    layer, built = {**LAYERS, **(WEIGHTED if fields else {})}[name]().double(), []
+    build = Adjacency.__init__
+    monkeypatch.setattr(Adjacency, "__init__", lambda *given: built.append(1) or build(*given))
 
     def model(x: Tensor, edges: SharedEdges, given: dict) -> Tensor:
         return shared_conv(layer, x, edges, route=route, **given).relu() + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,6 @@ from torchcell_cache.graph.lasting import lasting
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
 class Adjacency:
     """Edges by target, then source, one entry each, and how to take them by source for the gradient.
 
@@ -36,45 +35,25 @@ class Adjacency:
         has_loops: Whether there are any.
     """
 
-    shape: tuple[int, int]
-    ptr: Tensor
-    column: Tensor
-    row: Tensor
-    edge: Tensor
-    by_source: Tensor
-    ptr_t: Tensor
-    loop: Tensor | None
-    is_loop: Tensor
-    has_loops: bool
-    _counts: dict[tuple[torch.dtype, bool], Matrices] = field(default_factory=dict)
-
-    @classmethod
-    def build(cls, edge_index: Tensor, num_source: int, num_target: int, own_loops: bool) -> Adjacency:
+    def __init__(self, edge_index: Tensor, num_source: int, num_target: int, own_loops: bool) -> None:
         """Sort the edges; with ``own_loops``, every node has one loop and no other."""
         source, target = edge_index
-        loop = None
         if own_loops:
             other, node = source != target, torch.arange(num_target, device=source.device)
             source, target = torch.cat([source[other], node]), torch.cat([target[other], node])
         order = torch.argsort(target * num_source + source)
-        if own_loops:
-            loop = torch.argsort(order)[len(order) - num_target :]
         narrow = torch.int32 if max(len(order), num_source, num_target) < 2**31 else torch.int64
-        column, row = source[order].to(narrow), target[order].to(narrow)
-        is_loop = row == column
-        return cls(
-            (num_target, num_source),
-            offsets_of(target, num_target).to(narrow),
-            column,
-            row,
-            order,
-            torch.argsort(column, stable=True).to(narrow),
-            offsets_of(source, num_source).to(narrow),
-            loop,
-            is_loop,
-            bool(is_loop.any()),
-        )
+        self.shape, self.edge = (num_target, num_source), order
+        self.loop = torch.argsort(order)[len(order) - num_target :] if own_loops else None
+        self.column, self.row = source[order].to(narrow), target[order].to(narrow)
+        self.by_source = torch.argsort(self.column, stable=True).to(narrow)
+        self.ptr = offsets_of(target, num_target).to(narrow)
+        self.ptr_t = offsets_of(source, num_source).to(narrow)
+        self.is_loop = self.row == self.column
+        self.has_loops = bool(self.is_loop.any())
+        self._counts: dict[tuple[torch.dtype, bool], Matrices] = {}
 
+    @lasting
     def matrices(self, weight: Tensor | None, dtype: torch.dtype, *, loops: bool = True) -> Matrices:
         """The matrix and its transpose; without weights, every edge counts 1, and both are kept.
 
@@ -83,17 +62,14 @@ class Adjacency:
             dtype: Of the values.
             loops: Whether edges from a node to itself count at all.
         """
-        if weight is not None:
-            return self._matrices(weight.to(dtype)[self.edge], loops)
-        key = dtype, loops
-        if key not in self._counts:
-            self._counts[key] = self._matrices(torch.ones_like(self.edge, dtype=dtype), loops)
-        return self._counts[key]
-
-    @lasting
-    def _matrices(self, values: Tensor, loops: bool) -> Matrices:
+        if weight is None and (dtype, loops) in self._counts:
+            return self._counts[dtype, loops]
+        values = torch.ones_like(self.edge, dtype=dtype) if weight is None else weight.to(dtype)[self.edge]
         values = values if loops else values.masked_fill(self.is_loop, 0)
-        return Matrices(self.csr(values), self.csr(values, transposed=True))
+        made = Matrices(self.csr(values), self.csr(values, transposed=True))
+        if weight is None:
+            self._counts[dtype, loops] = made
+        return made
 
     def csr(self, values: Tensor, *, transposed: bool = False) -> Compressed:
         """The entries with a value each, or their transpose."""
@@ -133,8 +109,16 @@ class Compressed:
 
     @cached_property
     def sparse(self) -> Tensor:
-        """As a sparse tensor of torch."""
-        return _csr(self.row_ptr, self.column, self.values, self.shape)
+        """As a sparse tensor: compressed rows where the products exist (CUDA, or MKL on the CPU), coordinates elsewhere."""
+        how: Any = {"check_invariants": False, "device": self.values.device}
+        with warnings.catch_warnings():
+            # "CSR is in beta"; only construction and products are used.
+            warnings.simplefilter("ignore", UserWarning)
+            if self.row_ptr.is_cuda or torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+                return torch.sparse_csr_tensor(self.row_ptr, self.column, self.values, self.shape, **how)
+            rows = torch.arange(self.shape[0], device=self.column.device)
+            index = torch.stack([rows.repeat_interleave(self.row_ptr.diff()), self.column])
+            return torch.sparse_coo_tensor(index, self.values, self.shape, is_coalesced=True, **how)
 
 
 class Matrices:
@@ -174,7 +158,7 @@ def adjacency_of(
 ) -> Adjacency:
     """The adjacency of an edge list, made once."""
     key = "adjacency", num_source, num_target, own_loops
-    return known_of(edge_index, key, lambda: Adjacency.build(edge_index, *key[1:]))
+    return known_of(edge_index, key, lambda: Adjacency(edge_index, *key[1:]))
 
 
 def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
@@ -195,23 +179,6 @@ def check_ends(edge_index: Tensor, num_source: int, num_target: int) -> None:
             f"edge {at} goes from {int(edge_index[0, at])} to {int(edge_index[1, at])}, but there are features of "
             f"{num_source} source and {num_target} target nodes",
             fix="take x and edge_index from the same batch",
-        )
-
-
-def _csr(row_ptr: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Compressed rows where the products exist (CUDA, or MKL on the CPU), coordinates elsewhere."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # "CSR is in beta"; only construction and products are used
-        if row_ptr.is_cuda or torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-            return torch.sparse_csr_tensor(
-                row_ptr, column, values, shape, check_invariants=False, device=values.device
-            )
-        rows = torch.repeat_interleave(torch.arange(shape[0], device=column.device), row_ptr.diff())
-        index = torch.stack([rows, column])
-        return torch.sparse_coo_tensor(
-            index, values, shape, is_coalesced=True, check_invariants=False, device=values.device
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,22 +29,22 @@ EDGES_AT_ONCE = 1 << 18
 """Edges of all samples of a piece together: what PNA makes of them takes 1.2 KB each, and larger pieces are not faster."""
 
 
-def run_again(run: Callable[..., Any], *given: Any, needs: Iterable[Tensor] = ()) -> Any:
-    """A function whose steps are made again in the backward pass; torch refuses if what it needs was changed in between."""
-    if not torch.is_grad_enabled():
-        return run(*given)
-    return checkpoint(lambda *all_: run(*all_[: len(given)]), *given, *needs, use_reentrant=False)
-
-
 def some_at_a_time(
     run: Callable[..., Any], x: Ends, size: int, *each: Iterable[Any], needs: Iterable[Tensor]
 ) -> Tensor:
-    """``run(source, target or None, *each)`` of ``size`` samples after others; what it makes of them is not kept."""
+    """``run(source, target or None, *each)`` of ``size`` samples after others; what it makes of them is not kept.
+
+    Its steps are made again in the backward pass; torch refuses if what it ``needs`` was changed in between.
+    """
     # Split at once: the gradient of a slice would be as large as the whole, for each of them.
     sources, needed = torch.split(x[0], size), tuple(needs)
     targets = [None] * len(sources) if x[0] is x[1] else torch.split(x[1], size)
-    parts = zip(sources, targets, *each, strict=True)
-    return torch.cat([run_again(run, *part, needs=needed) for part in parts])
+    parts = list(zip(sources, targets, *each, strict=True))
+    if not torch.is_grad_enabled():
+        return torch.cat([run(*part) for part in parts])
+    count = 2 + len(each)
+    again = partial(checkpoint, lambda *given: run(*given[:count]), use_reentrant=False)
+    return torch.cat([again(*part, *needed) for part in parts])
 
 
 def pieces(layer: nn.Module, x: Ends, edges: SharedEdges, arguments: Arguments) -> int:
@@ -119,17 +120,9 @@ def run_in_pieces(
     return some_at_a_time(piece, x, size, torch.split(edges.mask(), size), needs=needs)
 
 
-class RowWise:
-    """A row-wise module of which only the input is kept for the backward pass."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The module's output."""
-        parameters = list(self.module.parameters())
-        out: Tensor = _InPieces.apply(self.module, x, *parameters)  # type: ignore[no-untyped-call]
-        return out
+def run_rowwise(module: nn.Module, x: Tensor) -> Tensor:
+    """A row-wise module's output; only its input is kept for the backward pass."""
+    return _InPieces.apply(module, x, *module.parameters())  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _harmless(module: nn.Module) -> Callable[[Tensor], Tensor]:

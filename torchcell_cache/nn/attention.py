@@ -6,7 +6,8 @@ everything made of them has derivatives of any order. Only a layer's node featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchcell_cache.nn.adjacency import Adjacency, Compressed, adjacency_of
 from torchcell_cache.nn.again import some_at_a_time
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import Seen, in_transform, is_autocast, snapshot, why_not_plain
-from torchcell_cache.nn.product import gather_sum, hidden_rows
+from torchcell_cache.nn.product import gather_sum, hidden_rows, linear_map
 
 ATTENTION = (GATConv, GATv2Conv, TransformerConv)
 BLOCK = 1 << 17
@@ -34,35 +35,22 @@ def _is_batched(*values: Tensor) -> bool:
     return any(known.is_legacy_batchedtensor(v) or known.is_batchedtensor(v) for v in values)
 
 
-class _Spread(torch.autograd.Function):
+def _spread(edges: Adjacency, end: int, x: Tensor) -> Tensor:
     """``[n]`` to edges, by target (``end`` 0) or by source (1)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edges: Adjacency, end: int) -> Tensor:
-        ctx.edges, ctx.end = edges, end
-        return x.index_select(0, edges.column if end else edges.row)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None]:
-        return _Collect.apply(grad, ctx.edges, ctx.end), None, None  # type: ignore[no-untyped-call]
+    return x.index_select(0, edges.column if end else edges.row)
 
 
-class _Collect(torch.autograd.Function):
+def _collected(edges: Adjacency, end: int, x: Tensor) -> Tensor:
     """Sums over the edges of each target or source."""
+    if _is_batched(x):
+        return x.new_zeros(edges.shape[end]).index_add(0, edges.column if end else edges.row, x)
+    x = x.index_select(0, edges.by_source) if end else x.contiguous()
+    ptr = edges.ptr_t if end else edges.ptr
+    return torch.segment_reduce(x, "sum", offsets=ptr, initial=0, unsafe=True)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edges: Adjacency, end: int) -> Tensor:
-        ctx.edges, ctx.end = edges, end
-        if _is_batched(x):
-            return x.new_zeros(edges.shape[end]).index_add(0, edges.column if end else edges.row, x)
-        x = x.index_select(0, edges.by_source) if end else x.contiguous()
-        return torch.segment_reduce(
-            x, "sum", offsets=edges.ptr_t if end else edges.ptr, initial=0, unsafe=True
-        )
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None]:
-        return _Spread.apply(grad, ctx.edges, ctx.end), None, None  # type: ignore[no-untyped-call]
+def _spread_and_back(edges: Adjacency, end: int) -> tuple[Any, Any]:
+    return partial(_spread, edges, end), partial(_collected, edges, end)
 
 
 class _Weighted(torch.autograd.Function):
@@ -243,18 +231,15 @@ class _Attend:
 
     def propagate(self, edge_index: Tensor, **given: Any) -> Tensor:
         """The layer's messages; what is given depends on the kind of layer."""
-        score: Callable[..., Tensor]
         if isinstance(self.layer, TransformerConv):
-            values, ends, score = given["value"], (given["query"], given["key"]), self._transformer
-        elif isinstance(self.layer, GATConv):
-            values, ends, score = given["x"][0], given["alpha"], self._gat
+            values, ends = given["value"], (given["query"], given["key"])
         else:
-            values, ends, score = given["x"][0], given["x"], self._gat_v2
+            values, ends = given["x"][0], given["alpha" if isinstance(self.layer, GATConv) else "x"]
         if not all(bool(part.detach().isfinite().all()) for part in (values, *ends)):
             raise _NotFiniteError
         heads = []
         for head in range(values.size(1)):
-            scores = score(head, *ends)
+            scores = self._scores(head, *(end[:, head] for end in ends))
             if self.hidden is not None:
                 scores = scores.masked_fill(self.hidden, -torch.inf)
             heads.append(self._softmax_sum(scores, values[:, head]))
@@ -266,22 +251,20 @@ class _Attend:
             top = torch.segment_reduce(scores, "max", offsets=edges.ptr, initial=-torch.inf, unsafe=True)
             top = top.masked_fill_(top == -torch.inf, 0).index_select(0, edges.row)
         weight = (scores - top).exp()
-        total = _Collect.apply(weight, edges, 0) + 1e-16  # type: ignore[no-untyped-call]
+        total = linear_map(_spread_and_back(edges, 0)[::-1], weight) + 1e-16
         out: Tensor = _Weighted.apply(weight, values, edges, False) / total.unsqueeze(1)  # type: ignore[no-untyped-call]
         return out
 
-    def _gat(self, head: int, source: Tensor, target: Tensor) -> Tensor:
-        of_target = _Spread.apply(target[:, head], self.edges, 0)  # type: ignore[no-untyped-call]
-        both = of_target + _Spread.apply(source[:, head], self.edges, 1)  # type: ignore[no-untyped-call]
-        return F.leaky_relu(both, self.layer.negative_slope)
-
-    def _gat_v2(self, head: int, source: Tensor, target: Tensor) -> Tensor:
-        att = self.layer.att[0, head]
-        ends = source[:, head], target[:, head]
-        out: Tensor = _PairScores.apply(*ends, att, self.edges, self.layer.negative_slope)  # type: ignore[no-untyped-call]
-        return out
-
-    def _transformer(self, head: int, query: Tensor, key: Tensor) -> Tensor:
-        scale = float(self.layer.out_channels) ** 0.5
-        out: Tensor = _Products.apply(query[:, head] / scale, key[:, head], self.edges)  # type: ignore[no-untyped-call]
-        return out
+    def _scores(self, head: int, source: Tensor, target: Tensor) -> Tensor:
+        """Of each edge; a transformer's ends are its query and key."""
+        layer, edges = self.layer, self.edges
+        if isinstance(layer, TransformerConv):
+            query = source / float(layer.out_channels) ** 0.5
+            return _Products.apply(query, target, edges)  # type: ignore[no-untyped-call,no-any-return]
+        if isinstance(layer, GATConv):
+            both = linear_map(_spread_and_back(edges, 0), target) + linear_map(
+                _spread_and_back(edges, 1), source
+            )
+            return F.leaky_relu(both, layer.negative_slope)
+        att, slope = layer.att[0, head], layer.negative_slope
+        return _PairScores.apply(source, target, att, edges, slope)  # type: ignore[no-untyped-call,no-any-return]

@@ -18,7 +18,7 @@ from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_
 from torchcell_cache.nn.attention import ATTENTION, run_attention, why_not_attention
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.linear import run_linear, run_shared, why_not_linear
-from torchcell_cache.nn.masked import plain_of
+from torchcell_cache.nn.modules import plain_of
 from torchcell_cache.nn.shared_input import Differing
 
 ROUTES = get_args(Route)
@@ -76,12 +76,7 @@ def shared_conv(
 
 
 def run(
-    layer: torch.nn.Module,
-    x: Ends,
-    edges: SharedEdges,
-    route: str,
-    arguments: Arguments,
-    bases: dict[int, Tensor],
+    layer: Any, x: Ends, edges: SharedEdges, route: str, arguments: Arguments, bases: dict[int, Tensor]
 ) -> Tensor | Differing:
     """:func:`shared_conv` on checked arguments; see ``run_shared`` for ``bases``."""
     if torch.compiler.is_compiling() and route != "general" and not getattr(layer, "cached", False):
@@ -95,25 +90,18 @@ def run(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _run(
-    layer: torch.nn.Module,
-    x: Ends,
-    edges: SharedEdges,
-    route: str,
-    arguments: Arguments,
-    bases: dict[int, Tensor],
+    layer: Any, x: Ends, edges: SharedEdges, route: str, arguments: Arguments, bases: dict[int, Tensor]
 ) -> Tensor | Differing:
     check_ends(edges.edge_index, x[0].size(1), x[1].size(1))
     check_keeps_no_edges(layer)
     reason: str | None = "route='general'"
     if route != "general":
-        layer = plain_of(layer) or layer
-        reason = why_not_linear(layer, x, edges, {**arguments.of_edges, **arguments.others})
+        layer, fields = plain_of(layer) or layer, {**arguments.of_edges, **arguments.others}
+        reason = why_not_linear(layer, x, edges, fields)
         if reason is None:
-            shared: Differing | None = run_shared(layer, x, edges, arguments.of_edges, bases)
-            if shared is not None:
-                return shared
-            return per_sample(layer, run_linear(layer, x, edges, arguments.of_edges), x[1])
-        attention = why_not_attention(layer, x, edges, {**arguments.of_edges, **arguments.others})
+            shared: Differing | None = run_shared(layer, x, edges, fields, bases)
+            return per_sample(layer, run_linear(layer, x, edges, fields), x[1]) if shared is None else shared
+        attention = why_not_attention(layer, x, edges, fields)
         if attention is None:
             out = run_attention(layer, x, edges)
             if out is not None:

@@ -9,6 +9,7 @@ nothing is subtracted, so nothing cancels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch_geometric.nn import GCNConv, GINConv, GraphConv, MessagePassing, SAGE
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from torchcell_cache.nn.adjacency import adjacency_of
-from torchcell_cache.nn.again import RowWise
+from torchcell_cache.nn.again import run_rowwise
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import DTYPES, Seen, in_transform, is_autocast, is_rowwise, why_not_plain
 from torchcell_cache.nn.product import multiply
@@ -50,7 +51,10 @@ def why_not_linear(
         return f"{name} takes {sorted(fields)} in a way of its own"
     if weight is None:
         return None
-    if weight.requires_grad or weight.dim() != 1 or weight.dtype not in DTYPES or _is_traced(weight):
+    traced = False  # a derivative or a further batch dimension may hide in a tensor that looks constant
+    if not torch.compiler.is_compiling():
+        traced = torch._C._functorch.is_functorch_wrapped_tensor(weight) or forward_ad._current_level >= 0
+    if weight.requires_grad or weight.dim() != 1 or weight.dtype not in DTYPES or traced:
         return "the edge weights are learned or not one floating point number per edge"
     if isinstance(layer, GCNConv) and layer.add_self_loops:
         kept = None if torch.compiler.is_compiling() else edges.source_kept
@@ -58,13 +62,6 @@ def why_not_linear(
         if num_nodes < 0 or adjacency_of(edges.edge_index, num_nodes, num_nodes).has_loops:
             return "GCNConv gives weighted self loops a place of their own"
     return None
-
-
-def _is_traced(weight: Tensor) -> bool:
-    """Whether a derivative or a further batch dimension may hide in a tensor that looks constant."""
-    if torch.compiler.is_compiling():
-        return False
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(weight)) or forward_ad._current_level >= 0
 
 
 def run_linear(
@@ -81,28 +78,23 @@ def run_linear(
     Returns:
         ``[batch * num_target, num_out]``.
     """
-    product = _Product(edges, len(x[0]), x[0].size(1), x[1].size(1))
+    product = _Product(layer, edges, x)
     flat = x[0].flatten(0, 1)
     both: Any = flat if x[0] is x[1] else (flat, x[1].flatten(0, 1))
-    instead: dict[str, Any] = {}
+    instead: dict[str, Any] = {"propagate": product.propagate}
     in_pieces = flat.device.type == "cpu" and not in_transform() and not is_autocast(flat)
     if isinstance(layer, GINConv) and in_pieces and is_rowwise(layer.nn):
-        instead["nn"] = RowWise(layer.nn)
-    if isinstance(layer, GCNConv) and layer.normalize:
-        instead |= {"propagate": product.normalised(layer, x[0].dtype), "normalize": False}
-    elif isinstance(layer.aggr_module, MeanAggregation):
-        instead["propagate"] = product.averaged
-    else:
-        instead["propagate"] = product.summed
-        if isinstance(layer, GINConv) and x[0] is x[1] and _is_constant(layer.eps, flat.dtype):
-            product.root, both = 1 + float(layer.eps), (flat, None)
+        instead["nn"] = partial(run_rowwise, layer.nn)
+    if isinstance(layer, GCNConv):
+        instead["normalize"] = False
+    elif isinstance(layer, GINConv) and x[0] is x[1] and isinstance(layer.aggr_module, SumAggregation):
+        eps = layer.eps
+        # A plain number weights the layer's own features.
+        plain = not eps.requires_grad and eps.dtype == flat.dtype and eps.device.type == "cpu"
+        if plain and not in_transform():
+            product.root, both = 1 + float(eps), (flat, None)
     out: Tensor = type(layer).forward(Seen(layer, **instead), both, edges.edge_index, **fields)
     return out
-
-
-def _is_constant(eps: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a layer's own features are weighted by a plain number."""
-    return not eps.requires_grad and eps.dtype == dtype and eps.device.type == "cpu" and not in_transform()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -140,7 +132,7 @@ def run_shared(
 
     def find() -> Touched:
         matrices = adjacency.matrices(weight, torch.float64)
-        return Touched.find(matrices, edges.source_kept, edges.target_kept, batch)
+        return Touched(matrices, edges.source_kept, edges.target_kept, batch)
 
     touched = find() if weight is not None else edges.remember("touched", find)
     if num_target + len(touched.at) > batch * num_target // 2:
@@ -162,63 +154,52 @@ def run_shared(
 
 
 class _Product:
-    """Stand-ins for ``MessagePassing.propagate`` on ``[batch * num_nodes, num_features]``."""
+    """Stands in for ``MessagePassing.propagate`` of a layer, on ``[batch * num_nodes, num_features]``."""
 
-    def __init__(self, edges: SharedEdges, batch: int, num_source: int, num_target: int) -> None:
-        self.edges, self.root = edges, 0.0
-        self.batch, self.num_source, self.num_target = batch, num_source, num_target
+    def __init__(self, layer: MessagePassing, edges: SharedEdges, x: tuple[Tensor, Tensor]) -> None:
+        self.layer, self.edges, self.root, self.dtype = layer, edges, 0.0, x[0].dtype
+        self.ends = *x[0].shape[:2], x[1].size(1)
 
-    def summed(
+    def propagate(
         self, edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
     ) -> Tensor:
-        """Sum over kept edges."""
-        return self._sum(x[0] if isinstance(x, tuple) else x, edge_weight)
-
-    def averaged(
-        self, edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
-    ) -> Tensor:
-        """Mean over kept edges, 0 where there is none."""
-        total = self.summed(edge_index, x=x, edge_weight=edge_weight)
+        """Sum over kept edges, or their mean: 0 where there is none."""
+        x = x[0] if isinstance(x, tuple) else x
+        if isinstance(self.layer, GCNConv) and self.layer.normalize:
+            return self._normalised(x, edge_weight)
+        total = self._sum(x, edge_weight, root=self.root)
+        if not isinstance(self.layer.aggr_module, MeanAggregation):
+            return total
         return total / self._degree(None, True, total.dtype).clamp(min=1).to(total.dtype)
 
-    def normalised(self, layer: GCNConv, dtype: torch.dtype) -> Any:
-        """GCN's ``propagate``: degrees of the kept edges, a self loop per node (also a deleted one) if asked for.
+    def _normalised(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """GCN's: degrees of the kept edges, a self loop per node (also a deleted one) if asked for.
 
-        ``dtype`` is that of the layer's input, in which PyG normalises; under autocast the messages have another.
+        PyG normalises in the dtype of the layer's input; under autocast the messages have another.
         """
-        add_loops = bool(layer.add_self_loops)
+        loop, add_loops = 0.0, bool(self.layer.add_self_loops)
+        if add_loops:  # PyG counts 1 for a self loop without weights, also with `improved`
+            loop = 2.0 if self.layer.improved and weight is not None else 1.0
+        degree = self._degree(weight, not add_loops, self.dtype) + loop
+        scale = degree.pow(-0.5)
+        scale = scale.masked_fill(scale == float("inf"), 0)
+        scale = scale.to(self.dtype if weight is None else weight.dtype)
+        out = scale * self._sum(scale * x, weight, loops=not add_loops)
+        return out + loop * scale * scale * x if add_loops else out
 
-        def propagate(edge_index: Tensor, *, x: Tensor, edge_weight: Tensor | None = None) -> Tensor:
-            loop = 0.0
-            if add_loops:  # PyG counts 1 for a self loop without weights, also with `improved`
-                loop = 2.0 if layer.improved and edge_weight is not None else 1.0
-            degree = self._degree(edge_weight, not add_loops, dtype) + loop
-            scale = degree.pow(-0.5)
-            scale = scale.masked_fill(scale == float("inf"), 0)
-            scale = scale.to(dtype if edge_weight is None else edge_weight.dtype)
-            out = scale * self._sum(scale * x, edge_weight, loops=not add_loops)
-            return out + loop * scale * scale * x if add_loops else out
-
-        return propagate
-
-    def _sum(self, x: Tensor, weight: Tensor | None, *, loops: bool = True) -> Tensor:
+    def _sum(self, x: Tensor, weight: Tensor | None, **how: Any) -> Tensor:
+        batch, num_source, num_target = self.ends
         x = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
-        x = x.view(self.batch, self.num_source, x.size(-1))
-        return self._multiply(x, weight, loops=loops, root=self.root)
-
-    def _multiply(self, x: Tensor, weight: Tensor | None, **how: Any) -> Tensor:
-        edges = self.edges
-        how |= {"source_kept": edges.source_kept, "target_kept": edges.target_kept}
-        return multiply(edges.edge_index, self.num_target, x, weight, **how).flatten(0, 1)
+        x = x.view(batch, num_source, x.size(-1))
+        return multiply(self.edges, num_target, x, weight, **how).flatten(0, 1)
 
     def _degree(self, weight: Tensor | None, loops: bool, dtype: torch.dtype) -> Tensor:
         """Kept edges (or their weight) into each target, ``[batch * num_target, 1]``, at least float32."""
         dtype = torch.promote_types(dtype if weight is None else weight.dtype, torch.float32)
 
         def make() -> Tensor:
-            device = self.edges.edge_index.device
-            ones = torch.ones((self.batch, self.num_source, 1), dtype=dtype, device=device)
-            return self._multiply(ones, weight, loops=loops, constant=True)
+            ones = torch.ones((*self.ends[:2], 1), dtype=dtype, device=self.edges.edge_index.device)
+            return self._sum(ones, weight, loops=loops, constant=True)
 
         if weight is not None or torch.compiler.is_compiling():
             return make()

@@ -1,9 +1,17 @@
-"""What is known of modules: whether they are still what their class says, and what of a batch they look at."""
+"""What is known of modules: whether they are still what their class says, and what of a batch they look at.
+
+A ``GINConv`` that multiplies messages with a mask of edges (torchcell's ``MaskedGINConv``) is on kept edges alone the plain
+layer: a message times 0 adds an exact 0. It is recognised by what it takes and by one look at a tiny graph, without importing
+torchcell; whatever behaves in another way runs as it is.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch_geometric.nn as G
@@ -11,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch_geometric.nn.dense import Linear
 
+from torchcell_cache.errors import SettingError
 from torchcell_cache.nn.arguments import Ends
 from torchcell_cache.nn.edges import SharedEdges
 
@@ -26,6 +35,8 @@ _SEPARATE = (
     G.ResGatedGraphConv, G.NNConv, G.CGConv, G.EdgeConv, G.LEConv, G.TAGConv, G.SGConv, G.FiLMConv,
 )
 # fmt: on
+_MASK = "edge_mask"
+_plain: WeakKeyDictionary[torch.nn.Module, G.GINConv | None] = WeakKeyDictionary()
 _METHODS = ("forward", "message", "aggregate", "update", "message_and_aggregate", "edge_update")
 _AS_PYG_HAS_THEM = {kind: [getattr(kind, name, None) for name in _METHODS] for kind in _SEPARATE}
 
@@ -135,7 +146,7 @@ def snapshot(module: Any, instead: Mapping[int, torch.Tensor] | None = None) -> 
     """
     known: dict[int, Any] = {}
 
-    def copy(part: Any) -> Any:
+    def copied(part: Any) -> Any:
         if not isinstance(part, torch.nn.Module):
             return part
         if id(part) not in known:
@@ -144,10 +155,10 @@ def snapshot(module: Any, instead: Mapping[int, torch.Tensor] | None = None) -> 
             for kind in ("_parameters", "_buffers"):
                 tensors = {name: (instead or {}).get(id(t), t) for name, t in vars(part)[kind].items()}
                 new.__dict__[kind] = tensors
-            new.__dict__["_modules"] = {name: copy(child) for name, child in part._modules.items()}
+            new.__dict__["_modules"] = {name: copied(child) for name, child in part._modules.items()}
         return known[id(part)]
 
-    return copy(module)
+    return copied(module)
 
 
 class Seen:
@@ -160,3 +171,69 @@ class Seen:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
+
+
+def unmasked(layer: torch.nn.Module) -> G.GINConv:
+    """The ``GINConv`` that a masked one is on kept edges; parameters are the layer's own, as trained, and stay shared.
+
+    Args:
+        layer: A subclass of ``GINConv`` whose ``forward`` takes ``edge_mask`` and multiplies messages with it.
+
+    Raises:
+        SettingError: If it is no such layer.
+
+    Example:
+        >>> conv = tc.nn.unmasked(trained)  # torchcell's MaskedGINConv  # doctest: +SKIP
+        >>> conv.nn is trained.nn  # doctest: +SKIP
+    """
+    plain = plain_of(layer)
+    if plain is None:
+        raise SettingError(
+            f"{type(layer).__name__} is no GINConv with a mask of edges",
+            fix="shared_conv(layer, ...), which runs any layer",
+        )
+    return plain
+
+
+def plain_of(layer: torch.nn.Module) -> G.GINConv | None:
+    """See :func:`unmasked`; ``None`` for any other layer. A layer is looked at once, and when its parts are replaced."""
+    if type(layer) is G.GINConv or not isinstance(layer, G.GINConv) or is_altered(layer):
+        return None
+    if not all(_MASK in inspect.signature(method).parameters for method in (layer.forward, layer.message)):
+        return None
+    known = _plain.get(layer)
+    if layer not in _plain or (
+        known is not None and (known.nn is not layer.nn or known.eps is not layer.eps)
+    ):
+        known = _plain[layer] = _made(layer) if _is_plain_on_kept_edges(layer) else None
+    return known
+
+
+def _made(layer: G.GINConv) -> G.GINConv:
+    plain = G.GINConv(torch.nn.Identity())  # which initialises what it is given
+    plain.nn, plain.eps, plain.aggr_module = layer.nn, layer.eps, layer.aggr_module
+    for name in ("flow", "node_dim", "explain", "decomposed_layers"):
+        setattr(plain, name, getattr(layer, name))
+    return plain
+
+
+def _is_plain_on_kept_edges(layer: G.GINConv) -> bool:
+    """Whether masked messages, no messages and a sum by hand are the same on a graph of five nodes."""
+    index = torch.tensor([[0, 1, 2, 3, 0, 4, 2], [1, 0, 1, 2, 2, 4, 2]], device="cpu")
+    mask = torch.tensor([True, False, True, True, False, True, True], device="cpu")
+    x = torch.linspace(-1, 2, 15, device="cpu").view(5, 3)
+    try:
+        with torch.no_grad():
+            probe: Any = copy.copy(layer)
+            probe.__dict__["_modules"] = {**layer._modules, "nn": torch.nn.Identity()}
+            eps = layer.eps.detach().cpu().float()
+            for group in ("_parameters", "_buffers"):
+                held = getattr(layer, group)
+                probe.__dict__[group] = {**held, **({"eps": eps} if "eps" in held else {})}
+            kept = index[:, mask]
+            total = torch.zeros_like(x).index_add_(0, kept[1], x[kept[0]])
+            wanted = total + (1 + eps) * x
+            given = [probe(x, index, edge_mask=mask), probe(x, kept)]
+    except Exception:  # a layer of some other kind
+        return False
+    return all(type(out) is torch.Tensor and torch.equal(out, wanted) for out in given)

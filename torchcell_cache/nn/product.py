@@ -10,44 +10,41 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from torchcell_cache.nn.adjacency import Compressed, Matrices, adjacency_of, check_ends
+from torchcell_cache.nn.edges import SharedEdges
 
 WIDE_BELOW = 2048
 """Numbers in a sample's features below which a call for each sample costs more than it saves."""
 
 
 def multiply(
-    edge_index: Tensor,
+    edges: SharedEdges,
     num_target: int,
     x: Tensor,
     weight: Tensor | None = None,
     *,
     loops: bool = True,
-    source_kept: Tensor | None = None,
-    target_kept: Tensor | None = None,
     root: float = 0.0,
     constant: bool = False,
 ) -> Tensor:
-    """Sum over the edges of all samples: products of a sparse and a dense matrix.
+    """Sum over the kept edges of all samples: products of a sparse and a dense matrix.
 
     Args:
-        edge_index: The edges, ``[2, num_edges]``.
+        edges: The edges, kept if and only if their ends are.
         num_target: Number of targets.
         x: ``[batch, num_source, num_features]``.
         weight: Constant edge weights, ``[num_edges]``, or ``None``.
         loops: Whether edges from a node to itself count.
-        source_kept: Nodes whose features are sent, ``[batch, num_source] bool``; ``None`` for all.
-        target_kept: Nodes that receive, ``[batch, num_target] bool``; ``None`` for all.
         root: What of a node's own features is added, also of a hidden one; needs as many targets as sources.
         constant: Whether nothing is to be differentiated.
 
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
     """
-    hidden = [None if kept is None else ~kept for kept in (source_kept, target_kept)]
+    hidden = [None if kept is None else ~kept for kept in (edges.source_kept, edges.target_kept)]
     if torch.compiler.is_compiling():
-        out: Tensor = _compiled(x, edge_index, weight, *hidden, num_target, loops, False)
+        out: Tensor = _compiled(x, edges.edge_index, weight, *hidden, num_target, loops, False)
         return out if not root else out + root * x
-    matrices = _matrices(edge_index, (x.size(1), num_target), weight, x.dtype, loops)
+    matrices = _matrices(edges.edge_index, (x.size(1), num_target), weight, x.dtype, loops)
     out = (
         _product(matrices.matrix, x, hidden[0], hidden[1]) if constant else _apply(x, matrices, *hidden, root)
     )
@@ -57,10 +54,8 @@ def multiply(
 def _matrices(
     edge_index: Tensor, ends: tuple[int, int], weight: Tensor | None, dtype: torch.dtype, loops: bool
 ) -> Matrices:
-    # The products in half precision are not on every device.
-    return adjacency_of(edge_index, *ends).matrices(
-        weight, torch.promote_types(dtype, torch.float32), loops=loops
-    )
+    wide = torch.promote_types(dtype, torch.float32)  # products in half precision are not on every device
+    return adjacency_of(edge_index, *ends).matrices(weight, wide, loops=loops)
 
 
 @torch.library.custom_op(
@@ -221,3 +216,40 @@ def _wide(csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tens
     if hidden_out is not None:
         out.masked_fill_(hidden_out.t().unsqueeze(-1), 0)
     return out.transpose(0, 1).to(x.dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def linear_map(both: Any, *rows: Tensor) -> Any:
+    """A linear function of rows, given with its transpose, as one that autograd knows."""
+    return _Linear.apply(both, *rows)  # type: ignore[no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):
+    """See :func:`linear_map`. Rows may have any width: a further dimension of ``vmap`` is more width."""
+
+    @staticmethod
+    def forward(both: Any, *rows: Tensor) -> Any:
+        return both[0](*rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.both = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        out = linear_map(ctx.both[::-1], *grads)
+        return None, *((out,) if isinstance(out, Tensor) else out)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], both: Any, *rows: Tensor) -> Any:
+        wide = []
+        for value, dim in zip(rows, in_dims[1:], strict=True):
+            several = value.unsqueeze(-1).expand(*value.shape, info.batch_size) if dim is None else value
+            wide.append((several if dim is None else several.movedim(dim, -1)).flatten(-2))
+        out = linear_map(both, *wide)
+        outs = [
+            value.unflatten(-1, (-1, info.batch_size))
+            for value in ([out] if isinstance(out, Tensor) else out)
+        ]
+        if isinstance(out, Tensor):
+            return outs[0], outs[0].dim() - 1
+        return tuple(outs), tuple(value.dim() - 1 for value in outs)

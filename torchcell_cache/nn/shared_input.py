@@ -8,7 +8,7 @@ cancels is added up again from what is left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from torchcell_cache.nn.adjacency import Compressed, Matrices, offsets_of, ranges
+from torchcell_cache.nn.product import linear_map
 
 CANCELS = {torch.float64: 2.0**-8}
 """Share of what was subtracted below which the rest is not trusted; ``2**-26`` for what is not double itself."""
@@ -41,7 +42,6 @@ def shared_input(x: Tensor, batch: Any) -> Tensor:
     return x.expand(batch if isinstance(batch, int) else len(batch), *x.shape)
 
 
-@dataclass(eq=False)
 class Touched:
     """The rows that deletions touch, and what each of them loses.
 
@@ -62,25 +62,9 @@ class Touched:
         source_kept: Kept source nodes, ``[batch, num_source] bool``.
     """
 
-    matrices: Matrices
-    num_source: int
-    num_target: int
-    at: Tensor
-    row: Tensor
-    sample: Tensor
-    rows: list[Tensor]
-    ptr: list[int]
-    hidden: Tensor
-    unused: Tensor
-    slot: Tensor
-    source: Tensor
-    value: Tensor
-    source_kept: Tensor
-
-    @classmethod
-    def find(
-        cls, matrices: Matrices, source_kept: Tensor | None, target_kept: Tensor | None, batch: int
-    ) -> Touched:
+    def __init__(
+        self, matrices: Matrices, source_kept: Tensor | None, target_kept: Tensor | None, batch: int
+    ) -> None:
         """What a batch's deletions touch."""
         num_target, num_source = matrices.matrix.shape
         device = matrices.matrix.column.device
@@ -92,27 +76,19 @@ class Touched:
         gone = torch.empty(0, dtype=torch.int64, device=device)
         if target_kept is not None:
             gone = (~target_kept).flatten().nonzero().squeeze(1)
-        at, place = torch.unique(torch.cat([lost, gone]), return_inverse=True)
-        row, of_sample = at % num_target, at // num_target
-        counts = torch.bincount(of_sample, minlength=batch)
-        unused = (torch.bincount(row, minlength=num_target) == batch).nonzero().squeeze(1)
-        return cls(
-            matrices,
-            num_source,
-            num_target,
-            at,
-            row,
-            of_sample,
-            list(torch.split(row, counts.tolist())),
-            [0, *counts.cumsum(0).tolist()],
-            place[len(lost) :],
-            unused,
-            place[: len(lost)],
-            source[owner],
-            matrices.transpose.values[entry],
-            source_kept,
-        )
+        self.matrices, self.num_source, self.num_target = matrices, num_source, num_target
+        self.source_kept = source_kept
+        self.at, place = torch.unique(torch.cat([lost, gone]), return_inverse=True)
+        self.row, self.sample = self.at % num_target, self.at // num_target
+        counts = torch.bincount(self.sample, minlength=batch)
+        self.rows = list(torch.split(self.row, counts.tolist()))
+        self.ptr = [0, *counts.cumsum(0).tolist()]
+        in_all = torch.bincount(self.row, minlength=num_target) == batch
+        self.hidden, self.unused = place[len(lost) :], in_all.nonzero().squeeze(1)
+        self.slot, self.source = place[: len(lost)], source[owner]
+        self.value = matrices.transpose.values[entry]
 
+    @record_function("torchcell_cache::shared_input")
     def sums(self, x: Tensor) -> Tensor:
         """``[num_source, features]`` to ``[num_target + num_touched, features]``."""
         exact = x.double()
@@ -137,6 +113,7 @@ class Touched:
         """Number of kept edges into each row, ``[num_target + num_touched, 1] float64``."""
         return self.sums(self.value.new_ones((self.num_source, 1)))
 
+    @record_function("torchcell_cache::shared_input")
     def sums_t(self, grad: Tensor) -> Tensor:
         """The transpose of :meth:`sums`."""
         of_base, of_touched = torch.split(grad.double(), [self.num_target, len(self.at)])
@@ -152,11 +129,11 @@ class Touched:
         values = self._corrected(out[which], terms, slot, grad.dtype)
         again = values.isnan().any(1).nonzero().squeeze(1)
         if len(again):
-            values[again] = self._sums_t_again(which[again], of_base, of_touched)
+            values[again] = self._added_again(which[again], of_base, of_touched)
         out[which] = values
         return out.to(grad.dtype)
 
-    def _sums_t_again(self, sources: Tensor, of_base: Tensor, of_touched: Tensor) -> Tensor:
+    def _added_again(self, sources: Tensor, of_base: Tensor, of_touched: Tensor) -> Tensor:
         transpose = self.matrices.transpose
         owner, entry = _entries(transpose, sources)
         target, value = transpose.column[entry].long(), transpose.values[entry].unsqueeze(1)
@@ -192,105 +169,46 @@ class Differing:
 
 def shared_sums(x: Tensor, touched: Touched) -> Tensor:
     """Sums over kept edges as :class:`Differing` rows, from the base graph's features ``[num_source, features]``."""
-    out: Tensor = _Sums.apply((_Sums, touched, False), x)  # type: ignore[no-untyped-call]
+    out: Tensor = linear_map((touched.sums, touched.sums_t), x)
     return out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def sum_of(parts: list[Differing]) -> Tensor:
     """The sum of several layers' outputs, laid out for all samples, ``[batch, num_target, features]``."""
-    out: Tensor = _LaidOut.apply((_LaidOut, [p.touched for p in parts]), *(p.rows for p in parts))  # type: ignore[no-untyped-call]
+    touched = [part.touched for part in parts]
+    both = partial(_laid_out, touched), partial(_collected, touched)
+    out: Tensor = linear_map(both, *(part.rows for part in parts))
     return out
 
 
-class _Linear(torch.autograd.Function):
-    """A linear function of rows, whatever their width: a further dimension of ``vmap`` is more width."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], what: Any, *rows: Tensor) -> Any:
-        wide = [
-            (
-                value.unsqueeze(-1).expand(*value.shape, info.batch_size)
-                if dim is None
-                else value.movedim(dim, -1)
-            )
-            for value, dim in zip(rows, in_dims[1:], strict=True)
-        ]
-        out = what[0].apply(what, *(value.flatten(-2) for value in wide))
-        outs = [
-            value.unflatten(-1, (-1, info.batch_size))
-            for value in ((out,) if isinstance(out, Tensor) else out)
-        ]
-        return (
-            (outs[0], outs[0].dim() - 1)
-            if isinstance(out, Tensor)
-            else (tuple(outs), tuple(o.dim() - 1 for o in outs))
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.what = inputs[0]
+def _laid_out(touched: list[Touched], *rows: Tensor) -> Tensor:
+    first, width = touched[0], rows[0].shape[1:]
+    out = rows[0].new_empty((len(first.rows), first.num_target, *width))
+    for sample, into in enumerate(out):
+        for k, (one, values) in enumerate(zip(touched, rows, strict=True)):
+            at = one.rows[sample]
+            own = values[one.num_target + one.ptr[sample] : one.num_target + one.ptr[sample + 1]]
+            if k:
+                own = own + into.index_select(0, at)
+                into.add_(values[: one.num_target])
+            else:
+                into.copy_(values[: one.num_target])
+            into.index_copy_(0, at, own)
+    return out
 
 
-class _Sums(_Linear):
-    """``what``: this class, the touched rows, whether to transpose. Its gradient is the transpose."""
-
-    @staticmethod
-    def forward(what: Any, x: Tensor) -> Tensor:
-        _, touched, transposed = what
-        with record_function("torchcell_cache::shared_input"):
-            return touched.sums_t(x) if transposed else touched.sums(x)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Any]:
-        _, touched, transposed = ctx.what
-        return None, _Sums.apply((_Sums, touched, not transposed), grad)  # type: ignore[no-untyped-call]
-
-
-class _LaidOut(_Linear):
-    """``what``: this class, the touched rows of each summand."""
-
-    @staticmethod
-    def forward(what: Any, *rows: Tensor) -> Tensor:
-        touched: list[Touched] = what[1]
-        first, width = touched[0], rows[0].shape[1:]
-        out = rows[0].new_empty((len(first.rows), first.num_target, *width))
-        for sample, into in enumerate(out):
-            for k, (one, values) in enumerate(zip(touched, rows, strict=True)):
-                at = one.rows[sample]
-                own = values[one.num_target + one.ptr[sample] : one.num_target + one.ptr[sample + 1]]
-                if k:
-                    own = own + into.index_select(0, at)
-                    into.add_(values[: one.num_target])
-                else:
-                    into.copy_(values[: one.num_target])
-                into.index_copy_(0, at, own)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, *_Collected.apply((_Collected, ctx.what[1]), grad)  # type: ignore[no-untyped-call]
-
-
-class _Collected(_Linear):
+def _collected(touched: list[Touched], grad: Tensor) -> tuple[Tensor, ...]:
     """The transpose of laying out: the base rows' gradient is the sum over the samples that have them."""
-
-    @staticmethod
-    def forward(what: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        touched: list[Touched] = what[1]
-        outs = tuple(grad.new_zeros((t.num_target + len(t.at), *grad.shape[2:])) for t in touched)
-        for sample, of_sample in enumerate(grad):
-            for one, out in zip(touched, outs, strict=True):
-                at, base = one.rows[sample], out[: one.num_target]
-                before = base.index_select(0, at)
-                base.add_(of_sample).index_copy_(0, at, before)
-                begin, end = one.num_target + one.ptr[sample], one.num_target + one.ptr[sample + 1]
-                out[begin:end] = of_sample.index_select(0, at)
-        return outs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, _LaidOut.apply((_LaidOut, ctx.what[1]), *grads)  # type: ignore[no-untyped-call]
+    outs = tuple(grad.new_zeros((t.num_target + len(t.at), *grad.shape[2:])) for t in touched)
+    for sample, of_sample in enumerate(grad):
+        for one, out in zip(touched, outs, strict=True):
+            at, base = one.rows[sample], out[: one.num_target]
+            before = base.index_select(0, at)
+            base.add_(of_sample).index_copy_(0, at, before)
+            begin, end = one.num_target + one.ptr[sample], one.num_target + one.ptr[sample + 1]
+            out[begin:end] = of_sample.index_select(0, at)
+    return outs
 
 
 def _entries(csr: Compressed, rows: Tensor) -> tuple[Tensor, Tensor]:

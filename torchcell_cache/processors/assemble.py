@@ -41,12 +41,12 @@ class Buffers:
     what is edited in place never reaches another sample.
     """
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.held: list[npt.NDArray[np.uint8]] = []
+    def __init__(self, keep: int, dtype: npt.DTypeLike = np.uint8) -> None:
+        self.keep, self.dtype = keep, dtype
+        self.held: list[npt.NDArray[Any]] = []
 
-    def take(self, size: int) -> npt.NDArray[np.uint8]:
-        """At least ``size`` bytes of undefined content."""
+    def take(self, size: int) -> npt.NDArray[Any]:
+        """At least ``size`` elements of undefined content."""
         small = False
         for buffer in self.held:
             if sys.getrefcount(buffer) == _IDLE:
@@ -55,7 +55,7 @@ class Buffers:
                 small = True
         if small:  # more than before: it will be the rule from now on
             self.held = [b for b in self.held if len(b) >= size]
-        fresh = np.empty(size, dtype=np.uint8)
+        fresh = np.empty(size, dtype=self.dtype)
         if len(self.held) < self.keep:
             self.held.append(fresh)
         return fresh
@@ -75,7 +75,7 @@ class Assembler:
 
     def __post_init__(self) -> None:
         self.shell = self.processor.make_shell(self.base_graph, self.topology)
-        self.buffers = Buffers(max(4, _POOL_BYTES // max(self.topology.size, 1)))
+        self.buffers = Buffers(max(4, _POOL_BYTES // max(self.topology.size, 1)), np.bool_)
 
     def removed(self, columns: StructuredColumns) -> tuple[npt.NDArray[Any], Int64Array]:
         """Removed positions of each record, ascending and unique, and their offsets ``[batch + 1] int64``."""
@@ -109,9 +109,10 @@ class Assembler:
             index, ids = self.removal.index, columns.ids
             positions, of_each = index.positions, columns.ptr.tolist()
             runs = list(map(slice, index.ptr[ids, 0].tolist(), index.ptr[ids, -1].tolist()))
+        size, domains = self.topology.size, self.topology.domains
         for a, b in pairwise(of_each):
-            kept = self.buffers.take(self.topology.size).view(np.bool_)
+            kept = self.buffers.take(size)
             kept.fill(True)
             for run in runs[a:b]:
                 kept[positions[run]] = False
-            yield tuple(torch.from_numpy(kept[d.start : d.stop]) for d in self.topology.domains)
+            yield tuple(torch.from_numpy(kept[d.start : d.stop]) for d in domains)
