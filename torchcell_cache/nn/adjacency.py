@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -121,18 +121,11 @@ class Compressed:
             return torch.sparse_coo_tensor(index, self.values, self.shape, is_coalesced=True, **how)
 
 
-class Matrices:
-    """A sparse matrix and its transpose, as one thing that no transform of ``torch.func`` looks into."""
+class Matrices(NamedTuple):
+    """A sparse matrix and its transpose."""
 
-    __slots__ = ("matrix", "transpose")
-
-    def __init__(self, matrix: Compressed, transpose: Compressed) -> None:
-        self.matrix, self.transpose = matrix, transpose
-
-    @property
-    def t(self) -> Matrices:
-        """The same the other way round."""
-        return Matrices(self.transpose, self.matrix)
+    matrix: Compressed
+    transpose: Compressed
 
 
 _KNOWN: Any = WeakTensorKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,14 +41,14 @@ def multiply(
     Returns:
         ``[batch, num_target, num_features]``, of ``x``'s dtype.
     """
-    hidden = [None if kept is None else ~kept for kept in (edges.source_kept, edges.target_kept)]
+    gone_in, gone_out = (None if kept is None else ~kept for kept in (edges.source_kept, edges.target_kept))
     if torch.compiler.is_compiling():
-        out: Tensor = _compiled(x, edges.edge_index, weight, *hidden, num_target, loops, False)
+        out: Tensor = _compiled(x, edges.edge_index, weight, gone_in, gone_out, num_target, loops, False)
         return out if not root else out + root * x
-    matrices = _matrices(edges.edge_index, (x.size(1), num_target), weight, x.dtype, loops)
-    out = (
-        _product(matrices.matrix, x, hidden[0], hidden[1]) if constant else _apply(x, matrices, *hidden, root)
-    )
+    matrix, transpose = _matrices(edges.edge_index, (x.size(1), num_target), weight, x.dtype, loops)
+    there = partial(_product, matrix, gone_in, gone_out, root)
+    back = partial(_product, transpose, gone_out, gone_in, root)
+    out = there(x) if constant else linear_map((there, back), x)
     return out
 
 
@@ -78,7 +79,7 @@ def _compiled(
     ends = (num_out, x.size(1)) if transposed else (x.size(1), num_out)
     check_ends(edge_index, *ends)
     both = _matrices(edge_index, ends, weight, x.dtype, loops)
-    return _product(both.transpose if transposed else both.matrix, x, hidden_in, hidden_out)
+    return _product(both.transpose if transposed else both.matrix, hidden_in, hidden_out, 0.0, x)
 
 
 @_compiled.register_fake
@@ -103,59 +104,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _compiled.register_autograd(_backward, setup_context=_keep)
 
 
-class _SparseProduct(torch.autograd.Function):
-    """``matrix @ x`` for all samples; its gradient is the product with the transpose, which is at hand.
-
-    Linear in ``x``: differentiable any number of times, forwards and backwards, and over further batch dimensions.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        matrices: Matrices,
-        hidden_source: Tensor | None,
-        hidden_target: Tensor | None,
-        root: float,
-    ) -> Tensor:
-        return _product(matrices.matrix, x, hidden_source, hidden_target, root)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.matrices, *hidden, ctx.root = inputs
-        ctx.save_for_backward(*hidden)
-        ctx.save_for_forward(*hidden)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, None, None, None, None]:
-        hidden_source, hidden_target = ctx.saved_tensors
-        out = _apply(grad, ctx.matrices.t, hidden_target, hidden_source, ctx.root)
-        return out, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor, *_: None) -> Any:
-        return _apply(x, ctx.matrices, *ctx.saved_tensors, ctx.root)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrices: Matrices, *rest: Any) -> Any:
-        """A further dimension is a larger batch."""
-        size = info.batch_size
-
-        def flat(value: Tensor | None, dim: int | None) -> Tensor | None:
-            if value is None:
-                return None
-            whole = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            return whole.flatten(0, 1)
-
-        masks = [flat(value, dim) for value, dim in zip(rest[:2], in_dims[2:4], strict=True)]
-        return _apply(flat(x, in_dims[0]), matrices, *masks, rest[2]).unflatten(0, (size, -1)), 0
-
-
-def _apply(*inputs: Any) -> Any:
-    return _SparseProduct.apply(*inputs)  # type: ignore[no-untyped-call]
-
-
 def _product(
-    csr: Compressed, x: Tensor, hidden_in: Tensor | None, hidden_out: Tensor | None, root: float = 0.0
+    csr: Compressed, hidden_in: Tensor | None, hidden_out: Tensor | None, root: float, x: Tensor
 ) -> Tensor:
     """``[batch, n, features]`` to ``[batch, m, features]``; ``hidden_*`` are ``[batch, n or m] bool``."""
     with record_function("torchcell_cache::product"), torch.autocast(x.device.type, enabled=False):
@@ -238,6 +188,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         out = linear_map(ctx.both[::-1], *grads)
         return None, *((out,) if isinstance(out, Tensor) else out)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *rows: Tensor) -> Any:
+        return linear_map(ctx.both, *rows)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], both: Any, *rows: Tensor) -> Any:
