@@ -12,7 +12,6 @@ from torch import Tensor
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.batch.deletions import DeletionBatch
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.induced_subgraph import ends_of
 from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Domain
 
@@ -211,7 +210,7 @@ class _BatchEdges(Mapping[Any, SharedEdges]):
         batch = self._batch
         topology, genes = batch.context.topology, batch.node_mask()
         if domain.role == "edge":
-            rows = ends_of(topology, domain)
+            rows = topology.ends_of(domain)
             return genes if 0 in rows else None, genes if 1 in rows else None
         reactions = None if topology.find("reaction") is None else batch.node_mask("reaction")
         if domain.role == "rmr":
