@@ -13,9 +13,8 @@ from torch_geometric.data import Data
 
 import torchcell_cache as tc
 from torchcell_cache.cli import main
-from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
 from torchcell_cache.cli.bench.report import advice, as_text, investment
-from torchcell_cache.cli.bench.stages import times
+from torchcell_cache.cli.bench.stages import CAN_DROP, drop_pages, resident_share, times
 from torchcell_cache.cli.bench.store import BenchReport
 from torchcell_cache.store.records import open_count
 

@@ -17,7 +17,7 @@ from object_store import Fault, s3, unreliable
 
 import torchcell_cache as tc
 from torchcell_cache.remote.byte_locks import ByteLocks
-from torchcell_cache.remote.room import cached_files, make_room
+from torchcell_cache.remote.opening import cached_files, make_room
 from torchcell_cache.testing import assert_same_graph
 
 __all__ = ["s3", "unreliable"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchcell_cache as tc
-from torchcell_cache.cli.info import info
+from torchcell_cache.cli.contents import info
 from torchcell_cache.store.columns import names_apart
 
 ROWS = [["Y001"], ["Y002"], ["Y003", "Y004"], ["Y005"]]

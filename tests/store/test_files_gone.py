@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import torchcell_cache as tc
-from torchcell_cache.cli.info import info
+from torchcell_cache.cli.contents import info
 
 GRAPH = tc.testing.tiny_graph(num_genes=8)
 FILES = (

@@ -213,16 +213,9 @@ def _loaded(group: str, path: Path) -> ModuleType:
             f"{group}.file={path}: {name!r} is the name of another module", fix="rename the file"
         )
     if module is None:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise SettingError(f"{group}.file={path} is not a Python file", path=path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(path.parent))
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
+        importlib.invalidate_caches()
+        module = importlib.import_module(name)
     return module
 
 

@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "append": ("cli.commands:append", "builder.grow:append - tail"),
     "update": ("cli.commands:update", "builder.grow:update"),
-    "info": ("cli.info:info",),
+    "info": ("cli.contents:info",),
     "verify": ("cli.commands:verify", "builder.check.verify:verify"),
     "repair": ("cli.commands:repair", "builder.check.repair:repair"),
     "status": ("cli.status:status",),
@@ -39,12 +39,12 @@ COMMANDS = {
     "pull": ("cli.commands:pull", "remote.copies:pull"),
     "gc": ("cli.commands:gc", "builder.generations:gc"),
     "select": (
-        "cli.selections:select",
+        "cli.contents:select",
         "data.select:select - dataset listed",
         "data.api:save_subset - view root made_by",
     ),
     "split": (
-        "cli.selections:split",
+        "cli.contents:split",
         "data.split_nodes:split_by_perturbation - dataset",
         "data.split_groups:split_by_group - dataset",
     ),

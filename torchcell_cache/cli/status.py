@@ -79,15 +79,10 @@ def _build_status(root: Path) -> dict[str, Any]:
             "storage": manifest.storage,
             "content_digest": manifest.content_digest,
         }
-    works = [
-        {
-            "generation": work.name,
-            "shards_done": len(work.done),
-            "shards": work.num_shards,
-            "array": _array(root, work),
-        }
-        for work in begun
-    ]
+    works = []
+    for work in begun:
+        counts = {"shards_done": len(work.done), "shards": work.num_shards}
+        works.append({"generation": work.name, **counts, "array": _array(root, work)})
     return {"root": str(root), "published": published, "build": build, "unfinished": works}
 
 

@@ -72,9 +72,6 @@ class Bucket:
     def __repr__(self) -> str:
         return f"Bucket({self.url})"
 
-    def __reduce__(self) -> Any:
-        return Bucket, (self.url, self.options)
-
     def label(self, name: str) -> str:
         """An object as messages call it."""
         return f"{self.url}/{name}"

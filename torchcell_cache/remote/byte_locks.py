@@ -57,21 +57,21 @@ class ByteLocks:
                 self._descriptor = os.open(self.path, _FLAGS, 0o600)
             return self._descriptor
 
-    def _set(self, kind: int, byte: int) -> bool:
+    def _set(self, kind: int, byte: int, wait: bool = False) -> bool:
         if not self.supported:
             return True
         descriptor = self.open()
         # struct flock: type, whence, start, length, and a pid that must be 0
         request = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
         try:
-            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
         except OSError as error:
             if error.errno in _OTHERS:
                 return False
             self.supported = False  # then nothing is evicted, and the same file may be fetched twice
         return True
 
-    # A shared lock, also in place of an exclusive one; ``False`` if somebody has it exclusively.
+    # A shared lock, also in place of an exclusive one; ``False`` if somebody has it exclusively, unless one waits.
     shared = partialmethod(_set, fcntl.F_RDLCK)
     # An exclusive lock, also in place of a shared one; ``False``, and nothing changes, if others hold it.
     exclusive = partialmethod(_set, fcntl.F_WRLCK)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +31,6 @@ from torchcell_cache.store.stamps import is_verified
 LOCK_NAME = ".files.lock"
 _FETCH = 1 << 40
 _FIRST_SHARD = 16
-_PAUSES_S = (0.002, 0.1)
 _TRIES = 5
 
 
@@ -130,10 +127,10 @@ class LocalCache:
         if not self.directory.is_dir() or not self.locks.is_there():
             self.settle()
         byte, locks = byte_of(entry.name), self.locks
-        _wait(lambda: locks.shared(byte))
+        locks.shared(byte, wait=True)
         try:
             if not is_verified(path, entry):
-                _wait(lambda: locks.exclusive(_FETCH + byte))
+                locks.exclusive(_FETCH + byte, wait=True)
                 try:
                     if not is_verified(path, entry):
                         fetch()
@@ -221,13 +218,6 @@ def _unlink(path: Path) -> bool:
         os.unlink(path)  # noqa: PTH108
         return True
     return False
-
-
-def _wait(attempt: Callable[[], bool]) -> None:
-    pause, longest = _PAUSES_S
-    while not attempt():
-        time.sleep(pause * (0.5 + random.random()))
-        pause = min(2 * pause, longest)
 
 
 _CACHES: weakref.WeakValueDictionary[str, LocalCache] = weakref.WeakValueDictionary()

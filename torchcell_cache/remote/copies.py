@@ -99,7 +99,7 @@ def stage(
         if target.is_symlink():
             text = f"{target} is a symbolic link, expected a directory"
             raise UnsafeContentError(text, path=target, fix="remove it")
-        lock = _lock_of(target)
+        lock = BuilderLock(target.with_name(f".{target.name}.lock"))
         # One copier per node; the kernel frees the lock of one that died.
         lock.wait(say, lambda owner: f"{owner or 'another process'}, which copies to {target}")
         with lock:
@@ -137,10 +137,6 @@ def local_origin(root: Path, manifest: Manifest) -> Origin:
                 yield block
 
     return Origin(str(directory), fetch, f"torchcell-cache repair {root_argument(root)}")
-
-
-def _lock_of(target: Path) -> BuilderLock:
-    return BuilderLock(target.with_name(f".{target.name}.lock"))
 
 
 def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Console) -> None:
@@ -201,7 +197,7 @@ def _remove_old(root: str, target: Path, keep: int, say: Console) -> None:
 
 def _remove(path: Path, target: Path) -> bool:
     """Remove one copy unless somebody reads it, copies to it, or there are no locks to tell."""
-    lock = _lock_of(target)
+    lock = BuilderLock(target.with_name(f".{target.name}.lock"))
     if not lock.acquire():
         return False
     try:

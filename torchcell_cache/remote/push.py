@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import PUBLISHED, object_name
 from torchcell_cache.remote.transfer import another_store, entries_of, moved
 from torchcell_cache.store.card import WholeStore, card
+from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest
 from torchcell_cache.store.shard_entry import FileEntry
@@ -95,32 +95,20 @@ def push(
     same = published is not None and published.to_bytes() == data
     if published is not None and not same:
         _refuse(bucket, published, manifest, overwrite, force)
+    done: dict[str, str] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+        found = {} if force else json.loads(bucket.read(object_name(manifest, LEDGER_NAME)))
+        done = {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
     remote = f"{PROCESSED_NAME}/{manifest.generation}"
-    ledger, there = _Ledger(bucket, f"{remote}/{LEDGER_NAME}", force), bucket.sizes(remote)
-    wanted = [e for e in entries if there.get(e.name) != e.size or ledger.done.get(e.name) != e.sha256]
+    there = bucket.sizes(remote)
+    wanted = [e for e in entries if there.get(e.name) != e.size or done.get(e.name) != e.sha256]
     known: dict[str, str] = {}
     if published is not None and published.generation != manifest.generation and not force:
         # A store that grew has most of its files there already.
         known = {e.sha256: object_name(published, e.name) for e in entries_of(published)}
     total = sum(entry.size for entry in wanted)
-    with Progress(total, 0, None, enabled=say.enabled, what="push", unit="bytes") as meter, ledger:
-
-        def put(entry: FileEntry) -> None:
-            path, name = generation.directory / entry.name, object_name(manifest, entry.name)
-            copied = False
-            if entry.sha256 in known:
-                with contextlib.suppress(CacheError):
-                    bucket.copy(known[entry.sha256], name)
-                    copied = True
-            if not copied:
-                ensure_verified(path, entry.size, entry.xxh3)
-                bucket.put_file(path, name)
-            meter(entry.size)
-            ledger.note(entry)
-
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(put, wanted):  # the first error cancels what has not begun
-                pass
+    with Progress(total, 0, None, enabled=say.enabled, what="push", unit="bytes") as meter:
+        _put_all(bucket, generation, wanted, known, done, meter)
     there = bucket.sizes(remote)
     for entry in entries:  # before the manifest says that everything is there
         if there.get(entry.name) != entry.size:
@@ -133,6 +121,48 @@ def push(
         bucket.put(data, PUBLISHED)
     say(f"pushed {moved(wanted, bucket.url, begun)}; {len(entries) - len(wanted)} were there")
     return bucket.url
+
+
+def _put_all(
+    bucket: Bucket,
+    generation: Generation,
+    wanted: list[FileEntry],
+    known: Mapping[str, str],
+    done: dict[str, str],
+    meter: Progress,
+) -> None:
+    """Put files, several at a time; which are ``done`` is written beside them now and then and at the end, however it ends."""
+
+    def put(entry: FileEntry) -> FileEntry:
+        path, name = generation.directory / entry.name, object_name(generation.manifest, entry.name)
+        if entry.sha256 in known:
+            with contextlib.suppress(CacheError):
+                bucket.copy(known[entry.sha256], name)
+                return entry
+        ensure_verified(path, entry.size, entry.xxh3)
+        bucket.put_file(path, name)
+        return entry
+
+    def write() -> None:
+        bucket.put(json.dumps(done).encode(), object_name(generation.manifest, LEDGER_NAME))
+
+    written, pool = time.monotonic(), ThreadPoolExecutor(_THREADS)
+    try:
+        for future in as_completed([pool.submit(put, entry) for entry in wanted]):
+            entry = future.result()
+            done[entry.name] = entry.sha256
+            meter(entry.size)
+            if time.monotonic() - written > _LEDGER_SECONDS:
+                written = time.monotonic()
+                write()
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        with contextlib.suppress(CacheError, OSError):
+            write()
+        raise
+    pool.shutdown()
+    if wanted:
+        write()
 
 
 def _published(bucket: Bucket, force: bool) -> Manifest | None:
@@ -164,37 +194,3 @@ def _refuse(bucket: Bucket, published: Manifest, ours: Manifest, overwrite: bool
             "or choose another prefix"
         )
         raise another_store(bucket.url, published, ours, fix)
-
-
-class _Ledger:
-    """Digests of the objects that a push finished, kept beside them: written now and then, and at the end, however it ends."""
-
-    def __init__(self, bucket: Bucket, name: str, force: bool) -> None:
-        self.bucket, self.name, self.turn, self.written = bucket, name, threading.Lock(), time.monotonic()
-        self.done: dict[str, str] = {}
-        self.changed = False
-        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-            found = {} if force else json.loads(bucket.read(name))
-            self.done = {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-    def note(self, entry: FileEntry) -> None:
-        """One more object is there."""
-        with self.turn:
-            self.done[entry.name], self.changed = entry.sha256, True
-            due = time.monotonic() - self.written > _LEDGER_SECONDS
-            self.written = time.monotonic() if due else self.written
-        if due:
-            self._write()
-
-    def _write(self) -> None:
-        with self.turn:
-            data = json.dumps(self.done).encode()
-        self.bucket.put(data, self.name)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.changed:
-            with contextlib.suppress(CacheError, OSError) if error else contextlib.nullcontext():
-                self._write()

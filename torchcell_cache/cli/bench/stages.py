@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,6 @@ from torch_geometric.data import Batch
 
 from torchcell_cache.batch import SharedGraphBatch
 from torchcell_cache.builder.generations import stored_processor
-from torchcell_cache.cli.bench.page_cache import available_memory, drop_pages
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.ragged import Int64Array
@@ -24,6 +28,9 @@ from torchcell_cache.graph.records import decode_graph
 from torchcell_cache.processors.base import Processing
 from torchcell_cache.store import records as store
 from torchcell_cache.store.generation import Generation
+
+CAN_DROP = hasattr(os, "posix_fadvise")
+"""Whether this system can be asked to forget a file."""
 
 MEMORY_SHARE = 8
 """PyG batches copy the base graph for each sample: one may take an eighth of the memory that is free."""
@@ -200,3 +207,54 @@ def cold_read(generation: Generation) -> Stage:
         return positions
 
     return Stage("batch, cold", lambda positions: SharedGraphBatch.read(generation, positions).pack(), forget)
+
+
+# What the kernel keeps of files in memory, and asking it to let go
+
+
+def drop_pages(paths: Iterable[str | Path]) -> None:
+    """Ask the kernel to forget the files' contents. Pages that some process has mapped stay.
+
+    Args:
+        paths: Files that are on disk in full (written and synced).
+    """
+    for path in paths:
+        with Path(path).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident_share(paths: Iterable[str | Path]) -> float | None:
+    """Share of the files' pages that are in memory, 0 to 1; ``None`` where the kernel does not say."""
+    pages = resident = 0
+    for path in map(Path, paths):
+        size = path.stat().st_size
+        if size == 0:
+            continue
+        if path.stat().st_uid != os.geteuid():  # of other users' files Linux claims that all is in memory
+            return None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            view = np.frombuffer(mapped, dtype=np.uint8)
+            state = np.zeros(-(-size // mmap.PAGESIZE), dtype=np.uint8)
+            places = [ctypes.c_void_p(array.ctypes.data) for array in (view, state)]
+            try:
+                failed = ctypes.CDLL(None).mincore(places[0], ctypes.c_size_t(size), places[1])
+            except (OSError, AttributeError):
+                failed = True
+            del view  # the map cannot be closed while it is in use
+        if failed:
+            return None
+        pages += len(state)
+        resident += int((state & 1).sum())
+    return resident / pages if pages else None
+
+
+def available_memory() -> int | None:
+    """Bytes this process could still take, by the kernel and by its control group; ``None`` if unknown."""
+    found, group = [], Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(int(text.split("MemAvailable:")[1].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return max(min(found), 0) if found else None

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GINConv, HeteroConv
 
-from torchcell_cache.cli.bench.page_cache import available_memory
-from torchcell_cache.cli.bench.stages import MEMORY_SHARE, Stopwatch, now
+from torchcell_cache.cli.bench.stages import MEMORY_SHARE, Stopwatch, available_memory, now
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn import shared_edges, shared_hetero_conv, shared_input
 from torchcell_cache.store.generation import Generation

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.cli.bench.page_cache import CAN_DROP, drop_pages, resident_share
-from torchcell_cache.cli.bench.stages import Stopwatch, cold_read, stages, times
+from torchcell_cache.cli.bench.stages import (
+    CAN_DROP,
+    Stopwatch,
+    cold_read,
+    drop_pages,
+    resident_share,
+    stages,
+    times,
+)
 from torchcell_cache.cli.bench.step import time_steps
 from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.core.markup import Shown
