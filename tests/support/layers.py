@@ -12,9 +12,16 @@ Modules = dict[str, Path]
 Arrows = dict[str, set[str]]
 LAZY = {
     f"{PACKAGE}{place}"
-    for place in ("", ".sources", ".cli", ".core.package", ".builder.codehash.place", ".sources.cells.h5ad")
+    for place in (
+        "",
+        ".sources",
+        ".cli.makers",
+        ".core.package",
+        ".builder.codehash.place",
+        ".sources.cells.h5ad",
+    )
 }
-"""May import by a computed name: the face, the doors of two rooms, and what looks for modules of users or other libraries."""
+"""May import by a computed name: the face, the door of the sources, and what looks for modules of users or other libraries."""
 
 
 def floors(page: Path) -> dict[str, int]:
