@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.codec.alone import (
-    FILL,
-    FILL_PALETTE,
-    NARROW,
-    TABLE,
-    bits_of,
-    decoded,
-    unpacked,
-)
+from torchcell_cache.codec.alone import FILL, FILL_PALETTE, NARROW, TABLE, bits_of, decoded, unpacked
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES
 from torchcell_cache.codec.field_reader import Bytes, Located, all_of, cut, insist_within, scattered
 from torchcell_cache.codec.generic import FIELD

@@ -75,7 +75,11 @@ def encode_field(value: Payload, base: Payload | None, mode: str) -> Encoded:
     else:
         best = (RAW, 0, little_endian(array, value.dtype))
     if mode != "full" and value.dtype == BOOL:
-        best = _sparse(array, len(best[2])) or best
+        flat = array.reshape(-1)
+        fill = 2 * int(np.count_nonzero(flat)) > flat.size
+        rare = np.flatnonzero(flat != fill)
+        if 2 * len(rare) < len(best[2]) and len(words := _words(rare)) < len(best[2]):
+            best = (SPARSE, int(fill), words)
     if reference is not None:
         changed = as_bits(array) != as_bits(reference)
         positions = np.flatnonzero(changed.any(axis=1) if changed.ndim == 2 else changed)
@@ -93,17 +97,6 @@ def as_bits(array: Array) -> Array:
 def little_endian(array: Array, dtype: int) -> bytes:
     """The elements as they are stored."""
     return array.astype(DTYPES[dtype].carrier, copy=False).tobytes()
-
-
-def _sparse(array: Array, limit: int) -> Encoded | None:
-    """Positions of the rarer value, if that takes less than ``limit`` bytes."""
-    flat = array.reshape(-1)
-    fill = 2 * int(np.count_nonzero(flat)) > flat.size
-    positions = np.flatnonzero(flat != fill)
-    if 2 * len(positions) >= limit:
-        return None
-    payload = _words(positions)
-    return (SPARSE, int(fill), payload) if len(payload) < limit else None
 
 
 def differences(

@@ -30,6 +30,13 @@ _SECRET_NAMES = re.compile(
     r"secret|password|passphrase|credential|connection_string|account_key|access_key|session_token|sas|^key$|^token$",
     re.IGNORECASE,
 )
+_LOGINS = {
+    "s3": "set or renew credentials where s3fs finds them (aws sso login, AWS_PROFILE, ~/.aws/credentials, "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a role of the machine), then run the same again; "
+    "for a public bucket storage_options={'anon': True}",
+    "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS, then run the same again",
+    "az": "run az login, or set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, then run the same again",
+}
 _HARMLESS = ("anon", "anonymous", "google_default", "cloud", "cache", "browser", None, True, False)
 
 
@@ -182,18 +189,7 @@ def refuse_inside(place: Path, store: Any, what: str) -> None:
 
 def how_to_log_in(protocol: str) -> str:
     """Where the file system of a protocol looks for credentials, as a fix."""
-    extra = PROTOCOLS.get(protocol)
-    if extra == "s3":
-        return (
-            "set or renew credentials where s3fs finds them (aws sso login, AWS_PROFILE, ~/.aws/credentials, "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a role of the machine), then run the same again; "
-            "for a public bucket storage_options={'anon': True}"
-        )
-    if extra == "gs":
-        return "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS, then run the same again"
-    if extra == "az":
-        return "run az login, or set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, then run the same again"
-    return "check owner and permissions"
+    return _LOGINS.get(PROTOCOLS.get(protocol) or "", "check owner and permissions")
 
 
 def _secret_in(options: Mapping[str, Any]) -> str | None:

@@ -71,20 +71,16 @@ def arrays_from_bytes(
         raise FormatError(f"{path}: header is not JSON ({error})", path=path) from None
     if not isinstance(header, dict):
         raise FormatError(f"{path}: header is not a JSON object", path=path)
-    metadata = _metadata(path, header.pop("__metadata__", {}))
+    try:
+        entries = json.loads(header.pop("__metadata__", {}).get(_METADATA, "{}"))
+        metadata = {str(key): str(value) for key, value in entries.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: its metadata is malformed ({error!r})", path=path) from None
     body = np.frombuffer(data, dtype=np.uint8, offset=8 + length)
     arrays = {name: _view(path, name, info, body) for name, info in header.items()}
     if sum(array.nbytes for array in arrays.values()) != len(body):
         raise FormatError(f"{path}: its arrays do not fill it", path=path)
     return arrays, metadata
-
-
-def _metadata(path: Path, entries: Any) -> dict[str, str]:
-    try:
-        values = json.loads(entries.get(_METADATA, "{}"))
-        return {str(key): str(value) for key, value in values.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: its metadata is malformed ({error!r})", path=path) from None
 
 
 def _view(path: Path, name: str, info: Any, body: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

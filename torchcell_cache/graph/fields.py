@@ -129,12 +129,8 @@ def graph_digests(graph: Data | HeteroData) -> dict[str, str]:
     stores = layout.to_dict()["stores"]
     out = {
         "(graph)": layout.graph,
-        "(node types)": canonical_json([store for store, _ in stores if isinstance(store, str)]).decode(
-            "ascii"
-        ),
-        "(edge types)": canonical_json([store for store, _ in stores if isinstance(store, list)]).decode(
-            "ascii"
-        ),
+        "(node types)": canonical_json([key for key, _ in stores if isinstance(key, str)]).decode(),
+        "(edge types)": canonical_json([key for key, _ in stores if isinstance(key, list)]).decode(),
         "(order of fields)": f"json:{xxhash.xxh3_128_hexdigest(canonical_json(stores))}",
     }
     for label, value in zip(layout.labels, fields.values, strict=True):
@@ -143,9 +139,10 @@ def graph_digests(graph: Data | HeteroData) -> dict[str, str]:
 
 
 def _digest(value: Any, label: str) -> str:
-    if not isinstance(value, Tensor):
-        return f"json:{xxhash.xxh3_128_hexdigest(value_to_json(value, label, MAX_JSON_BYTES))}"
-    code, array = to_array(value, label)
+    payload = payload_of(value, label)
+    if isinstance(payload, bytes):
+        return f"json:{xxhash.xxh3_128_hexdigest(payload)}"
+    code, array = payload
     shape = ",".join(map(str, array.shape))
     little = array.astype(DTYPES[code].carrier, copy=False).reshape(-1).view(np.uint8)
     return f"{DTYPES[code].name}[{shape}]:{xxhash.xxh3_128_hexdigest(little.data)}"
@@ -163,9 +160,9 @@ def digest_of_parts(digests: dict[str, str]) -> str:
 
 def payload_of(value: Any, label: str) -> TensorValue | bytes:
     """A field's value as the codec takes it."""
-    return (
-        to_array(value, label) if isinstance(value, Tensor) else value_to_json(value, label, MAX_JSON_BYTES)
-    )
+    if isinstance(value, Tensor):
+        return to_array(value, label)
+    return value_to_json(value, label, MAX_JSON_BYTES)
 
 
 def item_digest(item: Any) -> str:

@@ -182,9 +182,16 @@ class IncidenceIndex:
 def _domain_parts(
     graph: Data | HeteroData, topology: Topology, domain: Domain, gpr_by: str, metabolic: bool
 ) -> list[Part]:
-    """Which node removes which position of one domain."""
+    """Which node removes which position of one domain; of an edge both ends that can be deleted, a self loop once."""
     if domain.role == "edge":
-        return _edge_parts(topology, domain, endpoints(graph, domain))
+        index = endpoints(graph, domain)
+        rows = [index[row] for row in topology.ends_of(domain)]
+        if len(rows) < 2:
+            return [(row, None) for row in rows]
+        other_end = rows[0] != rows[1]
+        if other_end.all():
+            return [(rows[0], None), (rows[1], None)]
+        return [(rows[0], None), (rows[1][other_end], np.flatnonzero(other_end))]
     gpr = topology.find("gpr")
     if gpr is None:
         return []
@@ -205,17 +212,6 @@ def _domain_parts(
     counts = per_reaction[owner]
     entry = np.repeat(np.arange(len(owner), dtype=np.int64), counts)
     return [(pair_gene[ragged_arange(first[owner], counts)], entry)]
-
-
-def _edge_parts(topology: Topology, domain: Domain, index: npt.NDArray[np.int64]) -> list[Part]:
-    """Both ends of every edge, a self loop once; only the ends whose nodes can be deleted."""
-    rows = [index[row] for row in topology.ends_of(domain)]
-    if len(rows) < 2:
-        return [(row, None) for row in rows]
-    other_end = rows[0] != rows[1]
-    if other_end.all():
-        return [(rows[0], None), (rows[1], None)]
-    return [(rows[0], None), (rows[1][other_end], np.flatnonzero(other_end))]
 
 
 def _node_major(topology: Topology, parts: Sequence[Sequence[Part]]) -> tuple[Int64Array, Positions]:

@@ -74,9 +74,7 @@ class BaseFields(Mapping[FieldKey, Payload]):
         return value.copy() if plain else copy.deepcopy(value)
 
 
-def encode_graph(
-    graph: Data | HeteroData, base: BaseFields, mode: str, max_bytes: int = MAX_RECORD_BYTES
-) -> tuple[Layout, bytes]:
+def encode_graph(graph: Data | HeteroData, base: BaseFields, mode: str) -> tuple[Layout, bytes]:
     """Encode a sample as a generic record.
 
     Raises:
@@ -89,9 +87,8 @@ def encode_graph(
     references: list[generic.BaseField | None] = []
     text_bytes = 0
     layout = fields.layout
-    for key, label, is_tensor, value in zip(
-        layout.keys, layout.labels, layout.tensors, fields.values, strict=True
-    ):
+    named = zip(layout.keys, layout.labels, layout.tensors, fields.values, strict=True)
+    for key, label, is_tensor, value in named:
         own: Any = base.value(key) if key in base else _MISSING
         shared = own is not _MISSING and isinstance(own, Tensor) is is_tensor
         if shared and (is_same_tensor(value, own) if is_tensor else value is own):
@@ -104,7 +101,7 @@ def encode_graph(
         payloads.append(payload)
         references.append(generic.BaseField(reference, False))
     _check_text(text_bytes)
-    return layout, generic.encode(layout, payloads, references, mode, max_bytes)
+    return layout, generic.encode(layout, payloads, references, mode)
 
 
 _MISSING = object()

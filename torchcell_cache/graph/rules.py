@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -104,7 +104,14 @@ class GeneRules:
         for reaction, text in enumerate(rules):
             try:
                 parsed = parse_rule(text)
-                _check_known(rule_genes(text), position, repeated)
+                for name in rule_genes(text):
+                    if name not in position:
+                        said = f"unknown gene '{name}' in the gene rule, not one of {len(position)} genes"
+                        raise SourceContractError(said)
+                    if name in repeated:
+                        raise SourceContractError(
+                            f"gene '{name}' of the gene rule is the name of several genes"
+                        )
             except (SourceContractError, SettingError) as error:
                 name = "" if reaction_ids is None else f" ('{reaction_ids[reaction]}')"
                 raise error.within(f"reaction {reaction}{name}") from None
@@ -243,16 +250,6 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
             raise _malformed(text, at, f"unexpected character {text[at]!r}")
         yield match[1], match.start(1)
         at = match.end()
-
-
-def _check_known(names: Iterable[str], position: dict[str, int], repeated: set[str]) -> None:
-    unknown = [name for name in names if name not in position]
-    if unknown:
-        raise SourceContractError(
-            f"unknown gene '{unknown[0]}' in the gene rule, not one of {len(position)} genes"
-        )
-    if twice := [name for name in names if name in repeated]:
-        raise SourceContractError(f"gene '{twice[0]}' of the gene rule is the name of several genes")
 
 
 def _malformed(text: str, at: int, what: str) -> SourceContractError:

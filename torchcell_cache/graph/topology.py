@@ -120,13 +120,10 @@ def count_nodes(store: Any, what: str) -> int:
     Raises:
         SourceContractError: If nothing in the store tells.
     """
-    mapping = store._mapping
-    if mapping.get("num_nodes") is not None:
-        return int(mapping["num_nodes"])
-    if mapping.get("x") is not None:
-        return int(mapping["x"].size(0))
-    if mapping.get("node_ids") is not None:
-        return len(mapping["node_ids"])
+    for name in ("num_nodes", "x", "node_ids"):
+        value = store._mapping.get(name)
+        if value is not None:
+            return int(value) if name == "num_nodes" else len(value)
     raise SourceContractError(
         f"the base graph does not say how many nodes {what} has",
         fix=f"set num_nodes on {what} of the base graph",

@@ -163,23 +163,19 @@ def untag(data: Any, depth: int = 0) -> Any:
     if name in ("t", "d"):
         if not isinstance(content, list):
             raise ValueError(f"tag {name!r} needs a list")
-        if name == "d":
-            return _untag_dict(content, depth)
-        return tuple(untag(item, depth + 1) for item in content)
+        if name == "t":
+            return tuple(untag(item, depth + 1) for item in content)
+        out: dict[Any, Any] = {}
+        for key, item in content:
+            at = untag(key, depth + 1)
+            _check_key(at, "key")
+            out[at] = untag(item, depth + 1)
+        if len(out) != len(content):
+            raise ValueError("a dict key stands twice")
+        return out
     if name not in _UNTAG:
         raise ValueError(f"unknown tag {name[:20]!r}")
     return _UNTAG[name](content)
-
-
-def _untag_dict(pairs: list[Any], depth: int) -> dict[Any, Any]:
-    out: dict[Any, Any] = {}
-    for key, item in pairs:
-        name = untag(key, depth + 1)
-        _check_key(name, "key")
-        out[name] = untag(item, depth + 1)
-    if len(out) != len(pairs):
-        raise ValueError("a dict key stands twice")
-    return out
 
 
 def _raw(text: Any) -> bytes:

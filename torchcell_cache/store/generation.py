@@ -60,7 +60,7 @@ class Generation:
         self.root, self.manifest, self.fetcher = root, manifest, fetcher
         self.directory = processed_dir(root) / manifest.generation
         self.schema = check_schema(manifest.schema, self.directory)
-        shards = manifest.shards
+        shards, self._entries = manifest.shards, {entry.name: entry for entry in manifest.files}
         self.seeds = np.array([s.seed for s in shards], dtype=np.uint64)
         starts = [*(s.start for s in shards), manifest.num_samples]
         paths = [str(self.directory / s.file.name) for s in shards]
@@ -93,15 +93,14 @@ class Generation:
 
     def file(self, name: str) -> Path:
         """Path of one of the generation's fixed files, its digest checked."""
-        for entry in self.manifest.files:
-            if entry.name == name:
-                have_file(self.directory, entry, self.fetcher)
-                return self.directory / name
-        raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
+        if name not in self._entries:
+            raise FormatError(f"generation {self.manifest.generation} has no {name}", path=self.directory)
+        have_file(self.directory, self._entries[name], self.fetcher)
+        return self.directory / name
 
     def has_file(self, name: str) -> bool:
         """Whether the generation has one of the fixed files."""
-        return any(entry.name == name for entry in self.manifest.files)
+        return name in self._entries
 
     # What all samples share
 
@@ -187,7 +186,7 @@ class Generation:
     @cached_property
     def table_reader(self) -> TableReader | None:
         """This process's own copy of the table, for batches; ``None`` if there is none or it is too large."""
-        entry = next((e for e in self.manifest.files if e.name == "columns.safetensors"), None)
+        entry = self._entries.get("columns.safetensors")
         if not self.is_structured or entry is None or entry.size > MAX_BYTES:
             return None
         names = tuple(self.schema["phenotypes"]), tuple(self.schema["statistics"])

@@ -108,17 +108,14 @@ class Directory:
         first, keys, group, start, stop = self.first, self.keys, self.group, self.start, self.stop
         count = len(group)
 
-        def view(number: int) -> Any:
+        def one(number: int) -> Any:
             k = number - first
             value = values(keys[group[k]]) if 0 <= k < count else None
-            return None if value is None else value[start[k] : stop[k]]
+            if value is None:
+                return None
+            return value[start[k] : stop[k]].tobytes() if copies else value[start[k] : stop[k]]
 
-        def copy(number: int) -> Any:
-            k = number - first
-            value = values(keys[group[k]]) if 0 <= k < count else None
-            return None if value is None else value[start[k] : stop[k]].tobytes()
-
-        return copy if copies else view
+        return one
 
 
 def disk_bytes(size: float, group_bytes: int) -> float:

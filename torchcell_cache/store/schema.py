@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.hints import root_argument
 from torchcell_cache.errors import CacheError, FormatError
-from torchcell_cache.store.manifest import COMPACT, GROUPED
+from torchcell_cache.store.manifest import COMPACT, GROUPED, SECOND
 
 if TYPE_CHECKING:
     from torchcell_cache.store.generation import Generation
@@ -24,30 +24,24 @@ def check_schema(schema: dict[str, Any], path: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: Naming the part that is not.
     """
-    records = schema.get("records")
-    bad = [] if records in _RECORDS else ["records"]
+    attributes, processor = schema.get("attributes", {}), schema.get("processor")
+    generic, size = schema.get("records") == "generic", schema.get(GROUPED, 1)
+    good: dict[str, bool] = {"records": schema.get("records") in _RECORDS}
     for name in ("structured", "topology", "processor", "layouts"):
-        value = schema.get(name)
-        may_lack = records == "generic" and name != "layouts"
-        if not isinstance(value, dict) and not (may_lack and value is None):
-            bad.append(name)
-    bad += [name for name in ("phenotypes", "statistics") if not _all_text(schema.get(name))]
-    bad += [name for name in ("unknown_names", "origins") if not isinstance(schema.get(name, ""), str)]
-    attributes = schema.get("attributes", {})
-    if not isinstance(attributes, dict) or not _all_text(list(attributes.values())):
-        bad.append("attributes")
-    bad += [COMPACT] if schema.get(COMPACT, 2) != 2 else []
-    size = schema.get(GROUPED, 1)
-    bad += [GROUPED] if type(size) is not int or size < 1 else []
+        lacks = generic and name != "layouts" and schema.get(name) is None
+        good[name] = lacks or isinstance(schema.get(name), dict)
+    good |= {name: _all_text(schema.get(name)) for name in ("phenotypes", "statistics")}
+    good |= {name: isinstance(schema.get(name, ""), str) for name in SECOND}
+    good["attributes"] = isinstance(attributes, dict) and _all_text(list(attributes.values()))
+    good |= {COMPACT: schema.get(COMPACT, 2) == 2, GROUPED: type(size) is int and size > 0}
+    if isinstance(processor, dict):
+        kinds = type(processor.get("name")), type(processor.get("settings"))
+        good["processor"] = kinds == (str, dict)
     try:
         from_text(schema.get("constants", {}))
     except (ValueError, TypeError, AttributeError):
-        bad.append("constants")
-    processor = schema.get("processor")
-    if isinstance(processor, dict) and not (
-        isinstance(processor.get("name"), str) and isinstance(processor.get("settings"), dict)
-    ):
-        bad.append("processor")
+        good["constants"] = False
+    bad = [name for name, is_good in good.items() if not is_good]
     if bad:
         raise FormatError(
             f"{path}: the schema's {', '.join(bad)} cannot be read by this version",
