@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.measurements import Measurements
-from torchcell_cache.sources.perturbed_ids import ragged_ids
+from torchcell_cache.sources.perturbed_ids import RaggedIds, ragged_ids
 
 Float64Array = npt.NDArray[np.float64]
 SCORES = ("epsilon", "tau")
@@ -49,8 +49,8 @@ def interaction_scores(
     if len(fitness) != len(given):
         raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
     names, ids = np.unique(given.ids, return_inverse=True)  # small numbers: three of them must fit into one
-    width = max(len(names), 1)
-    single, double, triple = (_Group(ids, given.ptr, size, rows, fitness, width) for size in (1, 2, 3))
+    given = RaggedIds(ids, given.ptr)
+    single, double, triple = (_Group(given, size, rows, fitness, max(len(names), 1)) for size in (1, 2, 3))
     epsilon, tau = np.full((2, len(fitness)), np.nan)
     with np.errstate(invalid="ignore"):  # an infinite fitness makes scores that are infinite or none
         a, b = double.genes.T
@@ -72,22 +72,18 @@ def interaction_scores(
 
 
 def with_scores(
-    ids: Int64Array,
-    ptr: Int64Array,
-    values: Float64Array,
-    value_ptr: Int64Array,
-    phenotypes: tuple[str, ...],
+    given: RaggedIds,
+    measured: Measurements,
+    labels: tuple[str, ...],
     interactions: bool | str,
     rows: Int64Array,
 ) -> tuple[Float64Array, tuple[str, ...]]:
-    """Measurements with the labels ``epsilon`` and ``tau`` after the other labels.
+    """Values with the labels ``epsilon`` and ``tau`` after the other labels.
 
     Args:
-        ids: Deleted nodes of all samples.
-        ptr: Offsets of the samples, ``[num_samples + 1] int64``.
-        values: ``[num_samples, num_columns] float64``, labels first.
-        value_ptr: Offsets of the samples' measurements.
-        phenotypes: Names of the labels.
+        given: Deleted nodes of all samples.
+        measured: Measurements of all samples, labels first.
+        labels: Names of the labels.
         interactions: Name of the label that is the fitness; ``True``: ``fitness``, or the only label.
         rows: What errors call the samples.
 
@@ -95,45 +91,35 @@ def with_scores(
         SettingError: If there is no such label, one of that name is there already, or a sample has several measurements.
         SourceContractError: If one knock-out stands in the table twice.
     """
-    label = interactions
-    if label is not True and not isinstance(label, str):
-        raise SettingError(f"interactions={interactions!r} is neither True nor the name of a label")
+    label, said, fix = interactions, f"interactions={interactions!r}", "interactions=False"
+    if label is True:
+        label = labels[0] if len(labels) == 1 else "fitness"
     if not isinstance(label, str):
-        label = phenotypes[0] if len(phenotypes) == 1 else "fitness"
-    if label not in phenotypes:
-        raise SettingError(
-            f"interactions={interactions!r}: no label {label!r}; there are {list(phenotypes)}",
-            fix="interactions='<label>', the fitness as a fraction of the wild type",
-        )
-    if taken := sorted(set(phenotypes).intersection(SCORES)):
-        raise SettingError(
-            f"interactions={interactions!r}: {taken} are labels already", fix="interactions=False"
-        )
-    if len(values) != len(ptr) - 1 or bool((np.diff(value_ptr) != 1).any()):
+        raise SettingError(f"{said} is neither True nor the name of a label")
+    if label not in labels:
+        fix = "interactions='<label>', the fitness as a fraction of the wild type"
+        raise SettingError(f"{said}: no label {label!r}; there are {list(labels)}", fix=fix)
+    if taken := sorted(set(labels).intersection(SCORES)):
+        raise SettingError(f"{said}: {taken} are labels already", fix=fix)
+    if bool((np.diff(measured.ptr) != 1).any()):
         raise SettingError(
             "interactions need one fitness per knock-out, and some samples do not have exactly one measurement",
             fix='replicates="mean"',
         )
-    scores = interaction_scores(ids, ptr, values[:, phenotypes.index(label)], rows)
+    values, split = measured.values, len(labels)
+    scores = interaction_scores(given.ids, given.ptr, values[:, labels.index(label)], rows)
     added = np.stack(scores, axis=1).astype(np.float64)
-    split = len(phenotypes)
-    return np.concatenate([values[:, :split], added, values[:, split:]], axis=1), (*phenotypes, *SCORES)
+    return np.concatenate([values[:, :split], added, values[:, split:]], axis=1), (*labels, *SCORES)
 
 
 class _Group:
     """Knock-outs of one size, ascending by their genes, and a value of each: its fitness, then its score."""
 
     def __init__(
-        self,
-        ids: Int64Array,
-        ptr: Int64Array,
-        size: int,
-        called: Int64Array,
-        fitness: Float64Array,
-        width: int,
+        self, given: RaggedIds, size: int, called: Int64Array, fitness: Float64Array, width: int
     ) -> None:
-        rows = np.flatnonzero(np.diff(ptr) == size)
-        genes = np.sort(ids[ptr[rows][:, None] + np.arange(size)], axis=1)
+        rows = np.flatnonzero(np.diff(given.ptr) == size)
+        genes = np.sort(given.ids[given.ptr[rows][:, None] + np.arange(size)], axis=1)
         self.width = width
         keys = self._keys(genes.T)
         order = np.argsort(keys, kind="stable")

@@ -83,6 +83,26 @@ class Resolved:
     emptied: int
     report: NameReport
 
+    def notes(self, total: int, unknown: str) -> tuple[str, ...]:
+        """Lines on what became of names that no node has, of ``total`` rows."""
+        if not (self.report.unmatched or self.report.renamed):
+            return ()
+        none = f"perturb no node at all (unknown={unknown!r})"
+        if self.rows is not None:
+            said = left_out(total - len(self.rows), total, "a name is no node")
+        elif unknown == "keep":
+            said = f"{self.changed:,} of {total:,} samples perturb a name that is no node: it stays with them and removes "
+            said += f"nothing, {self.emptied:,} of them {none}"
+        else:
+            said = f"{self.changed:,} of {total:,} samples perturb fewer nodes than their row names, "
+            said += f"{self.emptied:,} of them none at all (unknown={unknown!r})"
+        return (str(self.report), said) if self.rows is not None or self.changed else (str(self.report),)
+
+
+def left_out(count: int, total: int, why: str) -> str:
+    """That rows are left out, and why."""
+    return f"{count:,} of {total:,} rows are left out: {why}"
+
 
 class NodeNames:
     """The names of nodes, for looking names up.

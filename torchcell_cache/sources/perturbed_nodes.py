@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.ragged import offsets
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns import frame_names, is_frame, row_of
 from torchcell_cache.sources.delimited import MISSING
 from torchcell_cache.sources.name_lists import NameLists, coded
-from torchcell_cache.sources.names import NodeNames, Resolved, as_texts, resolve
+from torchcell_cache.sources.names import NodeNames, as_texts, resolve
 from torchcell_cache.sources.perturbed_ids import RaggedIds, rows_of
 
 
@@ -26,11 +26,17 @@ class Found:
         given: Ids, sample after sample.
         names: What the ids stand for; empty where nodes have no names.
         first: The first id that is no node's.
+        rows: Rows that are samples, ascending.
+        total: Number of rows given.
+        notes: What became of names that no node has.
     """
 
     given: RaggedIds
     names: Sequence[Any]
     first: int
+    rows: Int64Array
+    total: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +62,8 @@ class Nodes:
                 fix="give each node one name in node_ids, in the order of the nodes, or remove node_ids",
             )
 
-    def found(self, perturbations: Any, unknown: str) -> tuple[Found, Resolved | None, int]:
-        """The perturbed nodes, how their names met those of the nodes, and the number of rows given.
+    def found(self, perturbations: Any, unknown: str) -> Found:
+        """The perturbed nodes of the rows that are samples, and how their names met those of the nodes.
 
         Raises:
             SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
@@ -65,18 +71,20 @@ class Nodes:
         if is_frame(perturbations):
             self._refuse_node_columns(frame_names(perturbations))
         given = rows_of(perturbations)
+        rows = np.arange(len(given))
         if isinstance(given, RaggedIds):
-            return Found(self._checked(given), self.names or (), self.count), None, len(given)
-        if isinstance(given, list):  # names and ids in one table
-            given = self._by_name(given)
-        lists, nodes = self._extracted(given), NodeNames(self.names, self.aliases)
+            return Found(self._checked(given), self.names or (), self.count, rows, len(given))
+        lists = self._extracted(self._by_name(given) if isinstance(given, list) else given)
+        nodes = NodeNames(self.names, self.aliases)
         resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
         names, both = nodes.names, resolved
         if unknown == "keep" and resolved.report.unmatched:
             _refuse_missing(lists, nodes)
             names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
             both = resolve(lists, NodeNames(names, self.aliases))
-        return Found(RaggedIds(both.ids, both.ptr), names, len(nodes)), resolved, len(given)
+        rows = rows if resolved.rows is None else resolved.rows
+        ids = RaggedIds(both.ids, both.ptr)
+        return Found(ids, names, len(nodes), rows, len(given), resolved.notes(len(given), unknown))
 
     def _refuse_node_columns(self, columns: list[Any]) -> None:
         """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""

@@ -15,7 +15,7 @@ import numpy as np
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import OnMalformed
 from torchcell_cache.core.ragged import offsets
-from torchcell_cache.core.samples import SampleTable, without_names
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.measurements import Float64Array, Measurements, float32_problem
 from torchcell_cache.sources.name_lists import NameLists
@@ -268,13 +268,9 @@ class TableBuilder:
         )
         kept = "keep" if self.policies.unknown == "keep" else "drop"
         lists = NameLists(list(self._genes), codes, offsets(counts))
-        found, _, _ = Nodes(self.nodes.names, len(self.nodes)).found(lists, kept)
-        rows = np.arange(total)
-        table, _ = joined(
-            sorted_unique(found.given, rows, found.names, "unique"),
-            Measurements((*labels, *statistics), values, np.arange(total + 1)),
-            *(names, rows, (labels, statistics), self.policies, conditions),
-        )
+        found = Nodes(self.nodes.names, len(self.nodes)).found(lists, kept)
+        measured = Measurements((*labels, *statistics), values, np.arange(total + 1))
+        found = replace(found, given=sorted_unique(found, "unique"))
+        table, _ = joined(found, measured, names, len(labels), self.policies, conditions)
         self._samples = len(table)
-        ids, ptr, unknown = without_names(table.ids, table.ptr, found.first, found.names[found.first :])
-        return replace(table, ids=ids, ptr=ptr, unknown=unknown)
+        return table
