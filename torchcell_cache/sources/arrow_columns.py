@@ -7,6 +7,7 @@ standard library and to ``numbers_in_text``, which define the meaning and the me
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.delimited import MISSING, rows_of
 from torchcell_cache.sources.name_lists import NameLists
 from torchcell_cache.sources.numbers_in_text import EXACT, POSSIBLE, Cell, Numbers, parse_cells, stays_whole
-
-_BLOCK = 8 << 20
 
 
 class ArrowColumn:
@@ -143,7 +142,10 @@ def read_csv(
     quoted = separator != "\t" and b'"' in data
     if not separator.isascii() or len(separator) != 1 or data.count(b"\r") != data.count(b"\r\n"):
         return None
-    if quoted and not _is_well_quoted(data, separator):
+    # Each quote opens or closes a whole cell, or is one of a pair in a quoted cell.
+    inner = f"[^{re.escape(separator)}\\r\\n]"
+    cells = rf'(?:[^"]++|(?<!{inner})"(?:[^"]++|"")*+"(?!{inner}))*+'
+    if quoted and not re.fullmatch(cells.encode(), data):
         return None
     header = next(rows_of(path, data, separator), [])
     names = [name for name in header if wanted is None or name.strip() in wanted]
@@ -166,30 +168,6 @@ def read_csv(
 def release_unused() -> None:
     """Give memory of columns that are gone back to the system, which pyarrow's pools would keep for the next file."""
     pa.default_memory_pool().release_unused()
-
-
-def _is_well_quoted(data: bytes, separator: str) -> bool:
-    """Whether each quote opens or closes a whole cell, or is one of a pair in a quoted cell."""
-    start = 0
-    while start < len(data):
-        stop = data.rfind(b"\n", start, start + _BLOCK) + 1 or len(data)
-        if data.count(b'"', start, stop) % 2:
-            stop = len(data)  # a line ends within a cell: all the rest at once
-        part = np.frombuffer(data, np.uint8, stop - start, start)
-        at = np.flatnonzero(part == ord('"'))
-        if len(at) % 2:
-            return False
-        opening, closing = at[::2], at[1::2]
-        edges = np.frombuffer(f"{separator}\r\n".encode(), np.uint8)
-        starts = (opening == 0) | np.isin(part[opening - 1], edges)
-        ends = (closing == len(part) - 1) | np.isin(part[np.minimum(closing + 1, len(part) - 1)], edges)
-        pair = closing[:-1] + 1 == opening[1:]
-        starts[1:] |= pair
-        ends[:-1] |= pair
-        if not (starts.all() and ends.all()):
-            return False
-        start = stop
-    return True
 
 
 def read_parquet(path: Path, wanted: Collection[str] | None) -> dict[str, ArrowColumn]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -158,14 +157,6 @@ def _draw(num_samples: int, num_genes: int, seed: int) -> list[tuple[int, ...]]:
     return list(knockouts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Optimum:
-    """Growth as a fraction of the wild type, and the reactions that carry flux in one optimum."""
-
-    growth: float
-    active: frozenset[int]
-
-
 class GrowthSolver:
     """Growth under sets of closed reactions by flux balance analysis, with as few linear programs as possible.
 
@@ -182,32 +173,29 @@ class GrowthSolver:
         row = {variable.name: k for k, variable in enumerate(self._problem.variables)}
         self._forward = np.array([row[reaction.id] for reaction in self._reactions], dtype=np.int64)
         self._reverse = np.array([row[reaction.reverse_id] for reaction in self._reactions], dtype=np.int64)
-        self._solved: dict[frozenset[int], _Optimum] = {}
-        self._wild_growth = 1.0
         self.num_programs = 0
         """Linear programs solved so far."""
-        wild_type = self._solve(frozenset())
-        if wild_type.growth <= 0:
+        self._wild_growth, active = self._solve(frozenset())
+        if self._wild_growth <= 0:
             raise SourceContractError("the wild type of the model does not grow on its medium")
-        self._wild_growth = wild_type.growth
-        self._solved[frozenset()] = _Optimum(1.0, wild_type.active)
+        # Growth as a fraction of the wild type, and the reactions that carry flux in one optimum.
+        self._solved: dict[frozenset[int], tuple[float, frozenset[int]]] = {frozenset(): (1.0, active)}
 
     def growth(self, closed: frozenset[int], parts: Sequence[frozenset[int]] = ()) -> float:
         """Growth without the reactions ``closed``, of which ``parts`` may be solved, as a fraction of the wild type."""
-        known = self._solved.get(closed)
-        if known is not None:
-            return known.growth
+        if closed in self._solved:
+            return self._solved[closed][0]
         for part in (frozenset[int](), *parts):
-            optimum = self._solved.get(part)
-            if optimum is not None and (optimum.growth == 0 or optimum.active.isdisjoint(closed)):
+            growth, active = self._solved.get(part, (1.0, closed))
+            if growth == 0 or active.isdisjoint(closed):
                 # Not remembered: it costs nothing to find again, and its optimum is the part's.
-                return optimum.growth
-        optimum = self._solve(closed)
-        growth = min(max(0.0, round(optimum.growth / self._wild_growth, _GROWTH_DECIMALS)), 1.0)
-        self._solved[closed] = _Optimum(growth, optimum.active)
+                return growth
+        growth, active = self._solve(closed)
+        growth = min(max(0.0, round(growth / self._wild_growth, _GROWTH_DECIMALS)), 1.0)
+        self._solved[closed] = growth, active
         return growth
 
-    def _solve(self, closed: Iterable[int]) -> _Optimum:
+    def _solve(self, closed: Iterable[int]) -> tuple[float, frozenset[int]]:
         """Absolute growth; the solver starts from the previous optimum."""
         self.num_programs += 1
         bounds = [(self._reactions[k], self._reactions[k].bounds) for k in sorted(closed)]
@@ -216,14 +204,14 @@ class GrowthSolver:
                 reaction.bounds = (0.0, 0.0)
             status = self._problem.optimize()
             if status == "infeasible":
-                return _Optimum(0.0, frozenset())
+                return 0.0, frozenset()
             if status != "optimal":
                 names = [reaction.id for reaction, _ in bounds]
                 raise SourceContractError(f"the solver answers '{status}' for closed reactions {names}")
             value = np.fromiter(self._problem.primal_values.values(), dtype=np.float64)
             flux = value[self._forward] - value[self._reverse]
             active = np.flatnonzero(np.abs(flux) > _FLUX_TOLERANCE)
-            return _Optimum(float(self._problem.objective.value), frozenset(active.tolist()))
+            return float(self._problem.objective.value), frozenset(active.tolist())
         finally:
             for reaction, old in bounds:
                 reaction.bounds = old

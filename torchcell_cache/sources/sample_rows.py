@@ -183,8 +183,8 @@ def _means(values: Float64Array, owner: Int64Array, count: int, num_labels: int)
     """Mean of every column over the values there are, and behind them how many there were for each label."""
     known = ~np.isnan(values[:, :num_labels])
     found = [column_means(column, owner, count) for column in values.T]
-    found += [np.bincount(owner[column], minlength=count) for column in known.T]
-    return np.array(found, dtype=np.float64).reshape(len(found), count).T
+    counts = [np.bincount(owner[column], minlength=count) for column in known.T]
+    return np.array([*found, *counts], dtype=np.float64).reshape(len(found) + num_labels, count).T
 
 
 def _count_names(labels: tuple[str, ...], statistics: tuple[str, ...]) -> tuple[str, ...]:
