@@ -85,18 +85,15 @@ class Resolved:
 
     def notes(self, total: int, unknown: str) -> tuple[str, ...]:
         """Lines on what became of names that no node has, of ``total`` rows."""
-        if not (self.report.unmatched or self.report.renamed):
-            return ()
-        none = f"perturb no node at all (unknown={unknown!r})"
+        said = [str(self.report)] if self.report.unmatched or self.report.renamed else []
         if self.rows is not None:
-            said = left_out(total - len(self.rows), total, "a name is no node")
-        elif unknown == "keep":
-            said = f"{self.changed:,} of {total:,} samples perturb a name that is no node: it stays with them and removes "
-            said += f"nothing, {self.emptied:,} of them {none}"
-        else:
-            said = f"{self.changed:,} of {total:,} samples perturb fewer nodes than their row names, "
-            said += f"{self.emptied:,} of them none at all (unknown={unknown!r})"
-        return (str(self.report), said) if self.rows is not None or self.changed else (str(self.report),)
+            said.append(left_out(total - len(self.rows), total, "a name is no node"))
+        elif self.changed:
+            what = "a name that is no node: it stays with them and removes nothing"
+            what = what if unknown == "keep" else "fewer nodes than their row names"
+            none = f"{self.emptied:,} of them no node at all (unknown={unknown!r})"
+            said.append(f"{self.changed:,} of {total:,} samples perturb {what}, {none}")
+        return tuple(said)
 
 
 def left_out(count: int, total: int, why: str) -> str:
@@ -146,9 +143,8 @@ class NodeNames:
             )
         count = count_nodes(store, f"'{node_type}'")
         if len(names) != count:
-            raise SourceContractError(
-                f"node_ids has {len(names)} names for {count} nodes", fix="give each node one name"
-            )
+            said = f"node_ids has {len(names)} names for {count} nodes"
+            raise SourceContractError(said, fix="give each node one name")
         return cls(names, aliases)
 
     def __len__(self) -> int:
@@ -166,9 +162,13 @@ class NodeNames:
         bare = name.strip()
         for form in (name, bare, self._aliases.get(bare, bare)):
             if (found := self._position.get(form)) is not None:
-                if found == _REPEATED:
-                    raise self._repeated(form)
-                return found
+                if found != _REPEATED:
+                    return found
+                one, other = [k for k, name in enumerate(self.names) if name == form][:2]
+                raise SourceContractError(
+                    f"{form!r} is the name of a {self.what} twice (nodes {one} and {other}), so it does not say which one",
+                    fix="give each node a name of its own in node_ids, or pass positions in place of names",
+                )
         return -1
 
     def positions(self, names: Iterable[str]) -> Int64Array:
@@ -178,13 +178,6 @@ class NodeNames:
         for k in np.flatnonzero(found < 0).tolist():
             found[k] = self.find(names[k])
         return found
-
-    def _repeated(self, name: str) -> SourceContractError:
-        nodes = [k for k, other in enumerate(self.names) if other == name]
-        return SourceContractError(
-            f"{name!r} is the name of a {self.what} twice (nodes {nodes[0]} and {nodes[1]}), so it does not say which one",
-            fix="give each node a name of its own in node_ids, or pass positions in place of names",
-        )
 
     def report(self, names: Sequence[str], positions: Int64Array, *, hints: bool = True) -> NameReport:
         """How distinct names met the nodes."""
@@ -278,21 +271,18 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
     """
     if aliases is None:
         return {}
-    origin, pairs = "aliases", list[Any]()
+    origin, pairs = "aliases" if isinstance(aliases, Mapping) else str(aliases), list[Any]()
     if isinstance(aliases, Mapping):
-        pairs = [as_texts(aliases, "alias"), as_texts(aliases.values(), "name of alias")]
-        pairs = list(zip(*pairs, strict=True))
+        sides = as_texts(aliases, "alias"), as_texts(aliases.values(), "name of alias")
+        pairs = list(zip(*sides, strict=True))
     elif isinstance(aliases, str | Path):
-        origin, pairs = str(aliases), list(read_rows(aliases))
-        if (odd := next((k for k, row in enumerate(pairs) if len(row) != 2), None)) is not None:
-            said = (
-                f"{origin}: row {odd} has {len(pairs[odd])} cells, expected a name and the node it stands for"
-            )
-            raise SourceContractError(said, path=aliases)
+        pairs = list(read_rows(aliases))
     else:
-        raise SettingError(
-            f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
-        )
+        said = f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
+        raise SettingError(said)
+    if (odd := next((k for k, row in enumerate(pairs) if len(row) != 2), None)) is not None:
+        said = f"{origin}: row {odd} has {len(pairs[odd])} cells, expected a name and the node it stands for"
+        raise SourceContractError(said, path=origin)
     out: dict[str, str] = {}
     for name, target in pairs:
         name, target = unquoted(name), unquoted(target)
