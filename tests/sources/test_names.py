@@ -178,7 +178,9 @@ def test_what_met_and_what_did_not_stands_in_the_report() -> None:
         assert "nodes are 'Y000', 'Y003'" in said
         assert "'y003' and 'Y003' differ in letter case only" in said
     assert "2 of 3 rows are left out" in skipped
-    assert "2 of 3 samples perturb fewer nodes than their row names, 1 of them no node at all" in dropped
+    assert (
+        "2 of 3 samples perturb fewer nodes than their row names, 1 of them perturb no node at all" in dropped
+    )
     assert tc.PerturbationTable(cell_graph(), [["Y001"]]).report() == ""
 
 

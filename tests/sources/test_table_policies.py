@@ -67,7 +67,7 @@ def test_unknown_names_by_policy(rows: list[list[str]]) -> None:
     assert f"{count} of {len(rows)} rows are left out: a name is no node" in skipped.report()
     assert all(repr(name) in skipped.report() for name in lost)
     assert f"{count} of {len(rows)} samples perturb fewer nodes" in dropped.report()
-    assert f"{emptied} of them none at all" in dropped.report()
+    assert f"{emptied} of them perturb no node at all" in dropped.report()
     with pytest.raises(SourceContractError, match='unknown="skip"'):
         table(rows)
 

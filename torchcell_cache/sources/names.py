@@ -91,7 +91,7 @@ class Resolved:
         elif self.changed:
             what = "a name that is no node: it stays with them and removes nothing"
             what = what if unknown == "keep" else "fewer nodes than their row names"
-            none = f"{self.emptied:,} of them no node at all (unknown={unknown!r})"
+            none = f"{self.emptied:,} of them perturb no node at all (unknown={unknown!r})"
             said.append(f"{self.changed:,} of {total:,} samples perturb {what}, {none}")
         return tuple(said)
 
@@ -278,8 +278,9 @@ def read_aliases(aliases: Mapping[str, str] | str | Path | None) -> dict[str, st
     elif isinstance(aliases, str | Path):
         pairs = list(read_rows(aliases))
     else:
-        said = f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
-        raise SettingError(said)
+        raise SettingError(
+            f"aliases is {type(aliases).__name__}, expected a mapping of name to node name, or a file of two columns"
+        )
     if (odd := next((k for k, row in enumerate(pairs) if len(row) != 2), None)) is not None:
         said = f"{origin}: row {odd} has {len(pairs[odd])} cells, expected a name and the node it stands for"
         raise SourceContractError(said, path=origin)
