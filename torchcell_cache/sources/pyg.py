@@ -76,16 +76,18 @@ class PygSource:
         count = len(self)
         exact = count <= FULL_IDENTITY_LIMIT
         probes = range(count) if exact else [k * (count - 1) // (_PROBES - 1) for k in range(_PROBES)]
-        hasher = xxhash.xxh3_128()
         digests = [self._digest(index) for index in probes]
-        for digest in digests:
-            hasher.update(digest.encode())
-        self._check_lasting(probes, digests)
-        return {
-            **out,
-            "content": hasher.hexdigest(),
-            "hashed": "all" if exact else f"{_PROBES} evenly spaced",
-        }
+        # A few samples again: what is built from must be what was identified.
+        for k in range(0, len(probes), -(-len(probes) // _READ_AGAIN) or 1):
+            if self._digest(probes[k]) != digests[k]:
+                raise SourceContractError(
+                    f"sample {probes[k]} of {type(self.dataset).__name__} is another one when it is read again: a transform "
+                    "of the dataset's own is random, or works in place on what the dataset keeps",
+                    fix="leave the transform out of the dataset and pass it as processor=..., or as transform of the store "
+                    "if it shall be drawn anew each time; or name the content: PygSource(dataset, version='...')",
+                )
+        content = xxhash.xxh3_128("".join(digests).encode()).hexdigest()
+        return {**out, "content": content, "hashed": "all" if exact else f"{_PROBES} evenly spaced"}
 
     def _digest(self, index: int) -> str:
         try:
@@ -101,44 +103,31 @@ class PygSource:
                 fix="correct the sample and run the same command again",
             ) from None
 
-    def _check_lasting(self, probes: Sequence[int], digests: list[str]) -> None:
-        """Read a few samples again: what is built from must be what was identified."""
-        for k in range(0, len(probes), -(-len(probes) // _READ_AGAIN) or 1):
-            if self._digest(probes[k]) != digests[k]:
-                raise SourceContractError(
-                    f"sample {probes[k]} of {type(self.dataset).__name__} is another one when it is read again: a transform "
-                    "of the dataset's own is random, or works in place on what the dataset keeps",
-                    fix="leave the transform out of the dataset and pass it as processor=..., or as transform of the store "
-                    "if it shall be drawn anew each time; or name the content: PygSource(dataset, version='...')",
-                )
-
 
 def _check_kind(dataset: Any) -> None:
     """Refuse what cannot be indexed by position."""
-    name, fix = type(dataset).__name__, "pass a PyG dataset, a list of Data, or a PerturbationTable"
+    name, text, fix = type(dataset).__name__, "", ""
+    try:
+        count = (
+            len(dataset) if hasattr(dataset, "__getitem__") and not isinstance(dataset, str | bytes) else -1
+        )
+    except (TypeError, ValueError):
+        count = -1
     if isinstance(dataset, BaseData) and not isinstance(dataset, Batch):
         raise SourceContractError(
             f"the source is one {name}, not a list of graphs", fix="pass source=[graph]"
         )
     if isinstance(dataset, Iterator | IterableDataset):
-        raise SourceContractError(
-            f"{name} is no source: it is read in one order only", fix="pass list(source)"
-        )
-    if isinstance(dataset, Mapping) and set(dataset) != set(range(len(dataset))):
-        raise SourceContractError(
-            f"{name} is no source: its keys are not 0, 1, 2, ...", fix="pass list(source.values())"
-        )
-    if getattr(dataset, "iloc", None) is not None and dataset.ndim != 1:
-        raise SourceContractError(
-            f"{name} is no source: it is a table", fix="pass one column of graphs, or see PerturbationTable"
-        )
-    try:
-        len(dataset)
-        sized = hasattr(dataset, "__getitem__")
-    except (TypeError, ValueError):
-        sized = False
-    if not sized or isinstance(dataset, str | bytes):
-        raise SourceContractError(f"{name} is no source: it needs len() and integer indexing", fix=fix)
+        text, fix = "it is read in one order only", "pass list(source)"
+    elif isinstance(dataset, Mapping) and set(dataset) != set(range(count)):
+        text, fix = "its keys are not 0, 1, 2, ...", "pass list(source.values())"
+    elif getattr(dataset, "iloc", None) is not None and dataset.ndim != 1:
+        text, fix = "it is a table", "pass one column of graphs, or see PerturbationTable"
+    elif count < 0:
+        text = "it needs len() and integer indexing"
+        fix = "pass a PyG dataset, a list of Data, or a PerturbationTable"
+    if text:
+        raise SourceContractError(f"{name} is no source: {text}", fix=fix)
 
 
 def as_source(source: Any, base_graph: Any = None) -> Source:

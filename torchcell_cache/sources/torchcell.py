@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from torchcell_cache.core.origins import Origins
-from torchcell_cache.core.ragged import offsets
-from torchcell_cache.core.samples import SampleTable, UnknownNames
+from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.samples import SampleTable, UnknownNames, without_names
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.sources.table import PerturbationTable
@@ -55,7 +55,12 @@ class TorchcellSource(PerturbationTable):
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.base_graph, self.node_type = dataset, dataset.cell_graph, "gene"
         reader = _Reader(dataset)
-        self._table, self.unlike, self.notes = reader.table(), reader.unlike, reader.notes()
+        self._table, self.unlike = reader.table(dataset), reader.unlike
+        if (unknown := self._table.unknown) is not None:
+            count, name = int((np.diff(unknown.ptr) > 0).sum()), unknown.names[unknown.codes[0]]
+            self.notes = (
+                f"{count:,} samples perturb a gene that removes nothing: the graph has no {name!r}",
+            )
 
     def __repr__(self) -> str:
         return f"TorchcellSource({len(self)}, phenotypes={list(self._table.phenotypes)})"
@@ -105,24 +110,41 @@ def records_of(dataset: Any, index: int) -> list[dict[str, Any]]:
     return records
 
 
+def placed(
+    words: Sequence[str], codes: Int64Array, owner: Int64Array, count: int, base_graph: Any
+) -> tuple[Int64Array, Int64Array, UnknownNames | None]:
+    """Nodes of each of ``count`` samples, ascending, their offsets, and the names that no node has.
+
+    Args:
+        words: Names.
+        codes: Positions in ``words``, ``[n] int64``.
+        owner: Sample of each, ascending, ``[n] int64``.
+        count: Number of samples.
+        base_graph: The graph with ``gene.node_ids``.
+    """
+    known = node_names(base_graph["gene"]) or []
+    nodes = {name: k for k, name in enumerate(known)}
+    others, first = sorted({*words} - nodes.keys()), len(known)
+    nodes |= {name: first + k for k, name in enumerate(others)}
+    width = first + len(others)
+    found = np.unique(owner * width + np.array([nodes[word] for word in words], dtype=np.int64)[codes])
+    ptr = offsets(np.bincount(found // max(width, 1), minlength=count))
+    return without_names(found % max(width, 1), ptr, first, others)
+
+
 class _Reader:
     """All records of a dataset as columns."""
 
     def __init__(self, dataset: Any) -> None:
-        self.classes = list(dataset.phenotype_info)
-        self.phenotypes = [cls.model_fields["label_name"].default for cls in self.classes]
-        named = [cls.model_fields["label_statistic_name"].default for cls in self.classes]
+        self.phenotypes = [cls.model_fields["label_name"].default for cls in dataset.phenotype_info]
+        named = [cls.model_fields["label_statistic_name"].default for cls in dataset.phenotype_info]
         self.statistics = list(dict.fromkeys(name for name in named if name))
         self.unlike = (
             None if len(self.statistics) == sum(map(bool, named)) else "two labels share a statistic"
         )
-        self.genes = [*map(str, dataset.gene_set)]
-        self.nodes = {name: k for k, name in enumerate(node_names(dataset.cell_graph["gene"]) or [])}
         self.words: dict[str, int] = {}
         self.codes = {name: array("q") for name in ("dataset", "label", "gene", "kind")}
-        self.ids, self.counts, self.measured, self.perturbed = array("q"), array("q"), array("q"), array("q")
-        self.values = array("d")
-        self.outside: list[tuple[str, ...]] = []
+        self.measured, self.perturbed, self.values = array("q"), array("q"), array("d")
         count = len(dataset)  # closes the environment, so before the first read
         try:
             for index in range(count):
@@ -131,7 +153,6 @@ class _Reader:
             dataset.close_lmdb()
 
     def _sample(self, index: int, records: list[dict[str, Any]]) -> None:
-        names: set[str] = set()
         for record in records:
             experiment = record["experiment"]
             try:
@@ -139,66 +160,47 @@ class _Reader:
             except TypeError:
                 raise SourceContractError(f"sample {index}: an experiment has several genotypes") from None
             for perturbation in perturbations:
-                names.add(perturbation["systematic_gene_name"])
                 self._code("gene", perturbation["systematic_gene_name"])
                 self._code("kind", perturbation["perturbation_type"])
             self.perturbed.append(len(perturbations))
             self._code("dataset", experiment["dataset_name"])
             self._code("label", experiment["phenotype"]["label_name"])
             for name in (*self.phenotypes, *self.statistics):
-                self.values.append(self._number(name, experiment["phenotype"].get(name)))
-        known = sorted(self.nodes[name] for name in names if name in self.nodes)
-        self.ids.extend(known)
-        self.counts.append(len(known))
+                value = experiment["phenotype"].get(name)
+                is_number = isinstance(value, int | float)
+                if value is not None and (value != value or not is_number):
+                    what = "NaN" if is_number else f"a {type(value).__name__}"
+                    self.unlike = self.unlike or f"{name!r} is {what} in some record"
+                self.values.append(float(value) if is_number else float("nan"))
         self.measured.append(len(records))
-        self.outside.append(tuple(sorted(names - self.nodes.keys())) if len(known) < len(names) else ())
 
     def _code(self, field: str, word: str) -> None:
         self.codes[field].append(self.words.setdefault(word, len(self.words)))
 
-    def _number(self, name: str, value: Any) -> float:
-        if isinstance(value, int | float):
-            if value != value and self.unlike is None:
-                self.unlike = f"{name!r} is NaN in some record"
-            return float(value)
-        if value is not None and self.unlike is None:
-            self.unlike = f"{name!r} is a {type(value).__name__} in some record"
-        return float("nan")
-
-    def table(self) -> SampleTable:
+    def table(self, dataset: Any) -> SampleTable:
         """What was read."""
-        width = len(self.phenotypes) + len(self.statistics)
-        values = (
-            np.frombuffer(self.values, dtype=np.float64).reshape(-1, width)
-            if self.values
-            else np.empty((0, width))
-        )
-        value_ptr, labels = offsets(np.asarray(self.measured)), len(self.phenotypes)
-        last = np.full((len(self.counts), labels), np.nan)
-        owner = np.repeat(np.arange(len(self.counts)), np.diff(value_ptr))
+        count, labels = len(self.measured), len(self.phenotypes)
+        values = np.array(self.values).reshape(sum(self.measured), labels + len(self.statistics))
+        measured, perturbed = (np.array(part, dtype=np.int64) for part in (self.measured, self.perturbed))
+        last = np.full((count, labels), np.nan)
+        owner = np.repeat(np.arange(count), measured)
         for k in range(labels):
             known = ~np.isnan(values[:, k])
             last[owner[known], k] = values[known, k]  # of several, the last one stays
-        texts = {"classes": [cls.__name__ for cls in self.classes], "gene_set": sorted(set(self.genes))}
+        genes = np.array(self.codes["gene"], dtype=np.int64)
+        ids, ptr, unknown = placed(
+            [*self.words], genes, np.repeat(owner, perturbed), count, dataset.cell_graph
+        )
+        texts = {
+            "classes": [cls.__name__ for cls in dataset.phenotype_info],
+            "gene_set": sorted({*map(str, dataset.gene_set)}),
+        }
         codes: dict[str, Any] = dict(self.codes)
         codes |= {f: [self.words.setdefault(w, len(self.words)) for w in part] for f, part in texts.items()}
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float32)
         return SampleTable(
-            ids=np.asarray(self.ids, dtype=np.int64),
-            ptr=offsets(np.asarray(self.counts)),
-            values=numbers,
-            value_ptr=value_ptr,
-            phenotypes=tuple(self.phenotypes),
-            statistics=tuple(self.statistics),
-            unknown=UnknownNames.from_rows(self.outside),
-            origins=Origins.of(list(self.words), codes, offsets(np.asarray(self.perturbed)), last),
+            *(ids, ptr, numbers, offsets(measured), tuple(self.phenotypes), tuple(self.statistics)),
+            unknown=unknown,
+            origins=Origins.of(list(self.words), codes, offsets(perturbed), last),
         )
-
-    def notes(self) -> tuple[str, ...]:
-        """A line on names that no node has."""
-        names = [name for row in self.outside for name in row]
-        if not names:
-            return ()
-        count = sum(map(bool, self.outside))
-        return (f"{count:,} samples perturb a gene that removes nothing: the graph has no {names[0]!r}",)

@@ -50,20 +50,18 @@ def paired(source: Any, processor: Any) -> tuple[Any, Any, tuple[str, ...]]:
     """
     if not isinstance(source, TorchcellSource) or isinstance(processor, RecordProcessor):
         return source, processor, ()
+    name, theirs = type(processor).__name__, sys.modules.get(_THEIRS)
     if source.unlike is not None and type(processor) in NAMED.values():
-        theirs = getattr(sys.modules.get(_THEIRS), type(processor).__name__, None)
-        if theirs is not None and processor.settings() == type(processor)().settings():
-            processor = theirs()  # what they make of such a label is their own
-    if not takes_records(processor):
-        if source.unlike is not None and type(processor) in NAMED.values():
+        if not hasattr(theirs, name) or processor.settings() != type(processor)().settings():
             raise SourceContractError(
-                f"{source.unlike}, and {type(processor).__name__} takes one number per label",
+                f"{source.unlike}, and {name} takes one number per label",
                 fix="torchcell's processor of that name, or phenotype_labels=[...] for torchcell's dataset",
             )
+        processor = getattr(theirs, name)()  # what they make of such a label is their own
+    if not takes_records(processor):
         return source, processor, ()
-    name, place = type(processor).__name__, type(processor).__module__
     notes: tuple[str, ...] = ()
-    if place == _THEIRS and name in _OURS:
+    if type(processor).__module__ == _THEIRS and name in _OURS:
         ours = _OURS[name]()
         why = source.unlike or _difference(source, processor, ours)
         if why is None:
@@ -97,8 +95,11 @@ def _difference(source: TorchcellSource, processor: Any, ours: Any) -> str | Non
     try:
         for index in dict.fromkeys([*first[:_PROBES].tolist(), *spread.tolist()]) if len(table) else ():
             theirs = processor.process(source.base_graph, source.phenotype_info, records[index])
-            why = _unlike(theirs, ours.process(source.base_graph, source[index]))
-            if why is not None:
+            want, got = _plain(theirs), _plain(ours.process(source.base_graph, source[index]))
+            parts = ((key, value_difference(got[key], value)) for key, value in want.items() if key in got)
+            differs = next((f"{key}: {text}" for key, text in parts if text is not None), None)
+            if (odd := want.keys() ^ got.keys()) or differs:
+                why = sorted(map(str, odd)) or differs
                 return f"sample {index} is another one with this package's own: {why}"
     except Exception as error:
         return f"{type(error).__name__} on a sample: {error}"
@@ -107,16 +108,8 @@ def _difference(source: TorchcellSource, processor: Any, ours: Any) -> str | Non
     return None
 
 
-def _unlike(theirs: Any, ours: Any) -> str | None:
-    """Where two samples differ, but for the order of stores, fields and names."""
-    want, got = (_plain(graph) for graph in (theirs, ours))
-    if want.keys() != got.keys():
-        return f"{sorted(map(str, want.keys() ^ got.keys()))}"
-    parts = ((key, value_difference(got[key], value)) for key, value in want.items())
-    return next((f"{key}: {text}" for key, text in parts if text is not None), None)
-
-
 def _plain(graph: Any) -> dict[tuple[Any, str], Any]:
+    """Fields of a sample, but for the order of stores, fields and names."""
     out = {(key, name): value for key, fields in stores_of(graph) for name, value in fields.items()}
     for key, name in [place for place in out if place[1] in _NAMES]:
         order = sorted(range(len(out[key, name])), key=out[key, name].__getitem__)

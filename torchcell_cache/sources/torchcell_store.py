@@ -18,13 +18,14 @@ import numpy.typing as npt
 from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.progress import Progress
 from torchcell_cache.core.ragged import Int64Array, offsets
-from torchcell_cache.core.samples import SampleTable, UnknownNames
+from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CacheNotFoundError, SourceContractError, UnsafeContentError
 from torchcell_cache.processors.deletion import node_names
 from torchcell_cache.processors.lazy import LazySubgraphRepresentation
 from torchcell_cache.sources.pickled_records import COLUMNS, LABELS, OUTCOME, STATISTICS
 from torchcell_cache.sources.table import PerturbationTable
+from torchcell_cache.sources.torchcell import placed
 
 _MOST_MEASUREMENTS = 10_000
 _ANEW = "build it anew from torchcell's dataset: preprocess_from_source"
@@ -72,8 +73,7 @@ def torchcell_store(
     with tempfile.TemporaryDirectory() as directory:
         with Progress(count, 0, None, enabled=progress, what="read pickles") as meter:
             _read_elsewhere(file, checked, Path(directory), meter)
-        found = Records(file, checked, Path(directory))
-    return found.source(base_graph)
+        return Records(file, checked, Path(directory)).source(base_graph)
 
 
 def _read_elsewhere(file: Path, checked: Int64Array, directory: Path, meter: Progress) -> None:
@@ -84,13 +84,13 @@ def _read_elsewhere(file: Path, checked: Int64Array, directory: Path, meter: Pro
     arguments = [str(file), str(meter.total), str(directory), json.dumps(checked.tolist())]
     at, stderr = 0, directory / "stderr"
     with (
-        stderr.open("w") as said,
+        stderr.open("w") as errors,
         subprocess.Popen(
             [sys.executable, "-P", str(script), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=errors,
         ) as process,
     ):
         try:
@@ -111,9 +111,8 @@ def _read_elsewhere(file: Path, checked: Int64Array, directory: Path, meter: Pro
         )
     if "words" not in found:
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
-        ended = f"the process that reads it ended with {name}: {stderr.read_text().strip()[-300:]}".rstrip(
-            ": "
-        )
+        said = stderr.read_text().strip()[-300:]
+        ended = f"the process that reads it ended with {name}: {said}".rstrip(": ")
         raise SourceContractError(f"{where}: {found.get('failed', ended)}", path=file, fix=_ANEW)
 
 
@@ -150,37 +149,19 @@ class Records:
 
     def table(self, base_graph: Any) -> SampleTable:
         """Ids by name, and labels; names that no node has are kept."""
-        names = node_names(base_graph["gene"]) if "gene" in getattr(base_graph, "node_types", ()) else None
-        if names is None:
+        if "gene" not in getattr(base_graph, "node_types", ()) or node_names(base_graph["gene"]) is None:
             raise SourceContractError("the base graph has no gene.node_ids", fix=f"base_graph=..., {_GRAPH}")
-        nodes, words = {name: k for k, name in enumerate(names)}, self.said.get("words", [])
-        node = np.array([nodes.get(word, -1) for word in words], dtype=np.int64)[self.arrays["ids_pert"]]
+        words, codes = self.said.get("words", []), self.arrays["ids_pert"]
         owner = np.repeat(np.arange(self.count), np.diff(self.ptr["ids_pert"]))
-        order = np.lexsort((node, owner))
-        order = order[node[order] >= 0]
-        ids, ptr = node[order], offsets(np.bincount(owner[order], minlength=self.count))
-        stored, before = self.arrays["perturbation_indices"], self.ptr["perturbation_indices"]
-        if not (np.array_equal(ptr, before) and np.array_equal(ids, stored)):
-            at = next(
-                k
-                for k in range(self.count)
-                if ids[ptr[k] : ptr[k + 1]].tolist() != self.row("perturbation_indices", k).tolist()
-            )
-            named = [words[k] for k in self.row("ids_pert", at).tolist()]
-            got = self.row("perturbation_indices", at).tolist()
-            raise self.refuse(
-                at, f"it perturbs {named}, stored as nodes {got}, which the base graph calls otherwise"
-            )
-        rest = node < 0
-        unknown: list[list[str]] = [[] for _ in range(self.count if rest.any() else 0)]
-        for k, code in zip(owner[rest].tolist(), self.arrays["ids_pert"][rest].tolist(), strict=True):
-            unknown[k].append(words[code])
-        return SampleTable(
-            ids=ids,
-            ptr=ptr,
-            **self._measurements(),
-            unknown=UnknownNames.from_rows(unknown) if unknown else None,
-        )
+        ids, ptr, unknown = placed(words, codes, owner, self.count, base_graph)
+        fields = self.arrays["perturbation_indices"], self.ptr["perturbation_indices"]
+        if not (np.array_equal(ids, fields[0]) and np.array_equal(ptr, fields[1])):
+            rows = ((k, self.row("perturbation_indices", k)) for k in range(self.count))
+            at, got = next((k, row) for k, row in rows if not np.array_equal(ids[ptr[k] : ptr[k + 1]], row))
+            named = [words[code] for code in self.row("ids_pert", at).tolist()]
+            why = f"it perturbs {named}, stored as nodes {got.tolist()}, which the base graph calls otherwise"
+            raise self.refuse(at, why)
+        return SampleTable(ids=ids, ptr=ptr, **self._measurements(), unknown=unknown)
 
     def _measurements(self) -> Mapping[str, Any]:
         """A row per measurement: labels, then statistics; NaN where there is none."""
