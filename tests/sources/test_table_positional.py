@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import torchcell_cache as tc
 from torchcell_cache.core.indexing import as_positions
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
-from torchcell_cache.sources.columns import frame_columns, is_frame
+from torchcell_cache.sources.columns import frame_parts
 
 GRAPH = cell_graph()  # genes Y000 to Y008
 FRAME = pd.DataFrame(
@@ -198,10 +198,11 @@ def test_a_series_picks_samples_and_weighs_them_by_position(tmp_path: Any) -> No
 
 
 def test_frames_are_told_from_arrays() -> None:
-    assert is_frame(FRAME)
-    assert is_frame(pa.table({"a": [1]}))
-    assert not any(is_frame(x) for x in (FRAME.fitness, np.zeros((2, 2)), torch.zeros(2), {"a": [1]}, [[1]]))
-    assert len(frame_columns(FRAME)) == 6
+    assert frame_parts(pa.table({"a": [1]}))
+    assert not any(
+        frame_parts(x) for x in (FRAME.fitness, np.zeros((2, 2)), torch.zeros(2), {"a": [1]}, [[1]])
+    )
+    assert len(frame_parts(FRAME)[1]) == 6
 
 
 def test_a_million_rows_take_seconds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from torchcell_cache.sources.base import PerturbationSource, Source
@@ -17,17 +18,14 @@ if TYPE_CHECKING:
     from torchcell_cache.sources.networks import cell_graph
     from torchcell_cache.sources.yeast.folder import YeastKnockouts, yeast_base_graph, yeast_knockouts
 
-_LAZY = {"AnnDataSource": "torchcell_cache.sources.cells.source"}
-_LAZY |= dict.fromkeys(
-    ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"), "torchcell_cache.sources.ecoli"
-) | dict.fromkeys(
-    ("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"), "torchcell_cache.sources.yeast.folder"
-)
-_LAZY |= {
-    "Neo4jCellDataset": "torchcell_cache.sources.neo4j.source",
-    "cell_graph": "torchcell_cache.sources.networks",
-    "embedded_bolt": "torchcell_cache.sources.neo4j.bolt",
-    "load_experiments": "torchcell_cache.sources.neo4j.experiment_loader",
+_PLACES = {
+    "cells.source": ("AnnDataSource",),
+    "ecoli": ("EcoliKnockouts", "ecoli_base_graph", "ecoli_knockouts"),
+    "neo4j.bolt": ("embedded_bolt",),
+    "neo4j.experiment_loader": ("load_experiments",),
+    "neo4j.source": ("Neo4jCellDataset",),
+    "networks": ("cell_graph",),
+    "yeast.folder": ("YeastKnockouts", "yeast_base_graph", "yeast_knockouts"),
 }
 
 __all__ = [
@@ -51,8 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{place}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

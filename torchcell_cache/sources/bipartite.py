@@ -66,12 +66,11 @@ def bipartite_tables(network: Any) -> dict[str, Any]:
     entries = _signed([_edge(source, target, data, kinds, directed) for source, target, data in edges])
     reactions, metabolites = (_sorted(node for node in nodes if kinds[node] == kind) for kind in KINDS)
     genes = {node: nodes[node].get("genes", nodes[node].get("gene_reaction_rule")) for node in reactions}
-    gpr = [(gene, node) for node in reactions for gene in _genes(node, genes[node])]
     return {
         "reactions": reactions,
         "metabolites": metabolites,
-        "rmr": tuple(zip(*entries, strict=True)) or ((), (), ()),
-        "gpr": tuple(zip(*gpr, strict=True)) or ((), ()),
+        "rmr": entries,
+        "gpr": [(gene, node) for node in reactions for gene in _genes(node, genes[node])],
         "w_growth": [float(nodes[node].get("subsystem") == _GROWTH) for node in reactions],
     }
 
@@ -96,24 +95,18 @@ def _edge(
     reaction, metabolite = (source, target) if forward else (target, source)
     told = data.get("edge_type")
     word = "" if is_missing(told) else str(told).strip().lower()
-    edge = _Edge(reaction, metabolite, _amount(data), _WORDS.get(word, 0), (1 if forward else -1) * directed)
+    numbers = {key: number_of(value) for key, value in data.items()}
+    # Without any it is 1; what something else may hold is asked for.
+    amount = numbers.get("stoichiometry", np.nan if any(n == n for n in numbers.values()) else 1.0)
+    edge = _Edge(reaction, metabolite, amount, _WORDS.get(word, 0), (1 if forward else -1) * directed)
     if word and not edge.word:
-        raise SourceContractError(
-            f"{edge} has edge_type {told!r}, expected reactant (substrate) or product", fix=_EDGE_TYPE
-        )
-    if not np.isfinite(edge.amount):
+        said = f"{edge} has edge_type {told!r}, expected reactant (substrate) or product"
+        raise SourceContractError(said, fix=_EDGE_TYPE)
+    if not np.isfinite(amount):
         other = {key: value for key, value in data.items() if key != "edge_type"}
-        raise SourceContractError(
-            f"{edge} has no stoichiometry that is a number: {other!r}", fix="stoichiometry=2.0 on each edge"
-        )
+        said = f"{edge} has no stoichiometry that is a number: {other!r}"
+        raise SourceContractError(said, fix="stoichiometry=2.0 on each edge")
     return edge
-
-
-def _amount(data: Mapping[str, Any]) -> float:
-    """The stoichiometry; 1 for an edge without any, NaN where something else may hold it."""
-    if "stoichiometry" in data:
-        return number_of(data["stoichiometry"])
-    return np.nan if any(number_of(value) == number_of(value) for value in data.values()) else 1.0
 
 
 def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
@@ -124,11 +117,7 @@ def _signed(edges: list[_Edge]) -> list[tuple[Any, Any, float]]:
     entries: list[tuple[Any, Any, float]] = []
     for edge in edges:
         sign = (edge.amount > 0) - (edge.amount < 0) if signs else 0
-        said = {
-            "edge_type": edge.word,
-            "the sign of stoichiometry": sign,
-            "the direction": edge.way if ways else 0,
-        }
+        said = {"edge_type": edge.word, "the sign of stoichiometry": sign, "the direction": edge.way * ways}
         told = {what: role for what, role in said.items() if role}
         if len(set(told.values())) != 1:
             why = "nothing says" if not told else f"{' and '.join(told)} contradict each other on"

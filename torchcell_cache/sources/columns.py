@@ -33,11 +33,10 @@ def column_list(column: Any, what: str) -> list[Any]:
     said, values = "", on_host(column)
     if isinstance(column, (_TEXTS, Mapping | Set | NoneType)):
         said, values = type(column).__name__, None
-    elif is_frame(column):
-        inner = frame_columns(column)
-        if len(inner) == 1:
-            return column_list(inner[0], what)
-        said, values = f"a frame of {len(inner)} columns", None
+    elif (frame := frame_parts(column)) is not None:
+        if len(frame[1]) == 1:
+            return column_list(frame[1][0], what)
+        said, values = f"a frame of {len(frame[1])} columns", None
     elif getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
         said, values = "an index of several levels", None
     elif getattr(values, "ndim", 1) and getattr(getattr(values, "dtype", None), "kind", "") not in ("M", "m"):
@@ -93,30 +92,18 @@ def row_of(ptr: Int64Array, at: int) -> int:
     return int(np.searchsorted(ptr, at, side="right")) - 1
 
 
-def is_frame(value: Any) -> bool:
-    """Whether it is a table of pandas, polars or Arrow, or an array of records."""
-    if getattr(getattr(value, "dtype", None), "names", None):
-        return getattr(value, "ndim", 0) == 1
-    return any(hasattr(value, name) for name in ("iloc", "get_columns", "itercolumns")) and hasattr(
-        value, "columns"
-    )
-
-
-def frame_columns(frame: Any) -> list[Any]:
-    """Columns of a frame, also of one in which a name stands twice."""
-    if not hasattr(frame, "columns"):
-        return [frame[name] for name in frame.dtype.names]
-    for method in ("get_columns", "itercolumns"):  # polars, Arrow
-        if hasattr(frame, method):
-            return list(getattr(frame, method)())
-    return [frame.iloc[:, k] for k in range(frame.shape[1])]
-
-
-def frame_names(frame: Any) -> list[Any]:
-    """Names of a frame's columns."""
-    if not hasattr(frame, "columns"):
-        return list(frame.dtype.names)
-    return list(frame.column_names if hasattr(frame, "column_names") else frame.columns)
+def frame_parts(value: Any) -> tuple[list[Any], list[Any]] | None:
+    """Names and columns of a table of pandas, polars or Arrow, or of an array of records; ``None`` if it is none."""
+    if names := getattr(getattr(value, "dtype", None), "names", None):
+        return ([*names], [value[name] for name in names]) if value.ndim == 1 else None
+    if hasattr(value, "columns"):
+        if hasattr(value, "iloc"):  # by position: a name may stand there twice
+            return list(value.columns), [value.iloc[:, k] for k in range(value.shape[1])]
+        if hasattr(value, "get_columns"):  # polars
+            return list(value.columns), list(value.get_columns())
+        if hasattr(value, "itercolumns"):  # Arrow
+            return list(value.column_names), list(value.itercolumns())
+    return None
 
 
 def named_columns(given: Any, what: str) -> dict[str, Any]:
@@ -129,8 +116,8 @@ def named_columns(given: Any, what: str) -> dict[str, Any]:
         return {}
     if isinstance(given, Mapping):
         names, columns = list(given), list(given.values())
-    elif is_frame(given):
-        names, columns = frame_names(given), frame_columns(given)
+    elif (frame := frame_parts(given)) is not None:
+        names, columns = frame
         for name, column in zip(names, columns, strict=True):
             if is_row_numbers(name, column, name == names[0]):
                 raise SettingError(
@@ -221,8 +208,8 @@ def columns_of(table: Any, width: int, what: str, expected: str) -> list[list[An
         SourceContractError: If columns or rows have other lengths than they should.
     """
     shape = tuple(getattr(table, "shape", ()))
-    if is_frame(table):
-        columns = [column_list(column, what) for column in frame_columns(table)]
+    if (frame := frame_parts(table)) is not None:
+        columns = [column_list(column, what) for column in frame[1]]
         if len(columns) == width:
             return columns
         said = f"{what} has {len(columns)} columns, expected {width}: {expected}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns import column_list, frame_names, is_frame
+from torchcell_cache.sources.columns import column_list, frame_parts
 from torchcell_cache.sources.delimited import errors_of, read_text, unquoted
 from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
@@ -39,8 +39,8 @@ def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
                 fix=f'{what}=["YAL001C", ...] for names, or the path of a file with one name per line',
             )
         return sorted(set(read_gene_list(genes)))
-    if is_frame(genes):
-        names = frame_names(genes)
+    if (frame := frame_parts(genes)) is not None:
+        names = frame[0]
         if len(names) != 1:
             raise SourceContractError(
                 f"{what} is a table with the columns {', '.join(map(repr, names))}, expected one column of names",

@@ -15,6 +15,7 @@ from torchcell_cache.graph.rules import rewritten_rule, rule_genes
 from torchcell_cache.sources.bipartite import KINDS, TABLES_FIX, bipartite_tables, genes_of_rule
 from torchcell_cache.sources.columns import check_order, column_list, columns_of, is_missing
 from torchcell_cache.sources.measurements import float32_numbers
+from torchcell_cache.sources.name_lists import coded
 from torchcell_cache.sources.names import NodeNames, as_texts
 from torchcell_cache.sources.network_columns import is_nameless
 
@@ -64,39 +65,34 @@ def _tables(network: Any) -> dict[str, Any]:
     if isinstance(network, Mapping) and not hasattr(network, "edges"):
         unknown = sorted(map(str, set(network) - set(_TABLES)))
         missing = sorted({"reactions", "metabolites", "rmr"} - set(network))
-        if unknown or missing:
-            raise SettingError(
-                f"metabolism: missing {missing}, unknown {unknown}; tables are {', '.join(_TABLES)}",
-                fix=TABLES_FIX,
-            )
-        return dict(network)
-    if not (callable(getattr(network, "edges", None)) and callable(getattr(network, "nodes", None))):
-        raise SettingError(
-            f"metabolism is {type(network).__name__}, expected a networkx graph or a mapping of tables",
-            fix=TABLES_FIX,
-        )
-    return bipartite_tables(network)
+        if not (unknown or missing):
+            return dict(network)
+        said = f"missing {missing}, unknown {unknown}; tables are {', '.join(_TABLES)}"
+        raise SettingError(f"metabolism: {said}", fix=TABLES_FIX)
+    if callable(getattr(network, "edges", None)) and callable(getattr(network, "nodes", None)):
+        return bipartite_tables(network)
+    said = f"metabolism is {type(network).__name__}, expected a networkx graph or a mapping of tables"
+    raise SettingError(said, fix=TABLES_FIX)
 
 
 def positions_of(ids: Any, what: str) -> dict[str, int]:
     """Position of each id, all of them different."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise SettingError(
-            f"metabolism: {what}s is {ids!r}, expected a list of ids", fix=f'{what}s=["{what[0]}1", ...]'
-        )
+        said = f"metabolism: {what}s is {ids!r}, expected a list of ids"
+        raise SettingError(said, fix=f'{what}s=["{what[0]}1", ...]')
     ids = list(ids) if isinstance(ids, Mapping | KeysView) else column_list(ids, f"metabolism: {what}s")
     names = [name.strip() for name in as_texts(ids, f"metabolism: {what}")]
-    position = {name: k for k, name in enumerate(names)}
-    if len(position) != len(names) or "" in position:
-        name = next((name for k, name in enumerate(names) if position[name] != k), "")
-        said = f"{what} ids repeat: {name!r}" if name else f"a {what} has no id"
-        raise SourceContractError(f"metabolism: {said}", fix=f"give each {what} an id of its own")
+    position: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if not name or position.setdefault(name, k) != k:
+            said = f"{what} ids repeat: {name!r}" if name else f"a {what} has no id"
+            raise SourceContractError(f"metabolism: {said}", fix=f"give each {what} an id of its own")
     return position
 
 
 def _per_reaction(values: Any, row: Mapping[str, int], what: str, default: Any) -> dict[str, Any]:
     """A value of each reaction, from a sequence in their order or a mapping by id."""
-    where = f"metabolism: {what}"
+    where, fix = f"metabolism: {what}", f"{what}={{reaction: value, ...}}"
     if isinstance(values, Mapping):
         names = [name.strip() for name in as_texts(values, f"{where} of reaction")]
         for name in names:
@@ -105,17 +101,12 @@ def _per_reaction(values: Any, row: Mapping[str, int], what: str, default: Any) 
             raise SourceContractError(f"{where} names a reaction twice", fix="give it one value")
         return dict.fromkeys(row, default) | dict(zip(names, values.values(), strict=True))
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise SettingError(
-            f"{where} is {values!r}, expected one per reaction, or a mapping by reaction",
-            fix=f"{what}={{reaction: value, ...}}",
-        )
+        said = f"{where} is {values!r}, expected one per reaction, or a mapping by reaction"
+        raise SettingError(said, fix=fix)
     check_order(values, list(row), where)
     values = column_list(values, where)
     if len(values) != len(row):
-        raise SourceContractError(
-            f"metabolism: {len(values)} {what} for {len(row)} reactions",
-            fix=f"{what}={{reaction: value, ...}}",
-        )
+        raise SourceContractError(f"metabolism: {len(values)} {what} for {len(row)} reactions", fix=fix)
     return dict(zip(row, values, strict=True))
 
 
@@ -125,8 +116,9 @@ def _rule(rule: Any, reaction: str, genes: NodeNames) -> str:
         return ""
     where = f"metabolism: reaction {reaction!r}"
     found = {name: genes.find(name) for name in genes_of_rule(rule, where)}
-    for name in (name for name, at in found.items() if at < 0):
-        if part := next((part for part in _JOINT.split(name) if genes.find(part) >= 0), None):
+    lost = [(name, part) for name, at in found.items() if at < 0 for part in _JOINT.split(name)]
+    for name, part in lost:
+        if genes.find(part) >= 0:
             raise SourceContractError(
                 f"{where}: the gene rule names {name!r}, which is no gene, but {part!r} is",
                 fix='join names by "and" and "or", without quotes',
@@ -137,21 +129,21 @@ def _rule(rule: Any, reaction: str, genes: NodeNames) -> str:
 def _entries(gpr: Any, row: Mapping[str, int]) -> list[tuple[str, str]]:
     """Gene and reaction of each entry of a table."""
     sides = columns_of(gpr, 2, "metabolism: gpr", "(gene names, reaction ids)")
-    texts = [
-        as_texts(side, f"metabolism: gpr: {w}") for side, w in zip(sides, ("gene", "reaction"), strict=True)
-    ]
-    names = [(gene.strip(), reaction.strip()) for gene, reaction in zip(*texts, strict=True)]
-    for _, reaction in names:
+    genes, reactions = (
+        [name.strip() for name in as_texts(side, f"metabolism: gpr: {what}")]
+        for side, what in zip(sides, ("gene", "reaction"), strict=True)
+    )
+    for reaction in reactions:
         _at(row, reaction, "gpr", "reaction")
-    return names
+    return list(zip(genes, reactions, strict=True))
 
 
 def _known(named: list[tuple[str, str]], genes: NodeNames) -> tuple[list[tuple[int, str]], str]:
     """The entries of genes of the cell, each once, and what was kept and left out."""
-    names = list(dict.fromkeys(name for name, _ in named))
+    names, codes = coded(name for name, _ in named)
     positions = genes.positions(names)
-    at = dict(zip(names, positions.tolist(), strict=True))
-    known = [(at[name], reaction) for name, reaction in named if at[name] >= 0]
+    at = positions[codes].tolist() if names else []
+    known = [(k, reaction) for k, (_, reaction) in zip(at, named, strict=True) if k >= 0]
     met = genes.report(names, positions)
     if named and not known:
         raise SourceContractError(
@@ -161,9 +153,8 @@ def _known(named: list[tuple[str, str]], genes: NodeNames) -> tuple[list[tuple[i
     once = list(dict.fromkeys(known))
     said = f"gpr: {len(known):,} of {len(named):,} entries kept"
     said += f": {met}" if len(known) < len(named) else ""
-    return once, said + (
-        f"; {len(known) - len(once):,} listed more than once" if len(once) < len(known) else ""
-    )
+    said += f"; {len(known) - len(once):,} listed more than once" if len(once) < len(known) else ""
+    return once, said
 
 
 def _set_rmr(store: Any, rmr: Any, row: Mapping[str, int], column: Mapping[str, int]) -> None:

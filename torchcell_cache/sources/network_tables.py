@@ -20,9 +20,7 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns import (
     column_list,
     columns_of,
-    frame_columns,
-    frame_names,
-    is_frame,
+    frame_parts,
     is_missing,
 )
 from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of, unquoted
@@ -112,8 +110,8 @@ def read_network(
     try:
         if isinstance(network, str | Path):
             return _read_file(network, known, header, weight).tidied(known)
-        if is_frame(network):
-            return _read_frame(network, known, weight).tidied(known)
+        if (parts := frame_parts(network)) is not None:
+            return _read_frame(*parts, getattr(network, "index", None), known, weight).tidied(known)
     except (SourceContractError, SettingError) as error:
         raise error.within(what) from None
     return _read_object(what, network, known, weight).tidied(known)
@@ -141,11 +139,12 @@ def _read_object(what: str, network: Any, known: Known | None, weight: str | int
     return Pairs(type(network).__name__, sources, targets, values)
 
 
-def _read_frame(frame: Any, known: Known | None, weight: str | int | None) -> Pairs:
+def _read_frame(
+    labels: list[Any], columns: list[Any], index: Any, known: Known | None, weight: str | int | None
+) -> Pairs:
     """Edges of a frame of pandas, polars or Arrow; its column names are a header, its index says nothing."""
-    labels, index = frame_names(frame), getattr(frame, "index", None)
     names = [str(name).strip() for name in labels]
-    rows = zip(*(column_list(column, "column") for column in frame_columns(frame)), strict=True)
+    rows = zip(*(column_list(column, "column") for column in columns), strict=True)
     head = [list(row) for row in islice(rows, _LOOK_AT)]
     if index is not None and type(index).__name__ != "RangeIndex" and {*index} == {*labels}:  # a matrix
         names, head = ["", *names], [[str(name), *row] for name, row in zip(index, head, strict=False)]

@@ -18,8 +18,7 @@ from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.columns import (
     FROM_FILE,
     column_list,
-    frame_columns,
-    is_frame,
+    frame_parts,
     is_missing,
     on_host,
     plain,
@@ -64,8 +63,8 @@ def rows_of(perturbations: Any) -> NameLists | RaggedIds | list[list[str | int]]
     pair = isinstance(perturbations, tuple) and len(perturbations) == 2
     if pair and any(hasattr(part, "__array__") for part in perturbations):
         return ragged_ids(*perturbations)
-    if is_frame(perturbations):
-        return _side_by_side(frame_columns(perturbations))
+    if (frame := frame_parts(perturbations)) is not None:
+        return _side_by_side(frame[1])
     perturbations = on_host(perturbations)
     if hasattr(perturbations, "detach") or isinstance(perturbations, np.ndarray):
         array = perturbations.numpy() if hasattr(perturbations, "detach") else perturbations

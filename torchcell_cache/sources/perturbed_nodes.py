@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.columns import frame_names, is_frame, row_of
+from torchcell_cache.sources.columns import frame_parts, row_of
 from torchcell_cache.sources.delimited import MISSING
 from torchcell_cache.sources.name_lists import NameLists, coded
 from torchcell_cache.sources.names import NodeNames, as_texts, resolve
@@ -68,8 +69,13 @@ class Nodes:
         Raises:
             SourceContractError: Naming the row and the value that is neither a name nor an id of a node.
         """
-        if is_frame(perturbations):
-            self._refuse_node_columns(frame_names(perturbations))
+        columns = list(map(str, (frame_parts(perturbations) or ((),))[0]))
+        if columns and self.names is not None and {*columns} <= set(map(str, self.names)):
+            raise SourceContractError(  # zeros and ones, which would be read as ids
+                f"perturbations is a frame whose columns are nodes ({', '.join(columns[:3])}), expected columns that hold "
+                "names or ids of nodes",
+                fix="[frame.columns[row] for row in frame.to_numpy(dtype=bool)] makes lists of 0 and 1",
+            )
         given = rows_of(perturbations)
         rows = np.arange(len(given))
         if isinstance(given, RaggedIds):
@@ -85,15 +91,6 @@ class Nodes:
         rows = rows if resolved.rows is None else resolved.rows
         ids = RaggedIds(both.ids, both.ptr)
         return Found(ids, names, len(nodes), rows, len(given), resolved.notes(len(given), unknown))
-
-    def _refuse_node_columns(self, columns: list[Any]) -> None:
-        """Refuse a frame with a column of zeros and ones per node: its cells would be read as ids."""
-        if columns and self.names is not None and set(map(str, columns)) <= set(map(str, self.names)):
-            raise SourceContractError(
-                f"perturbations is a frame whose columns are nodes ({', '.join(map(str, columns[:3]))}), expected columns "
-                "that hold names or ids of nodes",
-                fix="[frame.columns[row] for row in frame.to_numpy(dtype=bool)] makes lists of 0 and 1",
-            )
 
     def _checked(self, given: RaggedIds) -> RaggedIds:
         """Refuse ids that are no node's, that could be names of other nodes, or that are zeros and ones of a mask."""
@@ -140,9 +137,10 @@ class Nodes:
             )
 
     def _by_name(self, rows: list[list[str | int]]) -> NameLists:
+        """Rows that hold names and ids, by name."""
         ids = [[entry for entry in row if not isinstance(entry, str)] for row in rows]
-        flat = np.array([entry for row in ids for entry in row], dtype=np.int64)
-        self._checked(RaggedIds(flat, offsets(np.array([len(row) for row in ids], dtype=np.int64))))
+        flat = np.array(list(chain(*ids)), dtype=np.int64)
+        self._checked(RaggedIds(flat, offsets(np.array(list(map(len, ids)), dtype=np.int64))))
         if self.names is None:
             row, name = next((r, e) for r, row in enumerate(rows) for e in row if isinstance(e, str))
             raise NodeNames(None).unknown(name, f"row {row}")
