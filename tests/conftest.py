@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import json
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fresh
+import memory
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,8 +84,7 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # what was imported stays; no collection need look through it again, nor a fork copy it
+    memory.settle()
     multiprocessing.set_forkserver_preload(["torch", "torch_geometric.data"])  # once, not in every process
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -27,6 +26,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import memory
 
 LOADED = ("torch", "torch_geometric.data", "torch_geometric.loader", "lmdb", "xxhash")
 CALL = "import pickle, sys; function, given = pickle.loads(bytes.fromhex(sys.argv[1])); function(*given)"
@@ -148,8 +149,7 @@ def _serve(path: str) -> tuple[list[str], str, dict[str, str]]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
-    gc.collect()
-    gc.freeze()  # a collection in a new process would copy every page that it looks at
+    memory.settle()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.write(1, b"ready\n")

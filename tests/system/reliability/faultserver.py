@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import os
 import pickle
@@ -15,13 +14,14 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import memory
+
 
 def _serve(connection: Connection, imports: Sequence[str]) -> None:
     """Fork for every request until the test hangs up."""
     for name in imports:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # a collection in a trial would copy every page that it looks at
+    memory.settle()
     # Orphans of a killed trial become our children, so that they can be waited for.
     pr_set_child_subreaper = 36
     ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
