@@ -48,18 +48,18 @@ def interaction_scores(
     fitness = Measurements.of({"fitness": fitness}, len(given)).values[:, 0]
     if len(fitness) != len(given):
         raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
-    names, ids = np.unique(given.ids, return_inverse=True)  # small numbers: three of them must fit into one
-    given = RaggedIds(ids, given.ptr)
-    single, double, triple = (_Group(given, size, rows, fitness, max(len(names), 1)) for size in (1, 2, 3))
+    known = _KnockOuts(given, rows)
+    (_, double, triple), (_, pairs, triples) = known.rows, known.genes
     epsilon, tau = np.full((2, len(fitness)), np.nan)
     with np.errstate(invalid="ignore"):  # an infinite fitness makes scores that are infinite or none
-        a, b = double.genes.T
-        double.values = double.values - single.of(a) * single.of(b)
-        epsilon[double.rows] = double.values
-        a, b, c = triple.genes.T
-        f_a, f_b, f_c = map(single.of, (a, b, c))
-        pairwise = double.of(a, b) * f_c + double.of(a, c) * f_b + double.of(b, c) * f_a
-        tau[triple.rows] = triple.values - f_a * f_b * f_c - pairwise
+        f_a, f_b = (known.of(fitness, gene) for gene in pairs.T)
+        epsilon[double] = fitness[double] - f_a * f_b
+        a, b, c = triples.T
+        f_a, f_b, f_c = (known.of(fitness, gene) for gene in (a, b, c))
+        pairwise = (
+            known.of(epsilon, a, b) * f_c + known.of(epsilon, a, c) * f_b + known.of(epsilon, b, c) * f_a
+        )
+        tau[triple] = fitness[triple] - f_a * f_b * f_c - pairwise
     for name, scores in zip(SCORES, (epsilon, tau), strict=True):
         large = np.isfinite(scores) & (np.abs(scores) > np.finfo(np.float32).max)
         if large.any():
@@ -112,38 +112,39 @@ def with_scores(
     return np.concatenate([values[:, :split], added, values[:, split:]], axis=1), (*labels, *SCORES)
 
 
-class _Group:
-    """Knock-outs of one size, ascending by their genes, and a value of each: its fitness, then its score."""
+class _KnockOuts:
+    """The singles, doubles and triples of a table, to be found by their genes."""
 
-    def __init__(
-        self, given: RaggedIds, size: int, called: Int64Array, fitness: Float64Array, width: int
-    ) -> None:
-        rows = np.flatnonzero(np.diff(given.ptr) == size)
-        genes = np.sort(given.ids[given.ptr[rows][:, None] + np.arange(size)], axis=1)
-        self.width = width
-        keys = self._keys(genes.T)
+    def __init__(self, given: RaggedIds, called: Int64Array) -> None:
+        names, ids = np.unique(
+            given.ids, return_inverse=True
+        )  # small numbers: three of them must fit into one
+        self.width = len(names) + 1
+        sizes = np.diff(given.ptr)
+        self.rows = [np.flatnonzero(sizes == size) for size in (1, 2, 3)]
+        places = (given.ptr[rows][:, None] + np.arange(k + 1) for k, rows in enumerate(self.rows))
+        self.genes = [np.sort(ids[place], axis=1) for place in places]
+        keys = np.concatenate([self._keys(*genes.T) for genes in self.genes])
         order = np.argsort(keys, kind="stable")
-        self.genes, self.rows, self.keys = genes[order], rows[order], keys[order]
-        self.values = fitness[self.rows]
-        repeated = np.flatnonzero(np.diff(self.keys) == 0)
-        if len(repeated):
-            first, second = called[self.rows[repeated[0] : repeated[0] + 2]]
+        self.keys, self.at = keys[order], np.concatenate(self.rows)[order]
+        if len(repeated := np.flatnonzero(np.diff(self.keys) == 0)):
+            first, second = called[self.at[repeated[0] : repeated[0] + 2]]
             raise SourceContractError(
                 f"rows {first} and {second} are the same knock-out, so its fitness is ambiguous",
                 fix='keep one of them, or pass replicates="mean"',
             )
 
-    def of(self, *genes: Int64Array) -> Float64Array:
+    def of(self, values: Float64Array, *genes: Int64Array) -> Float64Array:
         """The value of each knock-out named by its genes, ascending; NaN where it is not in the table."""
-        wanted = self._keys(genes)
+        wanted = self._keys(*genes)
         if not len(self.keys):
             return np.full(len(wanted), np.nan)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[at] == wanted, self.values[at], np.nan)
+        return np.where(self.keys[at] == wanted, values[self.at[at]], np.nan)
 
-    def _keys(self, columns: Any) -> Int64Array:
+    def _keys(self, *genes: Int64Array) -> Int64Array:
         """One number per row of genes."""
-        out = np.zeros(len(columns[0]), dtype=np.int64)
-        for column in columns:
-            out = out * self.width + column
+        out = np.zeros(len(genes[0]), dtype=np.int64)
+        for column in genes:
+            out = out * self.width + column + 1
         return out

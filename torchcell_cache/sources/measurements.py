@@ -112,15 +112,11 @@ class Measurements:
 
     def note_on_values(self) -> tuple[str, ...]:
         """Lines on values that are infinite, or too small for float32."""
-        lines = []
-        for what, odd in (
-            ("infinite", np.isinf(self.values)),
-            ("too small for float32 and count as 0", (self.values != 0) & (np.abs(self.values) <= _SMALLEST)),
-        ):
-            for name, count in zip(self.names, odd.sum(axis=0).tolist(), strict=True):
-                if count:
-                    lines.append(f"'{name}': {count:,} values are {what}")
-        return tuple(lines)
+        small = (self.values != 0) & (np.abs(self.values) <= _SMALLEST)
+        odd = {"infinite": np.isinf(self.values), "too small for float32 and count as 0": small}
+        counts = [(what, flags.sum(axis=0).tolist()) for what, flags in odd.items()]
+        found = [(name, n, what) for what, ns in counts for name, n in zip(self.names, ns, strict=True) if n]
+        return tuple(f"'{name}': {count:,} values are {what}" for name, count, what in found)
 
 
 def float32_problem(value: Any) -> str:

@@ -15,10 +15,11 @@ from torchcell_cache.core.indexing import position
 from torchcell_cache.core.markup import Shown
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.topology import count_nodes, perturbable_type
 from torchcell_cache.sources.base import notes_of
 from torchcell_cache.sources.columns import column_list
+from torchcell_cache.sources.delimited import errors_of
 from torchcell_cache.sources.label_tables import Roles, read_table
 from torchcell_cache.sources.perturbed_nodes import Nodes
 from torchcell_cache.sources.sample_rows import Policies, make_table
@@ -152,7 +153,7 @@ class PerturbationTable(Shown):
         _check_graph(base_graph)
         roles = Roles.of(perturbed, separator, phenotypes, statistics, id_column)
         table = read_table(Path(path), roles, delimiter=delimiter, encoding=encoding)
-        try:
+        with errors_of(path):
             source = cls(
                 base_graph,
                 table.perturbed,
@@ -161,10 +162,6 @@ class PerturbationTable(Shown):
                 source_ids=table.source_ids,
                 **{"empty": "error", "nan": "error", **policies},
             )
-        except SourceContractError as error:
-            if error.path is not None:  # of another file: aliases
-                raise
-            raise SourceContractError(f"{path}: {error}", path=path) from None
         source.notes = (*table.notes, *source.notes)
         return source
 

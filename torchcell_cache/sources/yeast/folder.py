@@ -10,9 +10,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,7 @@ from torchcell_cache.core.checks import truth, whole_number
 from torchcell_cache.core.ragged import Float32Array, Int64Array
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.delimited import read_rows
+from torchcell_cache.sources.delimited import errors_of, read_rows
 from torchcell_cache.sources.gene_lists import read_gene_list
 from torchcell_cache.sources.interactions import interaction_scores
 from torchcell_cache.sources.label_tables import Roles, read_table
@@ -111,7 +109,7 @@ def yeast_base_graph(
     model = read_yeast_gem(file)
     graph = HeteroData()
     stores = [graph["gene", channel, "gene"] for channel in networks]  # in front of the hyperedges
-    with _errors_of(file, AGAIN):
+    with errors_of(file, AGAIN):
         names, rules = model_rules(model, read_gene_list(_only(path, "genes")))
         set_model(graph, model, names, rules)
     graph["reaction"].subsystem = [reaction.subsystem for reaction in model.reactions]
@@ -149,7 +147,7 @@ def yeast_knockouts(folder: str | Path | None = None) -> tuple[list[list[str]], 
     """
     path = _only(yeast_folder(folder), "knockouts")
     table = read_table(path, Roles(("genes",), phenotypes=("fitness",)))
-    with _errors_of(path):
+    with errors_of(path, _AGAIN):
         epsilon, tau = interaction_scores(
             table.perturbed.codes, table.perturbed.ptr, table.phenotypes["fitness"]
         )
@@ -185,21 +183,9 @@ def YeastKnockouts(  # noqa: N802 - a source, named like the classes it stands b
     graph = yeast_base_graph(folder, self_loops, scores=scores)
     knockouts, labels = yeast_knockouts(folder)
     chosen = chosen_rows(len(knockouts), num_samples, seed)
-    with _errors_of(_only(yeast_folder(folder), "knockouts")):
+    with errors_of(_only(yeast_folder(folder), "knockouts"), _AGAIN):
         source = PerturbationTable(graph, knockouts, phenotypes=labels)
     return source if num_samples is None else source.of_table(graph, source.table.take(chosen), "gene")
-
-
-@contextlib.contextmanager
-def _errors_of(path: Path, fix: str = _AGAIN) -> Iterator[None]:
-    """Name the file in errors, and advise what can be done about a file."""
-    try:
-        yield
-    except SourceContractError as error:
-        if error.path is not None:  # of another file
-            raise
-        said = str(error).removesuffix(f"\n  fix: {error.fix}")
-        raise SourceContractError(f"{path}: {said}", path=path, fix=fix) from None
 
 
 def chosen_rows(total: int, num_samples: int | None, seed: int) -> Int64Array:
@@ -244,7 +230,7 @@ def _network(path: Path, number: dict[str, int]) -> tuple[Int64Array, Float32Arr
     """The pairs of genes, ``[2, num_pairs] int64``, and their scores."""
     pairs: dict[tuple[int, ...], float] = {}
     rows = read_rows(path, separator="\t")
-    with _errors_of(path):
+    with errors_of(path, _AGAIN):
         if (header := next(rows, [])) != ["gene_a", "gene_b", "score"]:
             raise SourceContractError(f"columns {header}, expected gene_a, gene_b, score")
         for row, cells in enumerate(rows):
