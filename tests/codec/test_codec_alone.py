@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from torchcell_cache.codec.columns import read_column
 from torchcell_cache.codec.field_reader import locate
-from torchcell_cache.codec.generic import BaseField, decode, encode
+from torchcell_cache.codec.generic import decode, encode
 from torchcell_cache.codec.layout import DTYPES, Layout, TensorValue
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError
 
@@ -218,7 +218,7 @@ def test_a_base_field_goes_first() -> None:
     near, far = base.array.copy(), np.zeros(500, dtype="<f4")
     near[3] = 7
     for array, encoding in ((near, 4), (far, FILL), (base.array, 1)):
-        body = encode(LAYOUT, [TensorValue(11, array)], [BaseField(base, False)], "compact")
+        body = encode(LAYOUT, [TensorValue(11, array)], [base], "compact")
         assert body[16] == encoding
         value = decode(body, {LAYOUT.id: LAYOUT}, {LAYOUT.keys[0]: base})[1][0]
         assert isinstance(value, TensorValue)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from torchcell_cache.codec.columns import read_column
 from torchcell_cache.codec.field_reader import locate
-from torchcell_cache.codec.generic import BaseField, decode, encode
+from torchcell_cache.codec.generic import decode, encode
 from torchcell_cache.codec.layout import DTYPES, FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import (
     CorruptRecordError,
@@ -65,11 +65,8 @@ def same(one: Payload, other: Payload) -> bool:
 
 def write(case: Case, mode: str) -> bytes:
     layout, fields, base, shared = case
-    references = [
-        None if key not in base else BaseField(base[key], is_shared)
-        for key, is_shared in zip(layout.keys, shared, strict=True)
-    ]
-    return encode(layout, fields, references, mode)
+    given = [None if is_shared else field for field, is_shared in zip(fields, shared, strict=True)]
+    return encode(layout, given, [base.get(key) for key in layout.keys], mode)
 
 
 def read(body: bytes, case: Case, **kwargs: int) -> list[Payload]:
@@ -259,8 +256,10 @@ def test_encoder_refuses() -> None:
         encode(layout_of(fields), fields, [None], "delta", max_bytes=4096)
     with pytest.raises(SettingError, match="'full' or 'delta'"):
         encode(layout_of(fields), fields, [None], "fast")
-    with pytest.raises(TypeError, match="f0 has no value"):
-        encode(layout_of(fields), [None], [None], "full")
+    layout = layout_of(fields)
+    body = encode(layout, [None], [None], "full")
+    with pytest.raises(CorruptRecordError, match="f0 refers to the base graph, which has no such field"):
+        decode(body, {layout.id: layout}, {})
 
 
 def one(descriptor: bytes, payload: bytes, code: int = 1) -> tuple[bytes, Case]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torchcell_cache.codec.chunks import ChangedRows, FieldChunk, encode_many
 from torchcell_cache.codec.field_reader import Bytes, Changes, changes_of
 from torchcell_cache.codec.field_reader import locate as located
-from torchcell_cache.codec.generic import BaseField, decode, encode
+from torchcell_cache.codec.generic import decode, encode
 from torchcell_cache.codec.layout import DTYPES, FieldKey, Layout, Payload, TensorValue
 from torchcell_cache.errors import CorruptRecordError, FormatError, RecordTooLargeError, SettingError
 
@@ -81,7 +81,7 @@ def one_by_one(
         x = base[KEYS[0]]
         assert isinstance(x, TensorValue)
         fields = [TensorValue(x.dtype, tensor), stacked[k], listed[k], None]
-        references = [BaseField(x, False), None, None, BaseField(None, True)]
+        references = [x, None, None, None]
         out.append(encode(LAYOUT, fields, references, mode))
     return out
 

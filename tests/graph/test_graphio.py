@@ -155,7 +155,7 @@ def graphs(draw: st.DrawFn) -> Data | HeteroData:
 @settings(max_examples=150, deadline=None)
 @given(graphs())
 def test_flatten_and_unflatten(graph: Data | HeteroData) -> None:
-    again = unflatten(flatten(graph))
+    again = unflatten(*flatten(graph))
     assert same_graph(again, graph)
     assert again is not graph
     assert repr(again) == repr(graph)

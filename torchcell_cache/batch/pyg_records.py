@@ -22,7 +22,7 @@ from torchcell_cache.codec.layout import FieldKey, TensorValue, field_label
 from torchcell_cache.codec.values import BASE, CONSTANT
 from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.errors import SettingError
-from torchcell_cache.graph.fields import GraphFields, unflatten
+from torchcell_cache.graph.fields import unflatten
 from torchcell_cache.graph.typed_json import value_from_json
 from torchcell_cache.graph.values import TORCH_DTYPES, to_tensor
 
@@ -62,7 +62,7 @@ class RecordFields(Fields):
         self.data, layout, fields = located
         self.located = dict(zip(layout.keys, fields, strict=True))
         tensors = zip(layout.keys, layout.tensors, strict=True)
-        self.template = unflatten(GraphFields(layout, [self._like(*each) for each in tensors]))
+        self.template = unflatten(layout, [self._like(*each) for each in tensors])
         self.hetero = isinstance(self.template, HeteroData)
         self._shapes: dict[Any, Int64Array] = {}
 

@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torchcell_cache.codec.alone import allowed, decoded, encode_alone
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
@@ -77,26 +76,14 @@ _ALWAYS = {BASE: ("the base graph's", 0), CONSTANT: ("a constant", 8)}
 """Encodings that say nothing but themselves, and the bytes of their payloads."""
 
 
-class BaseField(NamedTuple):
-    """The base graph's field of the same store and name, as the encoder sees it.
-
-    Attributes:
-        value: Its value; ``None`` when the encoder need not look at it.
-        same: Whether the sample's field *is* it (same memory), known without comparing contents.
-    """
-
-    value: Payload | None
-    same: bool
-
-
 def encode(
     layout: Layout,
     fields: Sequence[Payload | None],
-    base: Sequence[BaseField | None],
+    base: Sequence[Payload | None],
     mode: str,
     max_bytes: int = MAX_RECORD_BYTES,
 ) -> bytes:
-    """Encode one sample.
+    """Encode one sample: ``None`` of its fields is the base graph's own, ``None`` of those of the base need not be looked at.
 
     Raises:
         RecordTooLargeError: If the body or its decoded form exceeds ``max_bytes``.
@@ -106,10 +93,7 @@ def encode(
     check_mode(mode)
     descriptors, payloads, decoded = [], [], 0
     for key, value, reference in zip(layout.keys, fields, base, strict=True):
-        reference = reference or BaseField(None, False)
-        if value is None and not reference.same:
-            raise TypeError(f"{field_label(key)} has no value and is not the base graph's")
-        encoded = None if value is None or reference.same else encode_field(value, reference.value, mode)
+        encoded = None if value is None else encode_field(value, reference, mode)
         if value is None or encoded is None or encoded[0] == BASE:
             descriptors.append(SHARED)
             continue

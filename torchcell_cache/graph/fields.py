@@ -34,19 +34,6 @@ _COMPRESSED = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class GraphFields:
-    """A graph taken apart.
-
-    Attributes:
-        layout: Graph class, stores (empty ones too) and field names, in order.
-        values: The fields' values in the layout's order, tensors as tensors.
-    """
-
-    layout: Layout
-    values: Sequence[Any]
-
-
 @lru_cache(maxsize=4096)
 def _layout(
     graph: Literal["Data", "HeteroData"], stores: tuple[tuple[StoreKey, tuple[tuple[str, str], ...]], ...]
@@ -63,8 +50,8 @@ def _layout(
     return Layout(graph, stores)
 
 
-def flatten(graph: Data | HeteroData) -> GraphFields:
-    """Take a graph apart; tensors and other values are the graph's own objects.
+def flatten(graph: Data | HeteroData) -> tuple[Layout, list[Any]]:
+    """Layout (empty stores too) and values of a graph, in order; tensors and other values are the graph's own objects.
 
     Raises:
         UnsupportedValueError: If the graph is neither ``Data`` nor ``HeteroData`` itself, or an attribute is
@@ -83,7 +70,7 @@ def flatten(graph: Data | HeteroData) -> GraphFields:
     for store, mapping in stores_of(graph):
         stores.append((store, tuple([(name, _kind(store, name, value)) for name, value in mapping.items()])))
         values += mapping.values()
-    return GraphFields(_layout(kind, tuple(stores)), values)
+    return _layout(kind, tuple(stores)), values
 
 
 def _kind(store: StoreKey, name: str, value: Any) -> str:
@@ -95,15 +82,15 @@ def _kind(store: StoreKey, name: str, value: Any) -> str:
     return VALUE
 
 
-def unflatten(fields: GraphFields) -> Data | HeteroData:
+def unflatten(layout: Layout, given: Sequence[Any]) -> Data | HeteroData:
     """Put a graph together again: a fresh shell around the given values, in the layout's order."""
-    values = iter(fields.values)
-    if fields.layout.graph == "Data":
+    values = iter(given)
+    if layout.graph == "Data":
         data = Data()
-        data._store._mapping.update((name, next(values)) for name, _ in fields.layout.stores[0][1])
+        data._store._mapping.update((name, next(values)) for name, _ in layout.stores[0][1])
         return data
     graph = HeteroData()
-    for store, names in fields.layout.stores:
+    for store, names in layout.stores:
         # Straight into the mappings: setters drop None and treat num_nodes and the like specially.
         if store is None:
             mapping = graph._global_store._mapping
@@ -124,8 +111,7 @@ def graph_digests(graph: Data | HeteroData) -> dict[str, str]:
     ``(graph)``, ``(node types)``, ``(edge types)`` and ``(order of fields)``. Equal content gives equal digests whatever
     storage, strides or device hold it.
     """
-    fields = flatten(graph)
-    layout = fields.layout
+    layout, values = flatten(graph)
     stores = layout.to_dict()["stores"]
     out = {
         "(graph)": layout.graph,
@@ -133,7 +119,7 @@ def graph_digests(graph: Data | HeteroData) -> dict[str, str]:
         "(edge types)": canonical_json([key for key, _ in stores if isinstance(key, list)]).decode(),
         "(order of fields)": f"json:{xxhash.xxh3_128_hexdigest(canonical_json(stores))}",
     }
-    for label, value in zip(layout.labels, fields.values, strict=True):
+    for label, value in zip(layout.labels, values, strict=True):
         out[label] = _digest(value, label)
     return out
 

@@ -45,7 +45,7 @@ from torchcell_cache.core.urls import local_path
 from torchcell_cache.errors import CorruptShardError, FormatError, RecordTooLargeError, SettingError
 from torchcell_cache.graph.arrays import DTYPES as ARRAY_DTYPES
 from torchcell_cache.graph.arrays import map_arrays
-from torchcell_cache.graph.fields import GraphFields, flatten, unflatten
+from torchcell_cache.graph.fields import flatten, unflatten
 from torchcell_cache.graph.typed_json import MAX_JSON_BYTES, dump_json, tag, untag
 from torchcell_cache.graph.values import TORCH_DTYPES, to_array, to_tensor
 
@@ -112,11 +112,11 @@ def write_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:
         UnsupportedValueError: Naming the attribute that cannot be stored.
         RecordTooLargeError: If the values that are not tensors take more than 64 MiB as text.
     """
-    fields = flatten(graph)
+    layout, values = flatten(graph)
     tensors: dict[str, tuple[str, TensorValue]] = {}
     stores = []
-    items = iter(zip(fields.layout.keys, fields.values, strict=True))
-    for store, names in fields.layout.stores:
+    items = iter(zip(layout.keys, values, strict=True))
+    for store, names in layout.stores:
         described: list[Any] = []
         for _ in names:
             key, value = next(items)
@@ -127,7 +127,7 @@ def write_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:
             else:
                 described.append([key[1], {VALUE: tag(value, field_label(key))}])
         stores.append([store_to_json(store), described])
-    document = {"format": FORMAT, "version": VERSION, "graph": fields.layout.graph, "stores": stores}
+    document = {"format": FORMAT, "version": VERSION, "graph": layout.graph, "stores": stores}
     text = dump_json(document)
     if len(text) > MAX_JSON_BYTES:
         raise RecordTooLargeError(
@@ -187,7 +187,7 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
             )
         document = strict_json(path.read_bytes())
         arrays = _mapped(path.with_name(TENSORS_FILE))
-        return unflatten(_assemble(document, arrays, path))
+        return unflatten(*_assemble(document, arrays, path))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise CorruptShardError(f"{error.filename}: the base graph is missing", path=error.filename) from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
@@ -196,7 +196,7 @@ def load_base_graph(directory: str | os.PathLike[str]) -> Data | HeteroData:
         raise CorruptShardError(f"{path}: not a base graph ({error})", path=path) from None
 
 
-def _assemble(document: Any, arrays: dict[str, npt.NDArray[Any]], path: Path) -> GraphFields:
+def _assemble(document: Any, arrays: dict[str, npt.NDArray[Any]], path: Path) -> tuple[Layout, list[Any]]:
     said = (document.get("format"), document.get("version")) if isinstance(document, dict) else ()
     if said != (FORMAT, VERSION):
         raise FormatError(f"{path}: not a '{FORMAT}' of version {VERSION}", path=path)
@@ -219,7 +219,7 @@ def _assemble(document: Any, arrays: dict[str, npt.NDArray[Any]], path: Path) ->
         stores.append((store, tuple(names)))
     if arrays:
         raise CorruptShardError(f"{path}: does not name the tensors {sorted(arrays)[:5]}", path=path)
-    return GraphFields(Layout(document["graph"], tuple(stores)), values)
+    return Layout(document["graph"], tuple(stores)), values
 
 
 def _mapped(path: Path) -> dict[str, npt.NDArray[Any]]:

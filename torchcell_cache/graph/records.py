@@ -14,7 +14,7 @@ from torchcell_cache.codec.constants import constant_payload, from_text
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, Buffer
 from torchcell_cache.codec.layout import FieldKey, Layout, Payload, TensorValue, field_label
 from torchcell_cache.errors import CorruptRecordError, RecordTooLargeError
-from torchcell_cache.graph.fields import GraphFields, flatten, payload_of, unflatten
+from torchcell_cache.graph.fields import flatten, payload_of, unflatten
 from torchcell_cache.graph.lasting import copied_on_write, lazy_clone
 from torchcell_cache.graph.typed_json import MAX_VALUE_BYTES, value_from_json
 from torchcell_cache.graph.values import is_same_tensor, to_tensor
@@ -30,10 +30,10 @@ class BaseFields(Mapping[FieldKey, Payload]):
     def __init__(self, graph: Data | HeteroData | None, constants: Mapping[str, str] | None = None) -> None:
         self.graph, self.constants = graph, from_text(constants or {})
         self._made: dict[tuple[int, FieldKey, bool], Any] = {}
-        fields = None if graph is None else flatten(graph)
-        self._values: dict[FieldKey, Any] = (
-            {} if fields is None else dict(zip(fields.layout.keys, fields.values, strict=True))
-        )
+        self._values: dict[FieldKey, Any] = {}
+        if graph is not None:
+            layout, values = flatten(graph)
+            self._values.update(zip(layout.keys, values, strict=True))
         self._payloads: dict[FieldKey, Payload] = {}
 
     def __getitem__(self, key: FieldKey) -> Payload:
@@ -82,24 +82,23 @@ def encode_graph(graph: Data | HeteroData, base: BaseFields, mode: str) -> tuple
         RecordTooLargeError: If the record, or the text of its values that are not tensors (16 MiB), is too
             large.
     """
-    fields = flatten(graph)
+    layout, values = flatten(graph)
     payloads: list[Payload | None] = []
-    references: list[generic.BaseField | None] = []
+    references: list[Payload | None] = []
     text_bytes = 0
-    layout = fields.layout
-    named = zip(layout.keys, layout.labels, layout.tensors, fields.values, strict=True)
+    named = zip(layout.keys, layout.labels, layout.tensors, values, strict=True)
     for key, label, is_tensor, value in named:
         own: Any = base.value(key) if key in base else _MISSING
         shared = own is not _MISSING and isinstance(own, Tensor) is is_tensor
         if shared and (is_same_tensor(value, own) if is_tensor else value is own):
             payloads.append(None)
-            references.append(generic.BaseField(None, True))
+            references.append(None)
             continue
         payload = payload_of(value, label)
         reference = base[key] if shared and (mode != "full" or not is_tensor) else None
         text_bytes += len(payload) if isinstance(payload, bytes) and payload != reference else 0
         payloads.append(payload)
-        references.append(generic.BaseField(reference, False))
+        references.append(reference)
     _check_text(text_bytes)
     return layout, generic.encode(layout, payloads, references, mode)
 
@@ -130,7 +129,7 @@ def decode_graph(
             text_bytes += len(payload)
             _check_text(text_bytes)
             values.append(value_from_json(payload, field_label(key)))
-    return unflatten(GraphFields(layout, values))
+    return unflatten(layout, values)
 
 
 def _check_text(num_bytes: int) -> None:

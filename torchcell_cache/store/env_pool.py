@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 Key = tuple[int, int]
 _MOST = 4096
@@ -21,28 +21,16 @@ _PATIENCE_S = 10.0
 _FORK_POLL_S = 0.0002
 
 
-class Env(Protocol):
-    """An open file; ``retired`` once it is about to be closed."""
-
-    retired: bool
-
-    def close(self) -> None:
-        """Release descriptor and mapping."""
-
-
-H = TypeVar("H", bound=Env)
-
-
-class EnvPool(Generic[H]):
-    """The open handles of this process, keyed by device and inode."""
+class EnvPool:
+    """The open handles of this process, keyed by device and inode; each is ``retired`` once it is about to be ``close()``d."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
         self.pid = os.getpid()
         self.epoch = 0
         self.active: dict[int, int] = {}
-        self._open: OrderedDict[Key, H] = OrderedDict()
-        self._retired: list[tuple[int, Key, H]] = []
+        self._open: OrderedDict[Key, Any] = OrderedDict()
+        self._retired: list[tuple[int, Key, Any]] = []
         self._fork_lock = threading.Lock()
         self._forking: int | None = None
         os.register_at_fork(
@@ -52,7 +40,7 @@ class EnvPool(Generic[H]):
     def __len__(self) -> int:
         return len(self._open) if self.pid == os.getpid() else 0
 
-    def get(self, key: Key, make: Callable[[], H]) -> H:
+    def get(self, key: Key, make: Callable[[], Any]) -> Any:
         """The handle of a file, made if there is none; not to be called between ``begin`` and ``end``.
 
         Others are retired to stay below half of the descriptors that the process may have.
@@ -128,7 +116,7 @@ class EnvPool(Generic[H]):
         self.epoch += 1
         self._retired.append((self.epoch, key, handle))
 
-    def _revive(self, key: Key) -> H | None:
+    def _revive(self, key: Key) -> Any:
         """A retired handle that is not closed yet; the same file cannot be opened twice in a process."""
         for position, (_, retired, handle) in enumerate(self._retired):
             if retired == key:

@@ -166,7 +166,7 @@ class _Env:
             self.env.close()
 
 
-_POOL: EnvPool[_Env] = EnvPool()
+_POOL = EnvPool()
 
 
 def _open(path: str, expected_size: int) -> _Env:
@@ -175,7 +175,8 @@ def _open(path: str, expected_size: int) -> _Env:
         stat = stat_whole(path, expected_size)
     except OSError as error:
         raise StorageLostError(f"{path}: {error}", path=path, fix="reopen the dataset") from None
-    return _POOL.get((stat.st_dev, stat.st_ino), lambda: _Env(path, stat.st_size))
+    env: _Env = _POOL.get((stat.st_dev, stat.st_ino), lambda: _Env(path, stat.st_size))
+    return env
 
 
 def close_file(path: str | Path) -> None:

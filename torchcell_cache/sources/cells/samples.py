@@ -131,7 +131,7 @@ class CellSamples:
         """Cells ``start``, ``start + 1``, ... whose expression is ``changes``."""
         count = len(changes.ptr) - 1
         nothing = np.empty(0, dtype=np.int64)
-        layout = flatten(self.graph(start, nothing, np.empty(0, dtype=np.float32))).layout
+        layout = flatten(self.graph(start, nothing, np.empty(0, dtype=np.float32)))[0]
         fields: list[Field] = []
         for key in layout.keys:
             if key == (self.node_type, self.field):
