@@ -1,4 +1,4 @@
-"""Python programs in processes of their own, quickly: forked from one process that has loaded torch and little else.
+"""Python programs in processes of their own, quickly: forked from one process that has loaded torch and what reads stores.
 
 ``run([sys.executable, ...])`` is ``subprocess.run([sys.executable, ...])`` with captured output, without the seconds that
 importing torch takes: own hash seed, arguments, environment, working directory, ``sys.path`` and streams; it ends as Python
@@ -222,6 +222,11 @@ if __name__ == "__main__":
         warnings.simplefilter("ignore")
         for name in LOADED:
             importlib.import_module(name)
+        sys.path.append(str(Path(__file__).resolve().parents[2]))
+        cache = importlib.import_module("torchcell_cache")
+        for name in ("PreprocessedDataset", "CacheLoader"):  # with all that reads, and nothing that builds
+            getattr(cache, name)
+        sys.path.pop()
     try:
         _become(*_serve(sys.argv[1]))
     except SystemExit as end:
