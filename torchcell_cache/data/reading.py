@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,15 +142,10 @@ class Job(NamedTuple):
 class _Feed:
     """What torch's loader takes as a sampler: positions of the epoch's jobs, in the order they are sent."""
 
-    def __init__(self) -> None:
-        self.jobs: Iterable[Job] = ()
-        self.sent: deque[Job] = deque()
+    jobs: Iterable[Job] = ()
 
     def __iter__(self) -> Iterator[Int64Array]:
-        sent = self.sent
-        for job in self.jobs:
-            sent.append(job)
-            yield job.positions
+        return (job.positions for job in self.jobs)
 
 
 class WorkerProcesses:
@@ -172,12 +168,11 @@ class WorkerProcesses:
         Raises:
             RuntimeError: If a worker dies; whatever the reader raises is raised here too.
         """
-        sent: deque[Job] = deque()
-        self._feed.jobs, self._feed.sent = jobs, sent
+        self._feed.jobs, sent = itertools.tee(jobs)
         self._loader.generator.manual_seed(seed)  # of its own: the caller's generator stays untouched
         try:
-            for result in self._loader:
-                yield sent.popleft(), result
+            for result, job in zip(self._loader, sent, strict=False):  # it says when it has ended
+                yield job, result
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
                 error.add_note(

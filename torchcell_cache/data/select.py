@@ -221,16 +221,18 @@ def _by_source_id(dataset: Any, wanted: list[str], origin: str) -> Int64Array:
         raise SettingError(
             f"{origin}: the samples of this store have no source ids", fix="list store positions"
         )
-    needed, known = set(wanted), dict[str, int]()
-    here = set(dataset.positions().tolist()) if len(dataset) < len(dataset.generation) else None
-    for position, name in enumerate(table.source_ids):
-        if name in needed and (name not in known or here is None or position in here):
-            if name in known and (here is None or known[name] in here):  # barcodes, which plates may share
+    here, needed, known = dataset.positions().tolist(), set(wanted), dict[str, int]()
+    for position in sorted(set(here)):
+        name = table.source_ids[position]
+        if name in needed:
+            if name in known:  # barcodes, which plates may share
                 raise SettingError(
                     f"{origin}: samples {known[name]} and {position} are both called {name!r:.80}",
                     fix="list store positions, or select from a view that has one of them",
                 )
             known[name] = position
+    if len(known) < len(needed):
+        known = {**dict(zip(table.source_ids, range(len(table)), strict=True)), **known}
     missing = next((name for name in wanted if name not in known), None)
     if missing is not None:
         near = suggestion(missing, table.source_ids[:2000], False)

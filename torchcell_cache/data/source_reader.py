@@ -48,13 +48,11 @@ class SourceReader:
 
     def fetch_all(self, indices: Int64Array) -> Iterator[tuple[int, Any]]:
         """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs."""
-        if not self.in_runs:
-            yield from ((k, self.fetch(k)) for k in indices.tolist())
-            return
-        for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1):
+        starts = np.flatnonzero(np.diff(indices) != 1) + 1 if self.in_runs else np.arange(1, len(indices))
+        for run in np.split(indices, starts):
             at, stop = [int(run[0])], int(run[-1]) + 1
             with self._blaming(at):
-                for item in self.source.items(at[0], stop):
+                for item in self.source.items(at[0], stop) if self.in_runs else [self.source[at[0]]]:
                     yield at[0], item
                     at[0] += 1
             if at[0] != stop:

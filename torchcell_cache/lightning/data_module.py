@@ -134,7 +134,16 @@ class CacheDataModule(pl.LightningDataModule):
         """Open the store on this rank and divide its samples."""
         if self.datasets:
             return
-        opened = {part: self._open(store) for part, store in self._stores.items()}
+        opened: dict[str, PreprocessedDataset] = {}
+        for part, store in self._stores.items():
+            opened[part] = store
+            if not isinstance(store, str | os.PathLike):
+                continue
+            if self._stage is not None:
+                from torchcell_cache.remote.copies import stage as copy
+
+                store = copy(store, self._stage, wait=self._wait, progress=self._build.get("progress", True))
+            opened[part] = PreprocessedDataset(store, wait=self._wait)
         if "" not in opened:
             self.datasets = opened
         elif self._splits is None:
@@ -151,15 +160,6 @@ class CacheDataModule(pl.LightningDataModule):
                     fix="splits=functools.partial(tc.split_random, seed=0)",
                 )
             self.datasets = {name: found.view(name) for name in found.names}
-
-    def _open(self, store: Any) -> PreprocessedDataset:
-        if not isinstance(store, str | os.PathLike):
-            return store  # type: ignore[no-any-return]
-        if self._stage is not None:
-            from torchcell_cache.remote.copies import stage
-
-            store = stage(store, self._stage, wait=self._wait, progress=self._build.get("progress", True))
-        return PreprocessedDataset(store, wait=self._wait)
 
     @property
     def base_graph(self) -> Any:

@@ -78,24 +78,6 @@ def draw_without_replacement(weights: Float64Array, count: int, seed: int, epoch
 Bins = int | Sequence[float]
 
 
-def _edges(values: Float64Array, bins: Bins, name: str) -> Float64Array:
-    """Inner edges of bins, ascending."""
-    known = values[np.isfinite(values)]
-    if not isinstance(bins, Sequence) and np.ndim(bins) == 0:
-        bins = whole_number("bins", bins, 2, "bins=10, or a list of edges", MOST_BINS)
-        if not len(known):
-            raise SettingError(f"column {name!r} has no finite value to make bins of")
-        low, high = float(known.min()), float(known.max())
-        return low + (high - low) * np.arange(1, bins, dtype=np.float64) / bins
-    try:
-        edges = np.asarray(bins, dtype=np.float64)
-    except (TypeError, ValueError):
-        edges = np.empty(0)
-    if edges.ndim != 1 or not len(edges) or np.isnan(edges).any() or not (np.diff(edges) > 0).all():
-        raise SettingError(f"bins={bins!r}: expected a whole number from 2 on, or edges in ascending order")
-    return edges
-
-
 def _numbered(rows: npt.NDArray[Any]) -> Int64Array:
     """Which of the different rows each is, ``[n] int64``."""
     which = np.unique(rows, axis=0 if rows.ndim > 1 else None, return_inverse=True)[1]
@@ -118,7 +100,21 @@ def groups_of(column: npt.NDArray[Any], name: str, bins: Bins | None) -> Int64Ar
     real = column.dtype.kind == "f"
     if bins is not None:
         values = column.astype(np.float64)
-        edges = _edges(values, bins, name)
+        if not isinstance(bins, Sequence) and np.ndim(bins) == 0:
+            bins = whole_number("bins", bins, 2, "bins=10, or a list of edges", MOST_BINS)
+            if not np.isfinite(values).any():
+                raise SettingError(f"column {name!r} has no finite value to make bins of")
+            low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
+            edges = low + (high - low) * np.arange(1, bins, dtype=np.float64) / bins
+        else:
+            try:
+                edges = np.asarray(bins, dtype=np.float64)
+            except (TypeError, ValueError):
+                edges = np.empty(0)
+            if edges.ndim != 1 or not len(edges) or np.isnan(edges).any() or not (np.diff(edges) > 0).all():
+                raise SettingError(
+                    f"bins={bins!r}: expected a whole number from 2 on, or edges in ascending order"
+                )
         found = np.searchsorted(edges, values, side="right").astype(np.int64)
         found[np.isnan(values)] = len(edges) + 1
         return found
