@@ -192,8 +192,7 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
         count = len(self.generation) if chosen is None else len(chosen)
         if not -count <= index < count:
             raise IndexError(f"index {index} is out of range for {count} samples")
-        within = index + count if index < 0 else index
-        return within if chosen is None else int(chosen[within])
+        return index % count if chosen is None else int(chosen[index])
 
     @overload
     def __getitem__(self, idx: int) -> Data | HeteroData: ...
@@ -216,7 +215,6 @@ class PreprocessedDataset(Looks, Dataset):  # type: ignore[misc]
 
     def _transformed(self, graph: Any) -> Any:
         """A sample after ``transform``, which may work in place: what samples share is copied for it."""
-        assert self.transform is not None
         return self.transform(self.generation.shared_fields.separate(graph))
 
     def index_select(self, idx: Any) -> Self:

@@ -103,16 +103,16 @@ def checked_fractions(
 
 def planned(
     dataset: Any, function: str, fractions: Sequence[float], seed: int, stratify: str | None, bins: int
-) -> tuple[tuple[float, float, float], dict[str, Any], Float64Array]:
-    """Checked shares, how the split is made as JSON values, and the values to stratify by, all 0 for one stratum."""
+) -> tuple[dict[str, Any], Float64Array]:
+    """How the split is made, as JSON values, checked, and the values to stratify by, all 0 for one stratum."""
     parts = checked_fractions(fractions)
     of_store(function, dataset)
     listed = [parts[0], parts[2]] if len(fractions) == 2 else list(parts)
     how = {"function": function, "fractions": listed, "seed": seed_number(seed), "stratify": stratify}
     how["bins"] = whole_number("bins", bins, 1, most=MOST_BINS)
     if stratify is None:
-        return parts, how, np.zeros(len(dataset))
-    return parts, how, column_of(dataset, stratify, "stratify", numbers=True).astype(np.float64)
+        return how, np.zeros(len(dataset))
+    return how, column_of(dataset, stratify, "stratify", numbers=True).astype(np.float64)
 
 
 def named_parts(part: Int64Array, how: dict[str, Any]) -> dict[str, Int64Array]:

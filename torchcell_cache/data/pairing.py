@@ -50,29 +50,27 @@ def strata_of(
     if not names:
         raise SettingError("within= names no column", fix='within="donor", or leave it out')
     whole, here = PreprocessedDataset._of(dataset.generation), dataset.positions()
-    columns = [column_of(whole, name, "within", numbers=True) for name in names]
-    for name, found in zip(names, columns, strict=True):
-        lost = int(np.isnan(found[here]).sum()) if found.dtype.kind == "f" else 0
+    columns = {name: column_of(whole, name, "within", numbers=True) for name in names}
+    for name, found in columns.items():
+        lost = int((found[here] != found[here]).sum())
         if lost and drawn:
             raise SettingError(
                 f"within={name!r}: {lost:,} cells have no {name}, so there is no control of theirs",
                 fix=f'leave them out: select(ds, "isfinite({name})")',
             )
-    _, stratum = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    _, stratum = np.unique(np.stack([*columns.values()], axis=1), axis=0, return_inverse=True)
     stratum = np.asarray(stratum, dtype=np.int64).reshape(-1)
     counts = np.bincount(stratum[is_control], minlength=int(stratum.max(initial=0)) + 1)
     bare = here[counts[stratum[here]] == 0]
     if len(bare) and drawn:
-        _, first, sizes = np.unique(stratum[bare], return_index=True, return_counts=True)
-        named = [
-            " and ".join(
-                _shown(whole, name, found[bare[at]]) for name, found in zip(names, columns, strict=True)
-            )
+        first = bare[np.unique(stratum[bare], return_index=True)[1]]
+        shown = ", ".join(
+            " and ".join(_shown(whole, name, found[at]) for name, found in columns.items())
             for at in first[:_SHOWN].tolist()
-        ]
+        )
         more = f" and {len(first) - _SHOWN} more" if len(first) > _SHOWN else ""
         raise SettingError(
-            f"within={within!r}: there is no control for {int(sizes.sum()):,} cells, those of {', '.join(named)}{more}",
+            f"within={within!r}: there is no control for {len(bare):,} cells, those of {shown}{more}",
             fix="leave these cells out, or a coarser column",
         )
     pool = np.flatnonzero(is_control)
@@ -133,7 +131,7 @@ def by_category(
         raise SettingError(
             f"per_category={given!r:.200}: expected a mapping", fix='{"de_idx": {"A+ctrl": [3, 7]}}'
         )
-    whole, codes, values = PreprocessedDataset._of(dataset.generation), {}, {}
+    whole, here, codes, values = PreprocessedDataset._of(dataset.generation), dataset.positions(), {}, {}
     coded_as: dict[str, npt.NDArray[Any]] = {}
     for name, per in given.items():
         if not name.isidentifier() or name in _OWN or hasattr(PairedBatch, name):
@@ -145,30 +143,25 @@ def by_category(
         at = _category(dataset, name, per, category)
         known = dataset.categories[at]
         if at not in coded_as:  # fields of one category share its codes, in a byte or two per cell
-            column_ = whole.columns[at]
-            coded_as[at] = np.where(np.isnan(column_), -1, column_).astype(
-                np.min_scalar_type(-len(known) - 1)
-            )
-        coded = coded_as[at]
-        present = np.unique(coded[dataset.positions()])
+            numbers = np.nan_to_num(whole.columns[at], nan=-1)
+            coded_as[at] = numbers.astype(np.min_scalar_type(-len(known) - 1))
+        codes[name] = coded_as[at]
+        present = np.unique(codes[name][here])
         if present[:1].tolist() == [-1]:
-            lost = int((coded[dataset.positions()] < 0).sum())
+            lost = int((codes[name][here] < 0).sum())
             raise SettingError(
                 f"per_category[{name!r}]: {lost:,} cells have no {at}", fix="leave them out of the view"
             )
-        texts = [known[code] for code in present.tolist()]
-        missing = [text for text in texts if isinstance(per, Mapping) and text not in per]
-        if missing:
+        texts = {code: known[code] for code in present.tolist()}
+        if isinstance(per, Mapping) and (missing := [text for text in texts.values() if text not in per]):
             shown = ", ".join(map(repr, missing[:_SHOWN])) + ", ..." * (len(missing) > _SHOWN)
             raise SettingError(
                 f"per_category[{name!r}] has no value for {len(missing):,} names of {at!r} that cells have: {shown}"
                 f"{suggestion(missing[0], map(str, per), False)}",
                 fix="a value for each of them, or category= for another column",
             )
-        found: list[Any] = [None] * len(known)
-        for code, text in zip(present.tolist(), texts, strict=True):
-            found[code] = per[text] if isinstance(per, Mapping) else per(text)
-        codes[name], values[name] = coded, found
+        value = per.__getitem__ if isinstance(per, Mapping) else per
+        values[name] = [value(texts[code]) if code in texts else None for code in range(len(known))]
     return codes, values
 
 

@@ -238,7 +238,6 @@ class PairedCells(PreprocessedDataset):
         return found if self.transform is None else list(map(self._transformed, found))
 
     def _transformed(self, graph: Any) -> Any:
-        assert self.transform is not None
         return self.transform(copy.deepcopy(graph))  # what categories share is the transform's own copy
 
     def read_batch(self, indices: Any) -> PairedBatch:  # type: ignore[override]

@@ -47,7 +47,7 @@ def expanded(generation: Generation, positions: Int64Array, **how: Any) -> Any:
 class Collated:
     """Single samples, transformed and collated as torch's loader does; a list of them without ``collate``."""
 
-    transform: Callable[..., Any] | None
+    transform: Any
     collate: Callable[[list[Any]], Any] | None
     drop_removed: bool = False
     pairing: Any = None
@@ -65,7 +65,6 @@ class Collated:
         return samples if self.collate is None else self.collate(samples)
 
     def _transformed(self, generation: Generation, position: int, sample: Any) -> Any:
-        assert self.transform is not None
         try:
             if self.pairing is not None:  # what categories share is the transform's own copy
                 return self.transform(copy.deepcopy(sample))

@@ -11,7 +11,7 @@ import numpy as np
 from torchcell_cache.core.checks import suggestion
 from torchcell_cache.core.ragged import Int64Array, means
 from torchcell_cache.data.dataset import PreprocessedDataset
-from torchcell_cache.data.dividing import PARTS, divide, named_parts, planned, strata_of
+from torchcell_cache.data.dividing import PARTS, checked_fractions, divide, named_parts, planned, strata_of
 from torchcell_cache.data.splits import Splits
 from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import SettingError
@@ -60,7 +60,7 @@ def split_by_group(
         >>> ds.columns["perturbed_count"][splits.test].tolist()
         [3, 3, 3]
     """
-    parts, how, values = planned(dataset, "split_by_group", fractions, seed, stratify, bins)
+    how, values = planned(dataset, "split_by_group", fractions, seed, stratify, bins)
     groups = _Groups(dataset, column)
     named = {name: groups.numbers(name, given) for name, given in zip(PARTS, (train, val, test), strict=True)}
     how |= {"column": column, **{name: list(map(str, given)) for name, given in named.items() if given}}
@@ -69,7 +69,7 @@ def split_by_group(
             "val= names groups, and two fractions leave out validation", fix="fractions=(0.8, 0.1, 0.1)"
         )
     stratum = strata_of(means(values, groups.of, len(groups.values)), how["bins"])
-    part = _dealt(column, stratum, parts, named, how["seed"])
+    part = _dealt(stratum, named, how)
     return Splits(dataset, named_parts(part[groups.of], how), {}, how).said(progress)
 
 
@@ -137,18 +137,17 @@ def _refuse_several(dataset: Any, column: str) -> None:
         )
 
 
-def _dealt(
-    column: str, stratum: Int64Array, parts: Sequence[float], named: dict[str, dict[Any, int]], seed: int
-) -> Int64Array:
+def _dealt(stratum: Int64Array, named: dict[str, dict[Any, int]], how: dict[str, Any]) -> Int64Array:
     """Part of each group, ``[num_groups] int64``; none that has a share is empty as far as there are groups."""
     part = np.full(len(stratum), -1, dtype=np.int64)
     for k, name in enumerate(PARTS):
         for label, number in named[name].items():
             if part[number] >= 0:
-                raise SettingError(f"{column} {label!r} is named for {PARTS[part[number]]} and for {name}")
+                both = f"{PARTS[part[number]]} and for {name}"
+                raise SettingError(f"{how['column']} {label!r} is named for {both}")
             part[number] = k
     rest = np.flatnonzero(part < 0)
-    given = np.array([0.0 if named[name] else share for name, share in zip(PARTS, parts, strict=True)])
+    given = np.array(checked_fractions(how["fractions"])) * [not named[name] for name in PARTS]
     if not len(rest):
         return part
     if not given.any():
@@ -156,7 +155,7 @@ def _dealt(
             f"{len(rest)} of {len(part)} groups are named for no part, and no other part has a share",
             fix="name them too, or leave one part's groups out",
         )
-    dealt = divide(stratum[rest], given / given.sum(), seed)
+    dealt = divide(stratum[rest], given / given.sum(), how["seed"])
     for k in np.flatnonzero(given > 0).tolist():
         sizes = np.bincount(dealt, minlength=len(given))
         if sizes[k] == 0 and sizes.max() > 1:  # the largest gives its last one away

@@ -65,10 +65,10 @@ def split_random(
         >>> {name: len(rows) for name, rows in splits.parts.items()}
         {'train': 6, 'val': 3, 'test': 3}
     """
-    parts, how, values = planned(dataset, "split_random", fractions, seed, stratify, bins)
+    how, values = planned(dataset, "split_random", fractions, seed, stratify, bins)
     rows, of = np.unique(first_of(dataset.positions()), return_inverse=True)
     stratum = strata_of(values[rows], how["bins"])
-    part = divide(stratum, parts, how["seed"], _SAMPLES)[of]
+    part = divide(stratum, checked_fractions(how["fractions"]), how["seed"], _SAMPLES)[of]
     return Splits(dataset, named_parts(part, how), {}, how).said(progress)
 
 
@@ -124,10 +124,9 @@ def split_by_perturbation(
         >>> splits = tc.split_by_perturbation(ds, (0.8, 0.1, 0.1), stratify="fitness", progress=False)
         >>> loader = tc.CacheLoader(splits.view("train"), batch_size=32, shuffle=True)
     """
-    parts, how, values = planned(dataset, "split_by_perturbation", fractions, seed, stratify, bins)
-    seen_parts = parts
+    how, values = planned(dataset, "split_by_perturbation", fractions, seed, stratify, bins)
     if seen_fractions is not None:
-        seen_parts = checked_fractions(seen_fractions, len(fractions), "seen_fractions")
+        checked_fractions(seen_fractions, len(fractions), "seen_fractions")
     how |= {
         "seen_fractions": None if seen_fractions is None else [float(share) for share in seen_fractions],
         "names": choice("names", names, NAMES),
@@ -138,21 +137,16 @@ def split_by_perturbation(
     first = np.minimum(first_of_set(ids, ptr), first_of(dataset.positions()))
     rows, set_of = np.unique(first, return_inverse=True)
     at, set_ptr = ragged_rows(ptr, rows)
-    part = _dealt(ids[at], set_ptr, means(values, set_of, len(rows)), parts, seen_parts, how)[set_of]
+    part = _dealt(ids[at], set_ptr, means(values, set_of, len(rows)), how)[set_of]
     named = named_parts(part, how)
     named["mixed"] = np.flatnonzero(part == 3)
     return Splits(dataset, named, _groups(named, ids, ptr, names), how).said(progress)
 
 
-def _dealt(
-    ids: Int64Array,
-    ptr: Int64Array,
-    values: Float64Array,
-    parts: Sequence[float],
-    seen_parts: Sequence[float],
-    how: dict[str, Any],
-) -> Int64Array:
+def _dealt(ids: Int64Array, ptr: Int64Array, values: Float64Array, how: dict[str, Any]) -> Int64Array:
     """Part of each different perturbed set, ``[num_sets] int64``: train, val, test, mixed."""
+    parts = checked_fractions(how["fractions"])
+    seen_parts = checked_fractions(how["seen_fractions"] or how["fractions"])
     count, nodes = len(ptr) - 1, np.unique(ids)
     owner = np.repeat(np.arange(count), np.diff(ptr))
     node_part = np.zeros(int(ids.max(initial=-1)) + 1, dtype=np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class ShardLayout:
         return int(self.starts[-1])
 
 
+@dataclass(eq=False)
 class ShardOrder:
     """An epoch's order over a layout, permuted if ``shuffle``.
 
@@ -57,19 +58,14 @@ class ShardOrder:
     so many (``keep``) windows and shards is remembered.
     """
 
-    def __init__(
-        self,
-        layout: ShardLayout,
-        seed: int,
-        epoch: int,
-        shuffle: bool,
-        chunk_size: int = 1,
-        buffer: int | None = None,
-        keep: int = 2,
-    ) -> None:
-        self.layout, self.seed, self.epoch, self.shuffle = layout, seed, epoch, shuffle
-        self.chunk_size, self.buffer, self.keep = chunk_size, buffer, keep
-        self._known: OrderedDict[tuple[str, int], Int64Array] = OrderedDict()
+    layout: ShardLayout
+    seed: int
+    epoch: int
+    shuffle: bool
+    chunk_size: int = 1
+    buffer: int | None = None
+    keep: int = 2
+    _known: OrderedDict[tuple[str, int], Int64Array] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self.layout)
