@@ -16,7 +16,7 @@ import numpy as np
 from torchcell_cache.core.failures import storage_errors
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.fingerprint import digest_of, explain
-from torchcell_cache.core.indexing import as_positions
+from torchcell_cache.core.indexing import all_within
 from torchcell_cache.core.ragged import Int64Array
 from torchcell_cache.core.sealed import plain, read_sealed, seal
 from torchcell_cache.core.urls import local_path
@@ -204,12 +204,10 @@ def read_positions(
         raise StaleCacheError(
             f"{path} is not the file that {origin} describes: it was changed or damaged", path=path, fix=fix
         )
-    if len(positions) and int(positions.min()) < 0:
-        raise IndexError(f"{path}: position {int(positions.min())}, expected 0 to {len(generation) - 1}")
-    try:
-        return as_positions(positions, len(generation))
-    except IndexError as error:
-        raise IndexError(f"{path}: {error}") from None
+    if len(positions) and not all_within(positions, len(generation)):
+        span = f"{positions.min()} to {positions.max()}"
+        raise IndexError(f"{path}: positions {span}, expected 0 to {len(generation) - 1}")
+    return positions
 
 
 def npy_path(key: str, path: str | os.PathLike[str]) -> Path:

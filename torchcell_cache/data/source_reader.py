@@ -41,11 +41,6 @@ class SourceReader:
         self.source, self.processor, _ = paired(as_source(source), processor)
         self.in_runs = isinstance(self.source, RunSource)
 
-    def fetch(self, index: int) -> Any:
-        """A sample as the source has it."""
-        with self._blaming([index]):
-            return self.source[index]
-
     def fetch_all(self, indices: Int64Array) -> Iterator[tuple[int, Any]]:
         """Samples in ascending order with their numbers; consecutive ones in one run where the source reads runs."""
         starts = np.flatnonzero(np.diff(indices) != 1) + 1 if self.in_runs else np.arange(1, len(indices))
@@ -135,9 +130,7 @@ class WindowReader:
 
     def _take(self, index: int) -> Any:
         while index not in self._held:
-            wanted = next(self._windows, None)
-            if wanted is None:  # padding, handed out a second time
-                return self.reader.graph(index, self.reader.fetch(index))
+            wanted = next(self._windows, [index])  # padding is handed out a second time
             self._held.update(self.reader.fetch_all(np.unique(wanted)))
         return self.reader.graph(index, self._held.pop(index))
 

@@ -103,15 +103,13 @@ class DataWaitCallback(pl.Callback):
         if trainer.global_step % (self.every_n_steps or trainer.log_every_n_steps):
             return  # in step with the trainer, which logs what it finds
         seconds = max(time.perf_counter() - self._begun, 1e-9)
-        for name, value in (("it_per_s", self._steps / seconds), ("data_wait_share", self._waited / seconds)):
-            self._say(pl_module, name, value, self.prog_bar)
-        self._say(pl_module, "samples_seen", float(self.samples_seen), False)
+        said = {"it_per_s": self._steps / seconds, "data_wait_share": self._waited / seconds}
+        for name, value in {**said, "samples_seen": float(self.samples_seen)}.items():
+            # In 64 bits: a float32 counts to 16 million.
+            exact = torch.tensor(value, dtype=torch.float64, device="cpu")
+            shown = self.prog_bar and name in said
+            pl_module.log(name, exact, on_step=True, on_epoch=False, batch_size=1, prog_bar=shown)
         self._restart()
-
-    def _say(self, pl_module: Any, name: str, value: float, prog_bar: bool) -> None:
-        # In 64 bits: a float32 counts to 16 million.
-        exact = torch.tensor(value, dtype=torch.float64, device="cpu")
-        pl_module.log(name, exact, on_step=True, on_epoch=False, batch_size=1, prog_bar=prog_bar)
 
     def _restart(self) -> None:
         self._begun = self._paused = time.perf_counter()
