@@ -18,15 +18,14 @@ from torchcell_cache.core.checks import (
 )
 from torchcell_cache.core.choices import Match
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.ragged import Int64Array, offsets, ragged_rows, segments
-from torchcell_cache.core.samples import UnknownNames
+from torchcell_cache.core.ragged import Int64Array, offsets
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import draw, strata_of
 from torchcell_cache.data.index_file import into_view, load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS
-from torchcell_cache.data.torchcell import perturbable_store
+from torchcell_cache.data.torchcell import named_ids, perturbable_store
 from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.processors.deletion import node_names
@@ -128,13 +127,8 @@ def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
             "the store was not made from a table of perturbations, so it knows no perturbed nodes",
             fix="select by where= or listed=; split by split_random",
         )
-    rows = dataset.positions()
-    at, ptr = ragged_rows(table.ptr, rows)
-    ids = table.ids[at].astype(np.int64)
-    if table.unknown is None:
-        return ids, ptr
-    codes, code_ptr = segments(table.unknown.codes, table.unknown.ptr, rows)
-    return UnknownNames(table.unknown.names, codes, code_ptr).with_ids(ids, ptr, _first_unknown(dataset))
+    mine = table if dataset._indices is None else table.take(dataset.positions())
+    return named_ids(mine, range(_first_unknown(dataset)))[:2]
 
 
 def _first_unknown(dataset: Any) -> int:
