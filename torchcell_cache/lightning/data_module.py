@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchcell_cache.core.checks import refuse_unknown, suggestion, whole_number
@@ -172,12 +172,10 @@ class CacheDataModule(pl.LightningDataModule):
         if "train" not in self.datasets:
             raise SettingError(f"there is no part 'train', only {', '.join(self.datasets) or 'none'}")
         samples = self.datasets["train"]
-        order: dict[str, Any] = (
-            {"batch_size": self.batch_size, "shuffle": True, "seed": self._seed}
-            if self._sampler is None
-            else {"sampler": self._sampler(samples)}
-        )
-        self._train = self._loading(CacheLoader, samples, **order)
+        order: dict[str, Any] = {"batch_size": self.batch_size, "shuffle": True, "seed": self._seed}
+        if self._sampler is not None:
+            order = {"sampler": self._sampler(samples)}
+        self._train = self._loading(samples, **order)
         if self._state is not None:
             self._train.load_state_dict(self._state)
         if self._state is not None and self.trainer is not None:
@@ -206,15 +204,15 @@ class CacheDataModule(pl.LightningDataModule):
         if part not in self.datasets or len(self.datasets[part]) == 0:
             return []
         exact = {"uneven": "exact", "drop_last": False, "batch_size": self.batch_size}
-        return self._loading(_WithoutEmpty, self.datasets[part], **exact)
+        return self._loading(self.datasets[part], **exact)
 
-    def _loading(self, kind: type[CacheLoader], samples: Any, **order: Any) -> CacheLoader:
+    def _loading(self, samples: Any, **order: Any) -> CacheLoader:
         device = None if self.trainer is None else self.trainer.strategy.root_device
         on_gpu = {"device": device} if device is not None and device.type == "cuda" else {}
         settings = {"num_workers": self.num_workers, **on_gpu, **self._loader, **order}
         if "sampler" in order:  # it decides these itself
             settings = {k: v for k, v in settings.items() if k not in ("uneven", "drop_last", "seed")}
-        return kind(samples, **settings)
+        return CacheLoader(samples, **settings)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands; part of Lightning's checkpoints."""
@@ -224,10 +222,3 @@ class CacheDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there, on any number of ranks."""
         self._state = state_dict.get("train")
-
-
-class _WithoutEmpty(CacheLoader):
-    """A rank that has no sample in the last step of an evaluation ends before it."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return (batch for batch in super().__iter__() if getattr(batch, "num_graphs", 1))
