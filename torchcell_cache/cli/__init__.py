@@ -16,21 +16,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torchcell_cache import errors
 from torchcell_cache.cli.registry import COMMANDS, command_help, overview, run, with_names
 from torchcell_cache.cli.words import for_shell, painted
 from torchcell_cache.core.package import __version__, platform_lacks
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import (
-    EXIT_CANNOT_WRITE,
-    EXIT_CORRUPT_OR_STALE,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    BuildInterruptedError,
-    CacheError,
-    CacheNotFoundError,
-    SettingError,
-)
 
 _READERS = ("info", "verify", "status", "bench", "init", "completion")
 EXIT_BUG = 1
@@ -47,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if (lacks := platform_lacks()) is not None:
         _say(f"error: {lacks}")
-        return EXIT_USAGE
+        return errors.EXIT_USAGE
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "debug=true" in (argument.lower() for argument in arguments)
     # PyG compiles a class with torch.jit when it is imported; no user of a command can do anything about it.
@@ -59,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return errors.EXIT_OK
     except KeyboardInterrupt:
         _say(f"\ninterrupted; nothing is lost\n  to continue: torchcell-cache {shlex.join(arguments)}")
-        return EXIT_INTERRUPTED
+        return errors.EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -74,26 +64,26 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
         from torchcell_cache.cli.completion import candidates
 
         print(*candidates(arguments[1:]), sep="\n")
-        return EXIT_OK
+        return errors.EXIT_OK
     wants_help = any(a in ("-h", "--help") for a in arguments)
     if arguments[:1] == ["help"] and len(arguments) > 1:
         arguments, wants_help = arguments[1:], True
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         wanted = next((a for a in arguments[1:] if a in COMMANDS), None)
         print(overview() if wanted is None else command_help(wanted))
-        return EXIT_OK if arguments else EXIT_USAGE
+        return errors.EXIT_OK if arguments else errors.EXIT_USAGE
     name = arguments[0]
     if name in ("-V", "--version"):
         print(f"torchcell-cache {__version__}")
-        return EXIT_OK
+        return errors.EXIT_OK
     if name not in COMMANDS:
         from torchcell_cache.core.checks import suggestion
 
         near = suggestion(name, COMMANDS)
-        raise SettingError(f"unknown command {name!r}{near}", fix="torchcell-cache --help")
+        raise errors.SettingError(f"unknown command {name!r}{near}", fix="torchcell-cache --help")
     if wants_help:
         print(command_help(name, arguments[1:]))
-        return EXIT_OK
+        return errors.EXIT_OK
     from torchcell_cache.cli.settings import read_settings
 
     arguments[:] = with_names(arguments)
@@ -130,17 +120,18 @@ def _say(text: str) -> None:
 def _failed(error: Exception, arguments: list[str], keys: set[str]) -> int:
     """Print an error as message and fix; the traceback is for ``debug=true``."""
     again = f"torchcell-cache {shlex.join(arguments)}"
-    if isinstance(error, BuildInterruptedError):
+    if isinstance(error, errors.BuildInterruptedError):
         _say(f"{str(error).splitlines()[0]}\n  to continue: {again}")
         return error.code
-    if isinstance(error, CacheError):
+    if isinstance(error, errors.CacheError):
         said, mark, fix = str(error).rpartition("fix: ")
         fix = for_shell(fix, keys) if mark else fix
         _say(f"error: {said}{mark}{fix}{_stores_nearby(error, arguments)}")
         return error.code
     if isinstance(error, OSError):
         _say(f"error: {error}")
-        return EXIT_CORRUPT_OR_STALE if arguments[:1] and arguments[0] in _READERS else EXIT_CANNOT_WRITE
+        reads = arguments and arguments[0] in _READERS
+        return errors.EXIT_CORRUPT_OR_STALE if reads else errors.EXIT_CANNOT_WRITE
     _say(
         f"error: {type(error).__name__}: {error}\n"
         f"  fix: this should not happen; run it with debug=true for the traceback: {again} debug=true"
@@ -148,10 +139,10 @@ def _failed(error: Exception, arguments: list[str], keys: set[str]) -> int:
     return EXIT_BUG
 
 
-def _stores_nearby(error: CacheError, arguments: list[str]) -> str:
+def _stores_nearby(error: errors.CacheError, arguments: list[str]) -> str:
     """Stores beside a root that has none: a mistyped path is the usual reason."""
     root = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("root=")), None)
-    if not isinstance(error, CacheNotFoundError) or root is None:
+    if not isinstance(error, errors.CacheNotFoundError) or root is None:
         return ""
     place = local_path(root)
     if (place / "processed" / "manifest.json").is_file():  # what is missing is something else

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from torchcell_cache.cli.commands import Said
-from torchcell_cache.cli.registry import called, keys_of
+from torchcell_cache.cli.registry import keys_of
 from torchcell_cache.cli.signatures import signature
 from torchcell_cache.core.checks import whole_number
 from torchcell_cache.core.choices import SplitWay
@@ -184,7 +185,7 @@ def split(
     if by == "group" and column is None:
         raise SettingError("by=group needs the column whose values are groups", fix="column=donor")
     dataset = PreprocessedDataset(root, indices=indices)
-    splits = called([_WAYS[by]], {"dataset": dataset, **settings})
+    splits = resolve_name(f"torchcell_cache.{_WAYS[by]}")(dataset, **settings)
     where = None if out is None else str(splits.save(out, overwrite=overwrite))
     said = f"saved to {where}" if where else "nothing written: out=directory saves the split"
     facts = {"root": str(dataset.generation.root), "samples": len(dataset), "out": where}

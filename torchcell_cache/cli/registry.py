@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,6 @@ COMMANDS = {
 POSITIONAL = {"init": ("what", "to"), "completion": ("shell",)}
 """Keys whose names may be left out, in their order; ``root`` of all other commands."""
 
-_DELETION = "processors.deletion:DeletionProcessor"
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "source": {
         "ecoli": ("cli.makers:ecoli", "sources.ecoli:EcoliKnockouts"),
@@ -73,8 +72,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "none": ("cli.makers:no_source",),
     },
     "processor": {
-        "lazy": ("processors.lazy:LazySubgraphRepresentation", _DELETION),
-        "subgraph": ("processors.subgraph:SubgraphRepresentation", _DELETION),
+        "lazy": ("processors.lazy:LazySubgraphRepresentation",),
+        "subgraph": ("processors.subgraph:SubgraphRepresentation",),
         "perturbation": ("processors.perturbation:Perturbation",),
         "unperturbed": ("processors.perturbation:Unperturbed",),
         "dcell": ("processors.dcell:DCellGraphProcessor",),
@@ -126,7 +125,7 @@ def make(settings: Settings, group: str) -> Any:
     """
     places = GROUPS[group][settings.choices[group]]
     more = {"progress": settings["progress"]} if "progress" in signature(places).keys else {}
-    return called(places, {**settings[group], **more})
+    return resolve_name(f"torchcell_cache.{places[0]}")(**settings[group], **more)
 
 
 def run(settings: Settings) -> int:
@@ -137,17 +136,13 @@ def run(settings: Settings) -> int:
     """
     places = COMMANDS[settings.command]
     passed = {key: settings[key] for key in signature(places).keys if key not in settings.choices}
-    found = called(places, passed | {group: partial(make, settings, group) for group in settings.choices})
+    passed |= {group: partial(make, settings, group) for group in settings.choices}
+    found = resolve_name(f"torchcell_cache.{places[0]}")(**passed)
     if not isinstance(found, tuple):
         return found or 0
     text, facts = found
     print(json.dumps(facts, indent=1) if settings["json"] else text)
     return 0
-
-
-def called(places: Sequence[str], values: Mapping[str, Any]) -> Any:
-    """What the first place returns."""
-    return resolve_name(f"torchcell_cache.{places[0]}")(**values)
 
 
 # Help: made of signatures and docstrings, so that it says what is

@@ -69,11 +69,15 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
     texts = _split(command, arguments, keys)
     path = _text("config", texts.get("config", "null"))
     recipe = {} if path == "null" else _read_config(existing_path("config", path))
-    choices = {
-        group: _chosen(command, group, keys[group], texts, recipe) for group in GROUPS if group in keys
-    }
-    for group, name in choices.items():
-        keys |= keys_of_choice(group, name)
+    choices: dict[str, str] = {}
+    for group in [group for group in GROUPS if group in keys]:
+        said = _text(group, texts[group]) if group in texts else recipe.get(group)
+        name = keys[group].default if said is None or isinstance(said, dict) else said
+        if name in (REQUIRED, "none") and name not in keys[group].choices:
+            fix = f"{group}= one of {', '.join(keys[group].choices)}"
+            raise SettingError(f"{command} needs a {group}: {group}= is missing", fix=fix)
+        choices[group] = _checked(group, name, keys[group])
+        keys |= keys_of_choice(group, choices[group])
     values = {key: spec.default for key, spec in keys.items()}
     for key, value in {**dict(_flat(recipe, keys)), **texts}.items():
         if key not in keys:
@@ -172,16 +176,6 @@ def _refuse_targets(value: Any) -> None:
             f"{said[max(at - 30, 0) : at + 50]} holds {_EXECUTES}: classes come from a fixed list, never from a config",
             fix="choose source= and processor=, see torchcell-cache preprocess --help",
         )
-
-
-def _chosen(command: str, group: str, spec: Key, texts: Mapping[str, str], recipe: Mapping[Any, Any]) -> str:
-    said = _text(group, texts[group]) if group in texts else recipe.get(group)
-    name = spec.default if said is None or isinstance(said, dict) else said
-    if name in (REQUIRED, "none") and name not in spec.choices:
-        fix = f"{group}= one of {', '.join(spec.choices)}"
-        raise SettingError(f"{command} needs a {group}: {group}= is missing", fix=fix)
-    found: str = _checked(group, name, spec)
-    return found
 
 
 def _flat(node: Mapping[Any, Any], keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -63,20 +63,31 @@ def _read(place: str) -> Signature:
     where, _, left_out = place.partition(" - ")
     module, _, path = where.partition(":")
     file = resources.files("torchcell_cache") / (module.replace(".", "/") + ".py")
-    node: Any = ast.parse(file.read_text(encoding="utf-8"))
-    doc = ""
+    tree: Any = ast.parse(file.read_text(encoding="utf-8"))
+    node, doc = tree, ""
     for name in path.split("."):
         node = next(part for part in node.body if getattr(part, "name", None) == name)
         doc = ast.get_docstring(node) or doc
+    about = _plain(_SECTION.split(doc, maxsplit=1)[0].strip())
+    helps = {name: _plain(" ".join(text.split())) for name, text in _ENTRY.findall(doc)}
+    keys: dict[str, Key] = {}
     if isinstance(node, ast.ClassDef):
-        node = next((part for part in node.body if getattr(part, "name", None) == "__init__"), None)
-    about, helps = _plain(_SECTION.split(doc, maxsplit=1)[0].strip()), dict(_ENTRY.findall(doc))
-    keys = {}
-    for argument, default in _arguments(node):
+        init = next((part for part in node.body if getattr(part, "name", None) == "__init__"), None)
+        if init is None:  # it takes what the class above it takes
+            base, imports = (
+                ast.unparse(node.bases[0]),
+                [p for p in tree.body if isinstance(p, ast.ImportFrom)],
+            )
+            homes = [part.module for part in imports if base in {alias.name for alias in part.names}]
+            home = (homes or [module])[0].removeprefix("torchcell_cache.")
+            above = _read(f"{home}:{base} - {left_out}").keys
+            keys = {name: key._replace(help=helps.get(name) or key.help) for name, key in above.items()}
+        node = init
+    for argument, default in [] if node is None else _arguments(node.args):
         name = argument.arg
         if name not in ("self", "cls", *left_out.split()):
             said = "" if argument.annotation is None else ast.unparse(argument.annotation)
-            keys[name] = _key(said, default, _plain(" ".join(helps.get(name, "").split())))
+            keys[name] = _key(said, default, helps.get(name, ""))
     example = inspect.cleandoc(doc.partition("\nExample:\n")[2]) if "torchcell-cache" in doc else ""
     return Signature(keys, "\n".join(filter(None, (about, *(f"  {line}" for line in example.splitlines())))))
 
@@ -87,10 +98,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\b(?:None|True|False)\b", lambda m: "null" if m[0] == "None" else m[0].lower(), text)
 
 
-def _arguments(node: ast.FunctionDef | None) -> list[tuple[ast.arg, ast.expr | None]]:
-    if node is None:
-        return []
-    given = node.args
+def _arguments(given: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
     without = len(given.args) - len(given.defaults)
     defaults = [*[None] * without, *given.defaults, *given.kw_defaults]
     return [*zip(given.args + given.kwonlyargs, defaults, strict=True)]

@@ -27,18 +27,10 @@ def names_of(text: str) -> list[str] | None:
     bracketed = len(body) > 1 and body[0] == "[" and body[-1] == "]"
     if bracketed:
         body = body[1:-1].strip()
-        if not body:
-            return []
-    if body.endswith(","):
+    items = list(_ITEM.finditer(body))
+    if body.endswith(",") or "".join(match[0] for match in items) != body:
         return None
-    names, at = [], 0
-    while at < len(body):
-        match = _ITEM.match(body, at)
-        if match is None:
-            return None
-        names.append(_plain(match[1]))
-        at = match.end()
-    return names if bracketed or len(names) == 1 else None
+    return [_plain(match[1]) for match in items] if bracketed or len(items) == 1 else None
 
 
 def mapping_of(text: str) -> dict[str, str] | None:
@@ -52,7 +44,9 @@ def mapping_of(text: str) -> dict[str, str] | None:
 
 def as_list(names: list[str]) -> str:
     """The inverse: every name that needs it in quotes."""
-    return "[" + ", ".join(map(_quoted, names)) + "]"
+    special = set(",'\"[]{}\\$")
+    plain = {name for name in names if name and name == name.strip() and not special & set(name)}
+    return f"[{', '.join(name if name in plain else _in_quotes(name) for name in names)}]"
 
 
 def typed(value: Any) -> str:
@@ -66,21 +60,13 @@ def typed(value: Any) -> str:
     return str(value)
 
 
-def _quoted(name: str) -> str:
-    if name and name == name.strip() and not set(name) & set(",'\"[]{}\\$"):
-        return name
-    return _in_quotes(name)
-
-
 def _in_quotes(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _plain(item: str) -> str:
     item = item.strip()
-    if item[0] in "'\"":
-        return _ESCAPE.sub(r"\1", item[1:-1])
-    return item
+    return _ESCAPE.sub(r"\1", item[1:-1]) if item[0] in "'\"" else item
 
 
 def for_shell(fix: str, keys: Collection[str]) -> str:

@@ -17,16 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchcell_cache.core.failures import (
-    ACCESS,
-    GONE,
-    TRANSIENT,
-    WRONG,
-    is_short,
-    kind_of,
-    server_error,
-    text_of,
-)
+from torchcell_cache.core import failures
 from torchcell_cache.core.files import make_dirs_durable, remove_stale_temps, written
 from torchcell_cache.core.lazy import ThreadLock
 from torchcell_cache.core.urls import PROTOCOLS, checked_options, checked_url, protocol_of
@@ -123,7 +114,7 @@ class Bucket:
             try:
                 data = bytes(system.cat_file(path, start=start, end=stop + (stop == size)))
             except Exception as error:
-                if is_short(error):
+                if failures.is_short(error):
                     return b""
                 raise
             if 0 < len(data) < stop - start and next(tries, None):  # else the object is that short
@@ -213,7 +204,7 @@ class Bucket:
                 fix=install_line(PROTOCOLS[self.protocol] or "s3"),
             ) from None
         except (TypeError, ValueError) as error:
-            raise SettingError(f"storage_options of {self.protocol}://: {text_of(error)}") from None
+            raise SettingError(f"storage_options of {self.protocol}://: {failures.text_of(error)}") from None
 
     def _try(self, action: str, name: str, call: Callable[[Any], T], writing: bool = False) -> T:
         for attempt in range(1, ATTEMPTS + 1):
@@ -222,27 +213,27 @@ class Bucket:
             except CacheError:
                 raise
             except Exception as error:
-                kind = kind_of(error)
-                if kind == GONE and not writing:
+                kind = failures.kind_of(error)
+                if kind == failures.GONE and not writing:
                     raise FileNotFoundError(f"{self.label(name)} does not exist") from None
-                if kind not in (TRANSIENT, WRONG) or attempt == ATTEMPTS:
+                if kind not in (failures.TRANSIENT, failures.WRONG) or attempt == ATTEMPTS:
                     raise self._error(kind, error, action, name) from None
             time.sleep(_FIRST_PAUSE_S * 2**attempt * (0.5 + random.random()))
         raise AssertionError
 
     def _error(self, kind: str, error: Exception, action: str, name: str) -> CacheError:
-        label, said = self.label(name), text_of(error)
-        if kind == WRONG:
+        label, said = self.label(name), failures.text_of(error)
+        if kind == failures.WRONG:
             text = f"{label}: {ATTEMPTS} times other bytes than the server's checksum says ({said})"
             return CorruptShardError(text, path=label, fix=self.push_again)
-        if kind == GONE:
+        if kind == failures.GONE:
             text, fix = f"cannot {action} {label}: {said}", "create the bucket, or check its name"
             return StorageLostError(text, path=label, fix=fix)
-        if kind == ACCESS:
+        if kind == failures.ACCESS:
             with _LOCK:
                 _SYSTEMS.pop((os.getpid(), self._key), None)  # the next one looks for credentials anew
-        tried = f"{ATTEMPTS} tries ended in " if kind == TRANSIENT else ""
-        return server_error(error, action, label, self.protocol, tried)
+        tried = f"{ATTEMPTS} tries ended in " if kind == failures.TRANSIENT else ""
+        return failures.server_error(error, action, label, self.protocol, tried)
 
 
 _SYSTEMS: dict[tuple[int, str], Any] = {}

@@ -39,9 +39,9 @@ from torchcell_cache.errors import (
     FormatError,
     UnsafeContentError,
 )
+from torchcell_cache.remote import transfer
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import remote_manifest, remote_origin
-from torchcell_cache.remote.transfer import Origin, another_store, complete, missing_files, write_rest
 from torchcell_cache.store.lease import LEASE_NAME, keeping, try_to_remove
 from torchcell_cache.store.manifest import Manifest, copy_name, manifest_path, processed_dir, read_manifest
 from torchcell_cache.store.status import wait_for_store
@@ -114,7 +114,7 @@ def stage(
 @contextlib.contextmanager
 def _source(
     root: str | os.PathLike[str], wait: bool | float, options: Mapping[str, Any] | None
-) -> Generator[tuple[Manifest, Origin, str], None, None]:
+) -> Generator[tuple[Manifest, transfer.Origin, str], None, None]:
     """What is to be copied, where its files are, and its name; on a file system kept from ``gc`` meanwhile."""
     if is_url(root):
         bucket = Bucket(root, options)
@@ -127,7 +127,7 @@ def _source(
         yield manifest, local_origin(where, manifest), str(where)
 
 
-def local_origin(root: Path, manifest: Manifest) -> Origin:
+def local_origin(root: Path, manifest: Manifest) -> transfer.Origin:
     """The files of a store on a mounted file system."""
     directory = processed_dir(root) / manifest.generation
 
@@ -136,10 +136,12 @@ def local_origin(root: Path, manifest: Manifest) -> Origin:
             while block := file.read(_BLOCK):
                 yield block
 
-    return Origin(str(directory), fetch, f"torchcell-cache repair {root_argument(root)}")
+    return transfer.Origin(str(directory), fetch, f"torchcell-cache repair {root_argument(root)}")
 
 
-def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: bool, say: Console) -> None:
+def _ensure(
+    manifest: Manifest, root: str, origin: transfer.Origin, target: Path, alone: bool, say: Console
+) -> None:
     """Make the copy, complete what is missing of one, or find it whole."""
     begun = time.perf_counter()
     if target.is_dir() and _is_whole(manifest, target):
@@ -148,14 +150,14 @@ def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: 
     # A published copy is mended in place, file by file: whoever reads it keeps the files that are open.
     partial_name = target.with_name(f".partial-{target.name}")
     work = target if target.is_dir() else partial_name if alone else temp_path(target)
-
-    def begin() -> None:
-        make_dirs_durable(processed_dir(work))
-        source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
-        write_atomic(work / LEASE_NAME, json.dumps(source).encode())
-
-    said = complete(manifest, work, origin, say, f"stage {target.name}", target, begin)
-    write_rest(manifest, work)
+    wanted = transfer.missing_files(manifest, work)
+    transfer.check_space(wanted, target.parent)
+    make_dirs_durable(processed_dir(work))
+    source = {"source": root, "manifest": manifest.digest, "host": platform.node()}
+    write_atomic(work / LEASE_NAME, json.dumps(source).encode())
+    with transfer.metered(wanted, say, f"stage {target.name}") as meter:
+        transfer.fill(manifest, work, wanted, origin, meter)
+    transfer.write_rest(manifest, work)
     if work != target:
         with storage_errors(target, "publish"):
             try:
@@ -165,13 +167,13 @@ def _ensure(manifest: Manifest, root: str, origin: Origin, target: Path, alone: 
                     raise
                 shutil.rmtree(work)  # without locks another copier may have been first
             fsync_dir(target.parent)
-    say(f"staged {said}")
+    say(f"staged {transfer.moved(wanted, str(target), begun)}")
 
 
 def _is_whole(manifest: Manifest, target: Path) -> bool:
     with contextlib.suppress(OSError):
         is_published = manifest_path(target).read_bytes() == manifest.to_bytes()
-        return is_published and not missing_files(manifest, target)
+        return is_published and not transfer.missing_files(manifest, target)
     return False
 
 
@@ -260,11 +262,14 @@ def pull(
     _current(where, manifest, overwrite)
     with publishing(where, say) as publisher:
         current = _current(where, manifest, overwrite)
-        said = complete(manifest, where, remote_origin(bucket, manifest), say, f"pull {bucket.url}")
-        write_rest(manifest, where, publish=False)
+        begun, wanted = time.perf_counter(), transfer.missing_files(manifest, where)
+        transfer.check_space(wanted, where)
+        with transfer.metered(wanted, say, f"pull {bucket.url}") as meter:
+            transfer.fill(manifest, where, wanted, remote_origin(bucket, manifest), meter)
+        transfer.write_rest(manifest, where, publish=False)
         if not publisher.replace(manifest, current):
             _current(where, manifest, overwrite=False)  # without locks somebody else may have been first
-        say(f"pulled {said}")
+        say(f"pulled {transfer.moved(wanted, str(where), begun)}")
     return where
 
 
@@ -282,4 +287,4 @@ def _current(root: Path, manifest: Manifest, overwrite: bool) -> Manifest | None
     if (same and current.content_digest == manifest.content_digest) or (overwrite and not same):
         return current
     again = "" if same else "pull ... overwrite=true, or "
-    raise another_store(root, current, manifest, f"{again}choose another root")
+    raise transfer.another_store(root, current, manifest, f"{again}choose another root")

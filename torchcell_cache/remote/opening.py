@@ -18,7 +18,7 @@ from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Download
 from torchcell_cache.core.files import make_dirs_durable
 from torchcell_cache.core.hints import PROCESSED_NAME, USED_NAME
-from torchcell_cache.core.progress import Progress, human_bytes
+from torchcell_cache.core.progress import Console, human_bytes
 from torchcell_cache.core.urls import local_path, name_of, refuse_inside
 from torchcell_cache.errors import (
     CacheError,
@@ -31,7 +31,7 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import ATTEMPTS, Bucket
 from torchcell_cache.remote.cache import LOCK_NAME, LocalCache, cache_at, try_evict_at
-from torchcell_cache.remote.transfer import Origin, bring, entries_of
+from torchcell_cache.remote.transfer import Origin, bring, entries_of, metered
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.manifest import MANIFEST_NAME, Manifest, copy_name
 from torchcell_cache.store.shard_entry import FILE_NAMES, GENERATION, FileEntry
@@ -117,15 +117,18 @@ def open_url(
             f"download='all' needs {total:,} bytes, cache_bytes is {limit:,}",
             fix=f"cache_bytes={total}, or download='lazy'",
         )
-    place = default_cache_dir() if cache_dir is None else local_path(cache_dir, "cache_dir")
+    name, given = "cache_dir", cache_dir
+    if given is None:
+        name, home = "TORCHCELL_CACHE_DIR", os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        given = os.environ.get(name) or f"{home}/torchcell_cache"
+    place = local_path(given, name)
     refuse_inside(place, bucket.url, "cache_dir")
     make_dirs_durable(place)
     cache = cache_at(place / copy_name(Path(name_of(bucket.url)), manifest), manifest)
     files = RemoteFiles(bucket, cache, limit)
     wanted = entries if download == "all" else list(manifest.files)
-    absent = sum(entry.size for entry in wanted if not (cache.directory / entry.name).exists())
-    what = f"pull {bucket.url}"
-    with Progress(absent, 0, None, enabled=absent > 0, what=what, unit="bytes") as meter:
+    absent = [entry for entry in wanted if not (cache.directory / entry.name).exists()]
+    with metered(absent, Console(bool(absent)), f"pull {bucket.url}") as meter:
         files.bring_all(wanted, meter)
     return Generation(cache.root, manifest, files)
 
@@ -149,14 +152,6 @@ def reopen(bucket: Bucket, root: Path, generation: str, limit: int | None) -> Ge
             ) from None
     make_dirs_durable(root)
     return Generation(root, manifest, RemoteFiles(bucket, cache_at(root, manifest), limit))
-
-
-def default_cache_dir() -> Path:
-    """Where files go if nobody says: ``$TORCHCELL_CACHE_DIR``, else below the user's cache directory."""
-    given = os.environ.get("TORCHCELL_CACHE_DIR")
-    if given:
-        return local_path(given, "TORCHCELL_CACHE_DIR")
-    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "torchcell_cache"
 
 
 def remote_manifest(bucket: Bucket, wait: bool | float = False) -> Manifest:
@@ -183,7 +178,13 @@ def remote_origin(bucket: Bucket, manifest: Manifest) -> Origin:
         return bucket.blocks(object_name(manifest, name), sizes[name])
 
     def gone(name: str) -> CacheError:
-        return _lost(bucket, manifest, object_name(manifest, name))
+        """The error for an object that is not there: was the store replaced, or was it never whole?"""
+        label, now = bucket.label(object_name(manifest, name)), manifest.generation
+        with contextlib.suppress(FileNotFoundError):
+            now = _parsed(bucket, PUBLISHED).generation
+        again = f"open the dataset again: {bucket.url} publishes {now} by now"
+        fix = f"where the store was built: {bucket.push}" if now == manifest.generation else again
+        return StorageLostError(f"{label} was removed", path=label, fix=fix)
 
     place = bucket.label(f"{PROCESSED_NAME}/{manifest.generation}")
     return Origin(place, fetch, bucket.push_again, attempts=ATTEMPTS, threads=THREADS, gone=gone)
@@ -204,19 +205,6 @@ def _parsed(bucket: Bucket, name: str) -> Manifest:
                 text = f"{label}: {str(error).splitlines()[0]}"
                 raise CorruptManifestError(text, path=label, fix=bucket.push_again) from None
     raise AssertionError
-
-
-def _lost(bucket: Bucket, manifest: Manifest, name: str) -> StorageLostError:
-    """An object that the manifest names is not there: was the store replaced, or was it never whole?"""
-    try:
-        now = _parsed(bucket, PUBLISHED).generation
-    except FileNotFoundError:
-        now = ""
-    if now and now != manifest.generation:
-        fix = f"open the dataset again: {bucket.url} publishes {now} by now"
-    else:
-        fix = f"where the store was built: {bucket.push}"
-    return StorageLostError(f"{bucket.label(name)} was removed", path=bucket.label(name), fix=fix)
 
 
 # The size of a cache directory: what it holds, and what to remove for something new to fit

@@ -29,7 +29,7 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.remote.opening import PUBLISHED, object_name
-from torchcell_cache.remote.transfer import another_store, entries_of, moved
+from torchcell_cache.remote.transfer import another_store, entries_of, metered, moved
 from torchcell_cache.store.card import WholeStore, card
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
@@ -106,8 +106,7 @@ def push(
     if published is not None and published.generation != manifest.generation and not force:
         # A store that grew has most of its files there already.
         known = {e.sha256: object_name(published, e.name) for e in entries_of(published)}
-    total = sum(entry.size for entry in wanted)
-    with Progress(total, 0, None, enabled=say.enabled, what="push", unit="bytes") as meter:
+    with metered(wanted, say, "push") as meter:
         _put_all(bucket, generation, wanted, known, done, meter)
     there = bucket.sizes(remote)
     for entry in entries:  # before the manifest says that everything is there

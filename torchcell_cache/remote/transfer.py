@@ -97,27 +97,10 @@ def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:
         )
 
 
-def complete(
-    manifest: Manifest,
-    root: Path,
-    origin: Origin,
-    say: Console,
-    what: str,
-    place: Path | None = None,
-    begin: Callable[[], Any] = lambda: None,
-) -> str:
-    """Bring what is missing of a copy at ``root``, called ``place``; what it was and how long it took, in words.
-
-    ``begin`` is called once there is room for it.
-    """
-    begun, place = time.perf_counter(), place or root
-    wanted = missing_files(manifest, root)
-    check_space(wanted, place if root == place else place.parent)
-    begin()
-    total = sum(entry.size for entry in wanted)
-    with Progress(total, 0, None, enabled=say.enabled, what=what, unit="bytes") as meter:
-        fill(manifest, root, wanted, origin, meter)
-    return moved(wanted, str(place), begun)
+def metered(files: Iterable[FileEntry], say: Console, what: str) -> Progress:
+    """Progress over the bytes of some files."""
+    total = sum(entry.size for entry in files)
+    return Progress(total, 0, None, enabled=say.enabled, what=what, unit="bytes")
 
 
 def moved(files: Sequence[FileEntry], where: str, begun: float) -> str:

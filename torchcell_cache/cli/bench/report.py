@@ -57,21 +57,42 @@ def as_dict(report: BenchReport) -> dict[str, Any]:
 
 def as_text(report: BenchReport) -> str:
     """The report as tables, followed by the advice."""
-    lines = [*_head(report), "", *_stage_table(report), "", *_step_table(report), *_worker_table(report)]
-    return "\n".join([*lines, "", "advice", *(f"  - {line}" for line in advice(report))])
-
-
-def _head(report: BenchReport) -> Iterator[str]:
-    facts, size = report.facts, report.facts["batch_size"]
-    yield (
-        f"{facts['root']}: {facts['samples']:,} samples as '{facts['storage']}', records {human_bytes(facts['record_bytes'])} "
-        f"in {facts['shards']:,} shards"
-    )
+    facts, size, step = report.facts, report.facts["batch_size"], report.facts["step_ms"]
     fewer = "" if facts["asked"] == size else f" ({facts['asked']} asked for: the store has no more)"
-    yield (
+    lines = [
+        f"{facts['root']}: {facts['samples']:,} samples as '{facts['storage']}', records {human_bytes(facts['record_bytes'])} "
+        f"in {facts['shards']:,} shards",
         f"batches of {size}{fewer} at random, seed {facts['seed']}, one thread; {facts['cores']} cores, device "
-        f"{facts['device']}, torch {facts['torch']}"
-    )
+        f"{facts['device']}, torch {facts['torch']}",
+        "",
+    ]
+    rows = []
+    for name, times in report.stages.items():
+        counts = f"{times['samples']}", f"{times['repeats']}"
+        rows.append([name, *counts, *_cells(times), human_ms(times["per_sample_us"] / 1e3), _WHAT[name]])
+    lines += _table(["stage", "batch", "times", "p50", "p90", "p99", "a sample", "what"], rows)
+    lines += [f"{name:<13}not measured: {why}" for name, why in report.skipped.items()]
+    if any(times["samples"] < size for times in report.stages.values()):
+        lines.append(f"(smaller batches where {size} samples would take too much time or memory)")
+    if report.steps:
+        heads = ["step", "samples", *report.steps[0]["parts_ms"], "a sample"]
+        costs = [[*each["parts_ms"].values(), each["sample_ms"]] for each in report.steps]
+        rows = [[each["way"], f"{each['samples']}"] for each in report.steps]
+        lines += [
+            "",
+            *_table(heads, [row + list(map(human_ms, ms)) for row, ms in zip(rows, costs, strict=True)]),
+        ]
+        layers = f"{facts['layers']} GIN layers of width {facts['hidden']}"
+        lines.append(f"({layers} over all edge types between perturbed nodes, no optimizer)")
+    rows = []
+    for row in report.workers:
+        beside = [] if step is None else _cells(row["step_wait"], "p50", "p99")
+        beside += [] if step is None else [human_share(row["data_wait_share"])]
+        cells = human_ms(row["first_ms"]), *_cells(row["wait"]), f"{1e3 / _mean_ms(row):,.0f}"
+        rows.append([f"{row['num_workers']}", *cells, ", ".join(beside)])
+    waits = "" if step is None else f"wait beside a step of {step:g} ms: p50, p99, share"
+    lines += ["", *_table(["workers", "first", "p50", "p90", "p99", "batches/s", waits], rows)]
+    return "\n".join([*lines, "", "advice", *(f"  - {line}" for line in advice(report))])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -82,46 +103,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"{name:<{widths[0]}}{''.join(numbers)}  {last}".rstrip()
 
 
-def _percentiles(times: Mapping[str, Any], *names: str) -> list[str]:
+def _cells(times: Mapping[str, Any], *names: str) -> list[str]:
     return [human_ms(times[f"{name}_ms"]) for name in names or ("p50", "p90", "p99")]
-
-
-def _stage_table(report: BenchReport) -> Iterator[str]:
-    rows = []
-    for name, times in report.stages.items():
-        each = human_ms(times["per_sample_us"] / 1e3)
-        rows.append(
-            (name, f"{times['samples']}", f"{times['repeats']}", *_percentiles(times), each, _WHAT[name])
-        )
-    yield from _table(("stage", "batch", "times", "p50", "p90", "p99", "a sample", "what"), rows)
-    for name, why in report.skipped.items():
-        yield f"{name:<13}not measured: {why}"
-    size = report.facts["batch_size"]
-    if any(times["samples"] < size for times in report.stages.values()):
-        yield f"(smaller batches where {size} samples would take too much time or memory)"
-
-
-def _step_table(report: BenchReport) -> Iterator[str]:
-    if report.steps:
-        costs = [map(human_ms, (*step["parts_ms"].values(), step["sample_ms"])) for step in report.steps]
-        rows = [
-            (step["way"], f"{step['samples']}", *ms) for step, ms in zip(report.steps, costs, strict=True)
-        ]
-        yield from _table(("step", "samples", *report.steps[0]["parts_ms"], "a sample"), rows)
-        size = f"{report.facts['layers']} GIN layers of width {report.facts['hidden']}"
-        yield f"({size} over all edge types between perturbed nodes, no optimizer)"
-        yield ""
-
-
-def _worker_table(report: BenchReport) -> Iterator[str]:
-    step, rows = report.facts["step_ms"], []
-    for row in report.workers:
-        beside = [] if step is None else _percentiles(row["step_wait"], "p50", "p99")
-        beside += [] if step is None else [human_share(row["data_wait_share"])]
-        cells = human_ms(row["first_ms"]), *_percentiles(row["wait"]), f"{1e3 / _mean_ms(row):,.0f}"
-        rows.append((f"{row['num_workers']}", *cells, ", ".join(beside)))
-    waits = "" if step is None else f"wait beside a step of {step:g} ms: p50, p99, share"
-    yield from _table(("workers", "first", "p50", "p90", "p99", "batches/s", waits), rows)
 
 
 def _mean_ms(row: Mapping[str, Any]) -> float:

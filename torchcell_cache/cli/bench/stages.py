@@ -54,14 +54,12 @@ class Stage:
         act: What is timed, given what was prepared.
         prepare: Makes ready, untimed, for the given store positions.
         weight: Share of the time, for stages whose cost and memory grow with base graph times samples; else 0.
-        may_fail: Whether some stores cannot do it; the reason then goes into the report.
     """
 
     name: str
     act: Callable[[Any], Any]
     prepare: Callable[[Int64Array], Any]
     weight: int = 0
-    may_fail: bool = False
 
 
 def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[str] = ()) -> Iterator[Stage]:
@@ -88,11 +86,11 @@ def stages(generation: Generation, device: torch.device, exclude_keys: Sequence[
     yield Stage("batch", lambda positions: here(positions).pack(), lambda positions: positions)
     if device.type != "cpu":
         yield Stage("copy", lambda batch: batch.to(device, non_blocking=True), lambda p: here(p).pin_memory())
-    yield Stage("masks", _masks, there, weight=1, may_fail=True)
-    yield Stage("expand", lambda batch: batch.to_pyg(None, excluded), there, weight=3, may_fail=True)
+    yield Stage("masks", _masks, there, weight=1)
+    yield Stage("expand", lambda batch: batch.to_pyg(None, excluded), there, weight=3)
     yield Stage("samples", generation.graphs, lambda positions: positions, weight=1)
-    yield Stage("pyg collate", collate, generation.graphs, weight=3, may_fail=True)
-    yield Stage("on the fly", *_on_the_fly(generation), weight=3, may_fail=True)
+    yield Stage("pyg collate", collate, generation.graphs, weight=3)
+    yield Stage("on the fly", *_on_the_fly(generation), weight=3)
 
 
 def _decoder(generation: Generation) -> Callable[[list[bytes]], Any]:

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.cli.bench.stages import (
-    CAN_DROP,
-    Stopwatch,
-    cold_read,
-    drop_pages,
-    resident_share,
-    stages,
-    times,
-)
+from torchcell_cache.cli.bench import stages
+from torchcell_cache.cli.bench.stages import Stopwatch, times
 from torchcell_cache.cli.bench.step import time_steps
 from torchcell_cache.core.checks import real_number, whole_number
 from torchcell_cache.core.markup import Shown
@@ -195,23 +188,23 @@ def _time_stages(
     structured = generation.is_structured and not generation.structured.has_removed
     if cold and structured and generation.table_reader is not None:
         report.skipped["batch, cold"] = "batches of this store are read from memory, which is filled once"
-    elif cold and not CAN_DROP:
+    elif cold and not stages.CAN_DROP:
         report.skipped["batch, cold"] = "this system cannot be asked to forget files"
     elif cold:
         on_progress("batch, cold")
         store.close_all()
-        drop_pages(generation.files.paths)
-        report.stayed_in_memory = resident_share(generation.files.paths)
-        report.stages["batch, cold"] = watch.time(cold_read(generation), _LIGHT_SHARE * seconds)
+        stages.drop_pages(generation.files.paths)
+        report.stayed_in_memory = stages.resident_share(generation.files.paths)
+        report.stages["batch, cold"] = watch.time(stages.cold_read(generation), _LIGHT_SHARE * seconds)
     watch.warm_up(2 * _LIGHT_SHARE * seconds)
-    todo = list(stages(generation, watch.device, report.facts["exclude_keys"]))
+    todo = list(stages.stages(generation, watch.device, report.facts["exclude_keys"]))
     weights = sum(stage.weight for stage in todo)
     for stage in todo:
         on_progress(stage.name)
         left = begun + (1 - _SWEEP_SHARE) * seconds - time.monotonic()
         share = left * stage.weight / weights if stage.weight else _LIGHT_SHARE * seconds
         weights -= stage.weight
-        with _skipping(report, stage.name) if stage.may_fail else contextlib.nullcontext():
+        with _skipping(report, stage.name):
             report.stages[stage.name] = watch.time(stage, max(share, 0.0))
 
 
