@@ -78,7 +78,7 @@ def _read(place: str) -> Signature:
                 ast.unparse(node.bases[0]),
                 [p for p in tree.body if isinstance(p, ast.ImportFrom)],
             )
-            homes = [part.module for part in imports if base in {alias.name for alias in part.names}]
+            homes = [str(part.module) for part in imports if base in {alias.name for alias in part.names}]
             home = (homes or [module])[0].removeprefix("torchcell_cache.")
             above = _read(f"{home}:{base} - {left_out}").keys
             keys = {name: key._replace(help=helps.get(name) or key.help) for name, key in above.items()}
