@@ -22,7 +22,7 @@ from torchcell_cache.errors import CorruptManifestError, FormatError, SourceCont
 from torchcell_cache.sources.names import NodeNames
 from torchcell_cache.sources.neo4j.experiments import Parsed, TableBuilder
 from torchcell_cache.store.columns import arrays_to_table, table_to_arrays
-from torchcell_cache.store.manifest import manifest_path, read_manifest
+from torchcell_cache.store.manifest import VERSIONS, manifest_path, read_manifest
 from torchcell_cache.store.shard_entry import parse_document
 from torchcell_cache.testing import assert_same_graph
 
@@ -371,12 +371,12 @@ def test_versions_of_the_manifest(tmp_path: Path) -> None:
     assert "upgrade torchcell_cache" in str(caught.value)
     document["format_version"] = 3
     with pytest.raises(FormatError, match="by format 3; this version reads 1 and 2") as caught:
-        type(manifest)._from_document(document, path, "")
+        parse_document(document, path, "", type(manifest).from_json, VERSIONS)
     assert "upgrade torchcell_cache" in str(caught.value)
     document["format_version"] = 1
     del document["digest"]
     with pytest.raises(CorruptManifestError, match="format version 1, expected 2"):
-        type(manifest)._from_document(document, path, "")
+        parse_document(document, path, "", type(manifest).from_json, VERSIONS)
     with pytest.raises(ValueError, match="format version 2, expected 1"):
         dataclasses.replace(manifest, schema={})
 

@@ -177,8 +177,15 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
             f"network {name!r} ({pairs.origin}) keeps none of its {total:,} edges: {met}{some}",
             fix='correct the names, pass aliases={"name": "gene"}, or leave the network out',
         )
-    weight = None if pairs.weights is None else _weights(name, pairs, kept)
-    edges = edges[:, kept]
+    edges, weight = edges[:, kept], None
+    if pairs.weights is not None:
+        ends = list(zip(pairs.sources, pairs.targets, strict=True))
+        weight, vanished = float32_numbers(
+            [pairs.weights[k] for k in kept.tolist()],
+            lambda k: f"network {name!r}: edge {kept[k]} ({', '.join(ends[kept[k]])}) has the weight",
+            "correct it, or keep no weights of this network",
+        )
+        pairs.remarks += [f"{vanished:,} weights too small for float32 are 0"] * bool(vanished)
     if pairs.listed or both:
         edges, weight, repeated = _distinct(name, edges, weight, genes)
         pairs.remarks += [f"{repeated:,} listed more than once"] * bool(repeated)
@@ -199,17 +206,6 @@ def _set_network(store: Any, name: str, pairs: Pairs, genes: NodeNames, both: bo
         store.edge_weight = torch.from_numpy(weight)
     line = f"network {name}: {len(kept):,} of {total:,} edges kept"
     return "; ".join([line + (f", {left:,} left out: {met}" if left else ""), *pairs.remarks])
-
-
-def _weights(name: str, pairs: Pairs, kept: Int64Array) -> Float32Array:
-    values, ends = pairs.weights or [], list(zip(pairs.sources, pairs.targets, strict=True))
-    out, vanished = float32_numbers(
-        [values[k] for k in kept.tolist()],
-        lambda k: f"network {name!r}: edge {kept[k]} ({', '.join(ends[kept[k]])}) has the weight",
-        "correct it, or keep no weights of this network",
-    )
-    pairs.remarks += [f"{vanished:,} weights too small for float32 are 0"] * bool(vanished)
-    return out
 
 
 def _distinct(

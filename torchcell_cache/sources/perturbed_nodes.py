@@ -80,13 +80,23 @@ class Nodes:
         rows = np.arange(len(given))
         if isinstance(given, RaggedIds):
             return Found(self._checked(given), self.names or (), self.count, rows, len(given))
-        lists = self._extracted(self._by_name(given) if isinstance(given, list) else given)
+        lists = self._by_name(given) if isinstance(given, list) else given
+        if self.pattern is not None:
+            search = _compiled(self.pattern).search
+            found, new = coded(((match := search(name)) and match[1]) or name for name in lists.distinct)
+            lists = NameLists(found, new[lists.codes], lists.ptr)
         nodes = NodeNames(self.names, self.aliases)
         resolved = resolve(lists, nodes, "error" if self.names is None and unknown == "keep" else unknown)
         names, both = nodes.names, resolved
         if unknown == "keep" and resolved.report.unmatched:
-            _refuse_missing(lists, nodes)
-            names = [*names, *sorted({name.strip() for name in lists.distinct if name not in nodes})]
+            lost = [name for name in lists.distinct if name not in nodes]
+            if missing := [name for name in lost if name.strip() in MISSING]:
+                at = int(np.argmax(lists.codes == lists.distinct.index(missing[0])))
+                raise SourceContractError(
+                    f"row {row_of(lists.ptr, at)}: {missing[0]!r} is a missing value, not a name that unknown='keep' could keep",
+                    fix="leave it out of the row",
+                )
+            names = [*names, *sorted({name.strip() for name in lost})]
             both = resolve(lists, NodeNames(names, self.aliases))
         rows = rows if resolved.rows is None else resolved.rows
         ids = RaggedIds(both.ids, both.ptr)
@@ -146,24 +156,6 @@ class Nodes:
             raise NodeNames(None).unknown(name, f"row {row}")
         names = as_texts(self.names, "name of node")
         return NameLists.of([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
-
-    def _extracted(self, lists: NameLists) -> NameLists:
-        if self.pattern is None:
-            return lists
-        search = _compiled(self.pattern).search
-        names, new = coded(((match := search(name)) and match[1]) or name for name in lists.distinct)
-        return NameLists(names, new[lists.codes], lists.ptr)
-
-
-def _refuse_missing(lists: NameLists, nodes: NodeNames) -> None:
-    """Refuse to keep what stands for no name as a name."""
-    for k, name in enumerate(lists.distinct):
-        if name.strip() in MISSING and name not in nodes:
-            row = row_of(lists.ptr, int(np.argmax(lists.codes == k)))
-            raise SourceContractError(
-                f"row {row}: {name!r} is a missing value, not a name that unknown='keep' could keep",
-                fix="leave it out of the row",
-            )
 
 
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)

@@ -8,9 +8,9 @@ cobra ``Model`` that :func:`torchcell_cache.sources.metabolic.metabolic_base_gra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.delimited import read_text
@@ -19,50 +19,23 @@ from torchcell_cache.sources.measurements import number_of
 AGAIN = "fetch it again: model/yeast-GEM.yml of a release of github.com/SysBioChalmers/yeast-GEM"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A gene or a metabolite."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reaction:
-    """A reaction, with cobra's names.
-
-    Attributes:
-        id: Its name in the model.
-        gene_reaction_rule: Boolean expression over gene names, empty for none.
-        metabolites: Stoichiometry, negative for what is consumed.
-        lower_bound: Least flux, in mmol/gDW/h.
-        upper_bound: Largest flux, in mmol/gDW/h.
-        objective_coefficient: 1 for the growth reaction.
-        subsystem: Pathways, joined by ``;`` if there are several.
-    """
-
-    id: str
-    gene_reaction_rule: str
-    metabolites: dict[Item, float]
-    lower_bound: float
-    upper_bound: float
-    objective_coefficient: float
-    subsystem: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """What a base graph needs of a genome-scale model."""
-
-    genes: list[Item]
-    metabolites: list[Item]
-    reactions: list[Reaction]
-
-
-def read_yeast_gem(path: str | Path) -> Model:
+def read_yeast_gem(path: str | Path) -> Any:
     """Read a model in the YAML of yeast-GEM (also cobra's own), plain or ``.gz``.
 
     Args:
         path: The file.
+
+    Returns:
+        ``genes``, ``metabolites`` and ``reactions``, with cobra's names. A reaction has an ``id``, a
+        ``gene_reaction_rule`` (empty for none), ``metabolites`` with their stoichiometry (negative for what is consumed),
+        ``lower_bound`` and ``upper_bound`` in mmol/gDW/h, ``objective_coefficient`` (1 for the growth reaction), and
+        ``subsystem``, joined by ``;`` if there are several.
 
     Raises:
         SourceContractError: If it is no such file.
@@ -86,13 +59,13 @@ def read_yeast_gem(path: str | Path) -> Model:
             path=path,
             fix=AGAIN,
         ) from None
-    return Model(genes, metabolites, reactions)
+    return SimpleNamespace(genes=genes, metabolites=metabolites, reactions=reactions)
 
 
 _PARTS = ("genes", "metabolites", "reactions")
 
 
-def _reaction(entry: dict[str, Any]) -> Reaction:
+def _reaction(entry: dict[str, Any]) -> SimpleNamespace:
     name = str(entry["id"])
     listed = entry["metabolites"]  # a mapping, or what YAML makes of an ordered one
     listed = list(listed.items()) if isinstance(listed, dict) else [(key, value) for key, value in listed]
@@ -111,7 +84,7 @@ def _reaction(entry: dict[str, Any]) -> Reaction:
             f"reaction {name} has {numbers[wrong.index(True)]!r} where a coefficient or bound is expected",
             fix=AGAIN,
         )
-    return Reaction(
+    return SimpleNamespace(
         id=name,
         gene_reaction_rule=rule,
         metabolites=dict(zip(stoichiometry, values, strict=False)),
