@@ -83,19 +83,16 @@ def appended(old: Generation, tail: Source, digests: dict[str, str] | None) -> S
     if graph is not None and graph is not before:
         digests = graph_digests(graph)
     gives_graphs = getattr(tail, "gives_graphs", False)
-    insist_same(
-        {"base_graph": old.manifest.fingerprint["base_graph"]},
-        {"base_graph": digests or {}},
-        f"the samples to append stand on another base graph than the store at {old.root}",
-        old.root,
-        _FIX_CELLS if gives_graphs else _FIX_GRAPH,
-    )
+    stored, what = {"base_graph": old.manifest.fingerprint["base_graph"]}, "stand on another base graph than"
+    what = f"the samples to append {what} the store at {old.root}"
+    fix = _FIX_CELLS if gives_graphs else _FIX_GRAPH
+    insist_same(stored, {"base_graph": digests or {}}, what, old.root, fix)
     _check_settings(old, tail)
     table = getattr(tail, "table", None)
     if (old.table is None) != (not isinstance(table, SampleTable)):
+        ours, theirs = ("graphs", "perturbations")[:: 1 if old.table is None else -1]
         raise SourceContractError(
-            f"the store's samples are {'graphs' if old.table is None else 'perturbations'}, those of "
-            f"{type(tail).__name__} are {'perturbations' if old.table is None else 'graphs'}"
+            f"the store's samples are {ours}, those of {type(tail).__name__} are {theirs}"
         )
     whole = None
     if old.table is not None and isinstance(table, SampleTable):
@@ -123,25 +120,19 @@ def _check_settings(old: Generation, tail: Source) -> None:
     if not callable(settings) or identity.get("class") != type(tail).__name__:
         return
     wanted = settings()
-    insist_same(
-        {"source": {name: identity.get(name) for name in wanted}},
-        {"source": wanted},
-        f"the store at {old.root} and the samples to append are made in different ways",
-        old.root,
-        f"{type(tail).__name__}(...) with the settings of the store, or update with all samples",
-    )
+    stored = {"source": {name: identity.get(name) for name in wanted}}
+    what = f"the store at {old.root} and the samples to append are made in different ways"
+    fix = f"{type(tail).__name__}(...) with the settings of the store, or update with all samples"
+    insist_same(stored, {"source": wanted}, what, old.root, fix)
 
 
 def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:
     for what in ("phenotypes", "statistics"):
-        if getattr(first, what) != getattr(then, what):
-            raise SourceContractError(
-                f"the store's {what} are {list(getattr(first, what))}, those to append {list(getattr(then, what))}"
-            )
+        ours, theirs = list(getattr(first, what)), list(getattr(then, what))
+        if ours != theirs:
+            raise SourceContractError(f"the store's {what} are {ours}, those to append {theirs}")
     if (first.source_ids is None) != (then.source_ids is None):
-        named, other = (
-            ("store", "samples to append") if then.source_ids is None else ("samples to append", "store")
-        )
+        named, other = ("store", "samples to append")[:: 1 if then.source_ids is None else -1]
         raise SourceContractError(f"the {named} have names (source_ids), the {other} have none")
     names = None
     if first.source_ids is not None and then.source_ids is not None:
@@ -149,9 +140,8 @@ def _joined(first: SampleTable, then: SampleTable, unique: bool) -> SampleTable:
         if unique and len(set(names)) < len(names):
             seen = set(first.source_ids)
             again = next(name for name in then.source_ids if name in seen)
-            raise SourceContractError(
-                f"the store has a sample {again!r} already", fix="append new samples only"
-            )
+            what = f"the store has a sample {again!r} already"
+            raise SourceContractError(what, fix="append new samples only")
     return SampleTable(
         ids=np.concatenate([first.ids.astype(np.int64), then.ids.astype(np.int64)]),
         ptr=np.concatenate([first.ptr, then.ptr[1:] + first.ptr[-1]]),

@@ -17,25 +17,24 @@ from torchcell_cache.builder.plan import BuildPlan, mode_of
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
+    Facts,
     RecordMaker,
     Report,
     ShardPlan,
     StructuredMaker,
     build_shard,
     finished_shards,
-    labels_in,
     new_generation_name,
 )
 from torchcell_cache.builder.shared_files import write_shared_files
 from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
-from torchcell_cache.codec.constants import MOST_BYTES
+from torchcell_cache.codec.constants import MOST_BYTES, to_text
 from torchcell_cache.core.failures import free_bytes, storage_errors
 from torchcell_cache.core.files import file_digest, make_dirs_durable, remove_stale_temps, write_atomic
 from torchcell_cache.core.fingerprint import sha256_json
 from torchcell_cache.core.locks import STATUS_NAME
 from torchcell_cache.core.progress import Console, Progress, human_bytes, human_seconds
 from torchcell_cache.errors import StorageFullError
-from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import columns_bytes
 from torchcell_cache.store.groups import disk_bytes
 from torchcell_cache.store.manifest import (
@@ -151,15 +150,14 @@ class GenerationBuild:
         """Refuse if ``missing`` samples of the ``size`` of the first ones cannot fit; nothing is written yet."""
         per_sample = disk_bytes(size, self.shards.schema.get(GROUPED, 0))
         need, free = int(missing * per_sample * 1.1), free_bytes(self.directory)
-        self.console(
-            f"estimate: {human_bytes(missing * per_sample)} for {missing:,} samples, {human_bytes(free)} free"
-        )
+        size_of = human_bytes(missing * per_sample)
+        self.console(f"estimate: {size_of} for {missing:,} samples, {human_bytes(free)} free")
         if need > free:
-            raise StorageFullError(
-                f"the build needs about {human_bytes(need)}, {human_bytes(free)} are free at {self.directory}",
-                path=self.directory,
-                fix="free space, choose another root, or a smaller storage (perturbation)",
+            what = (
+                f"the build needs about {human_bytes(need)}, {human_bytes(free)} are free at {self.directory}"
             )
+            fix = "free space, choose another root, or a smaller storage (perturbation)"
+            raise StorageFullError(what, path=self.directory, fix=fix)
 
     def _build(self, todo: list[int], report: Report, stop: StopRequest, total: int) -> None:
         workers = self.num_workers if len(todo) > 1 else 0
@@ -191,12 +189,11 @@ class GenerationBuild:
         shards = [entry for entry in entries if entry is not None]
         schema = dict(self.shards.schema)
         if self.shards.records == "generic":
-            schema["layouts"] = {k: v for e in shards for k, v in e.stats["layouts"].items()}
-            constants = {k: v for e in shards for k, v in e.stats.get("constants", {}).items()}
-            schema |= {"constants": constants} if constants else {}
+            facts = Facts.joined([Facts.from_json(entry.stats) for entry in shards])
+            schema["layouts"] = dict(facts.layouts)
+            schema |= {"constants": to_text(facts.constants)} if facts.constants else {}
             if self.plan.table is None:
-                labels = label_column([labels_in(e.stats) for e in shards])
-                found = Attributes.joined([Attributes.of_json(e.stats.get("attributes")) for e in shards])
+                labels, found = label_column([facts.labels]), facts.attributes
                 if found is not None and GROUPED in schema:  # the first version of the format has none
                     found = found.kept([*labels])
                     schema["attributes"], labels = found.schema(), labels | found.arrays()

@@ -48,11 +48,9 @@ def read_or_recover(root: Path) -> tuple[Manifest, CacheError | None]:
             raise
         if len({m.content_digest for m in found}) > 1:
             names = ", ".join(m.generation for m in found)
-            raise CorruptManifestError(
-                f"{str(error).splitlines()[0]}; any of {names} may have been published",
-                path=manifest_path(root),
-                fix="build again (preprocess ... on_stale=rebuild), or remove the directories that are not wanted and repair",
-            ) from None
+            what = f"{str(error).splitlines()[0]}; any of {names} may have been published"
+            fix = "build again (preprocess ... on_stale=rebuild), or remove the directories that are not wanted and repair"
+            raise CorruptManifestError(what, path=manifest_path(root), fix=fix) from None
         return max(found, key=lambda m: split_name(m.generation)[1]), error
 
 
@@ -100,13 +98,10 @@ def stored_processor(manifest: Manifest) -> Any:
             try:
                 return cls(**tree["settings"])
             except (TypeError, KeyError) as error:
-                raise FormatError(
-                    f"the fingerprint's settings of {cls.__name__} do not fit it: {error}"
-                ) from None
-    raise SettingError(
-        f"the store was made with the processor {tree.get('name', tree)!r}, which only its owner has",
-        fix="pass it: processor=...",
-    )
+                what = f"the fingerprint's settings of {cls.__name__} do not fit it: {error}"
+                raise FormatError(what) from None
+    what = f"the store was made with the processor {tree.get('name', tree)!r}, which only its owner has"
+    raise SettingError(what, fix="pass it: processor=...")
 
 
 def gc(

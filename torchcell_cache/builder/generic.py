@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcell_cache.builder.shards import CHUNK, Chunk, Labels, joined_labels
+from torchcell_cache.builder.shards import CHUNK, Chunk, Facts, Labels, joined_labels
 from torchcell_cache.codec.chunks import encode_many
 from torchcell_cache.codec.constants import FIRST, compacted, constants_of
 from torchcell_cache.codec.layout import Layout
@@ -89,10 +89,9 @@ class GenericMaker:
             return error
         runs = getattr(self.processor, "runs", self.processor)  # torchcell's or a user's of three arguments
         place = "the source" if runs is None else f"the source or in {type(runs).__name__}"
-        return SampleError(
-            f"{where}: {type(error).__name__} in {place}: {said(error)}\n{traceback.format_exc()}",
-            fix="correct the sample or the processor and run the same command again; finished shards are kept",
-        )
+        what = f"{where}: {type(error).__name__} in {place}: {said(error)}\n{traceback.format_exc()}"
+        fix = "correct the sample or the processor and run the same command again; finished shards are kept"
+        return SampleError(what, fix=fix)
 
     def _field_chunks(self, source: FieldSource, start: int, stop: int) -> Iterator[Chunk]:
         """Records from whole chunks of fields."""
@@ -107,7 +106,7 @@ class GenericMaker:
             except BaseException as error:
                 raise self._failed(f"samples from {at} on", error) from None
             at += len(bodies)
-            yield Chunk(bodies, {f"{chunk.layout.id:016x}": chunk.layout.to_dict()})
+            yield Chunk(bodies, Facts({f"{chunk.layout.id:016x}": chunk.layout.to_dict()}))
 
     def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
         """Records of samples ``start`` to ``stop``, in chunks of bounded size."""
@@ -136,14 +135,15 @@ class GenericMaker:
                 known, learning = {**known, **constants_of(first, self.most_constant)}, False
                 bodies = [compacted(body, known) for body in bodies]
             if len(bodies) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
-                yield Chunk(bodies, layouts, joined_labels(labels), known, self._said(rows))
+                yield Chunk(bodies, self._facts(layouts, labels, known, rows))
                 layouts, bodies, labels, rows, size, begun = {}, [], [], [], 0, time.monotonic()
         self.processing.check_base_graph()
         if bodies:
-            yield Chunk(bodies, layouts, joined_labels(labels), known, self._said(rows))
+            yield Chunk(bodies, self._facts(layouts, labels, known, rows))
 
-    def _said(self, rows: list[dict[str, Any]]) -> Attributes | None:
-        return None if self._is_table else Attributes.of_rows(rows)
+    def _facts(self, layouts: Any, labels: list[Labels], known: Any, rows: list[dict[str, Any]]) -> Facts:
+        said = None if self._is_table else Attributes.of_rows(rows)
+        return Facts(layouts, joined_labels(labels), known, said)
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
         """Layout and body of one processed graph.
@@ -156,16 +156,13 @@ class GenericMaker:
         except CacheError as error:
             raise type(error)(f"sample {index}: {error}") from None
         except (TypeError, AttributeError) as error:
-            raise SourceContractError(
-                f"sample {index}: the processor returned {type(graph).__name__}, expected Data or HeteroData "
-                f"({error})"
-            ) from None
+            what = f"the processor returned {type(graph).__name__}, expected Data or HeteroData ({error})"
+            raise SourceContractError(f"sample {index}: {what}") from None
 
 
 def _ended(source: Source, start: int, stop: int, at: int) -> SourceContractError:
-    return SourceContractError(
-        f"{type(source).__name__} was asked for samples {start} to {stop} and ended at {at}"
-    )
+    what = f"{type(source).__name__} was asked for samples {start} to {stop} and ended at {at}"
+    return SourceContractError(what)
 
 
 def _own(graph: Any) -> Any:

@@ -106,15 +106,12 @@ def make_plan(source: Source, processor: Any, digests: dict[str, str] | None = N
         check_rows(graph, topology)
         given = getattr(source, "node_type", topology.node_type)
         if given != topology.node_type:
-            raise SourceContractError(
-                f"the source perturbs '{given}' nodes, the processor deletes '{topology.node_type}' nodes",
-                fix="pass the same node_type to both",
-            )
+            what = f"the source perturbs '{given}' nodes, the processor deletes '{topology.node_type}' nodes"
+            raise SourceContractError(what, fix="pass the same node_type to both")
     elif takes_ids and table is None:
-        raise SourceContractError(
-            f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs",
-            fix="use a PerturbationTable as source, or a transform of your own as processor",
-        )
+        what = f"{type(processor).__name__} needs perturbed ids; {type(source).__name__} gives graphs"
+        fix = "use a PerturbationTable as source, or a transform of your own as processor"
+        raise SourceContractError(what, fix=fix)
     if digests is None:
         digests = {} if graph is None else graph_digests(graph)
     parts = {"format": FORMAT_VERSION, "base_graph": digests}

@@ -135,9 +135,9 @@ class StoreRequest:
         stored = manifest.fingerprint
         wanted = plan.fingerprint(manifest.storage if self.storage == "auto" else self.storage).to_dict()
         if stored != wanted:
-            wanted, notes = in_stored_words(
-                stored, wanted, plan.processor, plan.base_graph, lambda: Generation(root, manifest).base_graph
-            )
+            old = Generation(root, manifest)
+            of = plan.processor, plan.base_graph, lambda: old.base_graph
+            wanted, notes = in_stored_words(stored, wanted, *of)
             self.console.notes(notes if stored == wanted else ())
         if stored == wanted:
             return manifest, open_with_lease(root)
@@ -171,9 +171,8 @@ def settle_storage(root: Path, plan: BuildPlan, choose: Callable[[], str]) -> st
         write_atomic(note, json.dumps({"storage": choose()}).encode(), replace=False)
         settled = begun_storage(root, plan)
     if settled is None:
-        raise BuildFailedError(
-            f"{note} does not hold a storage", path=note, fix=f"remove {note}, or pass storage=..."
-        )
+        fix = f"remove {note}, or pass storage=..."
+        raise BuildFailedError(f"{note} does not hold a storage", path=note, fix=fix)
     return settled
 
 

@@ -7,7 +7,7 @@ cannot be proven to be the same counts as changed; no processor runs to find out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice, repeat
 from operator import attrgetter
@@ -21,23 +21,20 @@ from torchcell_cache.builder.appended import AppendedSource
 from torchcell_cache.builder.plan import BuildPlan
 from torchcell_cache.builder.shards import (
     Chunk,
+    Facts,
     RecordMaker,
     ShardPlan,
     StructuredMaker,
     build_shard,
     finished_shards,
-    labels_in,
     own_sidecar,
-    shard_stats,
 )
-from torchcell_cache.codec.constants import from_text
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.codec.envelope import CHECKSUM_BYTES
 from torchcell_cache.core.files import share_file
 from torchcell_cache.core.ragged import Int64Array, offsets, ragged_arange, segments
 from torchcell_cache.core.samples import Sample, SampleTable
 from torchcell_cache.graph.removal import Removal
-from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.shard_entry import ShardEntry, shard_name, write_sidecar
 
@@ -122,9 +119,8 @@ def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) 
     starts = (
         np.append(i.ptr[:known, 0], i.ptr[known - 1, -1] if known else 0) for i in (old.index, new.index)
     )
-    changed[:known] = ~_same_segments(
-        old.index.positions, next(starts), new.index.positions, next(starts), known
-    )
+    one, other = ((index.positions, next(starts)) for index in (old.index, new.index))
+    changed[:known] = ~_same_segments(*one, *other, known)
     touched = offsets(changed[first.ids])
     same: Flags = touched[first.ptr[1:]] == touched[first.ptr[:-1]]
     if (old.by_rule is None) != (new.by_rule is None):
@@ -135,6 +131,14 @@ def _same_removals(old: Removal, new: Removal, table: SampleTable, common: int) 
         (a, a_ptr), (b, b_ptr) = old.by_rule.removed(ids, ptr), new.by_rule.removed(ids, ptr)
         same[rows] = _same_segments(a, a_ptr, b, b_ptr, len(rows))
     return same
+
+
+def stored_facts(old: Generation, rows: Int64Array, layouts: Iterable[str]) -> Facts:
+    """What columns and schema of a store say of generic records that use ``layouts``."""
+    y = old.columns.get("y") if old.table is None else None
+    said = old.attributes.take(rows) if "attributes" in old.schema else None
+    known = {name: old.schema["layouts"][name] for name in layouts}
+    return Facts(known, None if y is None else y[rows], old.base_fields.constants, said)
 
 
 class ShardReuse:
@@ -183,12 +187,8 @@ class ShardReuse:
         found = own_sidecar(old.directory, entry)
         if old.is_structured or (found is not None and found.stats):
             return found or entry
-        y, rows = old.columns.get("y"), np.arange(entry.start, entry.stop)
-        layouts = {name: old.schema["layouts"][name] for name in entry.layouts}
-        labels = y[rows] if y is not None and old.table is None else None
-        said = old.attributes.take(rows) if "attributes" in old.schema else None
-        stats = shard_stats(layouts, labels, from_text(old.schema.get("constants", {})), said)
-        return replace(entry, stats=stats)
+        said = stored_facts(old, np.arange(entry.start, entry.stop), entry.layouts)
+        return replace(entry, stats=said.to_json())
 
 
 class MixedMaker:
@@ -199,7 +199,7 @@ class MixedMaker:
 
     def __init__(self, old: Generation, maker: RecordMaker, same: Flags, entry: ShardEntry | None) -> None:
         self.old, self.maker, self.same = old, maker, same
-        self.stats = {} if entry is None else entry.stats
+        self.facts = Facts.from_json({} if entry is None else entry.stats)
 
     def chunks(self, start: int, stop: int) -> Iterator[Chunk]:
         """Records of samples ``start`` to ``stop``."""
@@ -212,13 +212,9 @@ class MixedMaker:
                 yield Chunk([next(kept if flag else made) for flag in same.tolist()])
             return
         first = start + int(self.same[start:stop].sum())
-        labels, constants = labels_in(self.stats), from_text(self.stats.get("constants", {}))
-        said = Attributes.of_json(self.stats.get("attributes"))
         for at in range(start, first, _RUN):
             rows = np.arange(at, min(at + _RUN, first))
-            known = None if labels is None else labels[rows - start]
-            part = None if said is None else said.take(rows - start)
-            yield Chunk(self._stored(rows), self.stats.get("layouts", {}), known, constants, part)
+            yield Chunk(self._stored(rows), self.facts.take(rows - start))
         if first < stop:
             yield from self.maker.chunks(first, stop)
 

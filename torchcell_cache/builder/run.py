@@ -110,11 +110,9 @@ def build(
         rank, world_size = (0, 1) if publisher.lock.exclusive else rank_and_world_size()
         if rank != 0:
             where = publisher.lock.path
-            raise BuildInProgressError(
-                f"rank {rank} of {world_size} would build what rank 0 builds: {where} is on a file system without locks",
-                path=where,
-                fix="build in a job of its own, and open the store with PreprocessedDataset(root, wait=...)",
-            )
+            what = f"rank {rank} of {world_size} would build what rank 0 builds: {where} is on a file system without locks"
+            fix = "build in a job of its own, and open the store with PreprocessedDataset(root, wait=...)"
+            raise BuildInProgressError(what, path=where, fix=fix)
         chosen: str = storage
         if chosen == "auto":
             chosen = begun_storage(request.root, request.plan) or request.cheapest()

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from torchcell_cache.codec.constants import expanded, to_text
+from torchcell_cache.codec.constants import expanded, from_text, to_text
 from torchcell_cache.codec.deletions import StructuredSchema, encode
 from torchcell_cache.codec.delta_code import encode_gaps_ragged
 from torchcell_cache.codec.envelope import MAX_RECORD_BYTES, digest_sums, seal
@@ -98,22 +98,59 @@ class ShardPlan:
 
 
 @dataclass(slots=True)
-class Chunk:
-    """Records of consecutive samples, with the facts that go into their shard's side file.
+class Facts:
+    """What is said of generic records beside their bytes, and goes into their shard's side file.
 
     Attributes:
-        bodies: Bodies of the records.
         layouts: Layouts they use, by id in hexadecimal.
-        labels: Their labels ``y``, ``[len(bodies), ...]``, where each has one of the same kind.
+        labels: Their labels ``y``, ``[n, ...]``, where each has one of the same kind.
         constants: Constants they may refer to.
         attributes: Their texts and single numbers, if they are to be columns.
     """
 
-    bodies: list[bytes]
-    layouts: dict[str, Any] = field(default_factory=dict)
+    layouts: Mapping[str, Any] = field(default_factory=dict)
     labels: Labels = None
     constants: Mapping[int, bytes] = field(default_factory=dict)
     attributes: Attributes | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Facts]) -> Facts:
+        """Of records one behind the other."""
+        layouts = {name: layout for part in parts for name, layout in part.layouts.items()}
+        constants = {key: value for part in parts for key, value in part.constants.items()}
+        labels, said = [part.labels for part in parts], [part.attributes for part in parts]
+        return cls(layouts, joined_labels(labels), constants, Attributes.joined(said))
+
+    def take(self, rows: Int64Array) -> Facts:
+        """Of some of the records."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, labels=labels, attributes=self.attributes and self.attributes.take(rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        y, said = self.labels, self.attributes
+        stats: dict[str, Any] = {"layouts": dict(sorted(self.layouts.items()))}
+        stats |= {"constants": to_text(self.constants)} if self.constants else {}
+        stats |= {} if said is None else {"attributes": said.to_json()}
+        if y is not None:
+            stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}
+        return stats
+
+    @classmethod
+    def from_json(cls, stats: Mapping[str, Any]) -> Facts:
+        """Inverse of ``to_json``."""
+        y, labels = stats.get("y"), None
+        if y is not None:
+            labels = np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
+        said = Attributes.of_json(stats.get("attributes"))
+        return cls(stats.get("layouts", {}), labels, from_text(stats.get("constants", {})), said)
+
+
+class Chunk(NamedTuple):
+    """Bodies of the records of consecutive samples, and what is said of them."""
+
+    bodies: list[bytes]
+    facts: Facts = Facts()
 
 
 class RecordMaker(Protocol):
@@ -172,64 +209,29 @@ def build_shard(
         CacheError: Whatever the source or processor raised, with the sample named.
     """
     start, stop = plan.span(shard)
-    sums, layouts, labels, constants = [0, 0], dict[str, Any](), list[Labels](), dict[int, bytes]()
-    attributes: list[Attributes | None] = []
+    sums, facts = [0, 0], list[Facts]()
 
     def records() -> Iterator[Sequence[bytes]]:
         at = start
-        for chunk in maker.chunks(start, stop):
-            report(len(chunk.bodies), sum(map(len, chunk.bodies)))
-            sealed, parts = seal(chunk.bodies, at, plan.seed, plan.max_record_bytes)
-            if chunk.constants:
-                whole = (expanded(body, chunk.constants) for body in chunk.bodies)
+        for bodies, said in maker.chunks(start, stop):
+            report(len(bodies), sum(map(len, bodies)))
+            sealed, parts = seal(bodies, at, plan.seed, plan.max_record_bytes)
+            if said.constants:
+                whole = (expanded(body, said.constants) for body in bodies)
                 parts = digest_sums(whole, range(at, at + len(sealed)))
-                constants.update(chunk.constants)
             sums[:] = ((a + b) % (1 << 64) for a, b in zip(sums, parts, strict=True))
             at += len(sealed)
-            layouts.update(chunk.layouts)
-            labels.append(chunk.labels)
-            attributes.append(chunk.attributes)
+            facts.append(said)
             yield sealed
 
     with written(directory / shard_name(shard), scratch) as temporary:
         write_shard(temporary, start, records(), plan.map_bytes, plan.schema.get(GROUPED, 0))
         file = FileEntry(shard_name(shard), *file_digest(temporary))
-    entry = ShardEntry(
-        index=shard,
-        start=start,
-        stop=stop,
-        file=file,
-        seed=plan.seed,
-        sums=(sums[0], sums[1]),
-        layouts=tuple(sorted(layouts)),
-        stats=shard_stats(layouts, joined_labels(labels), constants, Attributes.joined(attributes))
-        if plan.records == "generic"
-        else {},
-    )
+    known, low_high = Facts.joined(facts), (sums[0], sums[1])
+    stats = known.to_json() if plan.records == "generic" else {}
+    entry = ShardEntry(shard, start, stop, file, plan.seed, low_high, tuple(sorted(known.layouts)), stats)
     write_sidecar(directory, entry)
     return entry
-
-
-def shard_stats(
-    layouts: dict[str, Any], y: Labels, constants: dict[int, bytes], attributes: Attributes | None
-) -> dict[str, Any]:
-    """What only the side file says of a shard: layouts, constants, attributes and, where each has one of a kind, labels."""
-    stats: dict[str, Any] = {"layouts": dict(sorted(layouts.items()))}
-    if constants:
-        stats["constants"] = to_text(constants)
-    if attributes is not None:
-        stats["attributes"] = attributes.to_json()
-    if y is not None:
-        stats["y"] = {"dtype": y.dtype.str, "shape": list(y.shape), "hex": y.tobytes().hex()}
-    return stats
-
-
-def labels_in(stats: dict[str, Any]) -> Labels:
-    """The labels that a side file holds."""
-    y = stats.get("y")
-    if y is None:
-        return None
-    return np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
 
 
 def joined_labels(parts: Sequence[Labels]) -> Labels:

@@ -107,8 +107,6 @@ def publish_graph_file(ours: Path, target: Path, together: bool = False) -> None
 def _compare(path: Path, ours: str) -> None:
     theirs = quick_digest(path)
     if theirs != ours:
-        raise BuildFailedError(
-            f"another task wrote {path} with digest {theirs}, this one makes {ours} of the same source and settings",
-            path=path,
-            fix=f"use the same versions of everything on all nodes; else remove {path} and run the tasks again",
-        )
+        what = f"another task wrote {path} with digest {theirs}, this one makes {ours} of the same source and settings"
+        fix = f"use the same versions of everything on all nodes; else remove {path} and run the tasks again"
+        raise BuildFailedError(what, path=path, fix=fix)

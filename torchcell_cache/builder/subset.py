@@ -15,6 +15,7 @@ from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.generations import plan_from_manifest
 from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part
 from torchcell_cache.builder.publishing import Publisher, StoreRequest
+from torchcell_cache.builder.reuse import stored_facts
 from torchcell_cache.builder.run import ON_STALE
 from torchcell_cache.builder.shards import (
     CHUNK,
@@ -80,16 +81,10 @@ def copy_samples(
 
 def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]) -> BuildPlan:
     manifest = generation.manifest
-    identity = {
-        "class": "Subset",
-        "of": {
-            "content_digest": manifest.content_digest,
-            "fingerprint": Fingerprint(manifest.fingerprint).digest,
-            "num_samples": manifest.num_samples,
-            "source": manifest.fingerprint["source"],
-        },
-        "selection": {"count": len(positions), "xxh3": digest_of(positions), "made_by": made_by},
-    }
+    of = {"content_digest": manifest.content_digest, "fingerprint": Fingerprint(manifest.fingerprint).digest}
+    of |= {"num_samples": manifest.num_samples, "source": manifest.fingerprint["source"]}
+    chosen = {"count": len(positions), "xxh3": digest_of(positions), "made_by": made_by}
+    identity = {"class": "Subset", "of": of, "selection": chosen}
     parts = {name: manifest.fingerprint[name] for name in ("format", "base_graph", "processor")}
     table = generation.table
     return BuildPlan(
@@ -118,18 +113,11 @@ class _CopyMaker:
         for first in range(start, stop, self.step):
             rows = self.positions[first : min(first + self.step, stop)]
             bodies = [record[8:] for record in self.generation.read(rows)]
-            yield Chunk(bodies) if self.generation.is_structured else self._generic(bodies, rows)
-
-    def _generic(self, bodies: list[bytes], rows: Int64Array) -> Chunk:
-        """With the layouts of the records and, where samples have them only there, labels ``y`` and attributes."""
-        known, columns = self.generation.manifest.schema["layouts"], self.generation.columns
-        used = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
-        only_there = self.generation.table is None and "y" in columns
-        y = columns["y"][rows] if only_there else None
-        said = self.generation.attributes.take(rows) if "attributes" in self.generation.schema else None
-        return Chunk(
-            bodies, {name: known[name] for name in used}, y, self.generation.base_fields.constants, said
-        )
+            if self.generation.is_structured:
+                yield Chunk(bodies)
+                continue
+            layouts = {f"{int.from_bytes(body[_LAYOUT], 'little'):016x}" for body in bodies}
+            yield Chunk(bodies, stored_facts(self.generation, rows, layouts))
 
 
 class _SubsetBuild(GenerationBuild):

@@ -73,10 +73,8 @@ class StopRequest:
         """Stop the build with the error that says how to go on."""
         name = signal.Signals(self.signal or signal.SIGTERM).name
         percent = 100 * done // max(total, 1)
-        raise BuildInterruptedError(
-            f"stopped cleanly by {name} at {percent} % ({done}/{total} shards complete)",
-            fix="run the same command again to continue",
-        )
+        what = f"stopped cleanly by {name} at {percent} % ({done}/{total} shards complete)"
+        raise BuildInterruptedError(what, fix="run the same command again to continue")
 
 
 def run_here(shards: Sequence[int], build: Build, report: Report, stop: StopRequest, total: int) -> None:
@@ -260,10 +258,9 @@ def _replace(worker: _Worker, deaths: dict[int, int], start: Callable[[], _Worke
     deaths[shard] += 1
     if deaths[shard] >= _RETRIES:
         cause = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-        raise BuildFailedError(
-            f"shard {shard}: its worker was {cause} {_RETRIES} times; likely out of memory",
-            fix="lower num_workers and run the same command again; finished shards are kept",
-        )
+        what = f"shard {shard}: its worker was {cause} {_RETRIES} times; likely out of memory"
+        fix = "lower num_workers and run the same command again; finished shards are kept"
+        raise BuildFailedError(what, fix=fix)
     fresh = start()
     fresh.give(shard)
     return fresh
@@ -274,10 +271,9 @@ def _rebuilt(message: dict[str, Any]) -> CacheError:
     kind = getattr(errors, str(message["type"]), None)
     if isinstance(kind, type) and issubclass(kind, CacheError):
         return kind(message["message"])
-    return BuildFailedError(
-        f"shard {message['failed']}: {message['type']}: {message['message']}\n{message['traceback']}",
-        fix="correct the cause and run the same command again; finished shards are kept",
-    )
+    what = f"shard {message['failed']}: {message['type']}: {message['message']}\n{message['traceback']}"
+    fix = "correct the cause and run the same command again; finished shards are kept"
+    return BuildFailedError(what, fix=fix)
 
 
 if __name__ == "__main__":

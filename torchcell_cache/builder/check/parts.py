@@ -43,7 +43,7 @@ from torchcell_cache.store.manifest import Manifest
 from torchcell_cache.store.shard_entry import FileEntry
 
 _CHUNK = 4096
-_BUILD_AGAIN = "build the store again: torchcell-cache preprocess ... on_stale=rebuild"
+BUILD_AGAIN = "build the store again: torchcell-cache preprocess ... on_stale=rebuild"
 
 
 class PartMaker:
@@ -63,11 +63,9 @@ class PartMaker:
     def source(self, needed_for: str) -> Source:
         """The caller's source, proven to be the store's."""
         if self._given is None:
-            raise CorruptShardError(
-                f"{needed_for} can only be made again from the source",
-                path=self.directory,
-                fix=f"repair with the source: torchcell-cache repair {root_argument(self.root)} source=... (Python: source=...)",
-            )
+            what, root = f"{needed_for} can only be made again from the source", root_argument(self.root)
+            fix = f"repair with the source: torchcell-cache repair {root} source=... (Python: source=...)"
+            raise CorruptShardError(what, path=self.directory, fix=fix)
         if not self._checked:
             check_source(self.manifest, self._given, self.root)
             self._given, self.notes = on_stored_graph(self._given, self.generation)
@@ -112,14 +110,12 @@ class PartMaker:
                 parts.append(Attributes.of_rows([*map(attributes_of, graphs)]))
             said = Attributes.joined(parts)
             assert said is not None
-            data = columns_bytes(
-                label_column(labels) | said.like(generation.schema.get("attributes", {})).arrays()
-            )
+            known = said.like(generation.schema.get("attributes", {}))
+            data = columns_bytes(label_column(labels) | known.arrays())
         if data is None or not self._is_original(COLUMNS_FILE, data):  # names of samples are in no record
             self.source(COLUMNS_FILE)
-            raise CorruptShardError(
-                f"the source has no table to make {COLUMNS_FILE} from", path=self.directory, fix=_BUILD_AGAIN
-            )
+            what = f"the source has no table to make {COLUMNS_FILE} from"
+            raise CorruptShardError(what, path=self.directory, fix=BUILD_AGAIN)
         self._write(COLUMNS_FILE, data)
 
     def _write(self, name: str, data: bytes) -> None:
@@ -137,11 +133,9 @@ class PartMaker:
         if not good:
             libraries = self.manifest.created.get("libraries", {})
             made = ", ".join(f"{library} {text}" for library, text in sorted(libraries.items()))
-            raise CorruptShardError(
-                f"{name} made again differs from the one the manifest names ({f'made with {made}' if made else 'unknown'})",
-                path=self.directory / name,
-                fix=_BUILD_AGAIN,
-            )
+            what = f"{name} made again differs from the one the manifest names"
+            what = f"{what} ({f'made with {made}' if made else 'unknown'})"
+            raise CorruptShardError(what, path=self.directory / name, fix=BUILD_AGAIN)
 
     # Shards
 
@@ -157,10 +151,8 @@ class PartMaker:
                 processor = stored_processor(self.manifest)
                 built_in = processor is not None
             except SettingError:
-                raise SettingError(
-                    "damaged shards of this store can only be made again by source and processor",
-                    fix="repair(root, source=..., processor=...)",
-                ) from None
+                what = "damaged shards of this store can only be made again by source and processor"
+                raise SettingError(what, fix="repair(root, source=..., processor=...)") from None
         table = self.generation.table if built_in and self._given is None and whole_columns else None
         if table is not None:
             stored = PerturbationTable.of_table(self.generation.base_graph, table, processor.node_type)
@@ -168,7 +160,7 @@ class PartMaker:
         source = self.source("damaged shards of this store")
         before, wanted = compared(self.manifest.fingerprint, lambda: None, processor=processor)
         what = f"the store at {self.root} was built with another processor"
-        insist_same(before, wanted, what, self.root, _BUILD_AGAIN)
+        insist_same(before, wanted, what, self.root, BUILD_AGAIN)
         return GenericMaker(source, processor, mode, constants=constants)
 
 

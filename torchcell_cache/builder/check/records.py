@@ -98,10 +98,8 @@ def _newest_meta(descriptor: int) -> tuple[int, int, int, int]:
         if flags & _META_PAGE == 0 or magic != _MAGIC:
             raise ValueError(f"page {number} is no meta page")
         if version != 1:
-            raise FormatError(
-                f"LMDB file format {version}, this version reads 1",
-                fix="build the store again, or upgrade torchcell_cache",
-            )
+            what = f"LMDB file format {version}, this version reads 1"
+            raise FormatError(what, fix="build the store again, or upgrade torchcell_cache")
         if not 512 <= size <= 65536 or size & (size - 1) or page_size not in (0, size):
             raise ValueError(f"page size {size}")
         page_size = size

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.builder.check.parts import PartMaker
+from torchcell_cache.builder.check.parts import BUILD_AGAIN, PartMaker
 from torchcell_cache.builder.check.report import file_problem
 from torchcell_cache.builder.generations import (
     plan_from_manifest,
@@ -145,9 +145,8 @@ def repair(
         if report.damaged != [MANIFEST_NAME][: damage is not None]:
             published = work.build(source, processor, publisher.lock.exclusive)
         if report.damaged and not publisher.replace(published, manifest if damage is None else None):
-            raise StaleCacheError(
-                f"another process published a generation at {where} meanwhile", fix="verify it"
-            )
+            what = f"another process published a generation at {where} meanwhile"
+            raise StaleCacheError(what, fix="verify it")
     report.seconds = round(time.perf_counter() - begun, 3)
     return report
 
@@ -250,11 +249,8 @@ class _Repair:
         def one(index: int, report: Report) -> None:
             entry, before = build_shard(parts.directory, plan, maker, index, report), shards[index]
             if (entry.sums, entry.seed, entry.layouts) != (before.sums, before.seed, before.layouts):
-                raise StaleCacheError(
-                    f"shard {index} made again holds other records than the manifest says",
-                    path=self.root,
-                    fix="build the store again: torchcell-cache preprocess ... on_stale=rebuild",
-                )
+                what = f"shard {index} made again holds other records than the manifest says"
+                raise StaleCacheError(what, path=self.root, fix=BUILD_AGAIN)
             # Equal records in other bytes mean another LMDB: then the file is described as it is now.
             shards[index] = replace(entry, stats=before.stats)
             stamp(parts.directory / entry.file.name, entry.file.xxh3)

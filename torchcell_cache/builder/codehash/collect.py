@@ -144,12 +144,9 @@ class _Collector(NameFollower):
         exact = type(space.get("__loader__")) is SourceFileLoader
         definition = source.function(code, exact=exact)
         if definition is None and source.codes[code.co_qualname]:
-            raise SettingError(
-                f"{where}: {code.co_qualname} in {code.co_filename} is not the code that is running; "
-                "the file was edited after it was imported",
-                path=code.co_filename,
-                fix="restart Python, so that the code that runs is the code that is identified",
-            )
+            text = f"{where}: {code.co_qualname} in {code.co_filename} is not the code that is running; the file was"
+            fix = "restart Python, so that the code that runs is the code that is identified"
+            raise SettingError(f"{text} edited after it was imported", path=code.co_filename, fix=fix)
         if definition is None:
             raise cannot_identify(where, f"{value!r:.80}, which is not in {code.co_filename}")
         return definition

@@ -209,16 +209,13 @@ def _inner_codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _same_code(one: CodeType, other: CodeType) -> bool:
-    pairs = zip(one.co_consts, other.co_consts, strict=False)
-    return (
-        _SHAPE(one) == _SHAPE(other)
-        and len(one.co_consts) == len(other.co_consts)
-        and all(
-            _same_code(a, b)
-            if isinstance(a, CodeType) and isinstance(b, CodeType)
-            else type(a) is type(b) and (a == b or repr(a) == repr(b))
-            for a, b in pairs
-        )
+    if _SHAPE(one) != _SHAPE(other) or len(one.co_consts) != len(other.co_consts):
+        return False
+    return all(
+        _same_code(a, b)
+        if isinstance(a, CodeType) and isinstance(b, CodeType)
+        else type(a) is type(b) and (a == b or repr(a) == repr(b))
+        for a, b in zip(one.co_consts, other.co_consts, strict=True)
     )
 
 

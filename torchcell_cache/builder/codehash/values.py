@@ -37,9 +37,8 @@ _DECLARE = (
 
 def cannot_identify(where: str, what: str) -> SettingError:
     """The error for a value without an identity that would still hold tomorrow."""
-    return SettingError(
-        f"{where}: cannot identify {what}, so a change of it would go unnoticed", fix=_DECLARE
-    )
+    text = f"{where}: cannot identify {what}, so a change of it would go unnoticed"
+    return SettingError(text, fix=_DECLARE)
 
 
 class ValueEncoder:
