@@ -148,7 +148,11 @@ def build_part(
             return Part(task, tasks, name, (), 0, False)
         status = task_status_path(where, task)
         remove_stale_temps(make_dirs_durable(status.parent))
-        what, facts = f"task {task} of {tasks}", _facts(task, tasks, work, len(share))
+        what, said = f"task {task} of {tasks}", os.environ.get
+        job = f"{said('SLURM_ARRAY_JOB_ID', '')}_{said('SLURM_ARRAY_TASK_ID', '')}".strip("_")
+        me = {**asdict(this_process()), "host": said("SLURMD_NODENAME") or platform.node()}
+        facts: dict[str, Any] = {"task": task, "tasks": tasks, "generation": name, "shards": len(share)}
+        facts |= {"job": job or said("SLURM_JOB_ID", ""), "process": me}
         report = partial(Progress, status_path=status, enabled=console.enabled, what=what, facts=facts)
         with StopRequest().listening() as stop:
             work.prepare(together=True)
@@ -236,15 +240,6 @@ def check_task(task: int, tasks: int) -> tuple[int, int]:
     if tasks < 1 or not 0 <= task < tasks:
         raise SettingError(f"task={task} of tasks={tasks}: expected task=0 to task={max(tasks, 1) - 1}")
     return task, tasks
-
-
-def _facts(task: int, tasks: int, work: GenerationBuild, shards: int) -> dict[str, Any]:
-    """What the status file of a task says besides its progress."""
-    said = os.environ.get
-    job = f"{said('SLURM_ARRAY_JOB_ID', '')}_{said('SLURM_ARRAY_TASK_ID', '')}".strip("_")
-    me = {**asdict(this_process()), "host": said("SLURMD_NODENAME") or platform.node()}
-    facts = {"task": task, "tasks": tasks, "generation": work.directory.name, "shards": shards}
-    return {**facts, "job": job or said("SLURM_JOB_ID", ""), "process": me}
 
 
 def check_shards(directory: Path, plan: ShardPlan, tasks: int, script: str, progress: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcell_cache.builder.generic import GenericMaker, label_column, seeding
-from torchcell_cache.builder.plan import BuildPlan, mode_of
+from torchcell_cache.builder.plan import BuildPlan, mode_of, write_shared_files
 from torchcell_cache.builder.shards import (
     COLUMNS_FILE,
     INCIDENCE_FILE,
@@ -26,7 +26,6 @@ from torchcell_cache.builder.shards import (
     finished_shards,
     new_generation_name,
 )
-from torchcell_cache.builder.shared_files import write_shared_files
 from torchcell_cache.builder.workers import StopRequest, forked_worker, light_worker, run_here, run_workers
 from torchcell_cache.codec.constants import MOST_BYTES, to_text
 from torchcell_cache.core.failures import free_bytes, storage_errors

@@ -154,10 +154,9 @@ def gc(
             doomed += [directory for directory in others if directory not in finished]
         from torchcell_cache.store.lease import is_in_use  # which opens stores, and so loads torch
 
-        in_use = [directory for directory in doomed if is_in_use(directory)]
-        for directory in in_use:
+        for directory in [directory for directory in doomed if is_in_use(directory)]:
             print(f"kept {directory.name}: a process reads it", file=sys.stderr)
-        doomed = [directory for directory in doomed if directory not in in_use]
+            doomed.remove(directory)
         if not dry_run:
             remove_stale_temps(processed_dir(where), exclusive=lock.exclusive)
             # Under a temporary name first: what a killed gc leaves is cleared by the next writer or gc.

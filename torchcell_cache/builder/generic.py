@@ -113,37 +113,32 @@ class GenericMaker:
         if self.processor is None and isinstance(self.source, FieldSource):
             yield from self._field_chunks(self.source, start, stop)
             return
-        layouts: dict[str, Any] = {}
-        bodies: list[bytes] = []
-        labels: list[Labels] = []
-        rows: list[dict[str, Any]] = []
-        first: list[tuple[Layout, bytes]] = []
         known, learning = self.constants, self.most_constant > 0
+        rows: list[tuple[Layout, bytes, Labels, dict[str, Any]]] = []
         size, begun = 0, time.monotonic()
         for index, graph in self.graphs(start, stop):
             layout, body = self.encoded(index, graph, self.mode)
-            if (key := f"{layout.id:016x}") not in layouts:
-                layouts[key] = layout.to_dict()
-            labels.append(label_of(graph))
-            rows.append({} if self._is_table else attributes_of(graph))
-            bodies.append(body if learning else compacted(body, known))
-            size += len(bodies[-1])
+            body = body if learning else compacted(body, known)
+            rows.append((layout, body, label_of(graph), {} if self._is_table else attributes_of(graph)))
+            size += len(body)
             if learning:
-                first.append((layout, body))
-                if len(first) < FIRST and index + 1 < stop:
+                if len(rows) < FIRST and index + 1 < stop:
                     continue
+                first = [(layout, body) for layout, body, *_ in rows]
                 known, learning = {**known, **constants_of(first, self.most_constant)}, False
-                bodies = [compacted(body, known) for body in bodies]
-            if len(bodies) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
-                yield Chunk(bodies, self._facts(layouts, labels, known, rows))
-                layouts, bodies, labels, rows, size, begun = {}, [], [], [], 0, time.monotonic()
+                rows = [(layout, compacted(body, known), *said) for layout, body, *said in rows]
+            if len(rows) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
+                yield self._chunk(rows, known)
+                rows, size, begun = [], 0, time.monotonic()
         self.processing.check_base_graph()
-        if bodies:
-            yield Chunk(bodies, self._facts(layouts, labels, known, rows))
+        if rows:
+            yield self._chunk(rows, known)
 
-    def _facts(self, layouts: Any, labels: list[Labels], known: Any, rows: list[dict[str, Any]]) -> Facts:
-        said = None if self._is_table else Attributes.of_rows(rows)
-        return Facts(layouts, joined_labels(labels), known, said)
+    def _chunk(self, rows: list[Any], known: Mapping[int, bytes]) -> Chunk:
+        layouts, bodies, labels, attributes = zip(*rows, strict=True)
+        used = {f"{key:016x}": layout.to_dict() for key, layout in {one.id: one for one in layouts}.items()}
+        said = None if self._is_table else Attributes.of_rows(attributes)
+        return Chunk(list(bodies), Facts(used, joined_labels(labels), known, said))
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
         """Layout and body of one processed graph.

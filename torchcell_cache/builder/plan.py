@@ -1,31 +1,47 @@
-"""What a build will do: kind of records, storage, schema and fingerprint."""
+"""What a build will do - kind of records, storage, schema, fingerprint - and the files that all its samples share."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import xxhash
 
 from torchcell_cache.builder.codehash import processor_part
-from torchcell_cache.builder.shards import ShardPlan
+from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FILE, ShardPlan
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Storage
+from torchcell_cache.core.files import (
+    fsync_dir,
+    fsync_file,
+    publish_new,
+    replace_file,
+    temp_path,
+    write_atomic,
+)
 from torchcell_cache.core.fingerprint import Fingerprint, source_part
 from torchcell_cache.core.lazy import cached_property
-from torchcell_cache.core.ragged import offsets
+from torchcell_cache.core.ragged import offsets, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
-from torchcell_cache.errors import SettingError, SourceContractError
+from torchcell_cache.errors import BuildFailedError, SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
+from torchcell_cache.graph.files import write_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology, check_rows, topology_of
 from torchcell_cache.processors import BUILT_IN, NAMED
 from torchcell_cache.processors.perturbation import Perturbation
 from torchcell_cache.sources.base import Source, notes_of
 from torchcell_cache.sources.torchcell_processors import paired
+from torchcell_cache.store.columns import columns_bytes, count_removed_edges, table_to_arrays
 from torchcell_cache.store.groups import GROUP_BYTES
-from torchcell_cache.store.manifest import COMPACT, GROUPED
+from torchcell_cache.store.manifest import COMPACT, GRAPH_FILES, GROUPED
+from torchcell_cache.store.stamps import quick_digest
 
 FORMAT_VERSION = 1
 STORAGES = get_args(Storage)
@@ -199,3 +215,84 @@ def structured_schema(plan: BuildPlan, storage: str) -> StructuredSchema:
     columns = len(table.phenotypes) + len(table.statistics)
     wide = most_perturbed > 0xFFFF or most_measured > 0xFF
     return StructuredSchema(topology.num_nodes, columns, removed, wide)
+
+
+def write_shared_files(
+    plan: BuildPlan, shards: ShardPlan, directory: Path, together: bool, console: Callable[[str], None]
+) -> float:
+    """Write the files beside the shards; returns how many milliseconds the index took.
+
+    ``together``, several tasks do it at once: whoever is first writes a file, the others make the same bytes and compare.
+    Otherwise every file is written anew.
+
+    Raises:
+        BuildFailedError: If another task wrote other bytes.
+        StorageError: If the file system refuses.
+    """
+
+    def write(name: str, data: bytes) -> None:
+        path = directory / name
+        if (together and path.exists()) or not write_atomic(path, data, replace=not together):
+            _compare(path, xxhash.xxh3_128_hexdigest(data))
+
+    graph, table, topology, index_ms = plan.base_graph, plan.table, plan.topology, 0.0
+    if graph is not None:
+        with base_graph_files(graph, directory) as place:
+            for name in GRAPH_FILES:
+                publish_graph_file(place / name, directory / name, together)
+    if table is not None and topology is not None:
+        index, index_ms = plan.removal.index, plan.removal.index.build_ms
+        edges, types = index.num_edges, len(index.edge_types)
+        console(f"incidence index: {index_ms:.0f} ms for {edges:,} edges of {types} edge types")
+        write(INCIDENCE_FILE, plan.removal.to_bytes())
+    if table is not None:
+        write(COLUMNS_FILE, columns_of(table, topology, graph))
+    write(PLAN_FILE, shards.to_bytes())
+    return index_ms
+
+
+def columns_of(table: SampleTable, topology: Topology | None, graph: Any) -> bytes:
+    """The columns' file of samples that a source gives."""
+    removed = None if topology is None else count_removed_edges(graph, topology, table)
+    return table_columns(table, topology, removed)
+
+
+def table_columns(table: SampleTable, topology: Topology | None, removed: Any) -> bytes:
+    """Samples as columns in the smallest dtypes; ``removed`` are numbers of edges, ``[n]``, if any can go."""
+    nodes = int(table.ids.max(initial=0)) + 1 if topology is None else topology.num_nodes
+    columns = table_to_arrays(table, nodes)
+    if removed is not None:
+        columns["removed_edges"] = removed.astype(smallest_unsigned(int(removed.max(initial=0))))
+    return columns_bytes(columns)
+
+
+@contextmanager
+def base_graph_files(graph: Any, directory: Path) -> Iterator[Path]:
+    """The two files of a base graph, by a library that writes plainly: in a directory of their own, to be renamed from there."""
+    place = temp_path(directory / "base_graph")
+    place.mkdir()
+    try:
+        write_base_graph(graph, place)
+        yield place
+        fsync_dir(directory)
+    finally:
+        shutil.rmtree(place)
+
+
+def publish_graph_file(ours: Path, target: Path, together: bool = False) -> None:
+    """Give a file its place, or compare it with the one that another task put there."""
+    fsync_file(ours)
+    ours.chmod(0o444)
+    digest = quick_digest(ours) if together else ""
+    if not together:
+        replace_file(ours, target)
+    elif target.exists() or not publish_new(ours, target):
+        _compare(target, digest)
+
+
+def _compare(path: Path, ours: str) -> None:
+    theirs = quick_digest(path)
+    if theirs != ours:
+        what = f"another task wrote {path} with digest {theirs}, this one makes {ours} of the same source and settings"
+        fix = f"use the same versions of everything on all nodes; else remove {path} and run the tasks again"
+        raise BuildFailedError(what, path=path, fix=fix)

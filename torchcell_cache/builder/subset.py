@@ -13,7 +13,7 @@ from typing import Any
 
 from torchcell_cache.builder.generation import GenerationBuild
 from torchcell_cache.builder.generations import plan_from_manifest
-from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part
+from torchcell_cache.builder.plan import SHARD_SIZES, BuildPlan, columns_part, table_columns
 from torchcell_cache.builder.publishing import Publisher, StoreRequest
 from torchcell_cache.builder.reuse import stored_facts
 from torchcell_cache.builder.run import ON_STALE
@@ -25,7 +25,6 @@ from torchcell_cache.builder.shards import (
     Chunk,
     RecordMaker,
 )
-from torchcell_cache.builder.shared_files import table_columns
 from torchcell_cache.builder.workers import StopRequest
 from torchcell_cache.core.checks import choice, truth, whole_number
 from torchcell_cache.core.files import share_file, write_atomic
@@ -81,7 +80,10 @@ def copy_samples(
 
 def _plan(generation: Generation, positions: Int64Array, made_by: dict[str, Any]) -> BuildPlan:
     manifest = generation.manifest
-    of = {"content_digest": manifest.content_digest, "fingerprint": Fingerprint(manifest.fingerprint).digest}
+    of: dict[str, Any] = {
+        "content_digest": manifest.content_digest,
+        "fingerprint": Fingerprint(manifest.fingerprint).digest,
+    }
     of |= {"num_samples": manifest.num_samples, "source": manifest.fingerprint["source"]}
     chosen = {"count": len(positions), "xxh3": digest_of(positions), "made_by": made_by}
     identity = {"class": "Subset", "of": of, "selection": chosen}

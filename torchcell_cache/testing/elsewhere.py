@@ -39,28 +39,21 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         NotRunError: Naming what cannot be sent, or how the process ended.
     """
-    try:
-        stream = io.BytesIO()
-        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump((function, arguments))
-    except Exception as error:
-        raise NotRunError(f"{type(error).__name__}: {error}") from None
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100 - "" is the working directory
     environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-    command = [sys.executable, "-c", _RUN]
+    command, stream = [sys.executable, "-c", _RUN], io.BytesIO()
+    how: dict[str, Any] = {"capture_output": True, "env": environment, "timeout": _SECONDS}
     try:
-        done = subprocess.run(
-            command, input=stream.getvalue(), capture_output=True, env=environment, timeout=_SECONDS
-        )
+        _Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump((function, arguments))
+        done = subprocess.run(command, input=stream.getvalue(), **how)
     except subprocess.TimeoutExpired:
         raise NotRunError(f"no answer within {_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise NotRunError(f"no process could be started: {error}") from None
-    said = done.stderr.decode(errors="replace").strip().splitlines()
+    except Exception as error:  # it cannot be sent, or did not start
+        raise NotRunError(f"{type(error).__name__}: {error}") from None
     if done.returncode != 0:
-        raise NotRunError(
-            f"the process ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
-        )
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise NotRunError(f"the process ended with {done.returncode}: {said[-1]}")
     return json.loads(done.stdout)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.builder.generic import GenericMaker, attributes_of, label_column, label_of
-from torchcell_cache.builder.plan import mode_of
+from torchcell_cache.builder.plan import base_graph_files, columns_of, mode_of, publish_graph_file
 from torchcell_cache.builder.publishing import compared, insist_same, on_stored_graph
 from torchcell_cache.builder.run import check_source
 from torchcell_cache.builder.shards import (
@@ -24,7 +24,6 @@ from torchcell_cache.builder.shards import (
     ShardPlan,
     StructuredMaker,
 )
-from torchcell_cache.builder.shared_files import base_graph_files, columns_of, publish_graph_file
 from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec.constants import from_text
 from torchcell_cache.core.files import file_digest, write_atomic
@@ -101,14 +100,26 @@ class PartMaker:
             return
         data = None
         if whole_shards and generation.is_structured:
-            data = columns_of(_table_of_records(generation), topology, graph)
+            parts = [
+                generation.read_columns(np.arange(start, min(start + _CHUNK, len(generation))))
+                for start in range(0, len(generation), _CHUNK)
+            ] or [structured.decode(generation.structured, [])]
+            found = SampleTable(
+                ids=np.concatenate([part.ids for part in parts]),
+                ptr=offsets(np.concatenate([np.diff(part.ptr) for part in parts])),
+                values=np.concatenate([part.values for part in parts]),
+                value_ptr=offsets(np.concatenate([np.diff(part.value_ptr) for part in parts])),
+                phenotypes=tuple(generation.schema["phenotypes"]),
+                statistics=tuple(generation.schema["statistics"]),
+            )
+            data = columns_of(found, topology, graph)
         elif whole_shards:
-            labels, parts = list[Labels](), list[Attributes | None]()
+            labels, attributes = list[Labels](), list[Attributes | None]()
             for start in range(0, len(generation), CHUNK):
                 graphs = generation.graphs(range(start, min(start + CHUNK, len(generation))))
                 labels += map(label_of, graphs)
-                parts.append(Attributes.of_rows([*map(attributes_of, graphs)]))
-            said = Attributes.joined(parts)
+                attributes.append(Attributes.of_rows([*map(attributes_of, graphs)]))
+            said = Attributes.joined(attributes)
             assert said is not None
             known = said.like(generation.schema.get("attributes", {}))
             data = columns_bytes(label_column(labels) | known.arrays())
@@ -162,19 +173,3 @@ class PartMaker:
         what = f"the store at {self.root} was built with another processor"
         insist_same(before, wanted, what, self.root, BUILD_AGAIN)
         return GenericMaker(source, processor, mode, constants=constants)
-
-
-def _table_of_records(generation: Generation) -> SampleTable:
-    """Perturbed ids and measurements of all samples, from their records."""
-    parts = [
-        generation.read_columns(np.arange(start, min(start + _CHUNK, len(generation))))
-        for start in range(0, len(generation), _CHUNK)
-    ] or [structured.decode(generation.structured, [])]
-    return SampleTable(
-        ids=np.concatenate([part.ids for part in parts]),
-        ptr=offsets(np.concatenate([np.diff(part.ptr) for part in parts])),
-        values=np.concatenate([part.values for part in parts]),
-        value_ptr=offsets(np.concatenate([np.diff(part.value_ptr) for part in parts])),
-        phenotypes=tuple(generation.schema["phenotypes"]),
-        statistics=tuple(generation.schema["statistics"]),
-    )

@@ -28,7 +28,6 @@ from torchcell_cache.codec import deletions as structured
 from torchcell_cache.codec import envelope
 from torchcell_cache.codec.constants import expanded, from_text
 from torchcell_cache.codec.delta_code import decode_gaps_ragged
-from torchcell_cache.core.fingerprint import array_digest
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import Int64Array, ascends
 from torchcell_cache.core.samples import SampleTable
@@ -273,24 +272,3 @@ def _different(found: Any, wanted: dict[str, Any]) -> Iterator[str]:
 
 def _misplaced(ids: Int64Array, limit: int) -> bool:
     return len(ids) > 0 and not (ids[0] >= 0 and ids[-1] < limit and ascends(ids, np.array([0, len(ids)])))
-
-
-def check_table(table: SampleTable, num_nodes: int | None, source: dict[str, Any]) -> None:
-    """Check the stored columns against themselves and against the fingerprint.
-
-    Raises:
-        CorruptShardError: Naming what does not hold.
-    """
-    ids = table.ids.astype(np.int64)
-    if not ascends(ids, table.ptr):
-        raise CorruptShardError("perturbed ids do not ascend within each sample")
-    if num_nodes is not None and len(ids) and int(ids.max()) >= num_nodes:
-        raise CorruptShardError(f"perturbed id {int(ids.max())} of {num_nodes} nodes")
-    if source.get("class") != "PerturbationTable":
-        return
-    arrays: Arrays = {"perturbed": ids, "perturbed_ptr": table.ptr, "values": table.values}
-    for name, array in {**arrays, "value_ptr": table.value_ptr}.items():
-        if array_digest(array) != source.get(name):
-            raise CorruptShardError(f"{name} is not what the fingerprint names")
-    if source.get("unknown") != (None if table.unknown is None else table.unknown.digest()):
-        raise CorruptShardError("unknown names are not those that the fingerprint names")

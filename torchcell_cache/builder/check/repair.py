@@ -57,8 +57,6 @@ from torchcell_cache.store.manifest import (
 from torchcell_cache.store.shard_entry import FileEntry, ShardEntry, sidecar_path, write_sidecar
 from torchcell_cache.store.stamps import stamp
 
-__all__ = ["RepairReport", "repair"]
-
 
 @dataclass(slots=True)
 class RepairReport(Shown):

@@ -92,9 +92,8 @@ class Report(Shown):
     def finish(self, seconds: float) -> Report:
         """Add the lines that count what was left out."""
         self.seconds = round(seconds, 3)
-        for file, count in self._more.items():
-            if count > _PER_PLACE:
-                self.problems.append(Problem(file, None, None, f"{count - _PER_PLACE:,} more problems"))
+        more = ((file, count - _PER_PLACE) for file, count in self._more.items() if count > _PER_PLACE)
+        self.problems += [Problem(file, None, None, f"{count:,} more problems") for file, count in more]
         return self
 
     def to_json(self) -> str:
@@ -110,10 +109,8 @@ class Report(Shown):
         head = "\n".join([head, *self.notes])
         if self.ok:
             return f"{head}\nno problem found"
-        lines = [f"  {problem}" for problem in self.problems[:_SHOWN]]
-        if len(self.problems) > _SHOWN:
-            lines.append(f"  ... and {len(self.problems) - _SHOWN:,} more")
-        count = len(self.problems)
+        count, lines = len(self.problems), [f"  {problem}" for problem in self.problems[:_SHOWN]]
+        lines += [f"  ... and {count - _SHOWN:,} more"] * (count > _SHOWN)
         return "\n".join([head, f"{count:,} problem{'' if count == 1 else 's'}:", *lines])
 
 
@@ -197,12 +194,12 @@ def compare_with_source(
 
 
 def _batch_difference(generation: Generation, expected: dict[int, Any]) -> str | None:
-    if not expected:
-        return None
     try:
         wanted = Batch.from_data_list(list(expected.values()))
     except Exception:
-        return None  # PyG cannot make a batch of such samples; that is between PyG and the processor
+        return (
+            None  # PyG cannot make a batch of such samples, or of none; that is between PyG and the processor
+        )
     try:
         return first_difference(Batch.from_data_list(generation.graphs(list(expected))), wanted)
     except Exception as error:

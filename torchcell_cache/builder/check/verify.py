@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from torchcell_cache.builder.check.records import RecordChecker, check_table, outline
+from torchcell_cache.builder.check.records import RecordChecker, outline
 from torchcell_cache.builder.check.report import Problem, Report, compare_with_source, file_problem
 from torchcell_cache.builder.generation import content_digest
 from torchcell_cache.builder.generations import read_or_recover, read_plan, stored_processor
@@ -24,12 +24,14 @@ from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FI
 from torchcell_cache.core.checks import choice, seed_number, truth, whole_number
 from torchcell_cache.core.choices import Level
 from torchcell_cache.core.progress import Progress
+from torchcell_cache.core.ragged import ascends
 from torchcell_cache.core.urls import local_path
-from torchcell_cache.errors import CacheError, SettingError
+from torchcell_cache.errors import CacheError, CorruptShardError, SettingError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
 from torchcell_cache.graph.files import load_base_graph
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.sources.pyg import as_source
+from torchcell_cache.sources.table import PerturbationTable
 from torchcell_cache.store.attributes import Attributes
 from torchcell_cache.store.columns import arrays_to_table, load_columns
 from torchcell_cache.store.generation import Generation
@@ -189,9 +191,16 @@ class _Verifier(RecordChecker):
         self.attributes = Attributes.of_arrays(columns, schema.get("attributes", {}), count).shown()
         if "perturbed" in columns:
             table = arrays_to_table(columns, tuple(schema["phenotypes"]), tuple(schema["statistics"]))
-            topology = self.generation.topology
-            num_nodes = None if topology is None else topology.num_nodes
-            check_table(table, num_nodes, self.manifest.fingerprint.get("source", {}))
+            source, topology = self.manifest.fingerprint.get("source", {}), self.generation.topology
+            if not ascends(table.ids, table.ptr):
+                raise CorruptShardError("perturbed ids do not ascend within each sample")
+            last = int(table.ids.max()) if len(table.ids) else -1
+            if topology is not None and last >= topology.num_nodes:
+                raise CorruptShardError(f"perturbed id {last} of {topology.num_nodes} nodes")
+            if source.get("class") == "PerturbationTable":
+                again = PerturbationTable.of_table(self.graph, table, None).identity()
+                for name in (name for name in source if source[name] != again.get(name)):
+                    raise CorruptShardError(f"{name} is not what the fingerprint names")
             if columns_part(table) != {k: schema[k] for k in ("unknown_names", "origins") if k in schema}:
                 self.add(COLUMNS_FILE, "holds other unknown names or origins than the schema says")
             self.table = table

@@ -212,7 +212,10 @@ class ValueEncoder:
             return settings
         cls, names = type(value), dict(_attributes(value))
         stateless = not names and not has_items and not hasattr(value, "__dict__") and cls is not object
-        reduces = stateless or _has_own_reduce(cls)
+        owners = (base for base in cls.__mro__[:-1] if {"__reduce__", "__reduce_ex__"} & vars(base).keys())
+        plain = next(owners, None) in (None, dict, list, tuple, set, frozenset, deque)
+        own = cls in copyreg.dispatch_table or not (plain or issubclass(cls, OrderedDict))
+        reduces = stateless or own  # says itself what its state is
         visible = has_items or cls.__getstate__ is not object.__getstate__
         # State of objects that keep it outside Python attributes is what ``copy`` would take.
         made: Any = _reduced(value) if reduces or not visible else ()
@@ -254,14 +257,6 @@ def _reduced(value: object) -> Any:
         return reduce(value) if reduce else value.__reduce_ex__(2)
     except Exception:
         return None
-
-
-def _has_own_reduce(cls: type) -> bool:
-    """Whether the class says itself what its state is."""
-    bases = (base for base in cls.__mro__[:-1] if {"__reduce__", "__reduce_ex__"} & vars(base).keys())
-    first = next(bases, None)
-    plain = first in (None, dict, list, tuple, set, frozenset, deque) or issubclass(cls, OrderedDict)
-    return cls in copyreg.dispatch_table or not plain
 
 
 def _attributes(value: object) -> Iterator[tuple[str, object]]:
