@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,21 +15,14 @@ from torchcell_cache.builder.shards import COLUMNS_FILE, INCIDENCE_FILE, PLAN_FI
 from torchcell_cache.codec.deletions import StructuredSchema
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import Storage
-from torchcell_cache.core.files import (
-    fsync_dir,
-    fsync_file,
-    publish_new,
-    replace_file,
-    temp_path,
-    write_atomic,
-)
+from torchcell_cache.core.files import publish_new, replace_file, write_atomic
 from torchcell_cache.core.fingerprint import Fingerprint, source_part
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.ragged import offsets, smallest_unsigned
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import BuildFailedError, SettingError, SourceContractError
 from torchcell_cache.graph.fields import digest_of_parts, graph_digests
-from torchcell_cache.graph.files import write_base_graph
+from torchcell_cache.graph.files import base_graph_files
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.topology import Topology, check_rows, topology_of
 from torchcell_cache.processors import BUILT_IN, NAMED
@@ -266,22 +257,8 @@ def table_columns(table: SampleTable, topology: Topology | None, removed: Any) -
     return columns_bytes(columns)
 
 
-@contextmanager
-def base_graph_files(graph: Any, directory: Path) -> Iterator[Path]:
-    """The two files of a base graph, by a library that writes plainly: in a directory of their own, to be renamed from there."""
-    place = temp_path(directory / "base_graph")
-    place.mkdir()
-    try:
-        write_base_graph(graph, place)
-        yield place
-        fsync_dir(directory)
-    finally:
-        shutil.rmtree(place)
-
-
 def publish_graph_file(ours: Path, target: Path, together: bool = False) -> None:
     """Give a file its place, or compare it with the one that another task put there."""
-    fsync_file(ours)
     ours.chmod(0o444)
     digest = quick_digest(ours) if together else ""
     if not together:

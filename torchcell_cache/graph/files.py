@@ -7,10 +7,12 @@ class, stores, the order of the fields, each tensor's dtype and shape, and all o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +94,24 @@ def save_base_graph(graph: Data | HeteroData, directory: str | os.PathLike[str])
         )
     place = make_dirs_durable(local_path(directory, "directory"))
     remove_stale_temps(place)
-    work = temp_path(place / "base_graph")
-    with storage_errors(place):
-        work.mkdir()
-        try:
-            write_base_graph(graph, work)
-            for name in (TENSORS_FILE, VALUES_FILE):  # a new inode: the old one may be mapped
-                fsync_file(work / name)
-                replace_file(work / name, place / name)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with storage_errors(place), base_graph_files(graph, place) as work:
+        for name in (TENSORS_FILE, VALUES_FILE):  # a new inode: the old one may be mapped
+            replace_file(work / name, place / name)
     return place
+
+
+@contextlib.contextmanager
+def base_graph_files(graph: Any, directory: Path) -> Iterator[Path]:
+    """The two files, whole and synced, in a directory of their own, to be renamed from there."""
+    work = temp_path(directory / "base_graph")
+    work.mkdir()
+    try:
+        write_base_graph(graph, work)
+        for name in (TENSORS_FILE, VALUES_FILE):
+            fsync_file(work / name)
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_base_graph(graph: Data | HeteroData, directory: str | Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from torchcell_cache.builder.generations import stored_processor
 from torchcell_cache.builder.generic import GenericMaker, attributes_of, label_column, label_of
-from torchcell_cache.builder.plan import base_graph_files, columns_of, mode_of, publish_graph_file
+from torchcell_cache.builder.plan import columns_of, mode_of, publish_graph_file
 from torchcell_cache.builder.publishing import compared, insist_same, on_stored_graph
 from torchcell_cache.builder.run import check_source
 from torchcell_cache.builder.shards import (
@@ -32,6 +32,7 @@ from torchcell_cache.core.ragged import offsets
 from torchcell_cache.core.samples import SampleTable
 from torchcell_cache.errors import CorruptShardError, SettingError
 from torchcell_cache.graph.fields import graph_digest
+from torchcell_cache.graph.files import base_graph_files
 from torchcell_cache.sources.base import Source
 from torchcell_cache.sources.pyg import as_source
 from torchcell_cache.sources.table import PerturbationTable
