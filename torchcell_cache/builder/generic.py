@@ -126,7 +126,7 @@ class GenericMaker:
                     continue
                 first = [(layout, body) for layout, body, *_ in rows]
                 known, learning = {**known, **constants_of(first, self.most_constant)}, False
-                rows = [(layout, compacted(body, known), *said) for layout, body, *said in rows]
+                rows = [(layout, compacted(body, known), y, own) for layout, body, y, own in rows]
             if len(rows) == CHUNK or size > _CHUNK_BYTES or time.monotonic() - begun > 2.0:
                 yield self._chunk(rows, known)
                 rows, size, begun = [], 0, time.monotonic()
