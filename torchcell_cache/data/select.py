@@ -127,8 +127,7 @@ def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
             "the store was not made from a table of perturbations, so it knows no perturbed nodes",
             fix="select by where= or listed=; split by split_random",
         )
-    mine = table if dataset._indices is None else table.take(dataset.positions())
-    return named_ids(mine, range(_first_unknown(dataset)))[:2]
+    return named_ids(table.take(dataset.positions()), range(_first_unknown(dataset)))[:2]
 
 
 def _first_unknown(dataset: Any) -> int:
