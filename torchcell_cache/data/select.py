@@ -18,14 +18,14 @@ from torchcell_cache.core.checks import (
 )
 from torchcell_cache.core.choices import Match
 from torchcell_cache.core.indexing import as_positions
-from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.ragged import Int64Array, offsets, segments
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.dividing import draw, strata_of
 from torchcell_cache.data.index_file import into_view, load_indices, of_store
 from torchcell_cache.data.samplers.order import epoch_order
 from torchcell_cache.data.samplers.weighted import MOST_BINS
-from torchcell_cache.data.torchcell import named_ids, perturbable_store
+from torchcell_cache.data.torchcell import perturbable_store
 from torchcell_cache.data.view import column_of
 from torchcell_cache.errors import CacheNotFoundError, SettingError
 from torchcell_cache.processors.deletion import node_names
@@ -127,7 +127,10 @@ def perturbed_of(dataset: Any) -> tuple[Int64Array, Int64Array]:
             "the store was not made from a table of perturbations, so it knows no perturbed nodes",
             fix="select by where= or listed=; split by split_random",
         )
-    return named_ids(table.take(dataset.positions()), range(_first_unknown(dataset)))[:2]
+    ids, ptr = table.ids.astype(np.int64), table.ptr
+    if table.unknown is not None:
+        ids, ptr = table.unknown.with_ids(ids, ptr, _first_unknown(dataset))
+    return segments(ids, ptr, dataset.positions())
 
 
 def _first_unknown(dataset: Any) -> int:
