@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterator, Sequence, Set
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
 from torchcell_cache.core import failures
 from torchcell_cache.core.urls import PROTOCOLS, protocol_of
@@ -113,15 +112,6 @@ def _translated(url: str, error: Exception) -> CacheError:
         text = f"{url} cannot be read as an H5AD file: {said}"
         fix = "does anndata.read_h5ad read it? If so, pass what it returns in place of the path; else write it again"
     return SourceContractError(text, path=url, fix=fix)
-
-
-def not_a_file(given: Any, holds: str = "is") -> SettingError:
-    """The error for something that is neither a path nor an AnnData."""
-    order = ", which has no order" if isinstance(given, Set) else ""
-    return SettingError(
-        f"files {holds} {type(given).__name__}{order}, expected paths or URLs of H5AD files, or AnnData objects",
-        fix='files="cells.h5ad", or files=["a.h5ad", "b.h5ad"], or files=adata',
-    )
 
 
 def check_columns(name: str, columns: Sequence[str], there: list[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.cells.failures import check_columns, matrix_missing, not_a_file, reading
+from torchcell_cache.sources.cells.failures import check_columns, matrix_missing, reading
 from torchcell_cache.sources.cells.h5ad import H5adFile, needs
 
 
@@ -107,12 +107,11 @@ def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
         SettingError: If it is none of these, or nothing.
         SourceContractError: If a file is missing or named twice, or no file fits a pattern.
     """
-    one = isinstance(given, str | bytes | os.PathLike) or _is_anndata(given)
-    frame, handle = getattr(given, "ndim", 1) != 1, hasattr(given, "read")
-    if not one and (frame or handle or isinstance(given, Set | Mapping) or not isinstance(given, Iterable)):
-        raise not_a_file(given)
     if options is not None and not isinstance(options, Mapping):
         raise SettingError(f"storage_options is {type(options).__name__}, expected a mapping")
+    frame, handle = getattr(given, "ndim", 1) != 1, hasattr(given, "read")
+    one = isinstance(given, str | bytes | os.PathLike) or _is_anndata(given)
+    one |= frame or handle or isinstance(given, Set | Mapping) or not isinstance(given, Iterable)
     out: dict[Any, CellFile] = {}
     for item in [given] if one else list(given):
         found: list[CellFile] = []
@@ -121,7 +120,12 @@ def cell_files(given: Any, options: Mapping[str, Any] | None) -> list[CellFile]:
         elif isinstance(item, str | bytes | os.PathLike):
             found += [H5adFile(path, options) for path in _expanded(os.fsdecode(item), options)]
         else:
-            raise not_a_file(item, "holds")
+            order = ", which has no order" if isinstance(item, Set) else ""
+            raise SettingError(
+                f"files {'is' if one else 'holds'} {type(item).__name__}{order}, expected paths or URLs of H5AD files, "
+                "or AnnData objects",
+                fix='files="cells.h5ad", or files=["a.h5ad", "b.h5ad"], or files=adata',
+            )
         for file in found:
             here = file.signature if isinstance(file, H5adFile) and not file.is_remote else file.url
             key = id(file.cells) if isinstance(file, CellsInMemory) else here

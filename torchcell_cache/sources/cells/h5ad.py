@@ -83,14 +83,15 @@ class H5adFile:
             if self.is_remote:
                 fs, path = needs("fsspec").core.url_to_fs(self.url, **self.options)
                 info = fs.info(path)
-                if info.get("type") == "directory":
-                    names = [str(name).rpartition("/")[2] for name in fs.ls(path, detail=False)]
-                    raise directory_refused(self.url, names)
-                return (str(info["size"]), str(fs.ukey(path)))
-            found = Path(self.url).stat()
-            if stat.S_ISDIR(found.st_mode):
-                raise directory_refused(self.url, [path.name for path in Path(self.url).iterdir()])
-        return tuple(map(str, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)))
+                if info.get("type") != "directory":
+                    return (str(info["size"]), str(fs.ukey(path)))
+                names = [str(name).rpartition("/")[2] for name in fs.ls(path, detail=False)]
+            else:
+                found = Path(self.url).stat()
+                if not stat.S_ISDIR(found.st_mode):
+                    return tuple(map(str, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)))
+                names = [path.name for path in Path(self.url).iterdir()]
+            raise directory_refused(self.url, names)
 
     def check_unchanged(self) -> None:
         """Insist that the file is the one that was identified.

@@ -1,14 +1,13 @@
 """Runs of consecutive cells of a matrix in a file, as canonical CSR, in bounded memory.
 
-A cell of a CSC matrix is spread over the whole file. One pass over the file, in blocks of bounded size, appends every
-element to the bucket of its cell on disk; a bucket is small enough to be sorted in memory. Two passes over the data in
-all, and temporary space of 16 bytes or so per element.
+A cell of a CSC matrix is spread over the whole file. One pass over the file, in blocks of bounded size, sorts each block by
+cell into a temporary file; what all blocks have of a bucket of cells is small enough to be sorted in memory. Two passes over
+the data in all, and temporary space of 16 bytes or so per element.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -133,7 +132,7 @@ def _csr_runs(group: Any, start: int, stop: int, width: int) -> Iterator[Rows]:
 
 
 class Transposed:
-    """The buckets of one matrix; removed when this object goes, or at the end of the process that made them.
+    """The elements of one matrix, block by block in the order of cells, in a temporary file without a name.
 
     Args:
         group: The HDF5 group of the CSC matrix.
@@ -150,38 +149,31 @@ class Transposed:
         self.element = np.dtype([("row", "<i8"), ("column", "<i4"), ("value", group["data"].dtype)])
         buckets = min(max(1, -(-total // _BUCKET)), max(shape[0], 1))
         self.size = -(-shape[0] // buckets)
-        self.what = f"the cells of {url} ({total * self.element.itemsize:,} bytes)"
-        with temporary_files(self.what):
-            self.directory = Path(tempfile.mkdtemp(prefix="torchcell-cache-csc-"))
-        # finalize() runs in the process that made it only: a forked worker that ends leaves the files alone.
-        self._remove = weakref.finalize(self, _remove, str(self.directory), os.getpid())
-        try:
-            for low in range(0, total, _BLOCK):
-                high = min(low + _BLOCK, total)
-                block = np.empty(high - low, dtype=self.element)
-                block["row"], block["value"] = group["indices"][low:high], group["data"][low:high]
-                block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
-                self._sort_in(block)
-        except BaseException:
-            self._remove()
-            raise
-
-    def _sort_in(self, block: npt.NDArray[Any]) -> None:
-        rows = block["row"]
-        if not 0 <= int(rows.min()) <= int(rows.max()) < self.shape[0]:
-            raise SourceContractError("the matrix names cells it does not have")
-        block = block[np.argsort(rows // self.size, kind="stable")]
-        numbers, first = np.unique(block["row"] // self.size, return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(block, first[1:]), strict=True):
-            path = self.directory / str(number)
-            with temporary_files(self.what), path.open("ab", buffering=0) as file:
-                write_all(file.fileno(), part.tobytes())  # tofile does not say why it wrote less
+        self.edges: list[Int64Array] = []  # where in the file the cells of each bucket begin, by block
+        what = f"the cells of {url} ({total * self.element.itemsize:,} bytes)"
+        with temporary_files(what):
+            self.descriptor, name = tempfile.mkstemp(prefix="torchcell-cache-csc-")
+            Path(name).unlink()  # its space is free as soon as nobody has it open
+        weakref.finalize(self, os.close, self.descriptor)
+        for low in range(0, total, _BLOCK):
+            high = min(low + _BLOCK, total)
+            block = np.empty(high - low, dtype=self.element)
+            block["row"], block["value"] = group["indices"][low:high], group["data"][low:high]
+            block["column"] = np.searchsorted(indptr, np.arange(low, high), side="right") - 1
+            block = block[np.argsort(block["row"], kind="stable")]
+            if not 0 <= int(block["row"][0]) <= int(block["row"][-1]) < shape[0]:
+                raise SourceContractError("the matrix names cells it does not have")
+            self.edges.append(low + np.searchsorted(block["row"], self.size * np.arange(buckets + 1)))
+            with temporary_files(what):
+                write_all(self.descriptor, block.tobytes())  # tofile does not say why it wrote less
 
     def runs(self, start: int, stop: int) -> Iterator[Rows]:
         """Cells ``start`` to ``stop`` in runs."""
+        width = self.element.itemsize
         for number in range(start // self.size, -(-stop // self.size)):
-            path = self.directory / str(number)
-            found = np.fromfile(path if path.exists() else os.devnull, dtype=self.element)
+            bounds = [width * edges[number : number + 2] for edges in self.edges]
+            parts = [os.pread(self.descriptor, int(high - low), int(low)) for low, high in bounds]
+            found = np.frombuffer(b"".join(parts), dtype=self.element)
             found = found[np.argsort(found["row"], kind="stable")]  # columns ascend already
             first, last = max(start, number * self.size), min(stop, (number + 1) * self.size)
             for low in range(first, last, MAX_CELLS):
@@ -190,8 +182,3 @@ class Transposed:
                 columns = part["column"].astype(np.int64)
                 values = np.ascontiguousarray(part["value"])
                 yield canonical(low, edges - edges[0], columns, values, self.shape[1])
-
-
-def _remove(directory: str, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(directory, ignore_errors=True)
