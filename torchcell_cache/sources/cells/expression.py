@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from torchcell_cache.core.checks import real_number
 from torchcell_cache.core.choices import Flavor
-from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets, segments
+from torchcell_cache.core.ragged import Float32Array, Int64Array, offsets
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.cells.failures import reading
 from torchcell_cache.sources.cells.h5ad import needs
@@ -22,28 +22,6 @@ EXACT = 1 << 24
 """Whole numbers up to here are exact in float32."""
 FLAVORS = get_args(Flavor)
 _RUNS = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Expression:
-    """Expression of consecutive cells.
-
-    Attributes:
-        ptr: Where each cell starts, ``[num_cells + 1] int64``.
-        nodes: Node of each element, ascending and unique per cell, ``[nnz] int64``.
-        values: Its expression; nothing that is +0.0, ``[nnz] float32``.
-    """
-
-    ptr: Int64Array
-    nodes: Int64Array
-    values: Float32Array
-
-    def only(self, cells: Int64Array) -> Expression:
-        """Those of given cells that are among ours, ``[k] int64``, ascending."""
-        here = cells[(cells >= 0) & (cells < len(self.ptr) - 1)]
-        nodes, ptr = segments(self.nodes, self.ptr, here)
-        values, _ = segments(self.values, self.ptr, here)
-        return Expression(ptr, nodes, values)
 
 
 def transformed(rows: Rows, target_sum: float | None, log1p: bool) -> npt.NDArray[Any]:
@@ -94,8 +72,10 @@ def float32_target(value: Any) -> float:
     return value if type(value) in (int, float) else found  # as fingerprints have it
 
 
-def on_nodes(rows: Rows, values: npt.NDArray[Any], node_of: Int64Array, names: list[str]) -> Expression:
-    """``values``, one per element of ``rows``, by node: ``node_of`` each variable, -1 for none, ``[num_variables] int64``.
+def on_nodes(rows: Rows, values: npt.NDArray[Any], node_of: Int64Array, names: list[str]) -> Rows:
+    """``values``, one per element of ``rows``, nothing that is +0.0, with the nodes of their variables as columns.
+
+    ``node_of`` has -1 for none, ``[num_variables] int64``.
 
     Raises:
         SourceContractError: If float32 does not hold a value; names the cell and the gene.
@@ -118,7 +98,7 @@ def on_nodes(rows: Rows, values: npt.NDArray[Any], node_of: Int64Array, names: l
     if bool((place[1:] < place[:-1]).any()):  # unless the file has the genes in the graph's order
         order = np.argsort(place)
         nodes, short = nodes[order], short[order]
-    return Expression(ptr, nodes, short)
+    return Rows(rows.start, ptr, nodes, short)
 
 
 def lost_in_float32(given: npt.NDArray[Any], short: Float32Array) -> npt.NDArray[np.bool_]:
@@ -156,8 +136,8 @@ class CellRows:
     def __len__(self) -> int:
         return sum(map(len, self.rows))
 
-    def read(self, start: int, stop: int) -> Iterator[Expression]:
-        """Cells ``start`` to ``stop`` in runs."""
+    def read(self, start: int, stop: int) -> Iterator[Rows]:
+        """Cells ``start`` to ``stop`` in runs, whose columns are nodes."""
         first = 0
         for matrix, part, nodes in zip(self.matrices, self.rows, self.nodes, strict=True):
             chosen = part[max(start - first, 0) : max(stop - first, 0)]
@@ -165,7 +145,7 @@ class CellRows:
             with reading(matrix.file.url):
                 for rows in matrix.runs(int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else ():
                     found = on_nodes(rows, transformed(rows, self.target_sum, self.log1p), nodes, self.names)
-                    yield found.only(chosen - rows.start) if len(chosen) < matrix.shape[0] else found
+                    yield found.only(chosen) if len(chosen) < matrix.shape[0] else found
 
     def highly_variable(self, number: int, flavor: str, num_cells: int) -> list[Int64Array]:
         """``nodes`` without the genes that are not highly variable.
@@ -190,9 +170,11 @@ class CellRows:
             starts = [k * (total - size) // max(last, 1) for k in range(last + 1)]
             runs = [(start, start + size) for start in starts]
         parts = [
-            sparse.csr_matrix((e.values, e.nodes, e.ptr), shape=(len(e.ptr) - 1, len(self.names)))
-            for start, stop in runs
-            for e in counts.read(start, stop)
+            sparse.csr_matrix(
+                (found.values, found.columns, found.ptr), shape=(len(found.ptr) - 1, len(self.names))
+            )
+            for run in runs
+            for found in counts.read(*run)
         ]
         cells = anndata.AnnData(sparse.vstack(parts, format="csr")[:, measured])
         try:

@@ -27,8 +27,6 @@ class CellsInMemory:
         number: Its place among what was given, for messages.
     """
 
-    in_memory = True
-
     def __init__(self, cells: Any, number: int) -> None:
         self.cells = cells
         self.url = f"AnnData object {number} ({cells.n_obs} x {cells.n_vars})"

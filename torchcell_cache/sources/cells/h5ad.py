@@ -65,8 +65,6 @@ class H5adFile:
         RemoteAccessError: If the server does not let us in.
     """
 
-    in_memory = False
-
     def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
         self.url = os.fspath(url)
         self.options = dict(storage_options or {})

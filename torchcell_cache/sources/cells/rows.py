@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchcell_cache.core.files import write_all
-from torchcell_cache.core.ragged import Int64Array, offsets
+from torchcell_cache.core.ragged import Int64Array, offsets, ragged_rows
 from torchcell_cache.errors import SourceContractError
 from torchcell_cache.sources.cells.failures import temporary_files
 from torchcell_cache.sources.cells.files import CellFile
@@ -49,6 +49,12 @@ class Rows(NamedTuple):
     def cell(self, element: Any) -> int:
         """Number of the cell of an element."""
         return self.start + int(np.searchsorted(self.ptr, element, side="right")) - 1
+
+    def only(self, cells: Int64Array) -> Rows:
+        """Those of given cells that are among ours, ``[k] int64``, ascending."""
+        here = cells[(cells >= self.start) & (cells < self.start + len(self.ptr) - 1)] - self.start
+        at, ptr = ragged_rows(self.ptr, here)
+        return Rows(self.start, ptr, self.columns[at], self.values[at])
 
 
 def canonical(start: int, ptr: Int64Array, columns: Int64Array, values: npt.NDArray[Any], width: int) -> Rows:

@@ -24,7 +24,7 @@ from torchcell_cache.errors import SourceContractError
 from torchcell_cache.graph.topology import perturbable_type
 from torchcell_cache.sources.cells import asked
 from torchcell_cache.sources.cells.expression import FLAVORS, CellRows, float32_target
-from torchcell_cache.sources.cells.files import cell_files
+from torchcell_cache.sources.cells.files import CellsInMemory, cell_files
 from torchcell_cache.sources.cells.genes import Perturbations, align
 from torchcell_cache.sources.cells.labels import read_labels
 from torchcell_cache.sources.cells.rows import Matrix
@@ -248,7 +248,7 @@ class AnnDataSource(Shown):
         for found in self._cells.read(start, stop):
             for k in range(len(found.ptr) - 1):
                 part = slice(int(found.ptr[k]), int(found.ptr[k + 1]))
-                yield self._samples.graph(at, found.nodes[part], found.values[part])
+                yield self._samples.graph(at, found.columns[part], found.values[part])
                 at += 1
 
     def field_chunks(self, start: int, stop: int) -> Iterator[FieldChunk]:
@@ -256,7 +256,7 @@ class AnnDataSource(Shown):
         at, samples = start, self._samples
         base = TensorValue(11, samples.base_field.numpy())
         for found in self._cells.read(start, stop):
-            positions = found.nodes * samples.width + samples.column
+            positions = found.columns * samples.width + samples.column
             yield samples.chunk(at, ChangedRows(base, found.ptr, positions, found.values))
             at += len(found.ptr) - 1
 
@@ -273,7 +273,7 @@ class AnnDataSource(Shown):
             out["version"] = self._version
         else:
             out["files"] = [file.digest() for file in self.files]
-            if any(file.in_memory for file in self.files):
+            if any(isinstance(file, CellsInMemory) for file in self.files):
                 out["cells"] = self._labels.digest(self._cells.nodes)
         if self._in_part:
             out["rows"] = array_digest(np.concatenate(self._labels.rows))

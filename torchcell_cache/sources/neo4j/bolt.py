@@ -125,8 +125,9 @@ def embedded_bolt(
     make_dirs_durable(where)
     if password is None:
         kept = where / "password"
-        with contextlib.suppress(FileExistsError), open(kept, "x", opener=_for_me_alone) as file:
-            file.write(secrets.token_urlsafe(18))
+        with contextlib.suppress(FileExistsError):
+            kept.touch(0o600, exist_ok=False)
+            kept.write_text(secrets.token_urlsafe(18), encoding="ascii")
         password = kept.read_text(encoding="ascii").strip()
     if len(password) < _MIN_PASSWORD:
         raise SettingError(f"the server takes passwords of {_MIN_PASSWORD} characters or more")
@@ -135,10 +136,6 @@ def embedded_bolt(
         yield server
     finally:
         server.stop()
-
-
-def _for_me_alone(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _started(where: Path, password: str, port: int, database: str, heap: str, seconds: float) -> BoltServer:

@@ -215,10 +215,8 @@ def fetch(
                 + ("; for ids that are numbers pass parameters={'after': -1}" if "after" in taken else ""),
             )
         work.say(f"fetch experiments: {writer.num_records:,} rows stored in {writer.directory}")
-        writer.publish()
+        found = writer.publish()
         _remove_others(raw, writer.directory)
-    found = RawRecords.open(root)
-    assert found is not None
     return found
 
 

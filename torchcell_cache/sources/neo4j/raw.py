@@ -168,18 +168,17 @@ class RawWriter:
         stamp(target, file.xxh3)
         self.entries.append(entry)
 
-    def publish(self) -> None:
+    def publish(self) -> RawRecords:
         """Declare everything complete."""
         high, low = (sum(entry.sums[k] for entry in self.entries) % (1 << 64) for k in (1, 0))
+        found = RawRecords(self.directory, self.plan, f"{high:016x}{low:016x}", tuple(self.entries))
         document = {
-            "format_version": _VERSION,
-            "generation": self.directory.name,
-            "plan": self.plan,
-            "num_records": self.num_records,
-            "content": f"{high:016x}{low:016x}",
+            **{"format_version": _VERSION, "generation": self.directory.name, "plan": self.plan},
+            **{"num_records": len(found), "content": found.content},
             "shards": [entry.to_json() for entry in self.entries],
         }
         write_atomic(self.raw / MANIFEST_NAME, seal(document))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
