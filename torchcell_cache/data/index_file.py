@@ -234,7 +234,7 @@ def read_npy(path: Path) -> Int64Array:
         what = f"{found.dtype} {list(found.shape)} in {size:,} bytes"
         whole = found.ndim == 1 and found.dtype.kind in "iu" and size == found.offset + found.nbytes
         if whole and int(found.max(initial=0)) < 1 << 63:
-            return found.astype(np.int64)
+            return np.array(found, dtype=np.int64)
     raise FormatError(f"{path} is not one row of whole numbers: {what}", path=path, fix=fix)
 
 
