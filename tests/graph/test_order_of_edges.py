@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data, HeteroData
 
 import torchcell_cache as tc
-from torchcell_cache.graph.order import reordered_parts
+from torchcell_cache.graph.compare import reordered_parts
 
 NAMES = [f"G{k}" for k in range(12)]
 PAIRS = [(a, b) for a in range(12) for b in range(a) if (a * 7 + b) % 3 == 0]

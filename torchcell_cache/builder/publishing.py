@@ -34,8 +34,8 @@ from torchcell_cache.errors import (
     FormatError,
     StaleCacheError,
 )
+from torchcell_cache.graph.compare import reordered_parts
 from torchcell_cache.graph.fields import graph_digests
-from torchcell_cache.graph.order import reordered_parts
 from torchcell_cache.sources.base import Source
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.lease import open_with_lease
