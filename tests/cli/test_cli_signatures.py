@@ -66,7 +66,7 @@ def test_every_key_of_a_choice_is_explained_and_taken(group, name):
         if name != "none"
         else None
     )
-    assert settings is None or set(keys) <= settings.keys
+    assert settings is None or set(keys) <= settings.values.keys()
 
 
 def test_status_answers_at_once(tmp_path):

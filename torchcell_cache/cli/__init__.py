@@ -65,12 +65,10 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
 
         print(*candidates(arguments[1:]), sep="\n")
         return errors.EXIT_OK
-    wants_help = any(a in ("-h", "--help") for a in arguments)
-    if arguments[:1] == ["help"] and len(arguments) > 1:
-        arguments, wants_help = arguments[1:], True
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        wanted = next((a for a in arguments[1:] if a in COMMANDS), None)
-        print(overview() if wanted is None else command_help(wanted))
+    if arguments and arguments[0] in ("help", "-h", "--help"):
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments == ["--help"]:
+        print(overview())
         return errors.EXIT_OK if arguments else errors.EXIT_USAGE
     name = arguments[0]
     if name in ("-V", "--version"):
@@ -81,14 +79,14 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
 
         near = suggestion(name, COMMANDS)
         raise errors.SettingError(f"unknown command {name!r}{near}", fix="torchcell-cache --help")
-    if wants_help:
+    if {"-h", "--help"} & {*arguments}:
         print(command_help(name, arguments[1:]))
         return errors.EXIT_OK
     from torchcell_cache.cli.settings import read_settings
 
     arguments[:] = with_names(arguments)
     settings = read_settings(name, arguments[1:])
-    keys |= settings.keys
+    keys |= settings.values.keys() | settings.choices.keys()
     if name != "stage" and "root" in settings.values:
         local_path(settings["root"])  # also where Python could open an address
     return run(settings)

@@ -39,8 +39,8 @@ class Settings:
 
     Attributes:
         command: Its name.
-        values: Settings by key, plain values; those of source and processor are mappings.
-        choices: What was chosen for ``source`` and ``processor``.
+        values: Settings by key, plain values.
+        choices: What was chosen for ``source`` and ``processor``; ``settings["source"]`` are the keys of that.
     """
 
     command: str
@@ -48,13 +48,10 @@ class Settings:
     choices: dict[str, str]
 
     def __getitem__(self, key: str) -> Any:
-        return self.values[key]
-
-    @property
-    def keys(self) -> set[str]:
-        """All keys of the command, those of the chosen source and processor included."""
-        own = {f"{group}.{name}" for group in self.choices for name in self.values[group]}
-        return own | self.values.keys()
+        if key not in self.choices:
+            return self.values[key]
+        parts = [(name.partition("."), value) for name, value in self.values.items()]
+        return {name: value for (group, dot, name), value in parts if dot and group == key}
 
 
 def read_settings(command: str, arguments: list[str]) -> Settings:
@@ -78,22 +75,17 @@ def read_settings(command: str, arguments: list[str]) -> Settings:
             raise SettingError(f"{command} needs a {group}: {group}= is missing", fix=fix)
         choices[group] = _checked(group, name, keys[group])
         keys |= keys_of_choice(group, choices[group])
-    values = {key: spec.default for key, spec in keys.items()}
+    values = {key: spec.default for key, spec in keys.items() if key not in choices}
     for key, value in {**dict(_flat(recipe, keys)), **texts}.items():
         if key not in keys:
             raise _no_key(command, key, keys, choices)
         if key not in choices:
             values[key] = _parsed(key, value, keys[key]) if key in texts else value
-    tree = _resolved({key: value for key, value in values.items() if key not in choices}, choices)
-    for key, spec in keys.items():
-        group, _, name = key.rpartition(".")
-        if key not in choices:
-            part = tree[group] if group else tree
-            part[name] = _checked(key, part[name], spec)
-    missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED and key not in choices]
+    missing = [f"{key}=..." for key, value in values.items() if value == REQUIRED]
+    values = {key: _checked(key, value, keys[key]) for key, value in _resolved(values).items()}
     if missing:
         raise SettingError(f"{command} needs {', '.join(missing)}", fix=_help(command, choices))
-    return Settings(command, tree, choices)
+    return Settings(command, values, choices)
 
 
 def _split(command: str, arguments: Iterable[str], keys: Mapping[str, Key]) -> dict[str, str]:
@@ -226,22 +218,23 @@ def _by_hydra(key: str, text: str) -> Any:
     return override.value()
 
 
-def _resolved(values: Mapping[str, Any], groups: Iterable[str]) -> dict[str, Any]:
-    """The values with those of each group by themselves, and ``${...}`` filled in."""
-    tree: dict[Any, Any] = {group: {} for group in groups}
-    for key, value in values.items():
-        group, _, name = key.rpartition(".")
-        (tree[group] if group else tree)[name] = value
-    if "${" in repr(tree):  # importing it takes longer than many a command
+def _resolved(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, ``${...}`` filled in."""
+    if "${" in repr(values):  # importing it takes longer than many a command
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
+        tree = OmegaConf.create()
         try:
-            tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
+            for key, value in values.items():
+                OmegaConf.update(tree, key, value, force_add=True)
+            plain: Any = OmegaConf.to_container(tree, resolve=True)
         except OmegaConfBaseException as error:
             raise SettingError(f"a setting cannot be resolved: {str(error).splitlines()[0]}") from None
-    _refuse_targets(tree)
-    return tree
+        names = [(key, key.rpartition(".")) for key in values]
+        values = {key: (plain[group] if group else plain)[name] for key, (group, _, name) in names}
+    _refuse_targets(values)
+    return values
 
 
 def _checked(key: str, value: Any, spec: Key) -> Any:
