@@ -284,7 +284,7 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
         kind: type[SampleFields] = FilteredFields if filters else SampleFields
         if drop and self._mask_names():
             kind = KeptEdgeFields
-        return collate(context.template, kind(self), len(self), self.device, follow, exclude)
+        return collate(kind(self), follow, exclude)
 
 
 def _with_rules(context: GraphContext, sections: Sections) -> Sections:

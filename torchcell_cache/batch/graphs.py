@@ -220,8 +220,7 @@ class GraphBatch(SharedGraphBatch, records="generic"):
     def _to_pyg(self, follow: frozenset[str], exclude: frozenset[str], drop: bool) -> Any:
         if not drop and self.context.selection is None:
             with decoding(self.generation), contextlib.suppress(NotPlainError):
-                fields = RecordFields(self)
-                return collate(fields.template, fields, len(self), self.device, follow, exclude)
+                return collate(RecordFields(self), follow, exclude)
         graphs = list(self)
         wanted = _keys(graphs[0], exclude)
         for at, graph in enumerate(graphs[1:], 1):

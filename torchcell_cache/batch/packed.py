@@ -25,21 +25,6 @@ MAGIC, VERSION = b"TCGB", 2
 _HEAD = struct.Struct("<4sHHQ64s")
 _ENTRY = struct.Struct("<24sQQQ")
 
-DTYPES: dict[str, str] = {
-    "indices": "<i8",
-    "perturbed": "<i8",
-    "perturbed_ptr": "<i8",
-    "values": "<f4",
-    "value_ptr": "<i8",
-    "words": "<u2",
-    "word_ptr": "<i8",
-    "removed": "<i8",
-    "removed_ptr": "<i8",
-    "records": "|u1",
-    "record_ptr": "<i8",
-}
-"""Every section there can be, and its dtype."""
-
 POINTS_INTO: dict[str, str] = {
     "perturbed_ptr": "perturbed",
     "value_ptr": "values",
@@ -48,6 +33,17 @@ POINTS_INTO: dict[str, str] = {
     "record_ptr": "records",
 }
 """Offsets ``[batch + 1]`` and the section they divide among the samples."""
+
+DTYPES: dict[str, str] = {
+    "indices": "<i8",
+    "perturbed": "<i8",
+    "values": "<f4",
+    "words": "<u2",
+    "removed": "<i8",
+    "records": "|u1",
+    **dict.fromkeys(POINTS_INTO, "<i8"),
+}
+"""Every section there can be, and its dtype."""
 
 _MATRIX = "values"
 _DTYPES = {name: np.dtype(text) for name, text in DTYPES.items()}
@@ -166,11 +162,7 @@ def as_tensors(sections: Sections) -> dict[str, Tensor]:
 
 def views(buffer: Tensor, places: Places) -> dict[str, Tensor]:
     """The sections as views of the buffer's bytes on any device, as :func:`as_tensors` gives them."""
-    out: dict[str, Tensor] = {}
-    for name, (start, end, shape) in places.items():
-        dtype = _TORCH[DTYPES[name]]
-        if end == start:
-            out[name] = torch.empty(shape, dtype=dtype, device=buffer.device)
-        else:
-            out[name] = buffer[start:end].view(dtype).view(shape)
-    return out
+    return {
+        name: buffer[start:end].view(_TORCH[DTYPES[name]]).view(shape)
+        for name, (start, end, shape) in places.items()
+    }

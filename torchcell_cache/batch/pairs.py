@@ -170,10 +170,12 @@ class PairedBatch:
         follow = frozenset(names_or_none("follow_batch", follow_batch) or ())
         exclude = frozenset(names_or_none("exclude_keys", exclude_keys) or ())
         x, y, fields = self._per_pair()
-        if not all(_kept_as_list(values[0]) for values in fields.values()):
+        # PyG keeps texts, arrays of numpy and lists that hold no tensors as a list.
+        first = [values[0] for values in fields.values()]
+        nested = any(isinstance(v, list | tuple) and len(v) and isinstance(v[0], Tensor) for v in first)
+        if nested or not all(isinstance(v, list | tuple | str | np.ndarray) for v in first):
             return collated(self.graphs(), self.device, follow, exclude, False)
-        template = Data(x=x[0].unsqueeze(1), y=y[:1], **dict.fromkeys(fields, 0))
-        return collate(template, _PairFields(x, y, fields), len(x), self.device, follow, exclude)
+        return collate(_PairFields(x, y, fields), follow, exclude)
 
     # On its way
 
@@ -206,27 +208,19 @@ class PairedBatch:
 
 
 class _PairFields(Fields):
-    """The fields of a batch of pairs, as :func:`collate` asks for them."""
+    """The fields of a batch of pairs; tensors are copies, since those of the batch are used again."""
 
     def __init__(self, x: Tensor, y: Tensor, fields: dict[str, list[Any]]) -> None:
-        self.x, self.y, self.fields = x, y, fields
+        self.x, self.y, self.fields, self.count, self.device = x, y, fields, len(x), x.device
+        self.template = Data(x=x[0].unsqueeze(1), y=y[:1], **dict.fromkeys(fields, 0))
 
     def num_nodes(self, key: Any) -> list[int]:
         """Genes of each pair."""
-        return [self.x.size(1)] * len(self.x)
+        return [self.x.size(1)] * self.count
 
     def field(self, key: Any, name: str, value: Any) -> Field:
-        """A field; tensors are copies, since those of the batch are used again."""
-        count = len(self.x)
-        if name == "x":
-            return Field(self.x.clone().view(-1, 1), steps(count, self.x.size(1)), no_increments(count))
-        if name == "y":
-            return Field(self.y.clone(), steps(count, 1), no_increments(count))
-        return listed(list(self.fields[name]))
-
-
-def _kept_as_list(value: Any) -> bool:
-    """Whether PyG keeps such values as a list: texts, arrays of numpy, lists that hold no tensors."""
-    if isinstance(value, list | tuple):
-        return not (len(value) and isinstance(value[0], Tensor))
-    return isinstance(value, str | np.ndarray)
+        """A field of all pairs."""
+        if name not in ("x", "y"):
+            return listed(list(self.fields[name]))
+        rows = self.x.clone().view(-1, 1) if name == "x" else self.y.clone()
+        return Field(rows, steps(self.count, len(rows) // self.count), no_increments(self.count))

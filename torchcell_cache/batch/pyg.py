@@ -42,7 +42,11 @@ class Field(NamedTuple):
 
 
 class Fields(Protocol):
-    """What a representation knows about the fields of a batch."""
+    """What a representation knows about the fields of a batch: like those of a template, of so many samples."""
+
+    template: Any
+    count: int
+    device: torch.device
 
     def names(self, key: Any, names: Iterable[str]) -> list[str]:
         """Those of the template's fields that the batch has."""
@@ -55,15 +59,9 @@ class Fields(Protocol):
         """A field of a store; ``value`` is the template's."""
 
 
-def collate(
-    template: Any,
-    fields: Fields,
-    batch_size: int,
-    device: torch.device,
-    follow_batch: frozenset[str],
-    exclude_keys: frozenset[str],
-) -> Any:
+def collate(fields: Fields, follow_batch: frozenset[str], exclude_keys: frozenset[str]) -> Any:
     """A PyG batch, built store by store in the template's order."""
+    template, device = fields.template, fields.device
     out = Batch(_base_cls=type(template))
     out.stores_as(template)
     slices: dict[Any, Any] = {}
@@ -86,10 +84,10 @@ def collate(
                 store[f"{name}_batch"], store[f"{name}_ptr"] = _follow(field.slices, device)
         if isinstance(model, NodeStorage) and model.can_infer_num_nodes:
             counts = torch.tensor(fields.num_nodes(key), device="cpu")
-            ptr = torch.zeros(batch_size + 1, dtype=torch.int64, device="cpu")
+            ptr = torch.zeros(fields.count + 1, dtype=torch.int64, device="cpu")
             torch.cumsum(counts, 0, out=ptr[1:])
             store.batch, store.ptr = _follow(ptr, device)
-    out._num_graphs, out._slice_dict, out._inc_dict = batch_size, slices, incs
+    out._num_graphs, out._slice_dict, out._inc_dict = fields.count, slices, incs
     return out
 
 

@@ -94,6 +94,7 @@ class SampleFields(Fields):
 
     def __init__(self, batch: DeletionBatch) -> None:
         self.batch, self.context = batch, batch.on_device
+        self.template: Any = self.context.template
         self.host, self.tensors, self.count = batch.sections, batch.tensors, len(batch)
         self.topology, self.device = self.context.topology, self.context.device
         self.hetero = isinstance(self.context.base_graph, HeteroData)
@@ -108,8 +109,7 @@ class SampleFields(Fields):
 
     def num_nodes(self, key: Any) -> list[int]:
         """Number of nodes of a type in each sample."""
-        template = self.context.template
-        store = template[key] if self.hetero else template._store
+        store = self.template[key] if self.hetero else self.template._store
         return [int(store._mapping["num_nodes"])] * self.count
 
     def field(self, key: Any, name: str, value: Any) -> Field:

@@ -58,7 +58,8 @@ class RecordFields(Fields):
         located = batch.located
         if located is None:
             raise NotPlainError
-        self.batch, self.base, self.device = batch, batch.generation.base_fields, batch.device
+        self.batch, self.base = batch, batch.generation.base_fields
+        self.count, self.device = len(batch), batch.device
         self.data, layout, fields = located
         self.located = dict(zip(layout.keys, fields, strict=True))
         tensors = zip(layout.keys, layout.tensors, strict=True)
@@ -109,7 +110,7 @@ class RecordFields(Fields):
         """Size of a tensor field in one dimension, of each sample."""
         found, shared = self.located[key, name], self._shared((key, name))
         if shared is not None:
-            return np.full(len(self.batch), shared.size(dim))
+            return np.full(self.count, shared.size(dim))
         own = found.encoding != BASE
         if np.count_nonzero(found.ndim[own] < 1):
             raise NotPlainError
@@ -163,7 +164,7 @@ class RecordFields(Fields):
 
     def _rows(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor whose first dimension is that of all samples together."""
-        count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
+        count, found, reference = self.count, self.located[key, name], self.base.get((key, name))
         whole = self._shared((key, name)) if all_of(found.encoding == CONSTANT) else None
         changes = changes_of(self.data, found, reference) if whole is None else None
         dense: Any = None if changes is None else changed(self.batch, (key, name), changes)
@@ -184,7 +185,7 @@ class RecordFields(Fields):
 
     def _index(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor of node numbers: samples stand side by side, each shifted by the nodes of those before it."""
-        count, found, reference = len(self.batch), self.located[key, name], self.base.get((key, name))
+        count, found, reference = self.count, self.located[key, name], self.base.get((key, name))
         if (
             value.dtype not in _INTEGERS
             or not value.dim()
