@@ -31,8 +31,6 @@ from torchcell_cache.graph.topology import EdgeType, Topology, perturbable_type,
 from torchcell_cache.store.generation import Generation
 from torchcell_cache.store.schema import decoding
 
-_KEPT, _REMOVED = ("mask", "edge_mask"), ("pert_mask", "edge_pert_mask")
-
 
 class GraphBatch(SharedGraphBatch, records="generic"):
     """A :class:`SharedGraphBatch` of graphs that are stored whole.
@@ -77,10 +75,9 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         ptr = self.sections["record_ptr"]
         # A copy: decoded tensors are views, and editing a sample must not change the batch.
         record = memoryview(self.sections["records"][ptr[at] : ptr[at + 1]].tobytes())
-        with decoding(self.generation):
-            graph = decode_graph(
-                record[CHECKSUM_BYTES:], self.generation.layouts, self.generation.base_fields
-            )
+        store = self.generation
+        with decoding(store):
+            graph = decode_graph(record[CHECKSUM_BYTES:], store.layouts, store.base_fields)
             return graph if self.context.selection is None else self._cut(graph, self.context.selection)
 
     def _cut(self, graph: Any, selection: Selection) -> Any:
@@ -138,9 +135,9 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         return segments(table.values, table.value_ptr, rows)
 
     @ranged("masks")
-    def _masks(self, key: Any, names: tuple[str, str]) -> Tensor:
-        """``names``: the field that says kept, and the one that says removed."""
-        rows = []
+    def _masks(self, key: Any, of: str = "") -> Tensor:
+        """From the field that says kept, or the one that says removed."""
+        names, rows = (f"{of}mask", f"{of}pert_mask"), []
         for at in range(len(self)):
             store = self.fields_of(at, key)
             kept, removed = store.get(names[0]), store.get(names[1])
@@ -167,8 +164,7 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         Raises:
             SettingError: If the samples have none.
         """
-        which = 1 if edge_type is None else 0
-        return self._masks(edge_type, (_KEPT[which], _REMOVED[which]))
+        return self._masks(edge_type, "edge_" if edge_type is None else "")
 
     def node_mask(self, node_type: str | None = None) -> Tensor:
         """See :meth:`SharedGraphBatch.node_mask`; stacked from the samples' own masks.
@@ -178,7 +174,7 @@ class GraphBatch(SharedGraphBatch, records="generic"):
         """
         topology = self.generation.topology
         key = topology.node_type if node_type is None and topology is not None else node_type
-        return self._masks(key, ("mask", "pert_mask"))
+        return self._masks(key)
 
     def features(self, node_type: str | None = None, name: str = "x") -> Tensor:
         """A node feature of every sample, made on the batch's device: the base graph's, and what differs from it.

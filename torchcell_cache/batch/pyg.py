@@ -19,6 +19,7 @@ from torch_geometric.data import Batch, HeteroData
 from torch_geometric.data.storage import EdgeStorage, NodeStorage
 
 from torchcell_cache.core.checks import names_or_none
+from torchcell_cache.core.ragged import offsets
 from torchcell_cache.errors import SettingError
 
 MASKS = ("mask", "edge_mask")
@@ -83,9 +84,7 @@ def collate(fields: Fields, follow_batch: frozenset[str], exclude_keys: frozense
             if name in follow_batch:
                 store[f"{name}_batch"], store[f"{name}_ptr"] = _follow(field.slices, device)
         if isinstance(model, NodeStorage) and model.can_infer_num_nodes:
-            counts = torch.tensor(fields.num_nodes(key), device="cpu")
-            ptr = torch.zeros(fields.count + 1, dtype=torch.int64, device="cpu")
-            torch.cumsum(counts, 0, out=ptr[1:])
+            ptr = torch.from_numpy(offsets(np.array(fields.num_nodes(key))))
             store.batch, store.ptr = _follow(ptr, device)
     out._num_graphs, out._slice_dict, out._inc_dict = fields.count, slices, incs
     return out
@@ -157,11 +156,11 @@ def fits_edges(name: str, value: Any, num_nodes: int) -> bool:
 def is_plain(template: Any) -> bool:
     """Whether every field of a sample follows the rules written down here."""
     hetero = isinstance(template, HeteroData)
-    for store in template.stores:
-        shifting = not hetero or isinstance(store, EdgeStorage)
-        if not all(_plain_field(name, value, shifting) for name, value in store._mapping.items()):
-            return False
-    return True
+    return all(
+        _plain_field(name, value, not hetero or isinstance(store, EdgeStorage))
+        for store in template.stores
+        for name, value in store._mapping.items()
+    )
 
 
 def _plain_field(name: str, value: Any, shifting: bool) -> bool:

@@ -174,15 +174,14 @@ def _blocks(ptr: Tensor, att: Tensor) -> list[tuple[slice, slice]]:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def why_not_attention(
-    layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
+    layer: Any, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
 ) -> str | None:
     """Why attention on the one edge list would not be exact or not pay here, or ``None``."""
     reason = why_not_plain(layer, x, edges, ATTENTION, (SumAggregation,), 0)
     if reason is not None:
         return reason
-    known: Any = layer
     name = type(layer).__name__
-    if fields or known.lin_edge is not None:
+    if fields or layer.lin_edge is not None:
         return f"{name} looks at {sorted(fields) or 'edge attributes'}"
     if x[0].dtype != x[1].dtype or x[0].dtype not in (torch.float32, torch.float64):
         return "features are not of single or double precision"
@@ -190,7 +189,7 @@ def why_not_attention(
         return "edges are too many"
     if getattr(layer, "add_self_loops", False) and x[0] is not x[1]:
         return f"{name} adds loops between two sets of nodes"
-    if layer.training and known.dropout > 0:
+    if layer.training and layer.dropout > 0:
         return f"{name} draws dropout for every edge"
     if (
         in_transform()

@@ -24,6 +24,8 @@ from torchcell_cache.nn.modules import in_transform, is_altered
 from torchcell_cache.nn.shared_input import Differing, sum_of
 
 Dicts = Mapping[str, Mapping[Any, Any]]
+Features = Mapping[str, Tensor]
+Edges = Mapping[EdgeType, SharedEdges]
 
 
 @ranged("layer")
@@ -69,13 +71,7 @@ def shared_hetero_conv(
     return _as_it_is(layer, x, edges, argument_dicts)
 
 
-def _one_by_one(
-    layer: HeteroConv,
-    x: Mapping[str, Tensor],
-    edges: Mapping[EdgeType, SharedEdges],
-    route: str,
-    dicts: Dicts,
-) -> dict[str, Tensor]:
+def _one_by_one(layer: HeteroConv, x: Features, edges: Edges, route: str, dicts: Dicts) -> dict[str, Tensor]:
     outs: dict[str, list[Any]] = {}
     bases: dict[int, Tensor] = {}
     sums: dict[str, Tensor] = {}
@@ -106,26 +102,15 @@ def _grouped(parts: list[Any], aggr: str | None, x: Tensor) -> Tensor:
     if aggr in ("sum", "add"):
         differing = [part for part in parts if isinstance(part, Differing)]
         dense = [part for part in parts if isinstance(part, Tensor)]
-        if (
-            differing
-            and len({d.rows.dtype for d in differing}) == 1
-            and len({d.rows.shape[1:] for d in differing}) == 1
-        ):
-            dense.append(sum_of(differing))
-        else:
-            dense += [part.dense for part in differing]
+        alike = len({(part.rows.dtype, part.rows.shape[1:]) for part in differing}) == 1
+        dense += [sum_of(differing)] if alike else [part.dense for part in differing]
         return sum(dense[1:], dense[0])
     flat = [(part.dense if isinstance(part, Differing) else part).flatten(0, 1) for part in parts]
     value: Tensor = group(flat, aggr)
     return value.view(*x.shape[:2], *value.shape[1:])
 
 
-def _as_it_is(
-    layer: torch.nn.Module,
-    x: Mapping[str, Tensor],
-    edges: Mapping[EdgeType, SharedEdges],
-    dicts: Dicts,
-) -> dict[str, Tensor]:
+def _as_it_is(layer: torch.nn.Module, x: Features, edges: Edges, dicts: Dicts) -> dict[str, Tensor]:
     check_keeps_no_edges(layer)
     known = _types_of(layer) or edges
     index: dict[EdgeType, Tensor] = {}
@@ -179,9 +164,7 @@ def _ends(x: Mapping[str, Tensor], edge_type: EdgeType) -> Ends:
     return x[edge_type[0]], x[edge_type[2]]
 
 
-def _check_names(
-    layer: torch.nn.Module, x: Mapping[str, Tensor], edges: Mapping[EdgeType, SharedEdges], dicts: Dicts
-) -> None:
+def _check_names(layer: torch.nn.Module, x: Features, edges: Edges, dicts: Dicts) -> None:
     for name, given in (("x", x), ("edges", edges)):
         if not isinstance(given, Mapping):
             raise SettingError(

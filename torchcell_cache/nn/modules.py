@@ -60,14 +60,8 @@ def is_rowwise(module: Any) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether hooks see or change what a module does."""
-    return bool(
-        torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        or any(
-            value
-            for name, value in vars(module).items()
-            if name.endswith("_hooks") and "state_dict" not in name
-        )
-    )
+    hooks = (v for name, v in vars(module).items() if name.endswith("_hooks") and "state_dict" not in name)
+    return bool(torch.nn.modules.module._has_any_global_hook() or any(hooks))  # type: ignore[no-untyped-call]
 
 
 def in_transform() -> bool:
@@ -90,16 +84,11 @@ def is_separate(module: Any) -> bool:
         return False
     if is_rowwise(module) or type(module) is nn.Dropout:
         return True
-    known = type(module) in (*_SEPARATE, nn.Sequential, nn.ModuleList)
-    is_aggregation = type(module).__module__.removeprefix("torch_geometric.nn.aggr.") in (
-        "basic",
-        "multi",
-        "fused",
-    )
-    is_scaler = type(module).__module__ == "torch_geometric.nn.aggr.scaler" and not list(module.parameters())
-    is_norm = type(module) is G.BatchNorm or (
-        type(module) is nn.BatchNorm1d and not module.training and module.track_running_stats
-    )
+    kind, place = type(module), type(module).__module__.removeprefix("torch_geometric.nn.aggr.")
+    known = kind in (*_SEPARATE, nn.Sequential, nn.ModuleList, G.BatchNorm)
+    is_aggregation = place in ("basic", "multi", "fused")
+    is_scaler = place == "scaler" and not list(module.parameters())
+    is_norm = kind is nn.BatchNorm1d and not module.training and bool(module.track_running_stats)
     return (known or is_aggregation or is_scaler or is_norm) and all(map(is_separate, module.children()))
 
 
@@ -114,12 +103,7 @@ def is_altered(module: torch.nn.Module) -> bool:
 
 
 def why_not_plain(
-    layer: nn.Module,
-    x: Ends,
-    edges: SharedEdges,
-    kinds: tuple[Any, ...],
-    aggrs: tuple[Any, ...],
-    node_dim: int,
+    layer: Any, x: Ends, edges: SharedEdges, kinds: tuple[Any, ...], aggrs: tuple[Any, ...], node_dim: int
 ) -> str | None:
     """Why a layer is not one of some as PyG has them, on edges that go with their nodes; ``None`` if it is."""
     name = type(layer).__name__
@@ -202,19 +186,14 @@ def plain_of(layer: torch.nn.Module) -> G.GINConv | None:
     if not all(_MASK in inspect.signature(method).parameters for method in (layer.forward, layer.message)):
         return None
     known = _plain.get(layer)
-    if layer not in _plain or (
-        known is not None and (known.nn is not layer.nn or known.eps is not layer.eps)
-    ):
-        known = _plain[layer] = _made(layer) if _is_plain_on_kept_edges(layer) else None
+    if layer not in _plain or (known and (known.nn is not layer.nn or known.eps is not layer.eps)):
+        known = None
+        if _is_plain_on_kept_edges(layer):
+            known = G.GINConv(torch.nn.Identity())  # which initialises what it is given
+            for name in ("nn", "eps", "aggr_module", "flow", "node_dim", "explain", "decomposed_layers"):
+                setattr(known, name, getattr(layer, name))
+        _plain[layer] = known
     return known
-
-
-def _made(layer: G.GINConv) -> G.GINConv:
-    plain = G.GINConv(torch.nn.Identity())  # which initialises what it is given
-    plain.nn, plain.eps, plain.aggr_module = layer.nn, layer.eps, layer.aggr_module
-    for name in ("flow", "node_dim", "explain", "decomposed_layers"):
-        setattr(plain, name, getattr(layer, name))
-    return plain
 
 
 def _is_plain_on_kept_edges(layer: G.GINConv) -> bool:
