@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from torchcell_cache.store.generation import Generation
 _LOCK = ThreadLock()
 _TABLES: weakref.WeakKeyDictionary[Generation, NeighbourTable] = weakref.WeakKeyDictionary()
 _GENERATIONS: weakref.WeakValueDictionary[tuple[str, str], Generation] = weakref.WeakValueDictionary()
-_OPENED: OrderedDict[tuple[str, str], Generation] = OrderedDict()
-_KEEP_OPEN = 4
 
 
 class GraphContext:
@@ -153,9 +151,10 @@ def find_generation(root: str, name: str) -> Generation:
     with _LOCK:
         found = _GENERATIONS.get((root, name))
         if found is None:
-            found = Generation.open(Path(root), name)
-            register(found)
-            _OPENED[root, name] = found
-            while len(_OPENED) > _KEEP_OPEN:
-                _OPENED.popitem(last=False)
+            register(found := _opened(root, name))
         return found
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(root: str, name: str) -> Generation:
+    return Generation.open(Path(root), name)

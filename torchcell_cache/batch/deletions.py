@@ -130,24 +130,19 @@ class DeletionBatch(SharedGraphBatch, records="structured"):
     def _measurements(self) -> tuple[Float32Array, Int64Array]:
         return self.sections["values"], self.sections["value_ptr"]
 
-    @cached_property
-    def _once(self) -> bool:
-        """Whether every sample has one measurement, which is its own mean."""
-        ptr = self.sections["value_ptr"]
-        return bool(ptr[-1] == len(self) and (ptr[1:] > ptr[:-1]).all())
-
     def labels(self, name: str) -> Tensor:
         """See :meth:`SharedGraphBatch.labels`."""
-        column = self._column(name)
-        return self.tensors["values"][:, column].clone() if self._once else super().labels(name)
+        column, ptr = self._column(name), self.sections["value_ptr"]
+        if ptr[-1] == len(self) and (ptr[1:] > ptr[:-1]).all():  # one measurement each is its own mean
+            return self.tensors["values"][:, column].clone()
+        return super().labels(name)
 
     @cached_property
     def host_coordinates(self) -> tuple[Arrays, Arrays]:
         """Phenotypes and statistics of all samples in coordinate form, on the host."""
         split, (values, ptr) = len(self.phenotype_names), self._measurements()
-        parts = (values[:, :split], True), (values[:, split:], False)
-        first, second = (coordinates(part, ptr, self._once, fill=fill) for part, fill in parts)
-        return first, second
+        first, second = values[:, :split], values[:, split:]
+        return coordinates(first, ptr, fill=True), coordinates(second, ptr, fill=False)
 
     @cached_property
     @lasting

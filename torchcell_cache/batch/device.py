@@ -119,15 +119,12 @@ class DeviceContext:
 
     @cached_property
     @lasting
-    def sizes(self) -> Tensor:
-        """Size of each domain, ``[num_domains] int64``."""
-        return torch.tensor([d.size for d in self.topology.domains], dtype=torch.int64, device=self.device)
-
-    @cached_property
-    @lasting
-    def starts(self) -> Tensor:
-        """First position of each domain, ``[num_domains] int64``."""
-        return torch.tensor([d.start for d in self.topology.domains], dtype=torch.int64, device=self.device)
+    def _runs(self) -> tuple[Tensor, Tensor]:
+        """Size and first position of each domain, ``[num_domains] int64`` each."""
+        domains = self.topology.domains
+        runs = [[d.size for d in domains], [d.start for d in domains]]
+        sizes, starts = torch.tensor(runs, dtype=torch.int64, device=self.device)
+        return sizes, starts
 
     @cached_property
     @lasting
@@ -136,7 +133,7 @@ class DeviceContext:
         count = len(self.topology.domains)
         dtype = torch.uint8 if count <= 256 else torch.int32
         numbers = torch.arange(count, device=self.device).to(dtype)
-        return torch.repeat_interleave(numbers, self.sizes, output_size=self.topology.size)
+        return torch.repeat_interleave(numbers, self._runs[0], output_size=self.topology.size)
 
     def shifts(self, batch_size: int) -> Tensor:
         """What takes a position to its slot in a type-major buffer, ``[batch_size, num_domains] int64``.
@@ -144,8 +141,8 @@ class DeviceContext:
         The region of domain ``d`` is ``[batch_size, size of d]``: position ``p`` of sample ``b`` has slot
         ``batch_size * start + b * size + (p - start)``.
         """
-        samples = torch.arange(batch_size, device=self.device).unsqueeze(1)
-        return samples * self.sizes + (batch_size - 1) * self.starts
+        sizes, starts = self._runs
+        return torch.arange(batch_size, device=self.device).unsqueeze(1) * sizes + (batch_size - 1) * starts
 
     @cached_property
     @lasting
@@ -158,13 +155,10 @@ class DeviceContext:
     @lasting
     def template(self) -> Any:
         """A sample that perturbs nothing and has every phenotype and statistic: stores, keys and shared values."""
-        deletion = Deletion(
-            perturbed=np.empty(0, dtype=np.int64),
-            values=np.zeros((1, len(self.phenotypes) + len(self.statistics)), dtype=np.float32),
-            phenotypes=self.phenotypes,
-            statistics=self.statistics,
-            kept=tuple(torch.ones(d.size, dtype=torch.bool, device="cpu") for d in self.topology.domains),
-        )
+        labels = self.phenotypes, self.statistics
+        values = np.zeros((1, sum(map(len, labels))), dtype=np.float32)
+        kept = tuple(torch.ones(d.size, dtype=torch.bool, device="cpu") for d in self.topology.domains)
+        deletion = Deletion(np.empty(0, dtype=np.int64), values, *labels, kept)
         base = self.base_graph
         shell = self.processor.make_shell(base, self.topology)
         graph = self.processor.assemble(base, self.topology, shell, deletion)

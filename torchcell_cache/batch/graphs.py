@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -42,14 +42,13 @@ class GraphBatch(SharedGraphBatch, records="generic"):
     @classmethod
     def _read_sections(cls, generation: Generation, positions: Int64Array) -> Sections:
         """The records themselves, decoded where they are used."""
-        return generation.visit(
-            positions,
-            lambda records: {
-                "indices": positions,
-                "records": np.frombuffer(bytearray().join(records), dtype=np.uint8),
-                "record_ptr": offsets(np.fromiter(map(len, records), dtype=np.int64, count=len(records))),
-            },
-        )
+
+        def joined(records: Sequence[Any]) -> Sections:
+            ptr = offsets(np.fromiter(map(len, records), dtype=np.int64, count=len(records)))
+            flat = np.frombuffer(bytearray().join(records), dtype=np.uint8)
+            return {"indices": positions, "records": flat, "record_ptr": ptr}
+
+        return generation.visit(positions, joined)
 
     @property
     def owner(self) -> str:
@@ -93,17 +92,14 @@ class GraphBatch(SharedGraphBatch, records="generic"):
             after["ids_pert"] = [n for n, stays in zip(own, here, strict=False) if stays] + others
         return out
 
-    @property
-    def shares_edges(self) -> bool:
-        """Whether all samples have the base graph's edges, as cells do that no processor changed: one selection fits all."""
+    def _position_space(self) -> Topology | None:
+        """There is one where all samples have the base graph's edges, as cells do that no processor changed."""
         graph, made_by = self.generation.base_graph, self.generation.manifest.fingerprint.get("processor")
         if graph is None or self.generation.table is None or made_by != {"class": "none"}:
-            return False
+            return None
         node_type = perturbable_type(graph)
-        return "measured" in (graph._store if node_type is None else graph[node_type])
-
-    def _position_space(self) -> Topology | None:
-        return topology_of(self.generation.base_graph) if self.shares_edges else None
+        measured = "measured" in (graph._store if node_type is None else graph[node_type])
+        return topology_of(graph) if measured else None
 
     def fields_of(self, at: int, key: Any, error: type[Exception] = KeyError) -> dict[str, Any]:
         """Fields of one type of a sample, or an error that lists the types."""

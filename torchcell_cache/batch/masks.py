@@ -53,9 +53,27 @@ def regions(
     count = len(sections["indices"])
     shifts = context.shifts(count)
     if "words" in sections:
-        slots = _from_words(context, sections["words"], sections["word_ptr"], shifts)
+        # The gap code: running sums, each sample's from its own start.
+        words, ptr = sections["words"], sections["word_ptr"]
+        steps = words.to(torch.int32).bitwise_and_(0xFFFF)
+        running = torch.zeros(len(words) + 1, dtype=torch.int64, device=words.device)
+        torch.cumsum(steps, 0, dtype=torch.int64, out=running[1:])
+        sample = owners(ptr, len(words))
+        positions = running[1:] - running[ptr[:-1]].index_select(0, sample)
+        slots = positions + _shift_of(context, positions, sample, shifts)
+        slots = slots.masked_fill_(steps == ESCAPE, context.topology.size * count)
     else:
-        slots = _from_index(context, sections["perturbed"], sections["perturbed_ptr"], shifts, num_incident)
+        # The incidence index of the perturbed nodes, one segment per node and domain.
+        ids, ptr = sections["perturbed"], sections["perturbed_ptr"]
+        index_ptr, positions = context.index
+        rows = index_ptr.index_select(0, ids)
+        counts = rows.diff(dim=1).flatten()
+        segments = torch.arange(len(counts), device=ids.device)
+        segment = torch.repeat_interleave(segments, counts, output_size=num_incident)
+        first = rows[:, :-1].flatten() - counts.cumsum(0) + counts
+        at = first.index_select(0, segment) + torch.arange(num_incident, device=ids.device)
+        shift = shifts.index_select(0, owners(ptr, len(ids))).flatten()
+        slots = positions.index_select(0, at) + shift.index_select(0, segment)
     if "removed" in sections:
         positions, ptr = sections["removed"], sections["removed_ptr"]
         sample = owners(ptr, len(positions))
@@ -73,30 +91,6 @@ def owners(ptr: Tensor, total: int) -> Tensor:
 def _shift_of(context: DeviceContext, positions: Tensor, sample: Tensor, shifts: Tensor) -> Tensor:
     domain = context.domain_of.index_select(0, positions)
     return shifts.flatten().index_select(0, sample * shifts.size(1) + domain)
-
-
-def _from_words(context: DeviceContext, words: Tensor, ptr: Tensor, shifts: Tensor) -> Tensor:
-    """Decode the gap code: running sums, each sample's from its own start."""
-    steps = words.to(torch.int32).bitwise_and_(0xFFFF)
-    running = torch.zeros(len(words) + 1, dtype=torch.int64, device=words.device)
-    torch.cumsum(steps, 0, dtype=torch.int64, out=running[1:])
-    sample = owners(ptr, len(words))
-    positions = running[1:] - running[ptr[:-1]].index_select(0, sample)
-    slots = positions + _shift_of(context, positions, sample, shifts)
-    spare = context.topology.size * (len(ptr) - 1)
-    return slots.masked_fill_(steps == ESCAPE, spare)
-
-
-def _from_index(context: DeviceContext, ids: Tensor, ptr: Tensor, shifts: Tensor, total: int) -> Tensor:
-    """Expand perturbed nodes through the incidence index, one segment per node and domain."""
-    index_ptr, positions = context.index
-    rows = index_ptr.index_select(0, ids)
-    counts = rows.diff(dim=1).flatten()
-    segment = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), counts, output_size=total)
-    first = rows[:, :-1].flatten() - counts.cumsum(0) + counts
-    at = first.index_select(0, segment) + torch.arange(total, device=ids.device)
-    shift = shifts.index_select(0, owners(ptr, len(ids))).flatten()
-    return positions.index_select(0, at) + shift.index_select(0, segment)
 
 
 @ranged("masks")

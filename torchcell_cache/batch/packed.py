@@ -152,16 +152,8 @@ def require_within(sections: Sections, limits: dict[str, int]) -> None:
             raise FormatError(f"'{name}' of a packed batch is not within 0..{limit - 1}")
 
 
-def as_tensors(sections: Sections) -> dict[str, Tensor]:
-    """The sections as tensors of the same memory; unsigned 16-bit words appear as ``int16``."""
-    return {
-        name: torch.from_numpy(array.view(np.int16) if name == "words" else array)
-        for name, array in sections.items()
-    }
-
-
 def views(buffer: Tensor, places: Places) -> dict[str, Tensor]:
-    """The sections as views of the buffer's bytes on any device, as :func:`as_tensors` gives them."""
+    """The sections as views of the buffer's bytes on any device; unsigned 16-bit words appear as ``int16``."""
     return {
         name: buffer[start:end].view(_TORCH[DTYPES[name]]).view(shape)
         for name, (start, end, shape) in places.items()

@@ -58,21 +58,13 @@ class Coordinates(NamedTuple):
     batch: Tensor
 
 
-def coordinates(values: Float32Array, value_ptr: Int64Array, once: bool, *, fill: bool) -> Arrays:
+def coordinates(values: Float32Array, value_ptr: Int64Array, *, fill: bool) -> Arrays:
     """The coordinate form of all samples' values, one sample after the other, NaN for no value.
 
-    ``once``: every sample has one measurement. ``fill``: a sample without any value gets one NaN of type 0, measurement 0.
+    ``fill``: a sample without any value gets one NaN of type 0, measurement 0.
     """
-    count, width = len(value_ptr) - 1, values.shape[1]
-    if not width and not fill:
-        none = np.zeros(0, dtype=np.int64)
-        return np.zeros(0, dtype=np.float32), none, none, np.zeros(count + 1, dtype=np.int64)
-    known = values == values
-    if once and width and known.all():
-        found = values.flatten()
-        samples = np.zeros(len(found), dtype=np.int64)
-        return found, np.tile(np.arange(width), count), samples, np.arange(0, len(found) + 1, width)
-    row, types = np.nonzero(known)
+    count = len(value_ptr) - 1
+    row, types = np.nonzero(values == values)
     found = values[row, types]
     owner = np.repeat(np.arange(count), np.diff(value_ptr))[row]
     samples = row - value_ptr[owner]

@@ -132,7 +132,8 @@ class PackedBatch(abc.ABC):
     def tensors(self) -> dict[str, Tensor]:
         """The sections on :attr:`device`: on the CPU the same memory, elsewhere views of one tensor."""
         if self._bytes is None or self._packed is None:
-            return packed.as_tensors(self.sections)
+            shown = {n: a.view(np.int16) if n == "words" else a for n, a in self.sections.items()}
+            return {name: torch.from_numpy(array) for name, array in shown.items()}
         return packed.views(self._bytes, self._packed[1])
 
     @property

@@ -22,8 +22,8 @@ from torchcell_cache.nn.adjacency import adjacency_of
 from torchcell_cache.nn.again import run_rowwise
 from torchcell_cache.nn.edges import SharedEdges
 from torchcell_cache.nn.modules import DTYPES, Seen, in_transform, is_autocast, is_rowwise, why_not_plain
-from torchcell_cache.nn.product import multiply
-from torchcell_cache.nn.shared_input import Differing, Touched, shared_sums
+from torchcell_cache.nn.product import linear_map, multiply
+from torchcell_cache.nn.shared_input import Differing, Touched
 
 _LINEAR = (GINConv, SAGEConv, GraphConv, GCNConv)
 SHARED_ABOVE = 1 << 17
@@ -145,7 +145,7 @@ def run_shared(
         sent = x[0]
         if edge_weight is not None:
             sent = sent.to(torch.promote_types(sent.dtype, edge_weight.dtype))
-        total = shared_sums(sent, touched)
+        total: Tensor = linear_map((touched.sums, touched.sums_t), sent)
         return total if not is_mean else total / touched.degrees().clamp(min=1).to(total.dtype)
 
     rows = torch.cat([target, target[touched.row]])

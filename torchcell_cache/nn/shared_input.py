@@ -167,12 +167,6 @@ class Differing:
         return out
 
 
-def shared_sums(x: Tensor, touched: Touched) -> Tensor:
-    """Sums over kept edges as :class:`Differing` rows, from the base graph's features ``[num_source, features]``."""
-    out: Tensor = linear_map((touched.sums, touched.sums_t), x)
-    return out
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def sum_of(parts: list[Differing]) -> Tensor:
     """The sum of several layers' outputs, laid out for all samples, ``[batch, num_target, features]``."""

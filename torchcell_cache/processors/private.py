@@ -87,14 +87,9 @@ class PrivateCopies:
         """A copy of anything else; what cannot be copied (a lock, an open file) stays as it is."""
         if type(value) is np.ndarray and not value.dtype.hasobject:
             return value.copy(order="K")
-        if type(value) is Tensor:
-            try:
-                return value.detach().clone().requires_grad_() if value.requires_grad else value.clone()
-            except (RuntimeError, NotImplementedError):
-                pass
-        elif isinstance(value, Tensor) and not value.requires_grad:
+        if isinstance(value, Tensor) and (type(value) is Tensor or not value.requires_grad):
             with contextlib.suppress(Exception):
-                own = value.clone()
+                own = value.detach().clone().requires_grad_() if value.requires_grad else value.clone()
                 if type(own) is type(value):
                     return own
         with contextlib.suppress(Exception):
