@@ -76,7 +76,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "subgraph": ("processors.subgraph:SubgraphRepresentation",),
         "perturbation": ("processors.perturbation:Perturbation",),
         "unperturbed": ("processors.perturbation:Unperturbed",),
-        "dcell": ("processors.dcell:DCellGraphProcessor",),
+        "dcell": ("processors.perturbation:DCellGraphProcessor",),
         "khop": ("processors.khop:KHopSubgraph",),
         "python": ("cli.makers:python_processor",),
         "none": ("cli.makers:no_processor",),

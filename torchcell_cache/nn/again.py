@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from torchcell_cache.graph.lasting import lasting
-from torchcell_cache.nn.arguments import Arguments, Ends
-from torchcell_cache.nn.edges import SharedEdges, kept_edges
+from torchcell_cache.nn.edges import Ends, SharedEdges, kept_edges
 from torchcell_cache.nn.modules import in_transform, is_hooked, is_separate, snapshot
 
 PIECE = 4096
@@ -47,13 +46,13 @@ def some_at_a_time(
     return torch.cat([again(*part, *needed) for part in parts])
 
 
-def pieces(layer: nn.Module, x: Ends, edges: SharedEdges, arguments: Arguments) -> int:
+def pieces(layer: nn.Module, x: Ends, edges: SharedEdges, of_edges: dict[str, Tensor]) -> int:
     """How many samples to take at a time; all, unless they are too many and the layer may be given fewer."""
     batch, num_edges = x[0].size(0), edges.edge_index.size(1)
     at_once = EDGES_AT_ONCE if x[0].device.type == "cpu" else 8 * EDGES_AT_ONCE
-    if batch * num_edges <= at_once or arguments.others or in_transform():
+    if batch * num_edges <= at_once or in_transform():
         return batch
-    if not is_separate(layer) and not _looks_separate(layer, x, edges, arguments.of_edges):
+    if not is_separate(layer) and not _looks_separate(layer, x, edges, of_edges):
         return batch
     return max(at_once // max(num_edges, 1), 1)
 

@@ -16,6 +16,7 @@ from torchcell_cache.graph.lasting import lasting
 from torchcell_cache.graph.topology import Domain
 
 T = TypeVar("T")
+Ends = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

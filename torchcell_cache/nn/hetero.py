@@ -17,9 +17,17 @@ from torchcell_cache.errors import SettingError
 from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.graph.topology import EdgeType
 from torchcell_cache.nn.adjacency import check_ends
-from torchcell_cache.nn.arguments import Arguments, Ends, check_features, check_keeps_no_edges, sort_arguments
-from torchcell_cache.nn.conv import ROUTES, per_sample, run, shared_conv
-from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.conv import (
+    ROUTES,
+    Arguments,
+    check_features,
+    check_keeps_no_edges,
+    per_sample,
+    run,
+    shared_conv,
+    sort_arguments,
+)
+from torchcell_cache.nn.edges import Ends, SharedEdges
 from torchcell_cache.nn.modules import in_transform, is_altered
 from torchcell_cache.nn.shared_input import Differing, sum_of
 

@@ -20,8 +20,7 @@ from torch.autograd import forward_ad
 from torch_geometric.nn.dense import Linear
 
 from torchcell_cache.errors import SettingError
-from torchcell_cache.nn.arguments import Ends
-from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.edges import Ends, SharedEdges
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

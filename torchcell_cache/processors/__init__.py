@@ -3,11 +3,10 @@
 from typing import Any
 
 from torchcell_cache.processors.base import GraphProcessor, apply_processor
-from torchcell_cache.processors.dcell import DCellGraphProcessor
 from torchcell_cache.processors.deletion import DeletionProcessor
 from torchcell_cache.processors.khop import KHopSubgraph
 from torchcell_cache.processors.lazy import LazySubgraphRepresentation
-from torchcell_cache.processors.perturbation import Perturbation, Unperturbed
+from torchcell_cache.processors.perturbation import DCellGraphProcessor, Perturbation, Unperturbed
 from torchcell_cache.processors.subgraph import SubgraphRepresentation
 
 BUILT_IN: dict[str, type[DeletionProcessor]] = {

@@ -103,6 +103,7 @@ _PLACES = {
     "nn.conv": "SharedConv shared_conv shared_hetero_conv",
     "nn.edges": "KeptEdges SharedEdges",
     "processors.base": "GraphProcessor",
+    "processors.dcell": "DCellGraphProcessor",
     "processors.khop": "KHopSubgraph",
     "processors.lazy": "LazySubgraphRepresentation",
     "processors.perturbation": "Perturbation",
