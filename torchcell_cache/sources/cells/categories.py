@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,7 @@ from torchcell_cache.errors import SourceContractError
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Coded:
+class Coded(NamedTuple):
     """A column of one file.
 
     Attributes:
@@ -42,9 +40,8 @@ class Coded:
             except TypeError:
                 odd = (v for v in column if isinstance(v, Iterable) and not isinstance(v, str))
                 kind = type(next(odd, "?")).__name__
-                raise SourceContractError(
-                    f"{where} holds {kind} objects, expected names or numbers"
-                ) from None
+                said = f"{where} holds {kind} objects, expected names or numbers"
+                raise SourceContractError(said) from None
         known = found.categories
         if getattr(known.dtype, "kind", "") == "f" and known.dtype.itemsize < 8:
             known = known.to_numpy()  # of which pandas would give doubles

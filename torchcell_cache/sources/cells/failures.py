@@ -51,22 +51,6 @@ def temporary_files(what: str) -> Iterator[None]:
         raise kind(f"cannot write {what} below {where}: {text}", path=where, fix=fix) from error
 
 
-def directory_refused(url: str, names: list[str]) -> SourceContractError:
-    """The error for a directory in place of a file; zarr stores are directories."""
-    count = sum(name.endswith(".h5ad") for name in names)
-    what = "directory, expected an H5AD file"
-    fix = "pass the path of an H5AD file"
-    if url.rstrip("/").endswith(".zarr") or {".zgroup", ".zattrs", ".zmetadata", "zarr.json"} & set(names):
-        what, fix = (
-            "zarr store; cells are read from H5AD files",
-            f"AnnDataSource(anndata.read_zarr({url!r}), ...) where it fits in memory, or once "
-            f"anndata.read_zarr({url!r}).write_h5ad('cells.h5ad')",
-        )
-    elif count:
-        fix = f"{url.rstrip('/')}/*.h5ad for the {count} H5AD files in it"
-    return SourceContractError(f"{url} is a {what}", path=url, fix=fix)
-
-
 def matrix_missing(
     url: str, wanted: str | None, has: tuple[bool, bool], layers: Collection[str], groups: Collection[str]
 ) -> SourceContractError:

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from torchcell_cache.errors import SettingError, SourceContractError, install_line
-from torchcell_cache.sources.cells.failures import check_columns, directory_refused, matrix_missing, reading
+from torchcell_cache.sources.cells.failures import check_columns, matrix_missing, reading
 
 if TYPE_CHECKING:
     import h5py
@@ -89,7 +89,20 @@ class H5adFile:
                 if not stat.S_ISDIR(found.st_mode):
                     return tuple(map(str, (found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)))
                 names = [path.name for path in Path(self.url).iterdir()]
-            raise directory_refused(self.url, names)
+        count, marks = (
+            sum(name.endswith(".h5ad") for name in names),
+            {".zgroup", ".zattrs", ".zmetadata", "zarr.json"},
+        )
+        what, fix = "directory, expected an H5AD file", "pass the path of an H5AD file"
+        if self.url.rstrip("/").endswith(".zarr") or marks & {*names}:
+            what = "zarr store; cells are read from H5AD files"
+            read = f"anndata.read_zarr({self.url!r})"
+            fix = (
+                f"AnnDataSource({read}, ...) where it fits in memory, or once {read}.write_h5ad('cells.h5ad')"
+            )
+        elif count:
+            fix = f"{self.url.rstrip('/')}/*.h5ad for the {count} H5AD files in it"
+        raise SourceContractError(f"{self.url} is a {what}", path=self.url, fix=fix)
 
     def check_unchanged(self) -> None:
         """Insist that the file is the one that was identified.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
 from typing import Any
 
@@ -108,17 +108,30 @@ def load_experiments(
             f"rows is {type(rows).__name__}, expected one mapping per experiment",
             fix="rows=frame.to_dict('records')" if hasattr(rows, "columns") else "rows=[row]",
         )
-    batch_size = whole_number("batch_size", batch_size, 1)
-    total = len(rows) if isinstance(rows, Sized) else 0
-    with writing(Login.of(uri, username, password, database)) as run:
-        meter = Progress(total, 0, None, enabled=progress and total > 0, what="load experiments")
+    batch_size, total = whole_number("batch_size", batch_size, 1), len(rows) if isinstance(rows, Sized) else 0
+    remaining, first = iter(rows), dict[str, int]()
+    with (
+        writing(Login.of(uri, username, password, database)) as run,
+        Progress(total, 0, None, enabled=progress and total > 0, what="load experiments") as meter,
+    ):
         known: dict[str, set[str]] = {label: set() for label in _CREATE}
-        for count, nodes in _batches(iter(rows), dataset, batch_size):
-            if not meter.done:
-                for label in _CREATE:
+        while chunk := list(islice(remaining, batch_size)):
+            nodes: Nodes = {label: {} for label in _CREATE}
+            for number, row in enumerate(chunk, meter.done):
+                try:
+                    _note_experiment(row, dataset, nodes)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise SourceContractError(
+                        f"row {number}: {type(error).__name__}: {error}",
+                        fix="a row is {'id': text, 'genes': [names], 'labels': {name: number}, 'statistics': {name: number}}",
+                    ) from None
+                if (before := first.setdefault(row["id"], number)) != number:
+                    said = f"row {number}: id {row['id']!r} is that of row {before}"
+                    raise SourceContractError(said, fix="give each row an id of its own")
+            for label, statement in _CREATE.items():
+                if not meter.done:
                     of = f"unique_{label} IF NOT EXISTS FOR (n:{label})"
                     run(f"CREATE CONSTRAINT {of} REQUIRE n.id IS UNIQUE", optional=True)
-            for label, statement in _CREATE.items():
                 ids = [key for key in nodes[label] if key not in known[label]]
                 which = f"MATCH (n:{label}) WHERE n.id IN $ids RETURN n.id AS id"
                 there = {found["id"] for found in run(which, {"ids": ids})} if ids else set()
@@ -126,32 +139,8 @@ def load_experiments(
                     run(statement, {"rows": new})
                 if label not in _MANY:  # what grows with the experiments is not kept in mind
                     known[label].update(nodes[label])
-            meter(count)
-        meter.close("complete")
+            meter(len(chunk))
     return meter.done
-
-
-def _batches(rows: Iterator[Any], dataset: str, size: int) -> Iterator[tuple[int, Nodes]]:
-    """Some rows at a time: how many, and the nodes they need."""
-    first: dict[str, int] = {}
-    number = 0
-    while chunk := list(islice(rows, size)):
-        nodes: Nodes = {label: {} for label in _CREATE}
-        for row in chunk:
-            try:
-                _note_experiment(row, dataset, nodes)
-            except (KeyError, TypeError, ValueError) as error:
-                raise SourceContractError(
-                    f"row {number}: {type(error).__name__}: {error}",
-                    fix="a row is {'id': text, 'genes': [names], 'labels': {name: number}, 'statistics': {name: number}}",
-                ) from None
-            if (before := first.setdefault(row["id"], number)) != number:
-                raise SourceContractError(
-                    f"row {number}: id {row['id']!r} is that of row {before}",
-                    fix="give each row an id of its own",
-                )
-            number += 1
-        yield len(chunk), nodes
 
 
 def experiment_json(row: Mapping[str, Any], dataset: str) -> dict[str, Any]:
