@@ -201,12 +201,12 @@ def test_what_separates_nothing_is_refused(tmp_path: Path, separator) -> None:
         list(read_rows(written(tmp_path / "t.csv", TEXT), separator=separator))
 
 
-def test_blanks_comments_and_empty_lines(tmp_path: Path) -> None:
-    text = "\ufeff# made by hand\n\n protein1  protein2\t900 \r\n#x\n4932.A 4932.B 1\n   \n"
+def test_blanks_and_empty_lines(tmp_path: Path) -> None:
+    text = "\ufeff\n protein1  protein2\t900 \r\n4932.A 4932.B 1\n   \n"
     path = written(tmp_path / "links.txt", text)
-    assert list(read_rows(path, separator="blanks", comment="#")) == [
+    assert list(read_rows(path, separator="blanks")) == [
         ["protein1", "protein2", "900"],
         ["4932.A", "4932.B", "1"],
     ]
-    path = written(tmp_path / "t.csv", '#a\nx,y\n\n"#b",z\n')
-    assert list(read_rows(path, comment="#")) == [["x", "y"], ["#b", "z"]]
+    path = written(tmp_path / "t.csv", 'x,y\n\n"#b",z\n')
+    assert list(read_rows(path)) == [["x", "y"], ["#b", "z"]]

@@ -86,9 +86,8 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
         known = codecs.lookup(encoding or "utf-8")
         bytes(4).decode(known.name)  # fails for codecs that give no text, such as hex
     except (LookupError, TypeError, ValueError):
-        raise SettingError(
-            f"encoding={encoding!r} is unknown", fix="utf-8, latin-1, cp1252, utf-16"
-        ) from None
+        fix = "utf-8, latin-1, cp1252, utf-16"
+        raise SettingError(f"encoding={encoding!r} is unknown", fix=fix) from None
     with errors_of(path):
         data = _unpacked(path)
         said = next((what for magic, what in _PACKED.items() if data.startswith(magic)), None)
@@ -125,11 +124,7 @@ def _line(data: bytes, at: int) -> int:
 
 
 def read_rows(
-    path: str | Path,
-    *,
-    separator: str | None = None,
-    encoding: str | None = None,
-    comment: str | None = None,
+    path: str | Path, *, separator: str | None = None, encoding: str | None = None
 ) -> Iterator[list[str]]:
     """Rows of a file as lists of cells, as they stand; empty lines are passed over.
 
@@ -137,33 +132,27 @@ def read_rows(
         path: The file, plain or gzipped.
         separator: One character, ``"blanks"`` for runs of blanks, or ``None``: from the name, see :func:`separator_of`.
         encoding: As Python names it; UTF-8 if ``None``.
-        comment: Lines that start with it are passed over.
 
     Raises:
         SourceContractError: If the file is no such text; names it and the line.
         SettingError: If separator or encoding are none.
 
     Example:
-        ``for a, b, *rest in read_rows("physical.tsv.gz", comment="#"): ...``
+        ``for a, b, *rest in read_rows("physical.tsv.gz"): ...``
     """
     path = Path(path).expanduser()
     separator = separator_of(path) if separator is None else checked_separator(separator)
-    return rows_of(path, read_text(path, encoding), separator, comment)
+    return rows_of(path, read_text(path, encoding), separator)
 
 
-def rows_of(path: Path, data: bytes, separator: str, comment: str | None = None) -> Iterator[list[str]]:
+def rows_of(path: Path, data: bytes, separator: str) -> Iterator[list[str]]:
     """Rows of UTF-8 text that was read already; see :func:`read_rows`."""
-    lines: Iterator[str] = iter(TextIOWrapper(BytesIO(data), encoding="utf-8", newline=""))
+    lines = TextIOWrapper(BytesIO(data), encoding="utf-8", newline="")
     if separator == BLANKS:
-        for line in lines:
-            cells = line.split()
-            if cells and not (comment and line.startswith(comment)):
-                yield cells
+        yield from filter(None, map(str.split, lines))
         return
     # Of the whole process: lowering it again could hit another reader.
     csv.field_size_limit(max(_CELL_LIMIT, csv.field_size_limit()))
-    if comment:
-        lines = (line for line in lines if not line.startswith(comment))
     rows = csv.reader(
         lines,
         delimiter=separator,
@@ -190,10 +179,8 @@ def checked_separator(separator: str, setting: str = "separator") -> str:
     one = isinstance(separator, str) and len(separator) == 1 and separator not in '"\r\n\0'
     if one or separator == BLANKS:
         return separator
-    raise SettingError(
-        f"{setting}={separator!r} separates no cells",
-        fix=f'one character such as ";", or "tab" or "{BLANKS}"',
-    )
+    fix = f'one character such as ";", or "tab" or "{BLANKS}"'
+    raise SettingError(f"{setting}={separator!r} separates no cells", fix=fix)
 
 
 def check_header(path: Path, header: list[str]) -> list[str]:
@@ -203,13 +190,10 @@ def check_header(path: Path, header: list[str]) -> list[str]:
         SourceContractError: If a name stands there twice; lists all such names.
     """
     names = [name.strip() for name in header]
-    repeated = [name for k, name in enumerate(names) if name and name in names[:k]]
-    if repeated:
-        raise SourceContractError(
-            f"{path}: the header has {', '.join(map(repr, dict.fromkeys(repeated)))} more than once",
-            path=path,
-            fix="give each column a name of its own, or remove the copy",
-        )
+    if repeated := [name for k, name in enumerate(names) if name and name in names[:k]]:
+        said = f"{path}: the header has {', '.join(map(repr, dict.fromkeys(repeated)))} more than once"
+        fix = "give each column a name of its own, or remove the copy"
+        raise SourceContractError(said, path=path, fix=fix)
     return names
 
 
@@ -223,15 +207,12 @@ def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if data.startswith(_GZIP) else data
-    except FileNotFoundError:
-        raise SourceContractError(f"no file at {path}", path=path, fix="check the path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SourceContractError(f"{path} is a damaged gzip file ({error})", fix=_AGAIN) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        said = getattr(error, "strerror", None) or error
-        raise SourceContractError(
-            f"{str(path)!r} cannot be read: {said}", path=path, fix="check the path"
-        ) from None
+        said = f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}"
+        said = f"no file at {path}" if isinstance(error, FileNotFoundError) else said
+        raise SourceContractError(said, path=path, fix="check the path") from None
 
 
 def _wide(data: bytes) -> str:

@@ -34,10 +34,8 @@ def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
     """
     if isinstance(genes, str | Path):
         if not Path(genes).expanduser().is_file():
-            raise SettingError(
-                f"{what}={str(genes)!r} is text, but no file of that name is there",
-                fix=f'{what}=["YAL001C", ...] for names, or the path of a file with one name per line',
-            )
+            fix = f'{what}=["YAL001C", ...] for names, or the path of a file with one name per line'
+            raise SettingError(f"{what}={str(genes)!r} is text, but no file of that name is there", fix=fix)
         return sorted(set(read_gene_list(genes)))
     if (frame := frame_parts(genes)) is not None:
         names = frame[0]

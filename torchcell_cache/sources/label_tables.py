@@ -143,9 +143,10 @@ def read_table(
             raise SourceContractError(f"{path} has a header but no rows")
         perturbed = NameLists.beside([columns[name].names(roles.separator) for name in roles.perturbed])
         ids = None if roles.id_column is None else columns[roles.id_column].texts()
-        if (row := next((k for k, cell in enumerate(ids or ()) if cell.strip() in MISSING), -1)) >= 0:
-            said = f"row {row}: {(ids or ())[row]!r:.80} in column '{roles.id_column}' is no name of a sample"
-            raise SourceContractError(said)
+        for row, cell in enumerate(ids or ()):
+            if cell.strip() in MISSING:
+                where = f"row {row}: {cell!r:.80} in column '{roles.id_column}'"
+                raise SourceContractError(f"{where} is no name of a sample")
         statistics = {name: _values(name, columns[name].numbers()) for name in roles.statistics}
         labels, left = _labels(roles, columns)
     left += [f"{unnamed} without a name"] if unnamed and roles.labels_by_type else []
