@@ -388,7 +388,7 @@ def test_the_same_selection_is_opened_another_refused(ds, tmp_path) -> None:
     for arguments, message in [
         ((ds[:0], tmp_path / "t"), "empty"),
         ((ds[:2], ds.root), "the store that is selected from"),
-        (([1], tmp_path / "t"), "no view of a store"),
+        (([1], tmp_path / "t"), "copies from one store"),
     ]:
         with pytest.raises(SettingError, match=message):
             tc.save_subset(*arguments, progress=False)

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-
 from torchcell_cache.builder import array, grow, run, subset
 from torchcell_cache.core.choices import OnStale
 from torchcell_cache.core.lazy import cached_property
 from torchcell_cache.core.urls import local_path
 from torchcell_cache.data.dataset import PreprocessedDataset
 from torchcell_cache.data.index_file import plain_values
-from torchcell_cache.data.view import view_of
+from torchcell_cache.data.view import store_view
 from torchcell_cache.errors import SettingError
 
 __all__ = ["Growth", "append", "build", "finalize", "import_torchcell", "save_subset", "update"]
@@ -135,12 +133,8 @@ def save_subset(
         >>> tc.save_subset(ds[ds.columns["perturbed_count"] == 2], "stores/pairs", progress=False)
         PreprocessedDataset(3)
     """
-    chosen = view_of(view)
-    if chosen is None:
-        raise SettingError(
-            f"a {type(view).__name__} is no view of a store", fix="save_subset(dataset[...], root)"
-        )
-    made_by, positions = plain_values(made_by), chosen.positions(np.arange(len(chosen)))
+    chosen = store_view(view, "save_subset copies from")
+    made_by, positions = plain_values(made_by), chosen.positions()
     made = subset.copy_samples(
         chosen.generation,
         positions,

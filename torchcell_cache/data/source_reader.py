@@ -98,9 +98,8 @@ class SourceReader:
         return Processing(self.processor, self.source.base_graph)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("assembler", "_processing")
-        }
+        made = ("assembler", "_processing")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     @contextlib.contextmanager
     def _blaming(self, index: list[int]) -> Iterator[None]:

@@ -51,10 +51,8 @@ class RankRanges:
         pieces = np.array(left, dtype=np.int64).reshape(-1, 2)
         ends = offsets(pieces[:, 1] - pieces[:, 0])
         share, rest = divmod(int(ends[-1]), world_size)
-        extra = 0 if equal else rest
-        return cls(
-            pieces, ends, np.array([r * share + min(r, extra) for r in range(world_size + 1)], dtype=np.int64)
-        )
+        ranks = [r * share + min(r, 0 if equal else rest) for r in range(world_size + 1)]
+        return cls(pieces, ends, np.array(ranks, dtype=np.int64))
 
     @classmethod
     def whole(cls, left: Intervals, world_size: int, borders: Int64Array) -> RankRanges:
