@@ -160,7 +160,7 @@ def _grow(
         with asked("the source or the processor, asked what it is,"):
             plan = checked_plan(make_plan(source, used, digests), storage)
         words = {"processor": plan.parts["processor"]}
-        words, _ = in_stored_words(stored, words, used, None, lambda: None)
+        words, _ = in_stored_words(old, words, used, None)
         plan = replace(plan, parts={**plan.parts, **words})
         if is_append:
             what = f"the store at {old.root} was built with another processor"

@@ -136,8 +136,7 @@ class StoreRequest:
         wanted = plan.fingerprint(manifest.storage if self.storage == "auto" else self.storage).to_dict()
         if stored != wanted:
             old = Generation(root, manifest)
-            of = plan.processor, plan.base_graph, lambda: old.base_graph
-            wanted, notes = in_stored_words(stored, wanted, *of)
+            wanted, notes = in_stored_words(old, wanted, plan.processor, plan.base_graph)
             self.console.notes(notes if stored == wanted else ())
         if stored == wanted:
             return manifest, open_with_lease(root)
@@ -181,13 +180,13 @@ def _storage_note(root: Path, plan: BuildPlan) -> Path:
 
 
 def in_stored_words(
-    stored: dict[str, Any], wanted: dict[str, Any], processor: Any, graph: Any, load: Callable[[], Any]
+    old: Generation, wanted: dict[str, Any], processor: Any, graph: Any
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Parts of a fingerprint, in the stored ones' words where they mean the same, and a line if an order was passed over.
 
-    ``processor`` and ``graph`` are what ``wanted`` speaks of; ``load`` gives the store's base graph.
+    ``processor`` and ``graph`` are what ``wanted`` speaks of.
     """
-    out: dict[str, Any] = dict(wanted)
+    stored, out = old.manifest.fingerprint, dict(wanted)
     differs = "processor" in wanted and wanted["processor"] != stored.get("processor")
     if differs and stored.get("processor") == processor_part(processor, by_statement=False):
         out["processor"] = stored["processor"]
@@ -195,7 +194,7 @@ def in_stored_words(
     if graph is None or digests is None or digests == known or set(digests) != set(known):
         return out, ()
     try:
-        parts = reordered_parts(load(), graph)
+        parts = reordered_parts(old.base_graph, graph)
     except CacheError:  # the stored graph cannot be read: whoever reads it will say so
         parts = []
     if not parts:
@@ -205,17 +204,15 @@ def in_stored_words(
 
 
 def compared(
-    stored: dict[str, Any], load: Callable[[], Any], source: Source | None = None, processor: Any = None
+    old: Generation, source: Source | None = None, processor: Any = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts of a store's fingerprint, and those of a source and a processor, where given, in the store's words."""
-    wanted: dict[str, Any] = {}
-    graph = None if source is None else source.base_graph
+    graph, wanted = None if source is None else source.base_graph, dict[str, Any]()
     if source is not None:
         wanted = {"base_graph": {} if graph is None else graph_digests(graph), "source": source_part(source)}
-    if processor is not None:
-        wanted["processor"] = processor_part(processor)
-    wanted, _ = in_stored_words(stored, wanted, processor, graph, load)
-    return {part: stored.get(part, {}) for part in wanted}, wanted
+    wanted |= {} if processor is None else {"processor": processor_part(processor)}
+    wanted, _ = in_stored_words(old, wanted, processor, graph)
+    return {part: old.manifest.fingerprint.get(part, {}) for part in wanted}, wanted
 
 
 def on_stored_graph(
@@ -233,7 +230,7 @@ def on_stored_graph(
     if graph is None or not isinstance(getattr(source, "table", None), SampleTable):
         return source, ()
     wanted = {"base_graph": digests or graph_digests(graph)}
-    _, notes = in_stored_words(old.manifest.fingerprint, wanted, None, graph, lambda: old.base_graph)
+    _, notes = in_stored_words(old, wanted, None, graph)
     moved = copy.copy(source)
     if notes:
         with contextlib.suppress(AttributeError):  # a property of its own

@@ -275,7 +275,6 @@ def check_source(manifest: Manifest, source: Any, root: Path) -> None:
     Raises:
         StaleCacheError: Naming each part that differs.
     """
-    load = Generation(root, manifest)
-    stored, wanted = compared(manifest.fingerprint, lambda: load.base_graph, as_source(source))
+    stored, wanted = compared(Generation(root, manifest), as_source(source))
     fix = "build(..., on_stale='rebuild'), or open the store without source_dataset"
     insist_same(stored, wanted, f"the store at {root} was built from another source", root, fix)

@@ -170,7 +170,7 @@ class PartMaker:
             stored = PerturbationTable.of_table(self.generation.base_graph, table, processor.node_type)
             return GenericMaker(stored, processor, mode, constants=constants)
         source = self.source("damaged shards of this store")
-        before, wanted = compared(self.manifest.fingerprint, lambda: None, processor=processor)
+        before, wanted = compared(self.generation, processor=processor)
         what = f"the store at {self.root} was built with another processor"
         insist_same(before, wanted, what, self.root, BUILD_AGAIN)
         return GenericMaker(source, processor, mode, constants=constants)

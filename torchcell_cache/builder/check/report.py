@@ -6,7 +6,6 @@ import json
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,8 +150,7 @@ def compare_with_source(
         SettingError: If the store's processor is somebody's own and was not given.
     """
     source, processor, _ = paired(source, processor)
-    load = partial(getattr, generation, "base_graph")
-    for difference in diff(*compared(generation.manifest.fingerprint, load, source, processor)):
+    for difference in diff(*compared(generation, source, processor)):
         report.add(MANIFEST_NAME, f"built from something else: {difference}")
     if processor is None:
         processor = stored_processor(generation.manifest)
