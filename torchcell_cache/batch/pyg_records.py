@@ -131,9 +131,7 @@ class RecordFields(Fields):
         values = self._values((key, name))
         if not isinstance(value, int | float):
             return listed(values)
-        if not all(
-            isinstance(each, float) or (isinstance(each, int) and abs(each) < 1 << 62) for each in values
-        ):
+        if not all(isinstance(v, float) or (isinstance(v, int) and abs(v) < 1 << 62) for v in values):
             raise NotPlainError
         out = torch.tensor(values, device="cpu").to(self.device)
         return Field(out, torch.arange(len(values) + 1, device="cpu"), no_increments(len(values)))
@@ -143,13 +141,13 @@ class RecordFields(Fields):
         texts, label = read_texts(self.data, found or self.located[place]), field_label(place)
         own = {text for text in texts if isinstance(text, bytes)}
         parsed = {text: (_kept if len(text) <= _KEPT_TEXT else _parsed)(text, label) for text in own}
-        out: list[Any] = []
-        for text in texts:
+
+        def value(text: Any) -> Any:
             if isinstance(text, bytes):
-                out.append(parsed[text][1](parsed[text][0]))
-            else:
-                out.append(self.base.value(place) if text is None else self.base.constant(text, place, False))
-        return out
+                return parsed[text][1](parsed[text][0])
+            return self.base.value(place) if text is None else self.base.constant(text, place, False)
+
+        return list(map(value, texts))
 
     def _shared(self, place: FieldKey, found: Located | None = None) -> Any:
         """The value that the base graph or the store has for all samples, ``None`` if they do not share one."""
@@ -186,14 +184,12 @@ class RecordFields(Fields):
     def _index(self, key: Any, name: str, value: Tensor) -> Field:
         """A tensor of node numbers: samples stand side by side, each shifted by the nodes of those before it."""
         count, found, reference = self.count, self.located[key, name], self.base.get((key, name))
-        if (
-            value.dtype not in _INTEGERS
-            or not value.dim()
-            or (self.hetero and (name not in INDEX_FIELDS or value.dim() != 2))
-        ):
-            raise NotPlainError
         ends = [key[0], key[2]] if self.hetero else [None]
-        if self.hetero and not set(ends) <= set(self.template.node_types):
+        plain = value.dtype in _INTEGERS and value.dim() > 0
+        if self.hetero:
+            plain = plain and name in INDEX_FIELDS and value.dim() == 2
+            plain = plain and set(ends) <= set(self.template.node_types)
+        if not plain:
             raise NotPlainError
         incs = torch.from_numpy(np.stack([offsets(np.array(self.num_nodes(end)))[:-1] for end in ends]))
         whole: Tensor | None = self._shared((key, name))

@@ -194,13 +194,7 @@ class FilteredFields(SampleFields):
         return Field(out, torch.from_numpy(cut.ptr), incs)
 
     def _filter_blocks(
-        self,
-        index: Tensor,
-        tables: list[Tensor | None],
-        before: Int64Array,
-        gone: Tensor,
-        cut: Cut,
-        out: Tensor,
+        self, index: Tensor, tables: list[Any], before: Int64Array, gone: Tensor, cut: Cut, out: Tensor
     ) -> None:
         """Block by block, and there sample by sample: edges and flags of a block stay in the cache."""
         rows, target, lacks = index.numpy(), out.numpy(), gone.numpy()

@@ -20,7 +20,7 @@ from torch_geometric.nn.aggr import SumAggregation
 
 from torchcell_cache.nn.adjacency import Adjacency, Compressed, adjacency_of
 from torchcell_cache.nn.again import some_at_a_time
-from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.edges import Ends, SharedEdges
 from torchcell_cache.nn.modules import Seen, in_transform, is_autocast, snapshot, why_not_plain
 from torchcell_cache.nn.product import gather_sum, hidden_rows
 
@@ -173,9 +173,7 @@ def _blocks(ptr: Tensor, att: Tensor) -> list[tuple[slice, slice]]:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def why_not_attention(
-    layer: Any, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
-) -> str | None:
+def why_not_attention(layer: Any, x: Ends, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
     """Why attention on the one edge list would not be exact or not pay here, or ``None``."""
     reason = why_not_plain(layer, x, edges, ATTENTION, (SumAggregation,), 0)
     if reason is not None:
@@ -202,7 +200,7 @@ def why_not_attention(
     return None
 
 
-def run_attention(layer: MessagePassing, x: tuple[Tensor, Tensor], edges: SharedEdges) -> Tensor | None:
+def run_attention(layer: MessagePassing, x: Ends, edges: SharedEdges) -> Tensor | None:
     """Run the layer's own forward with scores, softmax and sums made on the shared edge list.
 
     Returns:

@@ -20,7 +20,7 @@ from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from torchcell_cache.nn.adjacency import adjacency_of
 from torchcell_cache.nn.again import run_rowwise
-from torchcell_cache.nn.edges import SharedEdges
+from torchcell_cache.nn.edges import Ends, SharedEdges
 from torchcell_cache.nn.modules import DTYPES, Seen, in_transform, is_autocast, is_rowwise, why_not_plain
 from torchcell_cache.nn.product import linear_map, multiply
 from torchcell_cache.nn.shared_input import Differing, Touched
@@ -31,9 +31,7 @@ SHARED_ABOVE = 1 << 17
 _WEIGHTED = (GraphConv, GCNConv)
 
 
-def why_not_linear(
-    layer: torch.nn.Module, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
-) -> str | None:
+def why_not_linear(layer: Any, x: Ends, edges: SharedEdges, fields: Mapping[str, Any]) -> str | None:
     """Why the fast route would not be exact here, or ``None`` if it is.
 
     Args:
@@ -64,9 +62,7 @@ def why_not_linear(
     return None
 
 
-def run_linear(
-    layer: MessagePassing, x: tuple[Tensor, Tensor], edges: SharedEdges, fields: Mapping[str, Any]
-) -> Tensor:
+def run_linear(layer: MessagePassing, x: Ends, edges: SharedEdges, fields: Mapping[str, Any]) -> Tensor:
     """Run the layer's own forward with ``propagate`` replaced by the shared product.
 
     Args:
@@ -89,21 +85,23 @@ def run_linear(
         instead["normalize"] = False
     elif isinstance(layer, GINConv) and x[0] is x[1] and isinstance(layer.aggr_module, SumAggregation):
         eps = layer.eps
-        # A plain number weights the layer's own features.
-        plain = not eps.requires_grad and eps.dtype == flat.dtype and eps.device.type == "cpu"
-        if plain and not in_transform():
-            product.root, both = 1 + float(eps), (flat, None)
+        if (
+            not eps.requires_grad
+            and eps.dtype == flat.dtype
+            and eps.device.type == "cpu"
+            and not in_transform()
+        ):
+            product.root, both = (
+                1 + float(eps),
+                (flat, None),
+            )  # a plain number weights the layer's own features
     out: Tensor = type(layer).forward(Seen(layer, **instead), both, edges.edge_index, **fields)
     return out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def run_shared(
-    layer: MessagePassing,
-    x: tuple[Tensor, Tensor],
-    edges: SharedEdges,
-    fields: Mapping[str, Any],
-    bases: dict[int, Tensor],
+    layer: MessagePassing, x: Ends, edges: SharedEdges, fields: Mapping[str, Any], bases: dict[int, Tensor]
 ) -> Differing | None:
     """The layer where all samples enter with the same features, if that is so and pays.
 
@@ -139,12 +137,8 @@ def run_shared(
         return None
     source, target = (bases.setdefault(id(end), end[0]) for end in x)
 
-    def propagate(
-        edge_index: Tensor, *, x: Any, edge_weight: Tensor | None = None, size: Any = None
-    ) -> Tensor:
-        sent = x[0]
-        if edge_weight is not None:
-            sent = sent.to(torch.promote_types(sent.dtype, edge_weight.dtype))
+    def propagate(edge_index: Tensor, *, x: Any, **_: Any) -> Tensor:
+        sent = x[0] if weight is None else x[0].to(torch.promote_types(x[0].dtype, weight.dtype))
         total: Tensor = linear_map((touched.sums, touched.sums_t), sent)
         return total if not is_mean else total / touched.degrees().clamp(min=1).to(total.dtype)
 
@@ -156,7 +150,7 @@ def run_shared(
 class _Product:
     """Stands in for ``MessagePassing.propagate`` of a layer, on ``[batch * num_nodes, num_features]``."""
 
-    def __init__(self, layer: MessagePassing, edges: SharedEdges, x: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, layer: MessagePassing, edges: SharedEdges, x: Ends) -> None:
         self.layer, self.edges, self.root, self.dtype = layer, edges, 0.0, x[0].dtype
         self.ends = *x[0].shape[:2], x[1].size(1)
 
