@@ -213,7 +213,9 @@ def run_attention(layer: MessagePassing, x: Ends, edges: SharedEdges) -> Tensor 
 
     def sample(source: Tensor, target: Tensor | None, lost_source: Tensor, lost_target: Tensor) -> Tensor:
         attend = _Attend(layer, by_target, by_target.hidden(lost_source, lost_target))
-        seen = Seen(layer, add_self_loops=False, edge_updater=attend.keep, propagate=attend.propagate)
+        # Scores are made where they are needed, of what the layer makes them of.
+        instead = {"edge_updater": lambda edge_index, alpha=None, **_: alpha, "propagate": attend.propagate}
+        seen = Seen(layer, add_self_loops=False, **instead)
         ends = source[0] if target is None else (source[0], target[0])
         return type(layer).forward(seen, ends, edges.edge_index)  # type: ignore[no-any-return]
 
@@ -230,14 +232,10 @@ class _NotFiniteError(Exception):
 
 
 class _Attend:
-    """One sample's stand-ins for ``edge_updater`` and ``propagate``, on ``[num_nodes, heads, k]``."""
+    """One sample's stand-in for ``propagate``, on ``[num_nodes, heads, k]``."""
 
     def __init__(self, layer: Any, edges: Adjacency, hidden: Tensor | None) -> None:
         self.layer, self.edges, self.hidden = layer, edges, hidden
-
-    def keep(self, edge_index: Tensor, alpha: Any = None, **_: Any) -> Any:
-        """What the scores are made of; they are made where they are needed."""
-        return alpha
 
     def propagate(self, edge_index: Tensor, **given: Any) -> Tensor:
         """The layer's messages; what is given depends on the kind of layer."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric.data import Data, HeteroData
 
 from torchcell_cache.core.checks import choice
 from torchcell_cache.core.choices import GprRule, Statistics
@@ -22,9 +23,6 @@ from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.graph.removal import Removal
 from torchcell_cache.graph.rules import parse_rule
 from torchcell_cache.graph.topology import Topology, topology_of
-
-if TYPE_CHECKING:
-    from torch_geometric.data import Data, HeteroData
 
 GPR_RULES = get_args(GprRule)
 STATISTICS = get_args(Statistics)
@@ -229,6 +227,13 @@ def perturbation_fields(
         "ids_pert": [*(ids if names is None else [names[k] for k in ids]), *unknown],
         "perturbation_indices": torch.from_numpy(np.asarray(perturbed, dtype=np.int64)),
     }
+
+
+def graph_of(node_type: str | None, fields: dict[str, Any]) -> Any:
+    """A graph whose only fields are these of one node type, or of all its nodes where it has no types."""
+    out = Data() if node_type is None else HeteroData()
+    (out._store if node_type is None else out[node_type])._mapping = fields
+    return out
 
 
 def node_names(store: Any) -> list[str] | None:

@@ -24,7 +24,7 @@ from torchcell_cache.graph.induced_subgraph import (
     select,
 )
 from torchcell_cache.graph.topology import EdgeType, Topology, check_rows, endpoints, topology_of
-from torchcell_cache.processors.deletion import SampleProcessor, extra_tensors, node_names
+from torchcell_cache.processors.deletion import SampleProcessor, extra_tensors, graph_of, node_names
 from torchcell_cache.processors.subgraph import EDGE_FIELDS, NODE_FIELDS, cut_edges, cut_nodes
 
 if TYPE_CHECKING:
@@ -185,14 +185,10 @@ class KHopSubgraph(SampleProcessor):
             for name, value in extra_tensors(base, (*NODE_FIELDS, *EDGE_FIELDS), size).items():
                 if topology.size != size or "edge" not in name:  # as PyG tells them apart
                     mapping[name] = value[stay]
-            data = Data()
             more = {
                 name: value for each in edges.values() for name, value in each.items() if name != "num_edges"
             }
-            data._store._mapping = mapping | {
-                name: value for name, value in more.items() if name not in mapping
-            }
-            return data
+            return graph_of(None, mapping | {name: v for name, v in more.items() if name not in mapping})
         mapping |= {name: value[stay] for name, value in extra_tensors(base, NODE_FIELDS, size).items()}
         graph = HeteroData()
         for node_type in base_graph.node_types:

@@ -13,6 +13,7 @@ from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
     extra_tensors,
+    graph_of,
     node_names,
     perturbation_fields,
 )
@@ -60,8 +61,7 @@ class LazySubgraphRepresentation(DeletionProcessor):
             if topology.domains:
                 tail |= {"edge_index": base.edge_index, **extra_tensors(base, known, topology.size)}
             return LazyShell(Data(), head, features, tail, node_names(base))
-        graph, others = HeteroData(), []
-        graph[own]._mapping = {}
+        graph, others = graph_of(own, {}), []
         for node_type in base_graph.node_types:
             if node_type == own:
                 continue
@@ -103,9 +103,7 @@ class LazySubgraphRepresentation(DeletionProcessor):
         if topology.node_type is None:
             if deletion.kept:
                 mapping["edge_mask"] = deletion.kept[0]
-            data = Data()
-            data._store._mapping = mapping
-            return data
+            return graph_of(None, mapping)
         graph, mappings = clone_stores(shell.graph)
         graph._node_store_dict[topology.node_type].__dict__["_mapping"] = mapping
         for node_type, size in shell.others:

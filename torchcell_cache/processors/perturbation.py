@@ -16,6 +16,7 @@ from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
     SampleProcessor,
+    graph_of,
     node_names,
     perturbation_fields,
 )
@@ -68,13 +69,7 @@ class Perturbation(DeletionProcessor):
             "mask": ~pert_mask,
             **self.labels(deletion),
         }
-        if topology.node_type is None:
-            data = Data()
-            data._store._mapping = mapping
-            return data
-        graph = HeteroData()
-        graph[topology.node_type]._mapping = mapping
-        return graph
+        return graph_of(topology.node_type, mapping)
 
 
 class Unperturbed(SampleProcessor):
@@ -108,12 +103,9 @@ class Unperturbed(SampleProcessor):
             known = sample.values[:, k][~np.isnan(sample.values[:, k])]
             own[name] = torch.from_numpy(known if len(known) else np.full(1, np.nan, dtype=np.float32))
         if node_type is None:
-            data = Data()
-            data._store._mapping = {**store._mapping, **own}
-            return data
-        graph = HeteroData()
+            return graph_of(None, {**store._mapping, **own})
         kept = {name: store[name] for name in ("x", "node_ids") if name in store}
-        graph[node_type]._mapping = {**kept, "num_nodes": store.num_nodes, **own}
+        graph = graph_of(node_type, {**kept, "num_nodes": store.num_nodes, **own})
         for edge_type in base_graph.edge_types:
             if edge_type[1] in self._EDGES:
                 edges = base_graph[edge_type]
@@ -166,8 +158,7 @@ class DCellGraphProcessor(SampleProcessor):
         pert_mask[perturbed["perturbation_indices"]] = True
         state = terms[STATE].clone()
         state[pert_mask[state[:, 1].long()], 3] = 0.0
-        graph = HeteroData()
-        graph[node_type]._mapping = {
+        fields = {
             "num_nodes": genes.num_nodes,
             **{name: genes[name] for name in ("node_ids", "x") if name in genes},
             "perturbed_genes": perturbed["ids_pert"],
@@ -175,5 +166,6 @@ class DCellGraphProcessor(SampleProcessor):
             "pert_mask": pert_mask,
             **self.labels(sample),
         }
+        graph = graph_of(node_type, fields)
         graph[ONTOLOGY]._mapping = {"num_nodes": terms.num_nodes, "node_ids": terms.node_ids, STATE: state}
         return graph

@@ -17,6 +17,7 @@ from torchcell_cache.processors.deletion import (
     Deletion,
     DeletionProcessor,
     extra_tensors,
+    graph_of,
     node_names,
     perturbation_fields,
 )
@@ -74,12 +75,9 @@ class SubgraphRepresentation(DeletionProcessor):
                 fields, extras = cut_edges(base, domain, _where(kept), numbers, _KNOWN)
                 mapping |= {"edge_index": fields["edge_index"], "edge_pert_mask": ~kept}
                 mapping |= {name: value for name, value in extras.items() if name not in mapping}
-            data = Data()
-            data._store._mapping = mapping
-            return data
+            return graph_of(None, mapping)
         mapping |= _rows(extra_tensors(base, NODE_FIELDS, topology.num_nodes), stay)
-        graph = HeteroData()
-        graph[own]._mapping = mapping
+        graph = graph_of(own, mapping)
         reactions = next((kept for domain, kept in kept_of.items() if domain.role == "reaction"), None)
         for node_type, size in shell.counts.items():
             if node_type != own:
