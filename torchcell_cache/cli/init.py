@@ -42,11 +42,8 @@ def init(what: Project, to: str, *, overwrite: bool = False) -> Said:
         differ = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
     if differ and not overwrite:
         names = ", ".join(str(path.relative_to(place)) for path in differ)
-        raise SettingError(
-            f"{place} has {names} already, with other content",
-            path=place,
-            fix="another directory, or overwrite=true",
-        )
+        text = f"{place} has {names} already, with other content"
+        raise SettingError(text, path=place, fix="another directory, or overwrite=true")
     for path, data in files.items():
         make_dirs_durable(path.parent)
         write_atomic(path, data, mode=0o755 if path.suffix == ".sh" else 0o644)

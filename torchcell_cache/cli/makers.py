@@ -130,10 +130,8 @@ def neo4j(
     if base_graph is not None:
         values["base_graph"] = make_base_graph(base_graph)
     elif genes is None and not graphs:
-        raise SettingError(
-            "source=neo4j needs a base graph",
-            fix="source.base_graph=..., or source.genes=genes.txt source.graphs={physical:physical.tsv}",
-        )
+        fix = "source.base_graph=..., or source.genes=genes.txt source.graphs={physical:physical.tsv}"
+        raise SettingError("source=neo4j needs a base graph", fix=fix)
     values["graphs"] = {name: existing_path(f"source.graphs.{name}", path) for name, path in graphs.items()}
     if genes is not None:
         values["gene_set"] = existing_path("source.genes", genes)
@@ -194,11 +192,9 @@ def _python(group: str, file: str, name: str, settings: Mapping[str, Any]) -> An
     except BaseException as error:  # a file may end the process, too
         if isinstance(error, CacheError) or is_interrupt(error):
             raise
-        raise SettingError(
-            f"{group}.file={path}: {name}() raised {type(error).__name__}: {said(error)}",
-            path=path,
-            fix="correct the file or its settings; debug=true shows the traceback",
-        ) from error
+        text = f"{group}.file={path}: {name}() raised {type(error).__name__}: {said(error)}"
+        fix = "correct the file or its settings; debug=true shows the traceback"
+        raise SettingError(text, path=path, fix=fix) from error
     names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
     raise SettingError(f"{path} has no function {name!r}{suggestion(name, names)}", path=path)
 
@@ -209,9 +205,8 @@ def _loaded(group: str, path: Path) -> ModuleType:
     module = sys.modules.get(name)
     found = importlib.util.find_spec(name) if module is None else module.__spec__
     if found is not None and found.origin != str(path):
-        raise SettingError(
-            f"{group}.file={path}: {name!r} is the name of another module", fix="rename the file"
-        )
+        text = f"{group}.file={path}: {name!r} is the name of another module"
+        raise SettingError(text, fix="rename the file")
     if module is None:
         sys.path.insert(0, str(path.parent))
         importlib.invalidate_caches()
@@ -233,9 +228,7 @@ def make_base_graph(name: str, key: str = "source.base_graph") -> Any:
         return load_base_graph(path)
     graph = Generation.open(path).base_graph if manifest_path(path).is_file() else None
     if graph is None:
-        raise SourceContractError(
-            f"{key}={name} is neither a directory with base_graph.json nor a store with a base graph",
-            path=path,
-            fix=f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)",
-        )
+        text = f"{key}={name} is neither a directory with base_graph.json nor a store with a base graph"
+        fix = f"one of {', '.join(BASE_GRAPHS)}, or the directory of tc.save_base_graph(graph, directory)"
+        raise SourceContractError(text, path=path, fix=fix)
     return graph

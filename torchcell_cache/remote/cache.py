@@ -62,29 +62,26 @@ class LocalCache:
 
     def settle(self) -> None:
         """Make what the directory needs, also again: somebody may have emptied the cache meanwhile."""
+        data, path = self.manifest.to_bytes(), self.directory / MANIFEST_NAME
         for left in reversed(range(_TRIES)):
             try:
                 with self._changing:
-                    self._settle()
+                    make_dirs_durable(self.directory)
+                    make_dirs_durable(self.used)
+                    if not self.locks.is_there():
+                        with storage_errors(self.root, "lock"):
+                            self.locks = ByteLocks(self.root / LOCK_NAME)
+                            self.locks.open()
+                        self.held.clear()  # what was leased through the lock file that is gone is leased no more
+                        self.here[:] = False
+                    if not path.is_file() or path.read_bytes() != data:
+                        write_atomic(path, data)
+                    remove_stale_temps(self.directory)
                 return
             except (FileNotFoundError, StorageLostError) as error:
                 if not left:
                     text = f"{self.root} is removed while it is made ({error})"
                     raise StorageLostError(text, path=self.root, fix="choose cache_dir=...") from None
-
-    def _settle(self) -> None:
-        make_dirs_durable(self.directory)
-        make_dirs_durable(self.used)
-        if not self.locks.is_there():
-            with storage_errors(self.root, "lock"):
-                self.locks = ByteLocks(self.root / LOCK_NAME)
-                self.locks.open()
-            self.held.clear()  # what was leased through the lock file that is gone is leased no more
-            self.here[:] = False
-        path = self.directory / MANIFEST_NAME
-        if not path.is_file() or path.read_bytes() != self.manifest.to_bytes():
-            write_atomic(path, self.manifest.to_bytes())
-        remove_stale_temps(self.directory)
 
     # Leasing
 

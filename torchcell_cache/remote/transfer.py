@@ -76,8 +76,7 @@ def missing_files(manifest: Manifest, root: Path) -> list[FileEntry]:
 
 def another_store(where: str | Path, found: Manifest, wanted: Manifest, fix: str) -> StaleCacheError:
     """The error for a place that holds another store than the one to be copied there."""
-    same = ["the same inputs, built or repaired again"]
-    lines = explain(found.fingerprint, wanted.fingerprint) or same
+    lines = explain(found.fingerprint, wanted.fingerprint) or ["the same inputs, built or repaired again"]
     holds = f"{where} holds another store ({found.num_samples:,} samples, {found.generation})"
     return StaleCacheError("\n    ".join([f"{holds}:", *lines]), path=where, fix=fix)
 
@@ -90,11 +89,9 @@ def check_space(wanted: Iterable[FileEntry], directory: Path) -> None:
     """
     need, free = sum(entry.size for entry in wanted), free_bytes(directory)
     if need > free:
-        raise StorageFullError(
-            f"{need:,} bytes are to be copied to {directory}, {free:,} are free",
-            path=directory,
-            fix="free space there (stage ... keep=1 removes old copies), or choose another directory",
-        )
+        text = f"{need:,} bytes are to be copied to {directory}, {free:,} are free"
+        fix = "free space there (stage ... keep=1 removes old copies), or choose another directory"
+        raise StorageFullError(text, path=directory, fix=fix)
 
 
 def metered(files: Iterable[FileEntry], say: Console, what: str) -> Progress:
@@ -170,11 +167,8 @@ def bring(
             stamp(target, entry.xxh3)
     except FileNotFoundError:  # of ours: what the origin lacks is a CorruptShardError
         stop.set()
-        raise StorageLostError(
-            f"{directory} was removed while {entry.name} was copied there",
-            path=directory,
-            fix="run the same call again",
-        ) from None
+        text = f"{directory} was removed while {entry.name} was copied there"
+        raise StorageLostError(text, path=directory, fix="run the same call again") from None
     except BaseException:
         stop.set()
         raise

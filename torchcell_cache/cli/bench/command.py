@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torchcell_cache.cli.bench.report import as_dict, as_text
+from torchcell_cache.cli.bench.report import advice, as_text, investment
 from torchcell_cache.cli.bench.store import BenchReport, bench_store
 from torchcell_cache.cli.commands import Said
 from torchcell_cache.core.urls import local_path
@@ -37,7 +38,8 @@ def bench(*, root: str, plot: str | None = None, progress: bool = True, **settin
     if path is not None:
         _draw(report, path)
         text += f"\n\nplot written to {plot}"
-    return text, as_dict(report)
+    facts = asdict(report)
+    return text, {**facts.pop("facts"), **facts, "investment": investment(report), "advice": advice(report)}
 
 
 @contextlib.contextmanager

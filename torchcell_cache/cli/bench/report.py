@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from torchcell_cache.cli.bench.store import BenchReport
@@ -47,12 +46,6 @@ def human_ms(ms: float) -> str:
 def human_share(share: float) -> str:
     """A share as percent."""
     return f"{100 * share:.2g} %" if share < 0.995 else "99 % or more"
-
-
-def as_dict(report: BenchReport) -> dict[str, Any]:
-    """The report as JSON values."""
-    parts = asdict(report)
-    return {**parts.pop("facts"), **parts, "investment": investment(report), "advice": advice(report)}
 
 
 def as_text(report: BenchReport) -> str:
