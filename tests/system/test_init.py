@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 from cluster import Cluster, two_nodes, until
 
@@ -140,7 +141,9 @@ def test_two_ranks_are_preempted_and_go_on(project: Path, tmp_path: Path) -> Non
     command = [sys.executable, "train.py", *SETTINGS, f"run_dir={run}", "logger=[csv,wandb]"]
     out = tmp_path / "first.out"
     with out.open("w") as file:
-        first = subprocess.Popen(command, cwd=project, env=environment(), stdout=file, stderr=file)
+        streams = (0, file.fileno(), file.fileno())
+        # The other rank is started by Lightning.
+        first = fresh.Process(command, streams, project, environment())
         try:
             until(
                 lambda: len(seen()) >= 8 or first.poll() is not None,
@@ -153,9 +156,7 @@ def test_two_ranks_are_preempted_and_go_on(project: Path, tmp_path: Path) -> Non
             first.kill()
     assert "the same command goes on" in out.read_text()
     assert (run / "last.ckpt").is_file()
-    then = subprocess.run(
-        command, cwd=project, env=environment(), capture_output=True, text=True, timeout=180, check=False
-    )
+    then = fresh.run(command, cwd=project, env=environment(), text=True, timeout=180)
     assert then.returncode == 0, then.stdout + then.stderr
     assert "going on from" in then.stdout
     train = len(

@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import torch
-from cluster import NODES, Cluster, two_nodes, until
+from cluster import NODES, Cluster, free_ports, two_nodes, until
 from services import require
 
 import torchcell_cache as tc
@@ -202,6 +203,17 @@ def rows(directory: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def undisturbed(place: Path, training: list[str]) -> list[fresh.Process]:
+    """Two ranks of the same training without a cluster; they depend on nothing and wait for the store themselves."""
+    paths = {"root": place / "store", "run_dir": place / "quiet", "stage": place / "copy"}
+    given = ["{}='{}'".format(name, str(path).replace("'", "\\'")) for name, path in paths.items()]
+    command = [sys.executable, "-m", "experiments.train", "mode=shared", "wait=120", *given, *training]
+    there = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+    there |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [{**os.environ, **there, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return [fresh.Process(command, cwd=ROOT, env=environment) for environment in ranks]
+
+
 def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sample(
     cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
@@ -219,11 +231,7 @@ def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sampl
     names, jobs = zip(*(line.split()[:2] for line in done.stdout.splitlines()), strict=True)
     assert names == ("build", "finalize", "train")
     build, finalize, train = jobs
-    # The same training undisturbed; it depends on nothing and waits for the store itself.
-    quiet = {**settings, "RUN_DIR": str(place / "quiet")}
-    output = f"--output={place / 'logs'}/quiet.out".replace("100%", "100%%")
-    script = SLURM / "train_ddp.slurm"
-    whole = cluster.sbatch(output, "--cpus-per-task=1", script, *training, "wait=120", **quiet)
+    whole = undisturbed(place, [*training, "checkpoint_every=5"])
     assert cluster.wait(finalize) == "COMPLETED", logs(place)
     assert cluster.state(build) == "COMPLETED"
     assert f"content digest {local_digest(tmp_path)}" in log(place, f"finalize-{finalize}.out")
@@ -241,7 +249,7 @@ def test_the_chain_trains_through_preemption_without_losing_or_repeating_a_sampl
     after = steps("preempted")
     until(lambda: steps("preempted") > after + 5, 60, lambda: logs(place))
     cluster.run(["scontrol", "requeue", train])  # as a preemption does
-    assert cluster.wait(whole) == "COMPLETED", logs(place)
+    assert [rank.wait(90) for rank in whole] == [0, 0]
     until(lambda: "start 2" in log(place, f"train-{train}.out"), 60, lambda: logs(place))
     assert cluster.wait(train) == "COMPLETED", logs(place)
 
