@@ -18,6 +18,11 @@ def smallest_unsigned(limit: int) -> np.dtype[Any]:
     return np.dtype(np.min_scalar_type(max(int(limit), 0)))
 
 
+def shrunk(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers that are not negative in the smallest dtype that holds them."""
+    return numbers.astype(smallest_unsigned(int(numbers.max(initial=0))))
+
+
 def offsets(counts: npt.NDArray[Any]) -> Int64Array:
     """``[0, cumsum(counts)]`` as int64."""
     out = np.zeros(len(counts) + 1, dtype=np.int64)

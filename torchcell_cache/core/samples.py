@@ -159,21 +159,15 @@ class SampleTable:
                 f"values has shape {self.values.shape}, expected [measurements, {width}] "
                 f"for phenotypes {self.phenotypes} and statistics {self.statistics}"
             )
-        unknown = [] if self.unknown is None else [("unknown.ptr", self.unknown.ptr, len(self.unknown.codes))]
-        for name, ptr, total in (
-            ("ptr", self.ptr, len(self.ids)),
-            ("value_ptr", self.value_ptr, len(self.values)),
-            *unknown,
-        ):
+        lists = {"ptr": (self.ptr, len(self.ids)), "value_ptr": (self.value_ptr, len(self.values))}
+        if self.unknown is not None:
+            lists["unknown.ptr"] = self.unknown.ptr, len(self.unknown.codes)
+        for name, (ptr, total) in lists.items():
             ends = ptr.ndim == 1 and len(ptr) > 0 and (ptr[0], ptr[-1]) == (0, total)
             if not ends or np.any(np.diff(ptr) < 0):
                 raise SourceContractError(f"{name} must rise from 0 to {total}, got {ptr[:3]}..{ptr[-1:]}")
-        if len(self.ptr) != len(self.value_ptr):
-            raise SourceContractError(
-                f"{len(self.ptr) - 1} samples by ids, {len(self.value_ptr) - 1} by values"
-            )
-        if self.unknown is not None and len(self.unknown) != len(self):
-            raise SourceContractError(f"{len(self)} samples by ids, {len(self.unknown)} by unknown names")
+            if len(ptr) != len(self.ptr):
+                raise SourceContractError(f"{len(self)} samples by ptr, {len(ptr) - 1} by {name}")
 
     def __len__(self) -> int:
         return len(self.ptr) - 1

@@ -24,6 +24,7 @@ from torchcell_cache.core.ragged import (
     ragged_arange,
     ragged_rows,
     segments,
+    shrunk,
     smallest_unsigned,
 )
 from torchcell_cache.core.samples import SampleTable, UnknownNames
@@ -51,27 +52,23 @@ def names_apart(labels: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
 
 def table_to_arrays(table: SampleTable, num_nodes: int) -> Arrays:
     """The arrays that hold a table, in the smallest dtypes that fit."""
-    counts = np.diff(table.ptr)
     out: Arrays = {
         "perturbed": table.ids.astype(smallest_unsigned(max(num_nodes - 1, 0))),
-        "perturbed_count": counts.astype(smallest_unsigned(int(counts.max(initial=0)))),
+        "perturbed_count": shrunk(np.diff(table.ptr)),
         "values": table.values,
     }
     value_counts = np.diff(table.value_ptr)
     if bool((value_counts != 1).any()):
-        out["value_count"] = value_counts.astype(smallest_unsigned(int(value_counts.max(initial=0))))
+        out["value_count"] = shrunk(value_counts)
     if table.source_ids is not None:
         out["source_ids"], out["source_id_length"] = encoded(table.source_ids)
     if table.unknown is not None:
-        counts = np.diff(table.unknown.ptr)
         out["unknown"] = table.unknown.codes.astype(smallest_unsigned(len(table.unknown.names) - 1))
-        out["unknown_count"] = counts.astype(smallest_unsigned(int(counts.max(initial=0))))
+        out["unknown_count"] = shrunk(np.diff(table.unknown.ptr))
         out["unknown_names"], out["unknown_name_length"] = encoded(table.unknown.names)
     if table.origins is not None:
         for name, array in table.origins.arrays().items():
-            whole = np.issubdtype(array.dtype, np.integer)
-            small = smallest_unsigned(int(array.max(initial=0))) if whole else array.dtype
-            out[f"{ORIGIN}{name}"] = array.astype(small)
+            out[f"{ORIGIN}{name}"] = shrunk(array) if np.issubdtype(array.dtype, np.integer) else array
         out[f"{ORIGIN}words"], out[f"{ORIGIN}word_length"] = encoded(table.origins.words)
     return out
 

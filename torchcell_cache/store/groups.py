@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcell_cache.core.ragged import offsets, smallest_unsigned
+from torchcell_cache.core.ragged import offsets, shrunk
 
 GROUP_BYTES = 1 << 16
 """Of what is written: the part of a page that a group leaves is 3 % of it on average."""
@@ -98,10 +98,8 @@ class Directory:
         begun = stops[ends[:-1]][group]
         self.first, self.keys = first, [int(first + k).to_bytes(8, "big") for k in ends[:-1]]
         # Memory views of machine numbers, as small as they can be: as quick as lists, a thirtieth of the room.
-        self.group, self.start, self.stop = (
-            array.astype(smallest_unsigned(int(array.max(initial=0)))).data
-            for array in (group, stops[:-1] - begun, stops[1:] - begun)
-        )
+        places = group, stops[:-1] - begun, stops[1:] - begun
+        self.group, self.start, self.stop = (shrunk(array).data for array in places)
 
     def get(self, values: Callable[[bytes], Any], copies: bool) -> Callable[[int], Any]:
         """``get`` of single records by their numbers, from one of views of values."""
