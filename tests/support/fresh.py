@@ -222,11 +222,11 @@ if __name__ == "__main__":
         warnings.simplefilter("ignore")
         for name in LOADED:
             importlib.import_module(name)
-        sys.path.append(str(Path(__file__).resolve().parents[2]))
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
         cache = importlib.import_module("torchcell_cache")
         for name in ("PreprocessedDataset", "CacheLoader"):  # with all that reads, and nothing that builds
             getattr(cache, name)
-        sys.path.pop()
+        del sys.path[0]
     try:
         _become(*_serve(sys.argv[1]))
     except SystemExit as end:

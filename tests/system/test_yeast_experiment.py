@@ -218,7 +218,7 @@ def _replace(name: str, text: str, folder: Path) -> None:
 DAMAGE = {
     "unknown gene": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tYXX\t0.5\n"), "row 48: 'YXX' is not"),
     "no score": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY01\n"), "row 48: 2 cells, expected 3"),
-    "pair with itself": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY00\t0.5\n"), "row 48 pairs"),
+    "pair with itself": (functools.partial(_append, "string_v9_1_fusion.tsv.gz", "Y00\tY00\t0.5\n"), "row 48: pairs"),
     "other columns": (functools.partial(_replace, "string_v9_1_fusion.tsv.gz", "a\tb\n"), "expected gene_a, gene_b, score"),
     "no YAML": (functools.partial(_replace, "yeast-GEM-9.0.2.yml.gz", "- {"), "is not a metabolic model"),
     "executable YAML": (
@@ -244,7 +244,7 @@ def test_a_pair_in_both_orders_is_refused(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "string_v9_1_fusion.tsv.gz", "rt") as file:
         first = file.read().splitlines()[1].split("\t")
     _append("string_v9_1_fusion.tsv.gz", f"{first[1]}\t{first[0]}\t0.5\n", tmp_path)
-    with pytest.raises(SourceContractError, match="row 48 repeats a pair"):
+    with pytest.raises(SourceContractError, match="row 48: repeats a pair"):
         yeast_base_graph(tmp_path)
 
 

@@ -110,15 +110,20 @@ class Compressed:
     @cached_property
     def sparse(self) -> Tensor:
         """As a sparse tensor: compressed rows where the products exist (CUDA, or MKL on the CPU), coordinates elsewhere."""
-        how: Any = {"check_invariants": False, "device": self.values.device}
+        how: Any = {"check_invariants": False}
+        device = self.values.device
         with warnings.catch_warnings():
             # "CSR is in beta"; only construction and products are used.
             warnings.simplefilter("ignore", UserWarning)
             if self.row_ptr.is_cuda or torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-                return torch.sparse_csr_tensor(self.row_ptr, self.column, self.values, self.shape, **how)
+                return torch.sparse_csr_tensor(
+                    self.row_ptr, self.column, self.values, self.shape, device=device, **how
+                )
             rows = torch.arange(self.shape[0], device=self.column.device)
             index = torch.stack([rows.repeat_interleave(self.row_ptr.diff()), self.column])
-            return torch.sparse_coo_tensor(index, self.values, self.shape, is_coalesced=True, **how)
+            return torch.sparse_coo_tensor(
+                index, self.values, self.shape, device=device, is_coalesced=True, **how
+            )
 
 
 class Matrices(NamedTuple):
