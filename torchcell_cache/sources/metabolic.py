@@ -17,7 +17,6 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch_geometric.data import HeteroData
 
@@ -137,24 +136,6 @@ def set_model(graph: HeteroData, model: Any, genes: list[str], rules: GeneRules)
     graph["gene"].x = torch.from_numpy(_gene_features(graph, rules))
 
 
-def _directions(model: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether each reaction runs as written and in reverse, ``[num_reactions] bool``.
-
-    A reaction that the medium blocks (both bounds 0) is taken as written.
-    """
-    lower, upper = (
-        np.array([number_of(getattr(item, bound)) for item in model.reactions])
-        for bound in ("lower_bound", "upper_bound")
-    )
-    if (odd := np.isnan(lower) | np.isnan(upper)).any():
-        item = model.reactions[int(np.argmax(odd))]
-        raise SourceContractError(
-            f"reaction '{item.id}' has the bounds {item.lower_bound!r} and {item.upper_bound!r}, expected numbers",
-            fix=_MODEL,
-        )
-    return (upper > 0) | ((lower == 0) & (upper == 0)), lower < 0
-
-
 def _gene_edges(
     graph: HeteroData, rules: GeneRules, model: Any, currency_degree: int
 ) -> Iterator[Int64Array]:
@@ -179,10 +160,19 @@ def _consecutive_reactions(
     graph: HeteroData, model: Any, currency_degree: int
 ) -> tuple[Int64Array, Int64Array]:
     """Pairs (producing reaction, consuming reaction) over non-currency metabolites, unique."""
+    lower, upper = (
+        np.array([number_of(getattr(item, bound)) for item in model.reactions])
+        for bound in ("lower_bound", "upper_bound")
+    )
+    if (odd := np.isnan(lower) | np.isnan(upper)).any():
+        item = model.reactions[int(np.argmax(odd))]
+        said = f"reaction '{item.id}' has the bounds {item.lower_bound!r} and {item.upper_bound!r}, expected numbers"
+        raise SourceContractError(said, fix=_MODEL)
     rmr = graph["reaction", "rmr", "metabolite"]
     reaction, metabolite = rmr.hyperedge_index.numpy()
     num_reactions, num_metabolites = graph["reaction"].num_nodes, graph["metabolite"].num_nodes
-    forward, reverse = (flag[reaction] for flag in _directions(model))
+    # One that the medium blocks (both bounds 0) is taken as written.
+    forward, reverse = ((upper > 0) | ((lower == 0) & (upper == 0)))[reaction], (lower < 0)[reaction]
     linking = np.bincount(metabolite, minlength=num_metabolites)[metabolite] <= currency_degree
     gains = rmr.stoichiometry.numpy() > 0  # never 0
     produces, consumes = np.where(gains, forward, reverse), np.where(gains, reverse, forward)
