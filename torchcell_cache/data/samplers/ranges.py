@@ -77,10 +77,14 @@ class RankRanges:
 
     def runs(self, start: int, stop: int) -> Intervals:
         """Intervals of the order behind a stretch of the pieces' row."""
-        low, high = np.maximum(self.ends[:-1], start), np.minimum(self.ends[1:], stop)
-        found = np.stack([low, high], axis=1) + (self.pieces[:, 0] - self.ends[:-1])[:, None]
-        runs: Intervals = found[high > low].tolist()
-        return runs
+        out: Intervals = []
+        at = int(self.ends.searchsorted(start, side="right")) - 1
+        while start < stop:
+            upto, shift = min(stop, int(self.ends[at + 1])), int(self.pieces[at, 0]) - int(self.ends[at])
+            if upto > start:
+                out.append([start + shift, upto + shift])
+            start, at = max(start, upto), at + 1
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,8 @@ class StepRanges:
         mine = range(stream, self.steps, self.streams)
         for k in range(0, len(mine), at_once):
             steps = mine[k : k + at_once]
-            yield steps, self.span(steps[0])[0], self.span(steps[-1])[1]
+            start, stop = self.span(steps[0])
+            yield steps, start, stop if at_once == 1 else self.span(steps[-1])[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,9 +176,8 @@ class StreamPlan(Plan):
             upto = min(again + stop - at, count)
             runs += self.ranks.runs(first + again, first + upto)
             at += upto - again
-        parts = [self.order.indices(a, b) for a, b in runs]
-        found = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
-        return found, np.arange(start, stop) >= real
+        parts = [self.order.indices(a, b) for a, b in runs] or [np.empty(0, dtype=np.int64)]
+        return np.concatenate(parts), np.arange(start, stop) >= real
 
     def place(self, done: int) -> Intervals:
         """Intervals of the order that no rank has read after ``done`` steps; empty at the end of the epoch."""
