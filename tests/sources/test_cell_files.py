@@ -327,6 +327,19 @@ except tc.errors.CacheError as error:
     assert list((tmp_path / "small").iterdir()) == []
 
 
+@pytest.mark.parametrize(("block", "bucket"), [(7, 11), (50, 1000), (1000, 1), (10**6, 40)])
+def test_columns_are_turned_in_any_number_of_blocks(tmp_path, monkeypatch, block: int, bucket: int) -> None:
+    """Cells of a matrix by columns, whatever goes into one block and one bucket; oracle: the same matrix as numpy has it."""
+    monkeypatch.setattr("torchcell_cache.sources.cells.rows._BLOCK", block)
+    monkeypatch.setattr("torchcell_cache.sources.cells.rows._BUCKET", bucket)
+    monkeypatch.setattr("torchcell_cache.sources.cells.rows.MAX_CELLS", 5)
+    cells = made_up(23, GENES, density=0.4)
+    source = source_of(write(cells, tmp_path / "c.h5ad", "csc"))
+    wanted = dense_on(cells, GENES)
+    assert np.array_equal(dense(source), wanted)
+    assert np.array_equal([source[k]["gene"].x[:, -1] for k in (22, 0, 11)], wanted[[22, 0, 11]])
+
+
 # Servers
 
 
