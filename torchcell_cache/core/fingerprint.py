@@ -145,8 +145,7 @@ def digest_of(indices: Int64Array) -> str:
 
 def source_part(source: Any) -> dict[str, Any]:
     """What a fingerprint says of a source."""
-    part: dict[str, Any] = storable_json(source.identity())
-    return part
+    return dict(storable_json(source.identity()))
 
 
 class _Missing:
@@ -199,8 +198,7 @@ class Fingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the tree, for the manifest."""
-        copy: dict[str, Any] = json.loads(canonical_json(self.tree))
-        return copy
+        return dict(json.loads(canonical_json(self.tree)))
 
 
 Tree = Fingerprint | Mapping[str, Any]
@@ -260,8 +258,9 @@ def _count(value: object) -> int:
 
 def _plain(value: object) -> object:
     """The content of a tagged leaf such as ``{"$array": "float32[3]:..."}``."""
-    is_tagged = isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
-    return next(iter(value.values())) if is_tagged and isinstance(value, dict) else value
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$"):
+        return next(iter(value.values()))
+    return value
 
 
 def _short(value: object) -> str:
