@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import gears_checks as checks
 import pytest
 
@@ -24,7 +24,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if checks.fetched() is None:
         pytest.skip("cell-gears cannot be fetched: PyPI is not reachable")
     folder = tmp_path_factory.mktemp("gears")
-    done = subprocess.run(
+    done = fresh.run(
         [sys.executable, str(Path(checks.__file__)), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True,

@@ -10,8 +10,10 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fresh
@@ -31,11 +33,40 @@ from torchcell_cache.errors import (
 )
 from torchcell_cache.graph.compare import first_difference
 from torchcell_cache.sources import pickled_records as reader
+from torchcell_cache.sources import torchcell_store
 from torchcell_cache.sources.torchcell_store import Records
 
 COUNT = 30
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # the process ignores it too
 GPR = ("gene", "gpr", "reaction")
+
+
+class Forked:
+    """As much of ``subprocess.Popen`` as an import needs, from the process that has torch; one test starts Python itself."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stderr: Any, **streams: Any) -> None:
+        assert command[1] == "-P"
+        read, write = os.pipe()
+        none = os.open(os.devnull, os.O_RDONLY)
+        streams = (none, write, stderr.fileno())
+        self.process = fresh.Process([command[0], *command[2:]], streams, env=env)
+        os.close(write)
+        os.close(none)
+        self.stdout, self.kill = os.fdopen(read), self.process.kill
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stdout.close()
+        self.returncode = None if error[0] else self.process.wait(60)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.function is not test_every_sample_is_what_the_processor_makes:
+        names = {**vars(subprocess), "Popen": Forked}
+        monkeypatch.setattr(torchcell_store, "subprocess", SimpleNamespace(**names))
 
 
 def record(graph: Any) -> dict[str, Any]:
