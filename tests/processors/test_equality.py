@@ -118,7 +118,9 @@ def test_a_homogeneous_base_graph_works(tmp_path: Path, kind: str, storage: str)
             assert graph.edge_weight.tolist() == [w for w, keep in enumerate(kept) if keep]
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "start_method", ["fork", "forkserver"]
+)  # spawned: system/reliability/test_fork_spawn.py
 def test_worker_processes_give_the_same_samples(tmp_path: Path, start_method: str) -> None:
     case = random_case(cell_graph(), num_samples=8)
     ds = tc.build(
