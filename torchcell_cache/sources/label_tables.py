@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -128,9 +127,9 @@ def read_table(
     path = path.expanduser()
     with errors_of(path):
         try:
-            arrow: Any = import_module("torchcell_cache.sources.arrow_columns")
-        except ImportError:
-            arrow = None
+            from torchcell_cache.sources import arrow_columns as arrow
+        except ImportError:  # pyarrow is an extra
+            arrow = None  # type: ignore[assignment]
         if path.suffix.lower() in (".parquet", ".pq"):
             columns, unnamed = _parquet(path, roles, arrow), 0
         else:
