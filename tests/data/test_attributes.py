@@ -382,10 +382,10 @@ value = (
 @given(st.lists(value, max_size=14), st.data())
 def test_one_column_however_samples_are_divided(values, data) -> None:
     rows = [attributes_of(Data(a=v)) for v in values]
-    whole = Attributes.of_rows(rows)
+    whole = Attributes.from_rows(rows)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=4)))
-    parts = [Attributes.of_rows(rows[a:b]) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
-    stored = [Attributes.of_json(json.loads(json.dumps(part.to_json()))) for part in parts]
+    parts = [Attributes.from_rows(rows[a:b]) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+    stored = [Attributes.from_json(json.loads(json.dumps(part.to_json()))) for part in parts]
     joined = Attributes.joined(stored)
     assert joined.count == len(rows)
     assert joined.shown().keys() == whole.shown().keys()
@@ -393,7 +393,7 @@ def test_one_column_however_samples_are_divided(values, data) -> None:
         other = joined.shown()[name]
         assert (other.kind, other.names) == (column.kind, column.names)
         assert np.array_equal(other.at(slice(None)), column.at(slice(None)), equal_nan=other.kind != "bool")
-        read = Attributes.of_arrays(joined.arrays(), joined.schema(), len(rows)).shown()[name]
+        read = Attributes.from_arrays(joined.arrays(), joined.schema(), len(rows)).shown()[name]
         for k, row in enumerate(rows):
             got, want = read.one(k), row.get(name)
             missing = want is None or want != want

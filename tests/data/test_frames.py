@@ -41,7 +41,7 @@ class Lab:
             "gene_set": [words.index(name) for name in words if name.startswith("G")],
         }
         ends = np.cumsum([0, *map(len, GENES)])
-        said = Origins.of(words, codes, ends, np.zeros((5, 1)))
+        said = Origins.from_words(words, codes, ends, np.zeros((5, 1)))
         ids = [np.array([int(name[1:]) for name in names], dtype=np.int64) for names in SETS]
         self.table = SampleTable(
             np.concatenate(ids),
@@ -297,7 +297,7 @@ def test_several_types_of_a_sample_stand_together() -> None:
         kinds = draw.integers(0, 12, counts.sum())
         codes = {name: np.zeros(len(counts), dtype=int) for name in ("dataset", "label")}
         codes |= {"gene": kinds, "kind": kinds, "classes": [], "gene_set": []}
-        said = Origins.of(words, codes, np.cumsum([0, *counts]), np.zeros((30, 0)))
+        said = Origins.from_words(words, codes, np.cumsum([0, *counts]), np.zeros((30, 0)))
         value_ptr = np.cumsum([0, *measured])
         found, names = said.by_sample("kind", value_ptr)
         assert names == sorted(set(names))

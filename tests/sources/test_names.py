@@ -23,7 +23,7 @@ rows = st.lists(st.lists(name, max_size=4), max_size=8)
 @given(rows, st.sampled_from(UNKNOWN[1:]))
 def test_policies_against_a_loop(table, policy) -> None:
     known = {"A": 0, "B": 1, "C": 2}
-    found = resolve(NameLists.of(table), NodeNames(list(known)), policy)
+    found = resolve(NameLists.from_rows(table), NodeNames(list(known)), policy)
     wanted = [[known.get(n.strip(), -1) for n in row] for row in table]
     kept = [k for k, row in enumerate(wanted) if policy != "skip" or -1 not in row]
     assert (list(range(len(table))) if found.rows is None else found.rows.tolist()) == kept
@@ -42,7 +42,7 @@ def test_policies_against_a_loop(table, policy) -> None:
 @given(st.lists(rows, min_size=1, max_size=3))
 def test_columns_of_names_beside_each_other(tables) -> None:
     size = min(map(len, tables))
-    parts = [NameLists.of(table[:size]) for table in tables]
+    parts = [NameLists.from_rows(table[:size]) for table in tables]
     joined = [[n.strip() for table in tables for n in table[k]] for k in range(size)]
     assert NameLists.beside(parts).lists() == joined
 
@@ -69,7 +69,7 @@ def test_columns_of_names_beside_each_other(tables) -> None:
 def test_a_name_that_almost_matches_is_explained(given_name, said) -> None:
     nodes = NodeNames(NODES)
     with pytest.raises(SourceContractError, match=rf"row 1: (.|\n)*{said}") as caught:
-        resolve(NameLists.of([["YAL002W"], [given_name]]), nodes)
+        resolve(NameLists.from_rows([["YAL002W"], [given_name]]), nodes)
     assert given_name in str(caught.value)
     assert any(node in str(caught.value).rpartition(";")[2] for node in NODES)
     assert 'unknown="skip"' in caught.value.fix

@@ -170,7 +170,7 @@ def test_an_interrupted_query_that_changes_is_refused(tmp_path, database, table,
     with pytest.raises(SourceContractError, match="no rows"):
         dataset_of(tmp_path, table, database.login, **{**settings, "parameters": {"dataset": "no such"}})
     assert plan.is_dir()  # another query does not touch what is there
-    with writing(Login.of(**database.login)) as run:
+    with writing(Login.from_settings(**database.login)) as run:
         run("MATCH (e:Experiment {id: $id}) SET e.serialized_data = 'changed'", {"id": table.rows[7]["id"]})
         try:
             with pytest.raises(StaleCacheError, match=r"other rows at 0 to 200.*\n.*refresh=True"):
@@ -256,7 +256,7 @@ def test_a_hostile_gene_name_is_data(tmp_path, database):
         for k, gene in enumerate(table.genes)
     ]
     count = "MATCH (n) RETURN count(n) AS count"
-    with writing(Login.of(**database.login)) as run:
+    with writing(Login.from_settings(**database.login)) as run:
         table.load(database.login)
         before = run(count)
         source = dataset_of(tmp_path, table, database.login, graphs=None)
@@ -270,7 +270,7 @@ def test_nothing_of_the_login_is_kept(tmp_path, database, table, caplog, monkeyp
     source = dataset_of(tmp_path, table, database.login, progress=True)
     tc.build(tmp_path, source=source, processor=tc.LazySubgraphRepresentation(), num_workers=1)
     shown = [repr(source), str(vars(source)), caplog.text, *capfd.readouterr()]
-    shown += [repr(Login.of(**database.login)), pickle.dumps(source).decode("latin-1")]
+    shown += [repr(Login.from_settings(**database.login)), pickle.dumps(source).decode("latin-1")]
     wrong = {**database.login, "password": password + "-wrong"}
     for settings in (
         wrong,
@@ -288,7 +288,7 @@ def test_nothing_of_the_login_is_kept(tmp_path, database, table, caplog, monkeyp
         dataset_of(tmp_path / "other", table, **within)
     shown.append("".join(traceback.format_exception(caught.value)))
     with pytest.raises(TypeError, match="not pickled"):
-        pickle.dumps(Login.of(**database.login))
+        pickle.dumps(Login.from_settings(**database.login))
     assert all(password not in text for text in shown)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -351,7 +351,7 @@ def test_malformed_records_and_unknown_genes(tmp_path, database):
     rows = [{"id": f"{table.name}-{name}", "text": text} for name, text in texts.items()]
     query = "MATCH (e:Experiment) WHERE e.id STARTS WITH $name RETURN e ORDER BY e.id"
     settings = {"query": query, "parameters": {"name": table.name}, "graphs": None}
-    with writing(Login.of(**database.login)) as run:
+    with writing(Login.from_settings(**database.login)) as run:
         run(
             "UNWIND $rows AS r CREATE (e:Experiment {id: r.id}) SET e.serialized_data = r.text",
             {"rows": rows},
@@ -381,10 +381,10 @@ from torchcell_cache.sources.neo4j.raw import Columns
 from torchcell_cache.sources.neo4j.driver import Login
 root, login, query, parameters, columns = json.loads(sys.stdin.read())
 neo4j_fetch.SHARD_ROWS = 1000
-columns = Columns.of(columns)
+columns = Columns.from_given(columns)
 # What importing took must not hide what fetching takes: the peak is counted from here.
 Path("/proc/self/clear_refs").write_text("5")
-raw = neo4j_fetch.fetch(Path(root), {"query": query, "columns": None}, Login.of(**login), query, parameters, columns,
+raw = neo4j_fetch.fetch(Path(root), {"query": query, "columns": None}, Login.from_settings(**login), query, parameters, columns,
                         page_size=100, retries=1, progress=False)
 print(len(raw), Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
@@ -437,7 +437,7 @@ def test_memory_does_not_grow_with_the_nodes_of_the_result(tmp_path, database):
 def test_loading_twice_changes_nothing(database, table):
     count = "MATCH (e:Experiment) WHERE e.id STARTS WITH $name RETURN count(e) AS count"
     relations = "MATCH (e:Experiment)-[r]-() WHERE e.id STARTS WITH $name RETURN count(r) AS count"
-    with writing(Login.of(**database.login)) as run:
+    with writing(Login.from_settings(**database.login)) as run:
         before = [run(query, {"name": table.name}) for query in (count, relations)]
         assert before[0] == [{"count": SMALL}]
         load_experiments(rows=iter(table.rows[:50]), dataset=table.name, progress=False, **database.login)

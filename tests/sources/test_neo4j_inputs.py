@@ -211,7 +211,7 @@ def test_missing_values_are_json():
 
 def test_a_login_takes_a_plain_address():
     for uri in ("bolt://h", "BOLT://h:7687/", "neo4j+s://[::1]:7687", "neo4j://h:1?policy=eu"):
-        assert Login.of(uri, "u", "p", "my.db-1").uri == uri
+        assert Login.from_settings(uri, "u", "p", "my.db-1").uri == uri
 
 
 @pytest.mark.parametrize(("one", "other", "joined"), [

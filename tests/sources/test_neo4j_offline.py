@@ -237,7 +237,7 @@ def test_parameters_of_a_query():
 def test_addresses_that_are_none(uri, monkeypatch):
     monkeypatch.delenv("NEO4J_URI", raising=False)
     with pytest.raises(SettingError):
-        Login.of(uri, "user", "secret-word")
+        Login.from_settings(uri, "user", "secret-word")
 
 
 def raw(root, cuts=(3, 4)):

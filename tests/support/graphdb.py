@@ -46,7 +46,7 @@ class Named:
     """The server named in the environment; what tests write has names of its own and is removed again."""
 
     def __init__(self) -> None:
-        login = Login.of()
+        login = Login.from_settings()
         self.login = {
             "uri": login.uri,
             "username": login.username,
@@ -90,7 +90,7 @@ class Table:
         assert load_experiments(rows=self.rows, dataset=self.name, progress=False, **login) == len(self.rows)
 
     def remove(self, login: dict) -> None:
-        with writing(Login.of(**login)) as run:
+        with writing(Login.from_settings(**login)) as run:
             run("MATCH (e:Experiment) WHERE e.id STARTS WITH $name DETACH DELETE e", {"name": self.name})
             run("MATCH (p:Perturbation) WHERE p.id IN $ids DETACH DELETE p", {"ids": self.genes})
 

@@ -137,7 +137,7 @@ class GenericMaker:
     def _chunk(self, rows: list[Any], known: Mapping[int, bytes]) -> Chunk:
         layouts, bodies, labels, attributes = zip(*rows, strict=True)
         used = {f"{key:016x}": layout.to_dict() for key, layout in {one.id: one for one in layouts}.items()}
-        said = None if self._is_table else Attributes.of_rows(attributes)
+        said = None if self._is_table else Attributes.from_rows(attributes)
         return Chunk(list(bodies), Facts(used, joined_labels(labels), known, said))
 
     def encoded(self, index: int, graph: Any, mode: str) -> tuple[Layout, bytes]:
@@ -166,7 +166,7 @@ def _own(graph: Any) -> Any:
 
 
 def attributes_of(graph: Any) -> dict[str, Any]:
-    """A graph's own texts and single numbers, as ``Attributes.of_rows`` has them; a label ``y`` is a column in any case."""
+    """A graph's own texts and single numbers, as ``Attributes.from_rows`` has them; a label ``y`` is a column in any case."""
     out: dict[str, Any] = {}
     for name, value in _own(graph).items():
         if isinstance(value, torch.Tensor):

@@ -197,7 +197,7 @@ class StorageCost(NamedTuple):
     num_bytes: float
 
     @classmethod
-    def of(
+    def from_bodies(
         cls, storage: str, making: float, reading: float, bodies: list[bytes], group: int = 0
     ) -> StorageCost:
         """From the seconds that some records took."""
@@ -222,7 +222,7 @@ def _structured_cost(plan: BuildPlan, storage: str) -> StorageCost:
     made = time.perf_counter()
     for body in bodies:
         assembler.graphs(structured.decode(schema, [bytes(8) + body]))
-    return StorageCost.of(storage, made - begun, time.perf_counter() - made, bodies)
+    return StorageCost.from_bodies(storage, made - begun, time.perf_counter() - made, bodies)
 
 
 def _on_trial(plan: BuildPlan, modes: tuple[str, ...]) -> list[StorageCost]:
@@ -265,7 +265,7 @@ def _generic_costs(plan: BuildPlan, processor: Any, modes: tuple[str, ...]) -> l
         for body in bodies:
             decode_graph(body, layouts, maker.base)
         reading, making = time.perf_counter() - encoded, made[mode] + encoded - at
-        costs.append(StorageCost.of(mode, making, reading, bodies, GROUP_BYTES))
+        costs.append(StorageCost.from_bodies(mode, making, reading, bodies, GROUP_BYTES))
     return costs
 
 

@@ -142,7 +142,7 @@ class Facts:
         y, labels = stats.get("y"), None
         if y is not None:
             labels = np.frombuffer(bytes.fromhex(y["hex"]), np.dtype(y["dtype"])).reshape(y["shape"])
-        said = Attributes.of_json(stats.get("attributes"))
+        said = Attributes.from_json(stats.get("attributes"))
         return cls(stats.get("layouts", {}), labels, from_text(stats.get("constants", {})), said)
 
 

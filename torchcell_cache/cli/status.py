@@ -177,7 +177,7 @@ def _array(root: Path, work: Unfinished) -> dict[str, Any] | None:
 
 def _task(state: dict[str, Any], count: int, work: Unfinished) -> dict[str, Any]:
     """One task: what it said last, its shards that are there, and whether its process lives."""
-    number, process = state["task"], ProcessId.of(state.get("process"))
+    number, process = state["task"], ProcessId.from_record(state.get("process"))
     alive = None if process is None else process.is_alive()
     silent = max(0.0, time.time() - state["written"])
     word = str(state.get("state"))[:20]

@@ -96,7 +96,7 @@ class BuilderLock:
 
     def owner(self) -> ProcessId | None:
         """Who holds (or last held) the lock, or ``None`` if the file is missing, empty or unreadable."""
-        return ProcessId.of(read_status(self.path))
+        return ProcessId.from_record(read_status(self.path))
 
     def __enter__(self) -> Self:
         if not self.held and not self.acquire():

@@ -46,7 +46,7 @@ class Origins:
     gene_set: Codes
 
     @classmethod
-    def of(
+    def from_words(
         cls, words: Sequence[str], codes: Mapping[str, Any], ptr: Int64Array, last: npt.NDArray[np.float64]
     ) -> Origins:
         """From distinct words in any order and codes into them, by field."""

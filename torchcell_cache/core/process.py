@@ -36,7 +36,7 @@ class ProcessId:
     start_time: int
 
     @classmethod
-    def of(cls, record: Any) -> ProcessId | None:
+    def from_record(cls, record: Any) -> ProcessId | None:
         """The process that JSON speaks of, which anybody may have damaged; ``None`` if it speaks of none."""
         kinds = {"host": str, "boot_id": str, "namespace": int, "pid": int, "start_time": int}
         if not isinstance(record, dict) or any(type(record.get(k)) is not kind for k, kind in kinds.items()):

@@ -45,7 +45,7 @@ def interaction_scores(
     """
     given = ragged_ids(ids, ptr)
     rows = np.arange(len(given)) if rows is None else rows
-    fitness = Measurements.of({"fitness": fitness}, len(given)).values[:, 0]
+    fitness = Measurements.from_columns({"fitness": fitness}, len(given)).values[:, 0]
     if len(fitness) != len(given):
         raise SettingError(f"{len(fitness)} fitness values for {len(given)} knock-outs, expected one each")
     known = _KnockOuts(given, rows)

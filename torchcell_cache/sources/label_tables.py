@@ -50,7 +50,9 @@ class Roles:
     id_column: str | None = None
 
     @classmethod
-    def of(cls, perturbed: Any, separator: Any, phenotypes: Any, statistics: Any, id_column: Any) -> Roles:
+    def from_arguments(
+        cls, perturbed: Any, separator: Any, phenotypes: Any, statistics: Any, id_column: Any
+    ) -> Roles:
         """From what a caller gives.
 
         Raises:

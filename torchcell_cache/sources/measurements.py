@@ -50,7 +50,7 @@ class Measurements:
     short: npt.NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, columns: dict[str, Any], num_samples: int) -> Measurements:
+    def from_columns(cls, columns: dict[str, Any], num_samples: int) -> Measurements:
         """From one column per name: a number per sample, or a list of numbers per sample.
 
         Raises:

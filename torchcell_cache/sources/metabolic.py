@@ -51,7 +51,7 @@ class _Groups:
     items: Int64Array
 
     @classmethod
-    def of(cls, group: Int64Array, item: Int64Array, num_groups: int, num_items: int) -> _Groups:
+    def from_pairs(cls, group: Int64Array, item: Int64Array, num_groups: int, num_items: int) -> _Groups:
         """From (group, item) pairs in any order, repeats allowed."""
         group, item = np.divmod(np.unique(group * max(num_items, 1) + item), max(num_items, 1))
         return cls(offsets(np.bincount(group, minlength=num_groups)), item)
@@ -143,10 +143,10 @@ def _gene_edges(
     num_genes, num_reactions = graph["gene"].num_nodes, graph["reaction"].num_nodes
     gene = np.repeat(np.arange(num_genes, dtype=np.int64), np.diff(rules.gene_ptr))
     num_complexes = len(rules.complex_reaction)
-    complexes = _Groups.of(rules.gene_complexes, gene, num_complexes, num_genes)
-    serving = _Groups.of(rules.complex_reaction[rules.gene_complexes], gene, num_reactions, num_genes)
+    complexes = _Groups.from_pairs(rules.gene_complexes, gene, num_complexes, num_genes)
+    serving = _Groups.from_pairs(rules.complex_reaction[rules.gene_complexes], gene, num_reactions, num_genes)
     catalyst, catalysed = graph["gene", "gpr", "reaction"].hyperedge_index.numpy()
-    catalysts = _Groups.of(catalysed, catalyst, num_reactions, num_genes)
+    catalysts = _Groups.from_pairs(catalysed, catalyst, num_reactions, num_genes)
     every, whole = np.arange(num_reactions), np.arange(num_complexes)
 
     same_complex = _codes(*complexes.cross(whole, complexes, whole), num_genes)
@@ -177,7 +177,7 @@ def _consecutive_reactions(
     gains = rmr.stoichiometry.numpy() > 0  # never 0
     produces, consumes = np.where(gains, forward, reverse), np.where(gains, reverse, forward)
     produced, consumed = (
-        _Groups.of(metabolite[chosen], reaction[chosen], num_metabolites, num_reactions)
+        _Groups.from_pairs(metabolite[chosen], reaction[chosen], num_metabolites, num_reactions)
         for chosen in (linking & produces, linking & consumes)
     )
     every = np.arange(num_metabolites)
@@ -192,9 +192,11 @@ def _gene_features(graph: HeteroData, rules: GeneRules) -> Float32Array:
     names, named = graph["gene", "gpr", "reaction"].hyperedge_index.numpy()
     rmr = graph["reaction", "rmr", "metabolite"].hyperedge_index.numpy()
     reactions = np.bincount(names, minlength=num_genes)
-    substances = _Groups.of(rmr[0], rmr[1], graph["reaction"].num_nodes, num_metabolites)
+    substances = _Groups.from_pairs(rmr[0], rmr[1], graph["reaction"].num_nodes, num_metabolites)
     at, ptr = ragged_rows(substances.ptr, named)
-    touches = _Groups.of(np.repeat(names, np.diff(ptr)), substances.items[at], num_genes, num_metabolites)
+    touches = _Groups.from_pairs(
+        np.repeat(names, np.diff(ptr)), substances.items[at], num_genes, num_metabolites
+    )
     alone = np.arange(num_genes + 1, dtype=np.int64)
     _, lost_ptr = rules.removed_reactions(alone[:-1], alone)
     columns = [

@@ -37,7 +37,7 @@ class NameLists:
     ptr: Int64Array
 
     @classmethod
-    def of(cls, rows: Iterable[Iterable[str]]) -> NameLists:
+    def from_rows(cls, rows: Iterable[Iterable[str]]) -> NameLists:
         """From one list of names per sample."""
         lists = list(map(list, rows))
         return cls.flat(

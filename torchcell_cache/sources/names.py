@@ -127,7 +127,7 @@ class NodeNames:
         self._aliases = read_aliases(aliases)
 
     @classmethod
-    def of_graph(cls, graph: Any, node_type: str | None, aliases: Any = None) -> NodeNames:
+    def from_graph(cls, graph: Any, node_type: str | None, aliases: Any = None) -> NodeNames:
         """The ``node_ids`` of a base graph.
 
         Raises:

@@ -155,7 +155,7 @@ class Nodes:
             row, name = next((r, e) for r, row in enumerate(rows) for e in row if isinstance(e, str))
             raise NodeNames(None).unknown(name, f"row {row}")
         names = as_texts(self.names, "name of node")
-        return NameLists.of([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
+        return NameLists.from_rows([[e if isinstance(e, str) else names[e] for e in row] for row in rows])
 
 
 _NUMBER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)

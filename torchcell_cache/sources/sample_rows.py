@@ -62,7 +62,7 @@ def make_table(
     found = nodes.found(perturbations, policies.unknown)
     rows, total = found.rows, found.total
     given = sorted_unique(found, policies.duplicate)
-    measured = Measurements.of({**labels, **others}, total)
+    measured = Measurements.from_columns({**labels, **others}, total)
     ids = texts(source_ids, total, "source_ids")
     notes = [*found.notes, *measured.note_on_values()]
     if policies.nan == "error":

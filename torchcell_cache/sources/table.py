@@ -151,7 +151,7 @@ class PerturbationTable(Shown):
             )
         local_path(path, "path")
         _check_graph(base_graph)
-        roles = Roles.of(perturbed, separator, phenotypes, statistics, id_column)
+        roles = Roles.from_arguments(perturbed, separator, phenotypes, statistics, id_column)
         table = read_table(Path(path), roles, delimiter=delimiter, encoding=encoding)
         with errors_of(path):
             source = cls(

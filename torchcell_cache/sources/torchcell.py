@@ -202,5 +202,5 @@ class _Reader:
         return SampleTable(
             *(ids, ptr, numbers, offsets(measured), tuple(self.phenotypes), tuple(self.statistics)),
             unknown=unknown,
-            origins=Origins.of(list(self.words), codes, offsets(perturbed), last),
+            origins=Origins.from_words(list(self.words), codes, offsets(perturbed), last),
         )

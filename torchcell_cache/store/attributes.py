@@ -83,7 +83,7 @@ class Attributes:
     columns: dict[str, Column]
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Attributes:
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Attributes:
         """From each sample's texts and numbers of Python, float32 of numpy, or ``OTHER`` in a tuple."""
         pieces: dict[str, dict[type, tuple[list[int], list[Any]]]] = {}
         for at, row in enumerate(rows):
@@ -165,7 +165,7 @@ class Attributes:
         return out
 
     @classmethod
-    def of_arrays(cls, arrays: Arrays, schema: Mapping[str, str], count: int) -> Attributes:
+    def from_arrays(cls, arrays: Arrays, schema: Mapping[str, str], count: int) -> Attributes:
         """The inverse, values still mapped.
 
         Raises:
@@ -197,13 +197,13 @@ class Attributes:
         return {"count": self.count, "schema": self.schema(), "arrays": arrays}
 
     @classmethod
-    def of_json(cls, found: dict[str, Any] | None) -> Attributes | None:
+    def from_json(cls, found: dict[str, Any] | None) -> Attributes | None:
         """The inverse of :meth:`to_json`; ``None`` of a side file that has none."""
         if found is None:
             return None
         parts = found["arrays"].items()
         arrays = {name: np.frombuffer(bytes.fromhex(data), np.dtype(kind)) for name, (kind, data) in parts}
-        return cls.of_arrays(arrays, found["schema"], found["count"])
+        return cls.from_arrays(arrays, found["schema"], found["count"])
 
 
 def is_attribute(array: str) -> bool:

@@ -176,7 +176,7 @@ class Generation:
     def attributes(self) -> Attributes:
         """Texts and single numbers of graphs as columns, mapped; none where the schema does not say."""
         schema = self.schema.get("attributes", {})
-        return Attributes.of_arrays(self.columns if schema else {}, schema, len(self))
+        return Attributes.from_arrays(self.columns if schema else {}, schema, len(self))
 
     def unknown_names(self, positions: npt.NDArray[np.int64] | Sequence[int]) -> list[tuple[str, ...]]:
         """Perturbed names that no node has, of the given samples."""

@@ -119,7 +119,7 @@ class PartMaker:
             for start in range(0, len(generation), CHUNK):
                 graphs = generation.graphs(range(start, min(start + CHUNK, len(generation))))
                 labels += map(label_of, graphs)
-                attributes.append(Attributes.of_rows([*map(attributes_of, graphs)]))
+                attributes.append(Attributes.from_rows([*map(attributes_of, graphs)]))
             said = Attributes.joined(attributes)
             assert said is not None
             known = said.like(generation.schema.get("attributes", {}))

@@ -188,7 +188,7 @@ class _Verifier(RecordChecker):
                 self.add(COLUMNS_FILE, f"{name} has {len(columns[name]):,} rows for {count:,} samples")
                 return
         self.columns = columns
-        self.attributes = Attributes.of_arrays(columns, schema.get("attributes", {}), count).shown()
+        self.attributes = Attributes.from_arrays(columns, schema.get("attributes", {}), count).shown()
         if "perturbed" in columns:
             table = arrays_to_table(columns, tuple(schema["phenotypes"]), tuple(schema["statistics"]))
             source, topology = self.manifest.fingerprint.get("source", {}), self.generation.topology

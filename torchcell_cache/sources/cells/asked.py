@@ -65,7 +65,7 @@ def _fulfilled(where: Expression, files: Sequence[CellFile], total: int) -> Any:
         if all(getattr(part.dtype, "kind", "O") in "fiub" for part in parts) and "category" not in kinds:
             columns[name] = np.concatenate([_plain(part) for part in parts])
             continue
-        coded = [Coded.of(part, f"obs column {name!r} ({', '.join(kinds)})") for part in parts]
+        coded = [Coded.from_column(part, f"obs column {name!r} ({', '.join(kinds)})") for part in parts]
         codes, categories[name] = merged(coded, [file.url for file in files], name)
         columns[name] = np.concatenate(codes).astype(np.float64)
         columns[name][columns[name] < 0] = np.nan

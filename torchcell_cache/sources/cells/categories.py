@@ -29,7 +29,7 @@ class Coded(NamedTuple):
     ordered: bool
 
     @classmethod
-    def of(cls, column: Any, where: str) -> Coded:
+    def from_column(cls, column: Any, where: str) -> Coded:
         """From categories, texts, bools or numbers, as pandas or numpy has them."""
         import pandas as pd
 

@@ -64,7 +64,7 @@ def read_perturbed(
     Raises:
         SourceContractError: If an entry is missing or names an unknown gene, unless ``unknown`` says what to do then.
     """
-    coded = {name: Coded.of(table[name], f"obs column {name!r}") for name in how.columns}
+    coded = {name: Coded.from_column(table[name], f"obs column {name!r}") for name in how.columns}
     key = np.zeros(len(numbers), dtype=np.int64)
     for name, column in coded.items():
         missing = column.codes < 0

@@ -122,7 +122,7 @@ def read_labels(
                 table = {name: _taken(column, at) for name, column in table.items()}
             names = texts_of(table[""])
             found = [_numbers(name, table[name], names, at) for name in phenotypes]
-            coded.append([Coded.of(table[name], f"obs column {name!r}") for name in categorical])
+            coded.append([Coded.from_column(table[name], f"obs column {name!r}") for name in categorical])
             new, key, note = read_perturbed(table, how, nodes, at)
         lost = [how.unknown == "skip" and (each.blank or bool(each.unknown)) for each in new]
         kept = np.flatnonzero(~np.array(lost, dtype=np.bool_)[key])

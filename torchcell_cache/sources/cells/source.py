@@ -145,7 +145,7 @@ class AnnDataSource(Shown):
             raise SourceContractError(f"base_graph is {got}, expected a Data or HeteroData with node_ids")
         self._graph, self.node_type = base_graph, perturbable_type(base_graph, node_type)
         self._aliases = read_aliases(aliases) or None
-        named = NodeNames.of_graph(base_graph, self.node_type, self._aliases)
+        named = NodeNames.from_graph(base_graph, self.node_type, self._aliases)
         self._names = named.names
         self.files = cell_files(files, storage_options)
         matrices = [Matrix(file, layer, raw) for file in self.files]

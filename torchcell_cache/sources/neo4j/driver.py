@@ -49,7 +49,7 @@ class Login:
     database: str | None = None
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         uri: str | None = None,
         username: str | None = None,

@@ -111,7 +111,7 @@ def load_experiments(
     batch_size, total = whole_number("batch_size", batch_size, 1), len(rows) if isinstance(rows, Sized) else 0
     remaining, first = iter(rows), dict[str, int]()
     with (
-        writing(Login.of(uri, username, password, database)) as run,
+        writing(Login.from_settings(uri, username, password, database)) as run,
         Progress(total, 0, None, enabled=progress and total > 0, what="load experiments") as meter,
     ):
         known: dict[str, set[str]] = {label: set() for label in _CREATE}

@@ -65,7 +65,7 @@ class Columns(NamedTuple):
     statistics: list[str]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | Columns | None) -> Columns | None:
+    def from_given(cls, given: Mapping[str, Any] | Columns | None) -> Columns | None:
         """From the argument ``columns``.
 
         Raises:

@@ -128,10 +128,10 @@ class Neo4jCellDataset(PerturbationTable):
         elif graphs or incidence_graphs or self_loops:
             raise SettingError("base_graph is given, and so are graphs, incidence_graphs or self_loops")
         self.base_graph, self.node_type = base_graph, perturbable_type(base_graph, None)
-        nodes = NodeNames.of_graph(base_graph, self.node_type)
+        nodes = NodeNames.from_graph(base_graph, self.node_type)
         replicates = replicates if duplicates is None else duplicates
         builder = TableBuilder(nodes, replicates=replicates, unknown=unknown, malformed=malformed)
-        wanted, text = Columns.of(columns), _query_text(query)
+        wanted, text = Columns.from_given(columns), _query_text(query)
         given = {"gene_set": sorted(nodes.names) if genes is None else genes, **_sendable(parameters)}
         raw = None if refresh else RawRecords.open(self.root)
         if raw is None or query is not None or wanted is not None:
@@ -148,7 +148,7 @@ class Neo4jCellDataset(PerturbationTable):
             from torchcell_cache.sources.neo4j.driver import Login
             from torchcell_cache.sources.neo4j.fetch import fetch
 
-            login = Login.of(uri, username, password, database)
+            login = Login.from_settings(uri, username, password, database)
             options: dict[str, Any] = {"page_size": page_size, "retries": retries, "progress": progress}
             asked = text or TORCHCELL_QUERY, given, wanted
             raw = fetch(self.root, plan, login, *asked, **options, refresh=refresh)
