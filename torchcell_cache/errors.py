@@ -85,7 +85,7 @@ class StaleCacheError(CacheError):
 
 
 class CorruptManifestError(CacheError):
-    """``manifest.json`` or a shard's side file does not hold what was written."""
+    """``manifest.json`` or a shard's sidecar does not hold what was written."""
 
     code = EXIT_CORRUPT_OR_STALE
 

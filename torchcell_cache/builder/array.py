@@ -1,7 +1,7 @@
 """An array build: many tasks on many nodes build the shards of one generation, a last one publishes it.
 
 Tasks share nothing but the generation's directory. Task ``k`` of ``n`` builds the shards ``k, k + n, k + 2n, ...``, whatever
-the other tasks do; each finished shard is declared by its side file, as in a build in one go, and only :func:`finalize`
+the other tasks do; each finished shard is declared by its sidecar, as in a build in one go, and only :func:`finalize`
 writes the manifest.
 """
 
@@ -243,7 +243,7 @@ def check_task(task: int, tasks: int) -> tuple[int, int]:
 
 
 def check_shards(directory: Path, plan: ShardPlan, tasks: int, script: str, progress: bool) -> None:
-    """Look at every shard's side file, size and digest: a ``BuildIncompleteError`` if one is missing or damaged."""
+    """Look at every shard's sidecar, size and digest: a ``BuildIncompleteError`` if one is missing or damaged."""
     with contextlib.suppress(OSError):
         os.listdir(directory)  # noqa: PTH208 - asks a network file system for names it may still believe missing
     found: list[str | None] = []
@@ -275,7 +275,7 @@ def _problem(directory: Path, plan: ShardPlan, shard: int) -> str | None:
         if entry is None:
             return "missing"
         if (entry.start, entry.stop) != plan.span(shard) or entry.seed != plan.seed:
-            return "its side file is of another build"
+            return "its sidecar is of another build"
         ensure_verified(directory / shard_name(shard), entry.file.size, entry.file.xxh3)
     except (CorruptManifestError, CorruptShardError, FormatError) as error:
         return str(error).splitlines()[0]

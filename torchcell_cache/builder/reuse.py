@@ -171,7 +171,7 @@ class ShardReuse:
                 self.kept += kept
                 on_progress(kept)
                 continue
-            # Records that do not stand for themselves: the side file must tell what all the kept ones hold.
+            # Records that do not stand for themselves: the sidecar must tell what all the kept ones hold.
             count = 0 if entry is None else entry.stop - entry.start
             first = kept == count and bool(self.same[start : start + count].all())
             if isinstance(maker, StructuredMaker) or first:
@@ -180,7 +180,7 @@ class ShardReuse:
                 self.kept += kept
 
     def _entry(self, shard: int) -> ShardEntry | None:
-        """The old shard as its side file has it, or, where that says nothing as in a copied store, as columns and schema do."""
+        """The old shard as its sidecar has it, or, where that says nothing as in a copied store, as columns and schema do."""
         if shard >= len(self.old.manifest.shards):
             return None
         old, entry = self.old, self.old.manifest.shards[shard]
@@ -194,7 +194,7 @@ class ShardReuse:
 class MixedMaker:
     """Records of a store where they are the same, new ones elsewhere.
 
-    Records that are not structured are kept as the first of a shard, of which ``entry`` is the old side file.
+    Records that are not structured are kept as the first of a shard, of which ``entry`` is the old sidecar.
     """
 
     def __init__(self, old: Generation, maker: RecordMaker, same: Flags, entry: ShardEntry | None) -> None:

@@ -1,4 +1,4 @@
-"""Building one shard: records, file, digest, side file. Numpy only for structured stores, so that a worker starts fast."""
+"""Building one shard: records, file, digest, sidecar. Numpy only for structured stores, so that a worker starts fast."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ShardPlan:
 
 @dataclass(slots=True)
 class Facts:
-    """What is said of generic records beside their bytes, and goes into their shard's side file.
+    """What is said of generic records beside their bytes, and goes into their shard's sidecar.
 
     Attributes:
         layouts: Layouts they use, by id in hexadecimal.
@@ -200,7 +200,7 @@ def build_shard(
     report: Report,
     scratch: Path | None = None,
 ) -> ShardEntry:
-    """Build, digest and publish one shard; its side file is the shard's commit.
+    """Build, digest and publish one shard; its sidecar is the shard's commit.
 
     LMDB files are never written on network file systems, hence ``scratch``, a node-local directory to write in first.
 
@@ -242,7 +242,7 @@ def joined_labels(parts: Sequence[Labels]) -> Labels:
 
 
 def own_sidecar(directory: Path, entry: ShardEntry) -> ShardEntry | None:
-    """A shard as its own side file has it, which knows more than the manifest; ``None`` if it is damaged or another's."""
+    """A shard as its own sidecar has it, which knows more than the manifest; ``None`` if it is damaged or another's."""
     try:
         found = read_sidecar(directory, entry.index)
     except (CacheError, OSError):

@@ -104,7 +104,7 @@ def constant_payload(value: bytes, label: str, is_tensor: bool, reference: Paylo
 
 
 def to_text(constants: Mapping[int, bytes]) -> dict[str, str]:
-    """JSON form for manifest and side files."""
+    """JSON form for manifest and sidecars."""
     return {f"{k:016x}": base64.b64encode(value).decode() for k, value in constants.items()}
 
 

@@ -130,7 +130,7 @@ def fill(
 
 
 def write_rest(manifest: Manifest, root: Path, publish: bool = True) -> None:
-    """Write what follows from the manifest: side files, the generation's own manifest and, last, ``manifest.json``."""
+    """Write what follows from the manifest: sidecars, the generation's own manifest and, last, ``manifest.json``."""
     directory = processed_dir(root) / manifest.generation
     for place in (root, processed_dir(root)):
         remove_stale_temps(place)

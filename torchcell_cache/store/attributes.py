@@ -192,13 +192,13 @@ class Attributes:
         return cls(count, out)
 
     def to_json(self) -> dict[str, Any]:
-        """For a side file."""
+        """For a sidecar."""
         arrays = {name: [array.dtype.str, array.tobytes().hex()] for name, array in self.arrays().items()}
         return {"count": self.count, "schema": self.schema(), "arrays": arrays}
 
     @classmethod
     def from_json(cls, found: dict[str, Any] | None) -> Attributes | None:
-        """The inverse of :meth:`to_json`; ``None`` of a side file that has none."""
+        """The inverse of :meth:`to_json`; ``None`` of a sidecar that has none."""
         if found is None:
             return None
         parts = found["arrays"].items()

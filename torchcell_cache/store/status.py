@@ -48,7 +48,7 @@ class Unfinished:
 
 
 def unfinished(directory: Path) -> Unfinished:
-    """How far a generation is: every finished shard has a side file."""
+    """How far a generation is: every finished shard has a sidecar."""
     done = []
     with contextlib.suppress(OSError):
         names = (path.stem.removeprefix("shard-") for path in directory.glob("shard-*.json"))

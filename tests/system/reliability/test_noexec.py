@@ -145,7 +145,7 @@ def records(root: Path, payload: bytes) -> Iterator[Callable[[], None]]:
         yield lambda planted=planted: put_record(root, 8, planted)
 
 
-def side_files(root: Path, payload: bytes) -> Iterator[Callable[[], None]]:
+def sidecars(root: Path, payload: bytes) -> Iterator[Callable[[], None]]:
     manifest = read_manifest(root)
     for entry in stores.files_of(manifest):
         path = processed_dir(root) / manifest.generation / entry.name
@@ -258,11 +258,11 @@ def listening(work: Callable[[], bytes]) -> bytes:
     ("kinds", "fit", "least"),
     [
         ([records], True, 60),
-        ([side_files], True, 100),
+        ([sidecars], True, 100),
         ([base_graph_texts], True, 0),
         ([manifests], False, 50),
     ],
-    ids=["records", "side files", "base graph texts", "manifest"],
+    ids=["records", "sidecars", "base graph texts", "manifest"],
 )
 def test_planted_code_never_runs(
     room: Room, shape: str, kinds: list[Callable[..., Any]], fit: bool, least: int
