@@ -295,8 +295,9 @@ def test_labels_that_are_named(read) -> None:
         assert labels(read(text, phenotypes=given_names)) == {"fitness": [0.5]}
     assert read(text, phenotypes="fitness", statistics="fitness_se").table.statistics == ("fitness_se",)
     assert read(text, statistics=["fitness_se"]).table.phenotypes == ()
-    with pytest.raises(SourceContractError, match="row 0: 'x' in column 'note' is not a number"):
-        read(text, phenotypes=["note"])
+    for more in ("", 'Y002,0.5,"1,5",\n'):
+        with pytest.raises(SourceContractError, match="row 0: 'x' in column 'note' is not a number"):
+            read(text + more, phenotypes=["note"])
     with pytest.raises(SourceContractError, match="no column 'f'; it has"):
         read(text, phenotypes=["f"])
 

@@ -1,5 +1,6 @@
 """Names meet nodes: exact, stripped, by alias; what does not match is shown from both sides."""
 
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchcell_cache.sources.names import UNKNOWN, NodeNames, as_texts, read_ali
 from torchcell_cache.sources.neo4j.experiments import TableBuilder
 
 NODES = ["YAL001C", "YAL002W", "YAL003W-A", "851262"]
+Number = Enum("Number", {"SEVEN": 7}, type=int)
 name = st.sampled_from(["A", "B", "C", "X", "Y", " B ", "C\t"])
 rows = st.lists(st.lists(name, max_size=4), max_size=8)
 
@@ -83,7 +85,7 @@ def test_exact_names_are_never_bent() -> None:
 def test_numbers_count_as_their_digits() -> None:
     nodes = NodeNames(np.array([851262, 7]))
     assert nodes.positions(["851262", "7", "07"]).tolist() == [0, 1, -1]
-    assert as_texts([3, 4.0, np.int64(5), "6"]) == ["3", "4", "5", "6"]
+    assert as_texts([3, 4.0, np.int64(5), "6", Number.SEVEN]) == ["3", "4", "5", "6", "7"]
     for bad in (True, None, float("nan"), 1.5, b"x"):
         with pytest.raises(SourceContractError, match="expected text"):
             as_texts(["A", bad])

@@ -250,6 +250,8 @@ def test_lines_that_hold_no_edge(tmp_path):
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "net.txt").write_bytes(("\ufeff" + end.join([*lines, ""])).encode())
         assert right_or_refused(tmp_path / "net.txt", TWO) == [True, True]
+    (tmp_path / "net.tsv").write_text("# a licence\n" * 1500 + f"{A}\t{B}\n{C}\t{D}\n")
+    assert right_or_refused(tmp_path / "net.tsv", TWO) == [True, True]
     header = "source\ttarget\n"
     (tmp_path / "net.tsv").write_text(f"{header}{A}\t{B}\n \t\n{header}{C}\t{D}\n")  # files put together
     assert right_or_refused(tmp_path / "net.tsv", TWO) == [True, True]

@@ -20,6 +20,7 @@ from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 
 GRAPH = cell_graph()  # genes Y000 to Y008
 LARGEST = float(np.finfo(np.float32).max)
+RECORD = np.array([(0.5, 0.25)], dtype="f4,f4")[0]  # it has no dimension, but can be walked through
 
 
 def ids_of(source: tc.PerturbationTable) -> list[list[int]]:
@@ -164,8 +165,11 @@ def test_grids_say_where_they_are_wrong() -> None:
     for bad in (-2, 9):
         with pytest.raises(SourceContractError, match=f"row 1: .*{bad} is"):
             tc.PerturbationTable(GRAPH, np.array([[1, -1], [2, bad]]))
-    with pytest.raises(SourceContractError, match="row 0"):
-        tc.PerturbationTable(GRAPH, np.array([[2**63 + 1]], dtype=np.uint64))
+    for grid in (np.array([[1, -2]]), np.array([[1, 2**63 + 1]], dtype=np.uint64)):
+        with pytest.raises(
+            SourceContractError, match=r"row 0: .* is no id of a node\n.*-1 fills up shorter rows"
+        ):
+            tc.PerturbationTable(GRAPH, grid)
     with pytest.raises(SourceContractError, match="flatnonzero"):
         tc.PerturbationTable(GRAPH, np.eye(9, dtype=bool))
 
@@ -175,6 +179,8 @@ def test_grids_say_where_they_are_wrong() -> None:
     [
         (np.array([0, 1.5, 2]), r"row 1: 1\.5"),
         (np.array([0.0, np.nan, 2]), "row 1: nan"),
+        (np.array([0.0, -np.inf, 2]), "row 1: -inf is no whole number"),
+        (np.array([0, 2**63 - 1, 2]), "row 1: id 9223372036854775807 is outside"),
         (np.array([True, False, True]), "bool"),
         (np.array(["Y001", "Y002", "Y003"]), "whole numbers"),
         (np.ma.array([0, 1, 2], mask=[0, 0, 1]), "row 1"),
@@ -295,6 +301,9 @@ def test_what_is_no_label_is_refused_with_its_row(bad: Any) -> None:
         pd.to_datetime(["2024-01-01", "2024-01-02"]),
         pd.Series(pd.to_datetime(["2024-01-01", "2024-01-02"], utc=True)),
         pd.to_timedelta([1, 2], "s"),
+        np.array([[0, 2**63], [0, 2**24 + 1]], dtype=np.uint64),
+        pd.Series([[0, 2**63], [2**24 + 1]]),  # of which numpy makes floats
+        pd.Series([2**63, 2**24 + 1], dtype=object),
         np.array(["0.5", "1"]),
         pd.Series(["TRUE", "FALSE"]),
         pd.Categorical(["a", "b"]),
@@ -335,7 +344,9 @@ def test_labels_that_are_numbers(column: Any, wanted: list[float]) -> None:
     assert np.array_equal(np.float32(found), np.float32(wanted), equal_nan=True)
 
 
-@pytest.mark.parametrize("column", [{0: 0.5, 1: 0.5}, {0.5, 0.25}, "ab", 0.5, None, np.float64(2)], ids=repr)
+@pytest.mark.parametrize(
+    "column", [{0: 0.5, 1: 0.5}, {0.5, 0.25}, "ab", 0.5, None, np.float64(2), RECORD], ids=repr
+)
 def test_columns_without_an_order_are_refused(column: Any) -> None:
     with pytest.raises(CacheError):
         tc.PerturbationTable(GRAPH, [[0], [1]], phenotypes={"f": column})

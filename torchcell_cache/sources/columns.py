@@ -39,7 +39,9 @@ def column_list(column: Any, what: str) -> list[Any]:
         said, values = f"a frame of {len(frame[1])} columns", None
     elif getattr(column, "nlevels", 1) > 1:  # tuples, which would be repeated measurements
         said, values = "an index of several levels", None
-    elif getattr(values, "ndim", 1) and getattr(getattr(values, "dtype", None), "kind", "") not in ("M", "m"):
+    elif not getattr(values, "ndim", 1):
+        values = None  # one value, or a record of several
+    elif getattr(getattr(values, "dtype", None), "kind", "") not in ("M", "m"):
         lists = (getattr(values, name, None) for name in ("to_pylist", "tolist", "to_list"))
         values = next((method() for method in lists if method is not None), values)  # but numbers of dates
     try:

@@ -239,7 +239,7 @@ def _labels(roles: Roles, columns: dict[str, Column]) -> tuple[dict[str, Float64
         elif "odd" in found.first and not {"number", "almost"} & {*found.first}:
             left.append(name)
         else:
-            labels[name] = _values(name, found)
+            labels[name] = _values(name, found, "almost")
     if not labels:
         said = f"; no labels: {', '.join(left)}" if left else ""
         raise SourceContractError(
@@ -249,10 +249,10 @@ def _labels(roles: Roles, columns: dict[str, Column]) -> tuple[dict[str, Float64
     return labels, left
 
 
-def _values(name: str, found: Numbers) -> Float64Array:
+def _values(name: str, found: Numbers, first: str = "odd") -> Float64Array:
     for kind, what in _NO_NUMBER.items():
         if kind in found.first:
-            row, cell = found.first["almost" if kind == "odd" and "almost" in found.first else kind]
+            row, cell = found.first[first if kind == "odd" and first in found.first else kind]
             number = found.first.get("number") if kind == "odd" else None
             beside = f", but row {number[0]} has {number[1]!r:.80}" if number else ""
             raise SourceContractError(f"row {row}: {cell!r:.80} in column '{name}' {what}{beside}", fix=_FIX)

@@ -163,8 +163,11 @@ def _column(name: str, column: Any) -> tuple[Float64Array, Int64Array | None]:
         lists = [column_list(value, "a row") if _is_several(value) else [value] for value in flat]
         counts = np.array(list(map(len, lists)), dtype=np.int64)
         flat, ptr, rows = list(chain(*lists)), offsets(counts), np.repeat(rows, counts).tolist()
-    array = np.array(flat if set(map(type, flat)) in ({float}, {bool}, {int}) else [None])
-    if array.dtype.kind not in "bif":
+    types = set(map(type, flat))
+    array = np.array(flat if types in ({float}, {bool}, {int}) else [None])
+    if array.dtype.kind not in (
+        "i" if int in types else "bf"
+    ):  # of integers beyond 64 bits numpy makes floats
         numbers = [_number(name, row, value) for row, value in zip(rows, flat, strict=True)]
         array = np.array(numbers, dtype=np.float64)
     return _checked(name, array, ptr), ptr

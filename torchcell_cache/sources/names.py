@@ -258,7 +258,7 @@ def as_texts(names: Iterable[Any], what: str = "name") -> list[str]:
                 raise SourceContractError(
                     f"{what} {k} is {name!r}, expected text", fix="give each node a name"
                 )
-            out[k] = str(value)
+            out[k] = str(value if isinstance(value, str) else int(value))
     return out
 
 

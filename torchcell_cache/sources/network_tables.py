@@ -171,7 +171,7 @@ def _read_file(path: str | Path, known: Known | None, header: bool | None, weigh
     head = [[unquoted(cell) for cell in row] for row in islice(rows, _LOOK_AT)]
     names = None
     if head and header is not False:  # the comment right above the data, if it names its columns (BioGRID)
-        above = max(some[: some.index(table[0])][-1:], default="").lstrip("#!% ")
+        above = max(some[: some.index(table[0])][-1:] if table else (), default="").lstrip("#!% ")
         cells = [unquoted(cell) for cell in next(_rows(path, [above], separator), [])]
         names = cells if len(cells) == len(head[0]) and edge_columns(cells) else None
     if names is None and head and has_header(str(path), head, known, header):

@@ -164,8 +164,11 @@ def _whole(given: Any, what: str, ptr: Int64Array | None) -> Int64Array:
             f"{what} of (ids, ptr) must be whole numbers, [n], got {array.dtype} {list(array.shape)}"
         )
     values = np.ma.getdata(array)
-    wrong = np.ma.getmaskarray(array) | (values >= 2.0**63) | (values < -(2.0**63))
-    wrong |= values != np.floor(values)  # NaN is no number either
+    wrong = np.ma.getmaskarray(array)
+    if array.dtype.kind == "f":
+        wrong = wrong | ~(np.abs(values) < 2.0**63) | (values != np.floor(values))
+    elif array.dtype.kind == "u":
+        wrong = wrong | (values > np.iinfo(np.int64).max)
     if wrong.any():
         at = int(np.argmax(wrong))
         where = f"position {at}" if ptr is None or not len(ptr) else f"row {row_of(ptr, at)}"
@@ -181,9 +184,13 @@ def _grid(array: npt.NDArray[Any]) -> RaggedIds:
             f"perturbations as an array must be [num_samples, k] integers, got {array.shape} {array.dtype}",
             fix="[numpy.flatnonzero(row) for row in mask]" if mask else FIX,
         )
-    used = ~np.ma.getmaskarray(array) & (np.ma.getdata(array) != -1)
-    ptr = offsets(used.sum(axis=1))
-    return RaggedIds(_whole(np.ma.getdata(array)[used], "perturbations", ptr), ptr)
+    values = np.ma.getdata(array)
+    used = ~np.ma.getmaskarray(array) & (values != -1)
+    if (wrong := used & ((values < 0) | (values > np.iinfo(np.int64).max))).any():
+        row, column = np.argwhere(wrong)[0]
+        said = f"row {row}: {values[row, column]} is no id of a node"
+        raise SourceContractError(said, fix="-1 fills up shorter rows")
+    return RaggedIds(values[used].astype(np.int64), offsets(used.sum(axis=1)))
 
 
 def _side_by_side(columns: list[Any]) -> NameLists | RaggedIds | list[list[str | int]]:
