@@ -67,16 +67,16 @@ def check_json(value: object, path: str, levels: int = -1) -> None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{path} is {value!r}, not a finite number")
-    elif isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            check_json(item, f"{path}[{position}]", levels - 1)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
+    elif isinstance(value, (list, tuple, dict)):
+        items: Any = value.items() if (named := isinstance(value, dict)) else enumerate(value)
+        for key, item in items:
+            if named and not isinstance(key, str):
                 raise ValueError(f"{path} has the key {key!r:.80} of type {type(key).__name__}, expected str")
-            if not key.isascii():
+            if named and not key.isascii():
                 check_json(key, f"the key {key!a:.80} of {path}", levels)
-            check_json(item, f"{path}.{key}", levels - 1)
+            # Most leaves are plain text: no path is made to them.
+            if levels == 1 or not (item is None or (isinstance(item, str) and item.isascii())):
+                check_json(item, f"{path}.{key}" if named else f"{path}[{key}]", levels - 1)
     elif value is not None:
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         raise ValueError(

@@ -286,5 +286,7 @@ def phenotype_fields(
     """
     split = len(phenotypes)
     out = _coordinates("phenotype", values[:, :split], phenotypes, True)
+    if not (statistics or always):
+        return out
     more = _coordinates("phenotype_stat", values[:, split:], statistics, False)
     return out | more if always or len(more["phenotype_stat_values"]) else out
