@@ -460,6 +460,30 @@ def test_sources_and_processors_of_ones_own(tmp_path: Path, capsys) -> None:
     assert "did you mean 'make_source'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("named", "beside"), [("{}.txt", ""), ("{}.txt", "{}.py"), ("{}.py", "{}/__init__.py")]
+)
+def test_no_other_file_is_read_in_place_of_a_python_file(named, beside, tmp_path: Path, capsys) -> None:
+    files = [tmp_path / path.format(f"alone_{tmp_path.name}") for path in (named, beside) if path]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("def make_source():\n    raise KeyError")
+    assert main(["preprocess", f"root={tmp_path}/s", "source=python", f"source.file={files[0]}"]) == 2
+    said = capsys.readouterr().err
+    assert "KeyError" not in said
+    assert "is not a Python file" in said or "is the name of another module" in said
+
+
+@pytest.mark.parametrize(
+    "words", ["help", "--help", "help help", "help --help", "--help --help", "-h -h", "help -h --help"]
+)
+def test_help_may_be_asked_for_twice(words: str, capsys) -> None:
+    assert main(words.split()) == 0
+    assert "preprocess" in capsys.readouterr().out
+    assert main([*words.split(), "info"]) == 0
+    assert "torchcell-cache info" in capsys.readouterr().out
+
+
 def test_a_build_is_watched_killed_interrupted_and_resumed(tmp_path: Path, capsys) -> None:
     """From other processes, as a user would: SIGKILL, then Ctrl-C, then to the end."""
     file = tmp_path / "slow_graphs_of_test_cli.py"

@@ -23,6 +23,7 @@ from torchcell_cache.core.package import __version__, platform_lacks
 from torchcell_cache.core.urls import local_path
 
 _READERS = ("info", "verify", "status", "bench", "init", "completion")
+_HELP = ("help", "-h", "--help")
 EXIT_BUG = 1
 
 
@@ -65,8 +66,8 @@ def _dispatch(arguments: list[str], keys: set[str]) -> int:
 
         print(*candidates(arguments[1:]), sep="\n")
         return errors.EXIT_OK
-    if arguments and arguments[0] in ("help", "-h", "--help"):
-        arguments = [*arguments[1:], "--help"]
+    if arguments and arguments[0] in _HELP:
+        arguments = [*(word for word in arguments if word not in _HELP), "--help"]
     if not arguments or arguments == ["--help"]:
         print(overview())
         return errors.EXIT_OK if arguments else errors.EXIT_USAGE

@@ -202,16 +202,16 @@ def _python(group: str, file: str, name: str, settings: Mapping[str, Any]) -> An
 def _loaded(group: str, path: Path) -> ModuleType:
     """The file as a module under its own name, under which its code is part of fingerprints."""
     name = path.stem
-    module = sys.modules.get(name)
-    found = importlib.util.find_spec(name) if module is None else module.__spec__
-    if found is not None and found.origin != str(path):
-        text = f"{group}.file={path}: {name!r} is the name of another module"
-        raise SettingError(text, fix="rename the file")
-    if module is None:
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.path.insert(0, str(path.parent))
         importlib.invalidate_caches()
-        module = importlib.import_module(name)
-    return module
+    found = importlib.util.find_spec(name)
+    if found is None:
+        raise SettingError(f"{group}.file={path} is not a Python file", path=path)
+    if found.origin != str(path):
+        text = f"{group}.file={path}: {name!r} is the name of another module"
+        raise SettingError(text, fix="rename the file")
+    return importlib.import_module(name)
 
 
 def make_base_graph(name: str, key: str = "source.base_graph") -> Any:
