@@ -12,6 +12,7 @@ from torch_geometric.loader import DataLoader
 
 import torchcell_cache as tc
 from torchcell_cache.builder.plan import make_plan
+from torchcell_cache.core.samples import Sample
 from torchcell_cache.errors import SettingError
 
 FIELDS = [f"phenotype_stat_{part}" for part in ("values", "type_indices", "sample_indices", "types")]
@@ -54,6 +55,14 @@ def test_always_gives_every_sample_the_fields(tmp_path: Path, kind: Any, storage
             assert torch.equal(node_store(stock)[name], node_store(ours)[name])
         assert node_store(stock).phenotype_stat_types == node_store(ours).phenotype_stat_types
     assert tc.verify(tmp_path, level="full", progress=False).ok
+
+
+def test_a_column_that_no_name_stands_for_is_no_statistic() -> None:
+    """Of a sample made by hand, which nobody has looked at."""
+    sample = Sample(np.array([0]), np.ones((1, 2), dtype=np.float32), ("f",))
+    graph = tc.LazySubgraphRepresentation().process(cell_graph(), sample)
+    assert graph["gene"].phenotype_values.tolist() == [1.0]
+    assert not set(FIELDS) & set(graph["gene"].keys())
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)

@@ -63,11 +63,17 @@ class _InOrder(IterableDataset):  # type: ignore[misc]
         return COUNT
 
 
+class _Endless(_InOrder):
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "one graph": (lambda: graphs()[0], r"source=\[graph\]"),
     "one typed graph": (HeteroData, r"source=\[graph\]"),
     "generator": (lambda: (graph for graph in graphs()), r"list\(source\)"),
     "iterable": (_InOrder, r"list\(source\)"),
+    "iterable without a length": (_Endless, "is no source: it is read in one order only"),
     "chain": (lambda: ChainDataset([_InOrder()]), r"list\(source\)"),
     "loader": (lambda: DataLoader(graphs()), "integer indexing"),
     "dict of names": (lambda: dict(zip("abcde", graphs(), strict=True)), r"source.values\(\)"),

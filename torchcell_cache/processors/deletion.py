@@ -289,4 +289,4 @@ def phenotype_fields(
     if not (statistics or always):
         return out
     more = _coordinates("phenotype_stat", values[:, split:], statistics, False)
-    return out | more if always or len(more["phenotype_stat_values"]) else out
+    return out | more if always or (statistics and len(more["phenotype_stat_values"])) else out

@@ -107,10 +107,9 @@ class PygSource:
 def _check_kind(dataset: Any) -> None:
     """Refuse what cannot be indexed by position."""
     name, text, fix = type(dataset).__name__, "", ""
+    no_list = (str, bytes, Iterator, IterableDataset)
     try:
-        count = (
-            len(dataset) if hasattr(dataset, "__getitem__") and not isinstance(dataset, str | bytes) else -1
-        )
+        count = len(dataset) if hasattr(dataset, "__getitem__") and not isinstance(dataset, no_list) else -1
     except (TypeError, ValueError):
         count = -1
     if isinstance(dataset, BaseData) and not isinstance(dataset, Batch):
