@@ -1,6 +1,7 @@
 """``build``: the same bytes whatever the workers, any processor, and what it says."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch_geometric.data import Data, HeteroData
 
 import torchcell_cache as tc
 from torchcell_cache.errors import SampleError, SettingError, SourceContractError, StaleCacheError
+from torchcell_cache.store.manifest import manifest_path
 
 
 def files_of(ds):
@@ -94,6 +96,31 @@ def test_an_empty_source_needs_to_be_meant(tmp_path: Path) -> None:
     assert len(ds) == 0
     assert list(ds) == []
     assert len(tc.PreprocessedDataset(tmp_path)) == 0
+
+
+class Named(list):
+    base_graph = None
+
+    def identity(self) -> str:
+        return "drugs, second screen"
+
+
+def test_an_identity_may_be_any_json(tmp_path: Path) -> None:
+    source = Named([Data(x=torch.ones(2, 1)), Data(x=torch.zeros(2, 1))])
+    ds = tc.build(tmp_path, source=source, storage="full", progress=False)
+    assert ds.generation.manifest.fingerprint["source"] == "drugs, second screen"
+
+
+def test_a_store_whose_schema_cannot_be_read_may_be_replaced(tmp_path: Path) -> None:
+    one, two = (tc.testing.tiny_source(3, seed=seed) for seed in (0, 1))
+    settings = {"processor": tc.Perturbation(), "storage": "perturbation", "progress": False}
+    manifest = tc.build(tmp_path, source=one, **settings).generation.manifest
+    other = replace(manifest, schema={**manifest.schema, "records": "unheard of"})
+    manifest_path(tmp_path).unlink()
+    manifest_path(tmp_path).write_bytes(other.to_bytes())
+    with pytest.raises(StaleCacheError, match="built from something else"):
+        tc.build(tmp_path, source=two, **settings)
+    assert len(tc.build(tmp_path, source=two, on_stale="rebuild", **settings)) == 3
 
 
 @pytest.mark.parametrize(

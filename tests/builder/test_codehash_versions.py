@@ -13,6 +13,7 @@ from user_project import project_in
 
 import torchcell_cache
 from torchcell_cache.builder.codehash import code_digest
+from torchcell_cache.builder.codehash.place import library_name
 from torchcell_cache.core.fingerprint import explain
 from torchcell_cache.errors import SettingError
 from torchcell_cache.processors import LazySubgraphRepresentation
@@ -149,6 +150,10 @@ def test_lines_moved_after_the_import_are_found(project):
     before = code_digest(module.helper)
     project.edit("proc.py", '"""A processor of a user."""', "\n# more\n" * 7)
     assert code_digest(module.helper) == before
+
+
+def test_a_function_that_moved_keeps_its_name():
+    assert library_name(torchcell_cache.nn.unmasked) == "torchcell_cache.nn.masked.unmasked"
 
 
 def test_the_module_imports_no_torch():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 
 import hypothesis.extra.numpy as npst
 import hypothesis.strategies as st
@@ -20,6 +21,7 @@ from torchcell_cache.core.fingerprint import (
     explain,
     sha256_json,
 )
+from torchcell_cache.core.sealed import plain
 from torchcell_cache.errors import SettingError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -64,6 +66,10 @@ def test_canonical_json_ignores_insertion_order(tree):
 def test_canonical_json_names_the_offender(value, message):
     with pytest.raises(SettingError, match=message):
         canonical_json(value)
+
+
+def test_numbers_of_an_enumeration_are_numbers():
+    assert plain({"flag": re.RegexFlag.DOTALL}) == {"flag": 16}
 
 
 def test_canonical_json_of_a_cycle():

@@ -135,9 +135,10 @@ class StoreRequest:
         stored = manifest.fingerprint
         wanted = plan.fingerprint(manifest.storage if self.storage == "auto" else self.storage).to_dict()
         if stored != wanted:
-            old = Generation(root, manifest)
-            wanted, notes = in_stored_words(old, wanted, plan.processor, plan.base_graph)
-            self.console.notes(notes if stored == wanted else ())
+            with contextlib.suppress(FormatError):  # of a schema that this version cannot read
+                old = Generation(root, manifest)
+                wanted, notes = in_stored_words(old, wanted, plan.processor, plan.base_graph)
+                self.console.notes(notes if stored == wanted else ())
         if stored == wanted:
             return manifest, open_with_lease(root)
         what = f"the store at {root} was built from something else"

@@ -57,7 +57,7 @@ def check_json(value: object, path: str, levels: int = -1) -> None:
     if levels == 0:
         raise ValueError(f"{path[:80]}: nested deeper than {MAX_DEPTH}")
     if isinstance(value, int):
-        if levels > 0 and value not in INTEGERS:
+        if levels > 0 and int(value) not in INTEGERS:  # of a subclass, "in" tries them all
             raise ValueError(f"{path}: integer beyond 64 bits")
     elif isinstance(value, str):
         try:
@@ -145,7 +145,8 @@ def digest_of(indices: Int64Array) -> str:
 
 def source_part(source: Any) -> dict[str, Any]:
     """What a fingerprint says of a source."""
-    return dict(storable_json(source.identity()))
+    part: dict[str, Any] = storable_json(source.identity())
+    return part
 
 
 class _Missing:

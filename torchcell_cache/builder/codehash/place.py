@@ -102,6 +102,7 @@ _PLACES = {
     "nn.batch_edges": "shared_edges",
     "nn.conv": "SharedConv shared_conv shared_hetero_conv",
     "nn.edges": "KeptEdges SharedEdges",
+    "nn.masked": "unmasked",
     "processors.base": "GraphProcessor",
     "processors.dcell": "DCellGraphProcessor",
     "processors.khop": "KHopSubgraph",
