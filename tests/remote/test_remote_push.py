@@ -1,5 +1,6 @@
 """Pushing and pulling again: after an interruption, after the store grew, over another store."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from loading import build, make_source
 from object_store import pull, push, s3, store, system, unreliable
 
 import torchcell_cache as tc
-from torchcell_cache.errors import StaleCacheError
+from torchcell_cache.errors import StaleCacheError, StorageError
+from torchcell_cache.remote.bucket import Bucket
 from torchcell_cache.store.manifest import processed_dir, read_manifest
 
 __all__ = ["s3", "store", "unreliable"]
@@ -66,6 +68,27 @@ def test_an_interrupted_push_goes_on(tmp_path: Path, store: Path, unreliable) ->
     proxy.requests.clear()
     push(store, url, options)
     assert not [path for method, path in proxy.requests if method == "PUT"]
+
+
+def test_what_ends_after_a_failure_is_not_sent_again(tmp_path: Path, store: Path, monkeypatch) -> None:
+    url, sent, put_file = f"file://{tmp_path}/bucket", list[str](), Bucket.put_file
+
+    def put(bucket: Bucket, source: Path, name: str) -> None:
+        if fails and source.name == "shard-00000.lmdb":
+            raise StorageError("no")
+        time.sleep(0.2 * fails)
+        put_file(bucket, source, name)
+        sent.append(name)
+
+    monkeypatch.setattr(Bucket, "put_file", put)
+    fails = True
+    with pytest.raises(StorageError):
+        tc.push(store, url, progress=False)
+    first, fails = set(sent), False
+    sent.clear()
+    tc.push(store, url, progress=False)
+    assert first
+    assert not first & set(sent)
 
 
 def test_an_interrupted_pull_goes_on(tmp_path: Path, store: Path, unreliable) -> None:

@@ -132,25 +132,29 @@ def _put_all(
 ) -> None:
     """Put files, several at a time; which are ``done`` is written beside them now and then and at the end, however it ends."""
 
-    def put(entry: FileEntry) -> FileEntry:
-        path, name = generation.directory / entry.name, object_name(generation.manifest, entry.name)
+    def put(entry: FileEntry) -> int:
+        path, name, copied = (
+            generation.directory / entry.name,
+            object_name(generation.manifest, entry.name),
+            False,
+        )
         if entry.sha256 in known:
             with contextlib.suppress(CacheError):
                 bucket.copy(known[entry.sha256], name)
-                return entry
-        ensure_verified(path, entry.size, entry.xxh3)
-        bucket.put_file(path, name)
-        return entry
+                copied = True
+        if not copied:
+            ensure_verified(path, entry.size, entry.xxh3)
+            bucket.put_file(path, name)
+        done[entry.name] = entry.sha256  # noted here: also what ends after another file has failed
+        return entry.size
 
     def write() -> None:
-        bucket.put(json.dumps(done).encode(), object_name(generation.manifest, LEDGER_NAME))
+        bucket.put(json.dumps(dict(done)).encode(), object_name(generation.manifest, LEDGER_NAME))
 
     written, pool = time.monotonic(), ThreadPoolExecutor(_THREADS)
     try:
         for future in as_completed([pool.submit(put, entry) for entry in wanted]):
-            entry = future.result()
-            done[entry.name] = entry.sha256
-            meter(entry.size)
+            meter(future.result())
             if time.monotonic() - written > _LEDGER_SECONDS:
                 written = time.monotonic()
                 write()
