@@ -1,7 +1,9 @@
 """Samplers that draw from stored columns: against plain counting, for every number of ranks, without a record read."""
 
+import gc
 import json
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -486,3 +488,17 @@ def test_stored_sizes_are_costs(ds) -> None:
 def test_wrong_arguments_are_answered_with_the_valid_ones(ds, make_it, text) -> None:
     with pytest.raises(SettingError, match=text):
         make_it(ds)
+
+
+@pytest.mark.parametrize("kind", ["order", *KINDS])
+def test_a_loop_that_is_left_lets_go_of_its_store(kind, ds) -> None:
+    store = tc.PreprocessedDataset(ds.root)
+    sampler = tc.DistributedCacheSampler(store, 4) if kind == "order" else make(kind, store)
+    gc.disable()
+    try:
+        next(iter(tc.CacheLoader(store, sampler=sampler)))
+        held = weakref.ref(store.generation)
+        del store, sampler
+        assert held() is None
+    finally:
+        gc.enable()

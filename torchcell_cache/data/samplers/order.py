@@ -76,8 +76,10 @@ class RowPlan(Plan):
 
     @cached_property
     def row(self) -> Any:
-        """What the ranks take from, drawn when the first batch is."""
-        return self.draw(self.epoch)
+        """What the ranks take from, drawn when the first batch is; the sampler, which has this plan, is let go then."""
+        row = self.draw(self.epoch)
+        self.__dict__["draw"] = None
+        return row
 
     @cached_property
     def cut(self) -> tuple[int, list[int]]:
