@@ -152,6 +152,7 @@ def test_replicates_as_pandas_groups_them(sets: list[set[int]], gaps: bool) -> N
         key: group.dropna().tolist() for key, group in groups
     }
     mean = table(rows, labels, replicates="mean")
+    assert mean.table.values.flags.c_contiguous
     assert mean.table.statistics == ("f_count",)
     assert [",".join(s[1]) for s in samples(mean)] == list(frame.set.drop_duplicates())
     assert [s[0] for s in samples(mean)] == [f"s{k}" for k in frame.drop_duplicates("set").index]

@@ -122,7 +122,7 @@ def joined(
         measured = Measurements((*labels, *statistics), values, value_ptr)
         values, labels = with_scores(given, measured, labels, policies.interactions, rows)
     with np.errstate(under="ignore"):  # each was found to be within float32
-        single = values.astype(np.float32)
+        single = values.astype(np.float32, order="C")  # rows that lie together, also of means
     nodes, ptr, unknown = without_names(given.ids, given.ptr, found.first, found.names[found.first :])
     table = SampleTable(nodes, ptr, single, value_ptr, labels, statistics, ids, unknown)
     return table, notes
