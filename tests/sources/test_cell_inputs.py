@@ -218,6 +218,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Any], None], str]] = {
     "rows end early": ("csr", _set("X/indptr", 4, 7), "row pointers"),
     "rows fall": ("csr", _set("X/indptr", 1, 99), "row pointers"),
     "columns begin late": ("csc", _set("X/indptr", 0, 1), "column pointers"),
+    "one row for all": ("csc", _replace("X/indices", [0]), "column pointers"),
     "another form": ("csr", _attribute("X", "encoding-type", "bsr_matrix"), "'bsr_matrix'"),
     "a table": ("csr", _attribute("X", "encoding-type", "dataframe"), "'dataframe'"),
 }

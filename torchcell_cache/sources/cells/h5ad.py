@@ -258,6 +258,7 @@ def form_of(matrix: Any) -> tuple[str, tuple[int, int]]:
     if sparse:
         pointers, what = matrix["indptr"], "column" if kind == "csc" else "row"
         ends = (int(pointers[0]), int(pointers[len(pointers) - 1])) if len(pointers) else ()
-        if len(pointers) != shape[what == "column"] + 1 or ends != (0, len(matrix["data"])):
+        count, total = shape[what == "column"] + 1, len(matrix["data"])
+        if len(pointers) != count or ends != (0, total) or len(matrix["indices"]) < total:
             raise SourceContractError(f"{what} pointers do not fit the matrix")
     return kind, (shape[0], shape[1])
