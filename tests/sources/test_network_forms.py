@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchcell_cache as tc
 from torchcell_cache.errors import CacheError, SettingError, SourceContractError
 from torchcell_cache.sources import cell_graph
 from torchcell_cache.sources.gene_lists import gene_names
@@ -109,6 +110,16 @@ def test_words_between_the_genes(tmp_path, relation, count):
     assert read[1] == (relation in ("->", "pp"))
     (tmp_path / "net.sif").write_text("".join(f"{a} {relation} {b} {D}\n" for a, b in TWO[:count]))
     assert right_or_refused(tmp_path / "net.sif", [(A, B), (A, D), (C, D)][: 2 * count]) == [True, True]
+
+
+@pytest.mark.parametrize(("first", "header"), [("query", None), ("Z", False), ("Z", True), ("one two", True)])
+def test_sif_that_begins_with_less_than_an_edge(tmp_path, first, header):
+    """A node without edges, or a header with fewer names than rows have cells."""
+    (tmp_path / "net.sif").write_text(f"{first}\n{A} pp {B} {C}\n")
+    graph = tc.sources.cell_graph(graphs={"net": tmp_path / "net.sif"}, header=header)
+    names = graph["gene"].node_ids
+    edges = graph["gene", "net", "gene"].edge_index.T.tolist()
+    assert {tuple(sorted((names[a], names[b]))) for a, b in edges} == {(A, B), (A, C)}
 
 
 def test_sif_that_is_none(tmp_path):

@@ -242,7 +242,7 @@ def _pairs(
         weights += [] if column is None else [row[column]] * len(targets)
     sources, targets = (_names(side, origin) for side in ends)
     pairs = Pairs(origin, sources, targets, weights if column is not None else None, listed=True)
-    if names:
+    if names and len(names) > layout.target:  # a SIF may begin with a node without edges, or a short header
         pairs.remarks.append(f"columns {names[layout.source]!r} and {names[layout.target]!r}")
     return pairs
 
