@@ -256,3 +256,10 @@ def test_annotations_of_terms_in_another_order() -> None:
         {"term_gene_mapping": other["gene_ontology"].term_gene_mapping[[0, 1, 2, 4, 3]]},
     ):
         assert reordered_parts(one, ontology([4, 1, 0, 3, 2], **change)) is None
+
+
+def test_rows_of_another_shape_or_dtype_are_other_rows() -> None:
+    one = cell(more=torch.zeros(len(PAIRS), 2))
+    for other in (torch.zeros(len(PAIRS), 2, 1), torch.zeros(len(PAIRS), 2, dtype=torch.int32)):
+        assert reordered_parts(one, cell(ORDERS[0], more=other)) is None
+    assert reordered_parts(one, cell(ORDERS[0], more=torch.zeros(len(PAIRS), 2)))

@@ -204,6 +204,24 @@ def test_an_ensemble_of_parameters() -> None:
     torch.testing.assert_close(out, torch.stack([as_one_graph(m, drawn, {}) for m in models]))
 
 
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("make", [lambda: G.GINConv(nn.Linear(WIDTH, OUT)), lambda: G.GraphConv(WIDTH, OUT)])
+def test_vmap_over_the_kept_nodes_of_several_models(make: Callable, graded: bool) -> None:
+    torch.manual_seed(0)
+    layer, drawn = make().double(), draw(11)
+    x, index = drawn.x.detach(), drawn.edge_index
+
+    def run(kept: Tensor) -> Tensor:
+        mask = kept[:, index[0]] & kept[:, index[1]]
+        edges = SharedEdges(index, mask, kept, kept, by_nodes=True)
+        if not graded:
+            return shared_conv(layer, x, edges)
+        return torch.func.grad(lambda q: shared_conv(layer, q, edges).pow(2).sum())(x)
+
+    masks = torch.stack([drawn.kept, ~drawn.kept])
+    torch.testing.assert_close(torch.func.vmap(run)(masks), torch.stack(list(map(run, masks))))
+
+
 @layers
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_evaluated_first_and_trained_on_afterwards(name: str, mode: Callable) -> None:

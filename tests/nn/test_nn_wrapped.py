@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize, prune
 
 from torchcell_cache.errors import SettingError
 from torchcell_cache.nn import again, product, shared_conv
+from torchcell_cache.nn.modules import is_separate
 
 CACHING = {
     "gcn": lambda cached: G.GCNConv(WIDTH, WIDTH, cached=cached),
@@ -476,3 +477,15 @@ def test_layers_that_look_at_a_whole_graph_look_at_one_sample(name: str) -> None
         torch.testing.assert_close(actual[k], one, rtol=1e-3, atol=1e-4)  # PyG adds its epsilon elsewhere
     batch = torch.arange(BATCH).repeat_interleave(drawn.x.size(1))
     torch.testing.assert_close(shared_conv(layer, drawn.x, drawn.edges, batch=batch), actual)
+
+
+def test_a_module_of_a_file_named_like_one_of_pyg_is_no_aggregation_of_pyg(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Centred(nn.Module):
+        """Looks at all nodes of a batch."""
+
+    for name in ("scaler", "basic"):
+        monkeypatch.setattr(Centred, "__module__", name)
+        assert not is_separate(Centred())
+    assert is_separate(G.DegreeScalerAggregation("mean", ["identity"], torch.tensor([1, 2])))

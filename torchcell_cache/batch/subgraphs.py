@@ -190,7 +190,7 @@ class FilteredFields(SampleFields):
                     torch.add(kept, shift, out=out[row])
                 else:
                     torch.index_select(table.flatten(), 0, kept + cut.sample * table.size(1), out=out[row])
-        incs = shifts.view(-1, 2, 1) if self.hetero else shifts[:, 0].clone()
+        incs = shifts.view(-1, 2, 1) if self.hetero else torch.from_numpy(before[:, 0].copy())
         return Field(out, torch.from_numpy(cut.ptr), incs)
 
     def _filter_blocks(

@@ -248,6 +248,9 @@ def _same_rows(
     """Whether fields differ in the order of rows and of what their dicts list only."""
     if not differing <= {*names, *dicts}:
         return False
+    both = [(fields[name], others[name]) for name in names]
+    if any(getattr(a, k, type(a)) != getattr(b, k, type(b)) for k in ("dtype", "shape") for a, b in both):
+        return False
     if differing & {*names}:
         known: dict[str, int] = {}
         one, other = (
@@ -256,9 +259,7 @@ def _same_rows(
         if one is None or other is None or not np.array_equal(one, other):
             return False
     parts = [[store[name] for name in dicts] for store in (fields, others)]
-    if any(
-        type(a) is not dict or type(b) is not dict or set(a) != set(b) for a, b in zip(*parts, strict=True)
-    ):
+    if any(not (type(a) is type(b) is dict and set(a) == set(b)) for a, b in zip(*parts, strict=True)):
         return False
     keys = dict.fromkeys(key for part in parts[0] for key in part)
     return all(_table(parts[0], key) == _table(parts[1], key) for key in keys)

@@ -47,9 +47,15 @@ def parse_rule(text: str, limit: int = MAX_COMPLEXES) -> Complexes:
 def _parsed(text: str, limit: int) -> Complexes:
     bits: dict[str, int] = {}
     masks = _Parser(text, limit, bits).parse()
-    return tuple(
-        sorted(tuple(sorted(name for k, name in enumerate(bits) if mask >> k & 1)) for mask in masks)
-    )
+    names = list(bits)
+    return tuple(sorted(tuple(sorted(names[k] for k in _set_bits(mask))) for mask in masks))
+
+
+def _set_bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
 
 
 def rule_genes(text: str) -> tuple[str, ...]:

@@ -83,10 +83,11 @@ def is_separate(module: Any) -> bool:
         return False
     if is_rowwise(module) or type(module) is nn.Dropout:
         return True
-    kind, place = type(module), type(module).__module__.removeprefix("torch_geometric.nn.aggr.")
+    kind = type(module)
     known = kind in (*_SEPARATE, nn.Sequential, nn.ModuleList, G.BatchNorm)
-    is_aggregation = place in ("basic", "multi", "fused")
-    is_scaler = place == "scaler" and not list(module.parameters())
+    _, of_pyg, place = kind.__module__.rpartition("torch_geometric.nn.aggr.")
+    is_aggregation = bool(of_pyg) and place in ("basic", "multi", "fused")
+    is_scaler = bool(of_pyg) and place == "scaler" and not list(module.parameters())
     is_norm = kind is nn.BatchNorm1d and not module.training and bool(module.track_running_stats)
     return (known or is_aggregation or is_scaler or is_norm) and all(map(is_separate, module.children()))
 

@@ -45,11 +45,25 @@ def multiply(
     if torch.compiler.is_compiling():
         out: Tensor = _compiled(x, edges.edge_index, weight, gone_in, gone_out, num_target, loops, False)
         return out if not root else out + root * x
+    if any(gone is not None and _is_mapped(gone) for gone in (gone_in, gone_out)):
+        # Masks of many models at once: a linear map holds its own, these are plain operations around it.
+        x = x if gone_in is None else x.masked_fill(gone_in.unsqueeze(-1), 0)
+        bare = SharedEdges(edges.edge_index, edges.edge_mask)
+        out = multiply(bare, num_target, x, weight, loops=loops)
+        return out if gone_out is None else out.masked_fill(gone_out.unsqueeze(-1), 0)
     matrix, transpose = _matrices(edges.edge_index, (x.size(1), num_target), weight, x.dtype, loops)
     there = partial(_product, matrix, gone_in, gone_out, root)
     back = partial(_product, transpose, gone_out, gone_in, root)
     out = there(x) if constant else linear_map((there, back), x)
     return out
+
+
+def _is_mapped(value: Tensor) -> bool:
+    """Whether ``vmap`` has a further dimension of a tensor, whatever other transforms are around it."""
+    known = torch._C._functorch
+    while known.is_functorch_wrapped_tensor(value) and not known.is_batchedtensor(value):
+        value = known.get_unwrapped(value)
+    return known.is_batchedtensor(value)
 
 
 def _matrices(

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
+from torchcell_cache.graph.lasting import ranged
 from torchcell_cache.nn.adjacency import Compressed, Matrices, offsets_of, ranges
 from torchcell_cache.nn.product import linear_map
 
@@ -88,7 +88,7 @@ class Touched:
         self.slot, self.source = place[: len(lost)], source[owner]
         self.value = matrices.transpose.values[entry]
 
-    @record_function("torchcell_cache::shared_input")
+    @ranged("shared_input")
     def sums(self, x: Tensor) -> Tensor:
         """``[num_source, features]`` to ``[num_target + num_touched, features]``."""
         exact = x.double()
@@ -113,7 +113,7 @@ class Touched:
         """Number of kept edges into each row, ``[num_target + num_touched, 1] float64``."""
         return self.sums(self.value.new_ones((self.num_source, 1)))
 
-    @record_function("torchcell_cache::shared_input")
+    @ranged("shared_input")
     def sums_t(self, grad: Tensor) -> Tensor:
         """The transpose of :meth:`sums`."""
         of_base, of_touched = torch.split(grad.double(), [self.num_target, len(self.at)])
