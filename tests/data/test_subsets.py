@@ -162,6 +162,7 @@ def test_lists_of_positions_and_of_names(ds, named, tmp_path) -> None:
         ({"genes": ["Y01"]}, r"no node 'Y01'; did you mean 'Y001'\? it has 9, from 'Y000' to 'Y008'"),
         ({"without": [3]}, "expected a list of names"),
         ({"genes": 3}, "expected a list of names"),
+        ({"genes": None}, "expected a list of names"),
         ({"match": "some"}, "'any', 'all', 'only'"),
         ({"n": 41}, "n=41: 40 samples fulfil"),
         ({"n": -1}, "whole number from 0"),

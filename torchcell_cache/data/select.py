@@ -78,7 +78,7 @@ def select(
     """
     of_store("select", dataset)
     genes, without = (
-        [names] if isinstance(names, str) else names_or_none(key, names) or []
+        [names] if isinstance(names, str) else names_or_none(key, [None] if names is None else names) or []
         for key, names in (("genes", genes), ("without", without))
     )
     choice("match", match, MATCHES)
