@@ -502,3 +502,14 @@ def test_a_loop_that_is_left_lets_go_of_its_store(kind, ds) -> None:
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["order", *KINDS])
+def test_a_pickled_sampler_is_of_the_rank_that_reads_it(kind, ds, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sampler = tc.DistributedCacheSampler(ds, 4) if kind == "order" else make(kind, ds)
+    sampler.load_state_dict(sampler.state_dict())
+    saved = pickle.dumps(sampler)
+    monkeypatch.setenv("RANK", "2")
+    assert sampler.rank == pickle.loads(saved).rank == 2

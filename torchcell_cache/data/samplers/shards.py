@@ -88,8 +88,9 @@ class StreamSampler(CacheSampler):
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them.
-        known = {"_rank": self.rank, "_world_size": self.world_size} if self.world_size > 1 else {}
+        # A worker that torch spawns knows nothing of the ranks, and would read the samples of all of them in a stream.
+        streams = self.buffer is not None and self.world_size > 1
+        known = {"_rank": self.rank, "_world_size": self.world_size} if streams else {}
         return {**self.__dict__, **known}
 
     def _settings(self) -> dict[str, Any]:
