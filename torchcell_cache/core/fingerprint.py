@@ -265,8 +265,7 @@ def _plain(value: object) -> object:
 
 
 def _short(value: object) -> str:
-    count = _count(value)
-    if count > 1:
+    if (count := _count(value)) > 1:
         return f"{count} parts"
     value = _plain(value)
     if isinstance(value, str) and (match := _DIGEST.fullmatch(value) or _SOURCE.fullmatch(value)):
