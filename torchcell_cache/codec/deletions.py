@@ -134,7 +134,8 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
     Raises:
         CorruptRecordError: If a record's kind, counts and length do not fit together.
     """
-    start = CHECKSUM_BYTES + schema.header.itemsize
+    size = schema.header.itemsize
+    start = CHECKSUM_BYTES + size
     lengths = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
     if len(records) and int(lengths.min()) < start:
         raise CorruptRecordError(
@@ -144,25 +145,32 @@ def decode(schema: StructuredSchema, records: Sequence[Buffer]) -> StructuredCol
     header = np.frombuffer(heads, dtype=schema.header)
     row, item = 4 * schema.num_columns, schema.id_dtype.itemsize
     join = bytearray().join  # what is decoded can be written to
-    measurements = header["measurements"].astype(np.int64)
-    perturbed = header["perturbed"].astype(np.int64)
-    value_ends = start + measurements * row
-    id_ends = value_ends + perturbed * item
-    rest = lengths - id_ends
-    _validate(schema, header, rest)
-    a, b = value_ends.tolist(), id_ends.tolist()
-    values = join([r[start : a[k]] for k, r in enumerate(records)])
-    ids = join([r[a[k] : b[k]] for k, r in enumerate(records)])
-    words = join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else bytearray()
-    ptr, value_ptr = offsets(perturbed), offsets(measurements)
+    if records and heads == heads[:size] * len(records):
+        # Knock-outs of one size with one measurement each: every part lies at the same place in every record.
+        counts = int(header["measurements"][0]), int(header["perturbed"][0])
+        value_end = start + counts[0] * row
+        id_end = value_end + counts[1] * item
+        rest = lengths - id_end
+        _validate(schema, header[:1], rest)
+        values = join([r[start:value_end] for r in records])
+        ids = join([r[value_end:id_end] for r in records])
+        words = join([r[id_end:] for r in records]) if schema.has_removed else bytearray()
+        steps = np.arange(len(records) + 1, dtype=np.int64)
+        ptr, value_ptr = steps * counts[1], steps * counts[0]
+    else:
+        measurements = header["measurements"].astype(np.int64)
+        perturbed = header["perturbed"].astype(np.int64)
+        value_ends = start + measurements * row
+        id_ends = value_ends + perturbed * item
+        rest = lengths - id_ends
+        _validate(schema, header, rest)
+        a, b = value_ends.tolist(), id_ends.tolist()
+        values = join([r[start : a[k]] for k, r in enumerate(records)])
+        ids = join([r[a[k] : b[k]] for k, r in enumerate(records)])
+        words = join([r[b[k] :] for k, r in enumerate(records)]) if schema.has_removed else bytearray()
+        ptr, value_ptr = offsets(perturbed), offsets(measurements)
     found = np.frombuffer(ids, dtype=schema.id_dtype)
-    if len(found) and int(found.max()) >= schema.num_nodes:
-        bad = int(np.searchsorted(ptr, int(found.argmax()), side="right")) - 1
-        raise CorruptRecordError(
-            f"record {bad} of this read perturbs node {int(found.max())} of {schema.num_nodes} nodes"
-        )
-    if not ascends(found, ptr):
-        raise CorruptRecordError("perturbed nodes of a record of this read do not ascend")
+    _check_ids(schema, found, ptr)
     return StructuredColumns(
         ids=found,
         ptr=ptr,
@@ -195,13 +203,23 @@ def words_of(
     return np.frombuffer(code, dtype="<u2"), offsets(rest >> 1)
 
 
+def _check_ids(schema: StructuredSchema, found: npt.NDArray[Any], ptr: Int64Array) -> None:
+    if len(found) and int(found.max()) >= schema.num_nodes:
+        bad = int(np.searchsorted(ptr, int(found.argmax()), side="right")) - 1
+        raise CorruptRecordError(
+            f"record {bad} of this read perturbs node {int(found.max())} of {schema.num_nodes} nodes"
+        )
+    if not ascends(found, ptr):
+        raise CorruptRecordError("perturbed nodes of a record of this read do not ascend")
+
+
 def _validate(schema: StructuredSchema, header: npt.NDArray[Any], rest: Int64Array) -> None:
-    """Kind and lengths."""
+    """Kind and lengths; ``header`` may be one row that stands for all."""
     lengths_fit = (rest >= 0) & (rest % 2 == 0) if schema.has_removed else rest == 0
     good = (header["kind"] == schema.kind) & lengths_fit
     if not good.all():
         bad = int(np.argmin(good))
-        head = header[bad]
+        head = header[min(bad, len(header) - 1)]
         raise CorruptRecordError(
             f"record {bad} of this read: kind 0x{int(head['kind']):02x}, {int(head['perturbed'])} ids, "
             f"{int(head['measurements'])} measurements leave {int(rest[bad])} bytes; expected kind "
