@@ -176,6 +176,7 @@ def test_without_pyarrow_the_standard_library_reads(tmp_path: Path, monkeypatch)
     path.write_text("genes,f\nA|B,1\n")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "torchcell_cache.sources.arrow_columns", raising=False)
+    monkeypatch.delattr(tc.sources, "arrow_columns", raising=False)
     assert outcome(path, GENES, True) == outcome(path, GENES, False)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceContractError, match="pip install"):
