@@ -16,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import torchcell_cache as tc
 from torchcell_cache.errors import SettingError, SourceContractError
-from torchcell_cache.sources.delimited import read_rows, separator_of
+from torchcell_cache.sources.delimited import read_rows, read_text, separator_of
 from torchcell_cache.sources.label_tables import Roles, read_table
+from torchcell_cache.sources.yeast.gem import read_yeast_gem
 
 TEXT = "gene,score,note\nYAL001C,0.5,café\nYAL002W,-1,x\n"
 ROWS = [line.split(",") for line in TEXT.splitlines()]
@@ -67,7 +69,7 @@ def test_tabs_separate_and_quotes_are_text(tmp_path: Path, rows, end, encoding) 
 def test_other_encodings_are_refused_or_named(tmp_path: Path, encoding) -> None:
     path = written(tmp_path / "t.csv", TEXT, encoding)
     with pytest.raises(SourceContractError, match=r"t\.csv(.|\n)*encoding="):
-        list(read_rows(path))
+        read_text(path)
     assert list(read_rows(path, encoding=encoding)) == ROWS
 
 
@@ -77,10 +79,27 @@ def test_the_encoding_that_is_advised_is_the_right_one(tmp_path: Path, name, enc
     data = "genes,medium\nYAL001C,süß\n".encode(encoding)
     path = written(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
     with pytest.raises(SourceContractError) as caught:
-        list(read_rows(path))
+        read_text(path)
     advised = re.search('encoding="(.*)"', str(caught.value))
     assert advised
     assert list(read_rows(path, encoding=advised[1])) == [["genes", "medium"], ["YAL001C", "süß"]]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_no_encoding_is_advised_where_none_can_be_given(tmp_path: Path, encoding) -> None:
+    (tmp_path / "t.tsv").write_bytes("YAL001C\tsüß\n".encode(encoding))
+    (tmp_path / "t.yml").write_bytes("genes: [süß]\n".encode(encoding))
+    graph = {"graphs": {"n": [("A", "B")]}, "gene_set": ["A", "B"]}
+    readers = (
+        lambda: list(read_rows(tmp_path / "t.tsv")),
+        lambda: tc.sources.cell_graph(**graph, aliases=tmp_path / "t.tsv"),
+        lambda: tc.sources.cell_graph(graphs=graph["graphs"], gene_set=tmp_path / "t.tsv"),
+        lambda: read_yeast_gem(tmp_path / "t.yml"),
+    )
+    for read in readers:
+        with pytest.raises(SourceContractError) as caught:
+            read()
+        assert caught.value.fix == "save it as UTF-8"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

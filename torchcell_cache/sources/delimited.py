@@ -104,6 +104,17 @@ def read_text(path: str | Path, encoding: str | None = None) -> bytes:
     return _EXCELS_LINE.sub(b"", data.removeprefix(codecs.BOM_UTF8))
 
 
+def plain_text(path: str | Path) -> str:
+    """Text of a file that is read where there is no setting for its encoding."""
+    try:
+        return read_text(path).decode()
+    except SourceContractError as error:
+        if "encoding=" not in str(error.fix):
+            raise
+        said = str(error).removesuffix(f"\n  fix: {error.fix}")
+        raise SourceContractError(said, path=path, fix="save it as UTF-8") from None
+
+
 def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
     try:
         text = data.decode(encoding)
@@ -142,7 +153,7 @@ def read_rows(
     """
     path = Path(path).expanduser()
     separator = separator_of(path) if separator is None else checked_separator(separator)
-    return rows_of(path, read_text(path, encoding), separator)
+    return rows_of(path, read_text(path, encoding) if encoding else plain_text(path).encode(), separator)
 
 
 def rows_of(path: Path, data: bytes, separator: str) -> Iterator[list[str]]:

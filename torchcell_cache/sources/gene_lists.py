@@ -9,7 +9,7 @@ from typing import Any
 
 from torchcell_cache.errors import SettingError, SourceContractError
 from torchcell_cache.sources.columns import column_list, frame_parts
-from torchcell_cache.sources.delimited import errors_of, read_text, unquoted
+from torchcell_cache.sources.delimited import errors_of, plain_text, unquoted
 from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
 from torchcell_cache.sources.network_columns import is_nameless, looks_like_header
@@ -58,17 +58,6 @@ def gene_names(genes: Any, what: str = "gene_set") -> list[str]:
 def _why_no_name(name: str) -> str:
     """What a name is that is none, or nothing."""
     return repr(name) if is_nameless(name) else date_note(name)
-
-
-def plain_text(path: str | Path) -> str:
-    """Text of a file of names, which has no setting for its encoding."""
-    try:
-        return read_text(path).decode()
-    except SourceContractError as error:
-        if "encoding=" not in str(error.fix):
-            raise
-        said = str(error).removesuffix(f"\n  fix: {error.fix}")
-        raise SourceContractError(said, path=path, fix="save it as UTF-8") from None
 
 
 def read_gene_list(path: str | Path) -> list[str]:

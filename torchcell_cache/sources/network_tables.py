@@ -23,8 +23,14 @@ from torchcell_cache.sources.columns import (
     frame_parts,
     is_missing,
 )
-from torchcell_cache.sources.delimited import BLANKS, check_header, rows_of, separator_of, unquoted
-from torchcell_cache.sources.gene_lists import plain_text
+from torchcell_cache.sources.delimited import (
+    BLANKS,
+    check_header,
+    plain_text,
+    rows_of,
+    separator_of,
+    unquoted,
+)
 from torchcell_cache.sources.name_lists import date_note
 from torchcell_cache.sources.names import as_texts
 from torchcell_cache.sources.network_columns import (

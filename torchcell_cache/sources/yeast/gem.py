@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torchcell_cache.errors import SourceContractError
-from torchcell_cache.sources.delimited import read_text
+from torchcell_cache.sources.delimited import plain_text
 from torchcell_cache.sources.measurements import number_of
 
 AGAIN = "fetch it again: model/yeast-GEM.yml of a release of github.com/SysBioChalmers/yeast-GEM"
@@ -44,7 +44,7 @@ def read_yeast_gem(path: str | Path) -> Any:
 
     # LibYAML's loader where PyYAML was built with it: five seconds instead of a minute.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = read_text(path)
+    text = plain_text(path)
     try:
         document = yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
         parts = {key: value for key, value in dict(document).items() if key in _PARTS}
